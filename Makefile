@@ -1,0 +1,39 @@
+# make setup          a virtual environment in .venv with the pinned requirements
+# make demo           built-in data -> tokenizer -> pre-training -> SFT -> GRPO -> evaluation, on a laptop CPU
+# make test           all tests
+# make word-problems DATA=DIR   the same pipeline on MAWPS, ASDiv and SVAMP
+# make gsm8k DATA=DIR           the same pipeline on GSM8K
+# SEED=1 TO=runs/other changes the seed and the run directory of a pipeline.
+
+PYTHON ?= python3
+SEED ?= 0
+BIN = .venv/bin
+
+.PHONY: setup demo word-problems gsm8k test lint clean
+
+setup: .venv/.ready
+
+.venv/.ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11; use make PYTHON=python3.11" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+demo: setup
+	$(BIN)/python pipeline.py configs/demo/pipeline.toml --seed $(SEED) $(if $(TO),--to $(TO))
+
+word-problems: setup
+	$(BIN)/python pipeline.py configs/word_problems/pipeline.toml --data "$(DATA)" --seed $(SEED) $(if $(TO),--to $(TO))
+
+gsm8k: setup
+	$(BIN)/python pipeline.py configs/gsm8k/pipeline.toml --data "$(DATA)" --seed $(SEED) $(if $(TO),--to $(TO))
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf .venv runs
