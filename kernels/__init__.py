@@ -1,0 +1,38 @@
+"""The four computations of the loss: log-probs, KL, advantages, policy loss. Imports nothing of ours outside.
+
+Each file holds a PyTorch reference, which is the readable definition and what runs on CPUs, a Triton kernel for CUDA
+tensors, and a public function that picks. On a machine without a GPU the Triton kernels run in Triton's interpreter
+when TRITON_INTERPRET=1 is set before the first import of triton.
+"""
+
+from types import SimpleNamespace
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # no Triton on this platform: the references serve
+    triton, tl = None, SimpleNamespace(constexpr=None)
+
+jit = (lambda function: function) if triton is None else triton.jit
+
+
+def use_triton(tensor: torch.Tensor, backend: str | None) -> bool:
+    """Whether to launch the Triton kernel for `tensor`: on CUDA unless it is float64, which the references serve.
+
+    `backend` "torch" or "triton" overrides the choice. Raises ValueError for another name, RuntimeError where Triton
+    is asked for and not installed.
+    """
+    if backend is None:
+        return triton is not None and tensor.is_cuda and tensor.dtype != torch.float64
+    if backend not in ("torch", "triton"):
+        raise ValueError(f"backend {backend!r}: give None, 'torch' or 'triton'")
+    if backend == "triton" and triton is None:
+        raise RuntimeError("backend 'triton': Triton is not installed; run `pip install triton`")
+    return backend == "triton"
+
+
+def float_of(tensor: torch.Tensor) -> torch.dtype:
+    """The type in which a loss is computed: float32 for everything but float64."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
