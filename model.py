@@ -1,0 +1,671 @@
+"""A LLaMA-style transformer by hand: RMSNorm, RoPE, grouped-query attention, SwiGLU (the paper's DeepSeek-LLM).
+
+One class covers the LLaMA family (DeepSeek-LLM, Coder and Math among them), Qwen2 (bias on q, k, v) and Qwen3 (RMSNorm
+on q and k). Three ideas shape the file:
+
+- Training input is *packed*: one row of T tokens, no padding. A `Layout` says which token may attend to which.
+- The model returns hidden states. The LM head belongs to the log-prob kernel: logits of [T, V] need never exist.
+- A checkpoint is a Hugging Face model directory, read by memory map, written so that transformers loads it unchanged.
+
+Shapes: B rows, T tokens, D model width, H heads, K key/value heads, E head width, F feed-forward width, V vocabulary.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from data import InputError
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configuration
+
+ROPE_FIELDS = {  # scalings of the rotary positions, and the numbers each needs
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+@dataclass
+class ModelConfig:
+    """Shape of a model. Field names are ours; `from_hf`/`to_hf` translate to and from a Hugging Face config.json."""
+
+    vocab_size: int
+    width: int  # D
+    layers: int
+    heads: int  # H
+    kv_heads: int  # K, a divisor of H
+    ffn: int  # F
+    head_width: int = 0  # E, 0 means D / H
+    context: int = 4096  # longest sequence the model was made for
+    rope_theta: float = 10_000.0
+    rope_scaling: dict | None = None  # None, {"rope_type": "linear", "factor": f} or llama3's five numbers
+    norm_eps: float = 1e-6
+    tied: bool = False  # the LM head is the embedding
+    qkv_bias: bool = False  # Qwen2
+    out_bias: bool = False  # LLaMA with attention_bias
+    qk_norm: bool = False  # Qwen3
+    family: str = "llama"  # llama | qwen2 | qwen3
+    eos_id: int | list[int] | None = None
+    bos_id: int | None = None
+
+    def __post_init__(self):
+        self.head_width = self.head_width or self.width // self.heads
+        if self.heads % self.kv_heads:
+            raise InputError(f"kv_heads {self.kv_heads} does not divide heads {self.heads}")
+        if self.head_width < 2 or self.head_width % 2:
+            raise InputError(f"head width {self.head_width} (width / heads) is not even; RoPE rotates pairs")
+
+    @staticmethod
+    def from_hf(hf: dict, where: str = "config.json") -> "ModelConfig":
+        """Translate a Hugging Face config (LLaMA, Qwen2, Qwen3; rope fields of transformers 4 and 5 alike)."""
+        family = hf.get("model_type")
+        if family not in ("llama", "qwen2", "qwen3"):
+            raise InputError(f"{where}: model_type {family!r} is not supported; use a llama, qwen2 or qwen3 model")
+        for key, only in (("mlp_bias", False), ("use_sliding_window", False), ("hidden_act", "silu")):
+            if hf.get(key) not in (None, only):
+                raise InputError(f"{where}: {key} = {hf[key]!r} is not supported")
+        rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+        theta = rope.pop("rope_theta", None) or hf.get("rope_theta") or 10_000.0
+        kind = rope.pop("type", None) or rope.get("rope_type") or "default"
+        rope["rope_type"] = kind
+        if kind not in ROPE_FIELDS:
+            raise InputError(f"{where}: rope type {kind!r} is not supported; {', '.join(ROPE_FIELDS)} are")
+        if missing := [field for field in ROPE_FIELDS[kind] if field not in rope]:
+            raise InputError(f"{where}: rope type {kind} needs the field {missing[0]}")
+        try:
+            return ModelConfig(
+                vocab_size=hf["vocab_size"],
+                width=hf["hidden_size"],
+                layers=hf["num_hidden_layers"],
+                heads=hf["num_attention_heads"],
+                kv_heads=hf.get("num_key_value_heads") or hf["num_attention_heads"],
+                ffn=hf["intermediate_size"],
+                head_width=hf.get("head_dim") or (128 if family == "qwen3" else 0),
+                context=hf.get("max_position_embeddings", 4096),
+                rope_theta=float(theta),
+                rope_scaling=None if kind == "default" else rope,
+                norm_eps=hf.get("rms_norm_eps", 1e-6),
+                tied=bool(hf.get("tie_word_embeddings", False)),
+                qkv_bias=family == "qwen2" or bool(hf.get("attention_bias")),
+                out_bias=family != "qwen2" and bool(hf.get("attention_bias")),
+                qk_norm=family == "qwen3",
+                family=family,
+                eos_id=hf.get("eos_token_id"),
+                bos_id=hf.get("bos_token_id"),
+            )
+        except KeyError as error:
+            raise InputError(f"{where}: the field {error} is missing") from None
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
+    def to_hf(self, dtype: torch.dtype) -> dict:
+        """The config.json that transformers and vLLM read."""
+        return {
+            "architectures": [{"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[self.family] + "ForCausalLM"],
+            "model_type": self.family,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "intermediate_size": self.ffn,
+            "head_dim": self.head_width,
+            "max_position_embeddings": self.context,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": self.rope_scaling,
+            "rms_norm_eps": self.norm_eps,
+            "tie_word_embeddings": self.tied,
+            "attention_bias": self.out_bias if self.family != "qwen2" else True,
+            "hidden_act": "silu",
+            "eos_token_id": self.eos_id,
+            "bos_token_id": self.bos_id,
+            "torch_dtype": str(dtype).removeprefix("torch."),
+        }
+
+    @property
+    def flops_per_token(self) -> float:
+        """Matrix-multiply FLOPs of one token's forward and backward, attention over the context left out (6 N)."""
+        attn = self.width * self.head_width * (2 * self.heads + 2 * self.kv_heads)
+        return 6.0 * (self.layers * (attn + 3 * self.width * self.ffn) + self.width * self.vocab_size)
+
+
+# name: (width, layers, heads, kv heads, ffn, tied). The two largest are DeepSeek-Coder-Base 1.3B and DeepSeek-LLM 7B
+# (paper 2.2, 2.3).
+PRESETS = {
+    "1m": (128, 4, 4, 2, 384, True),
+    "2m": (192, 4, 6, 3, 512, True),
+    "4m": (256, 5, 8, 4, 704, True),
+    "10m": (320, 8, 10, 5, 896, True),
+    "30m": (512, 10, 8, 4, 1408, True),
+    "125m": (768, 14, 12, 4, 2048, True),
+    "350m": (1024, 24, 16, 8, 2816, True),
+    "1.3b": (2048, 24, 16, 16, 5504, False),
+    "7b": (4096, 30, 32, 32, 11008, False),
+}
+
+
+def preset(name: str, vocab_size: int, **changes) -> ModelConfig:
+    """A named size (see PRESETS), e.g. preset("1m", vocab_size=2048, context=512)."""
+    if name not in PRESETS:
+        raise InputError(f"unknown model size {name!r}; choose one of {', '.join(PRESETS)}")
+    width, layers, heads, kv_heads, ffn, tied = PRESETS[name]
+    shape = dict(width=width, layers=layers, heads=heads, kv_heads=kv_heads, ffn=ffn, tied=tied)
+    return ModelConfig(vocab_size=vocab_size, **{**shape, **changes})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layout: who attends to whom
+
+
+class Layout:
+    """Packed segments, each with an optional parent: a token sees its parent segment whole and its own causally.
+
+    Plain packing is a list of lengths. GRPO's update packs every question once and gives each of its G completions that
+    question as parent: the question's tokens go through the model once, exactly as in sampling (prefill, then fork).
+
+    Example: Layout([3, 2, 2], parents=[-1, 0, 0]) has positions [0 1 2 | 3 4 | 3 4].
+
+    On CPU, attention runs over padded blocks of segments of similar length (`buckets`), so it costs what the real
+    tokens cost and no [T, T] mask exists. On CUDA one FlexAttention block mask says the same.
+    """
+
+    def __init__(self, lengths, parents=None, device="cpu"):
+        lengths = np.asarray(lengths, dtype=np.int64)
+        parents = np.full(len(lengths), -1) if parents is None else np.asarray(parents, dtype=np.int64)
+        has_parent = parents >= 0
+        if (parents[parents[has_parent]] >= 0).any():
+            raise ValueError("a parent segment cannot have a parent itself")
+        prefix = np.where(has_parent, lengths[parents], 0)  # tokens before the segment's own
+        starts = np.cumsum(lengths) - lengths
+        self.lengths, self.parents, self.prefix, self.starts = lengths, parents, prefix, starts
+        self.tokens = int(lengths.sum())
+        self.device = torch.device(device)
+        self.max_position = int((prefix + lengths).max()) if len(lengths) else 0
+        self.positions = self._tensor(np.arange(self.tokens) - np.repeat(starts - prefix, lengths))  # [T]
+        self.document = self._tensor(np.repeat(np.arange(len(lengths)), lengths))  # [T]
+        self.parent = self._tensor(np.repeat(parents, lengths))  # [T], -1 without
+        self._buckets = self._block_mask = None
+
+    def _tensor(self, array) -> Tensor:
+        with torch.inference_mode(False):  # a layout first used in inference must serve the update's backward too
+            return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+    @property
+    def buckets(self):
+        """([(queries [N, L], keys [N, P + L], mask [N, 1, L, P + L] or None)], inverse [T]): padded token indices.
+
+        Padding needs no mask in blocks without parents: a padded key lies behind every real query. `inverse` says where
+        each token's output stands in the concatenated blocks; None says that block and packed order are the same.
+        """
+        if self._buckets is None:
+            blocks, inverse, offset = [], np.empty(self.tokens, dtype=np.int64), 0
+            for members in self._groups():
+                length, start = self.lengths[members], self.starts[members]
+                queries = start[:, None] + np.minimum(np.arange(length.max()), length[:, None] - 1)  # [N, L]
+                real = np.arange(length.max()) < length[:, None]
+                inverse[queries[real]] = offset + np.flatnonzero(real)
+                offset += real.size
+                keys, mask = queries, None
+                if self.parents[members[0]] >= 0:
+                    prefix, first = self.prefix[members], self.starts[self.parents[members]]
+                    before = first[:, None] + np.minimum(np.arange(prefix.max()), prefix[:, None] - 1)  # [N, P]
+                    keys = np.concatenate([before, queries], axis=1)
+                    seen = np.repeat((np.arange(prefix.max()) < prefix[:, None])[:, None], length.max(), axis=1)
+                    own = np.broadcast_to(np.tri(length.max(), dtype=bool), (len(members), length.max(), length.max()))
+                    mask = self._tensor(np.concatenate([seen, own], axis=2)[:, None])
+                blocks.append((self._tensor(queries), self._tensor(keys), mask))
+            identity = len(blocks) == 1 and np.array_equal(inverse, np.arange(offset))
+            self._buckets = blocks, None if identity else self._tensor(inverse)
+        return self._buckets
+
+    def _groups(self) -> Iterator[np.ndarray]:
+        """Segments with and without parent apart, each cut by falling length: a block is at most half padding."""
+        for kind in (self.parents < 0, self.parents >= 0):
+            members = np.flatnonzero(kind & (self.lengths > 0))
+            if len(members) and (self.lengths[members] == self.lengths[members[0]]).all():
+                yield members
+                continue
+            members = members[np.argsort(-self.lengths[members], kind="stable")]
+            while len(members):
+                size = int((self.lengths[members] > self.lengths[members[0]] // 2).sum())
+                size = len(members) if len(members) - size < 4 else size
+                yield members[:size]
+                members = members[size:]
+
+    @property
+    def mask_mod(self):
+        """FlexAttention's rule for the same thing: own segment causally, parent segment whole."""
+        document, parent = self.document, self.parent
+
+        def rule(batch, head, query, key):  # FlexAttention takes a method's `self` for an argument: hence a function
+            own = (document[query] == document[key]) & (query >= key)
+            return own | (parent[query] == document[key])
+
+        return rule
+
+    @property
+    def block_mask(self):
+        """FlexAttention's block mask over [T, T], made once per layout (CUDA)."""
+        if self._block_mask is None:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            T = self.tokens
+            with torch.inference_mode(False):
+                self._block_mask = create_block_mask(self.mask_mod, None, None, T, T, device=self.device)
+        return self._block_mask
+
+
+class KVCache:
+    """Keys and values of decoding rows: per layer two tensors [rows, K, capacity, E], and the tokens each row holds.
+
+    Rows in use are always the first `len(lengths)`: who drops a row moves the last one into its place (`move`).
+    """
+
+    def __init__(self, config: ModelConfig, rows: int, capacity: int, device="cpu", dtype=torch.float32):
+        shape = (config.layers, rows, config.kv_heads, capacity, config.head_width)
+        self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+        self.rows, self.capacity = rows, capacity
+
+    def put(self, row: int, keys: Tensor, values: Tensor) -> None:
+        """Write a prefilled prompt, [layers, L, K, E] each, to the front of a row: the fork of a group is this copy."""
+        self.keys[:, row, :, : keys.shape[1]] = keys.transpose(1, 2)
+        self.values[:, row, :, : values.shape[1]] = values.transpose(1, 2)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy a row's first `length` tokens over another row."""
+        self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
+        self.values[:, target, :, :length] = self.values[:, source, :, :length]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The transformer
+
+
+class Linear(nn.Linear):
+    """A linear layer that computes in its input's dtype: float32 weights under bf16 activations need no autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, in float32."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return F.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight.to(x.dtype)
+
+
+def rope_frequencies(config: ModelConfig) -> Tensor:
+    """Rotation per position of each of the E/2 pairs, [E/2] float32: plain, linear (positions / factor) or llama3."""
+    E, scaling = config.head_width, config.rope_scaling
+    frequency = config.rope_theta ** (-torch.arange(0, E, 2, dtype=torch.float32) / E)
+    if scaling is None:
+        return frequency
+    if scaling["rope_type"] == "linear":
+        return frequency / scaling["factor"]
+    # llama3: long wavelengths are stretched by `factor`, short ones kept, those between blended
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequency * (keep + (1 - keep) / scaling["factor"])
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (i, i + E/2) of x [T, heads, E] by cos, sin [T, 1, E/2] (the Hugging Face half-split convention)."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
+_flex_attention = None  # compiled at first use on CUDA
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    """Attention inside a layout: q [T, H, E], k and v [T, K, E] -> [T, H * E]."""
+    if q.is_cuda:
+        global _flex_attention
+        if _flex_attention is None:
+            from torch.nn.attention.flex_attention import flex_attention
+
+            _flex_attention = torch.compile(flex_attention, dynamic=True)
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, heads, T, E]
+        out = _flex_attention(q, k, v, block_mask=layout.block_mask, enable_gqa=q.shape[1] != k.shape[1])
+        return out[0].transpose(0, 1).reshape(layout.tokens, -1)
+    blocks, inverse = layout.buckets
+    outputs = []
+    for queries, keys, mask in blocks:
+        if inverse is None:
+            qb, kb, vb = (x.unflatten(0, queries.shape).transpose(1, 2) for x in (q, k, v))
+        else:  # [N, heads, L or P + L, E]; index_select, for its backward is twice as fast as that of indexing
+            qb, kb, vb = (
+                x.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(1, 2)
+                for x, rows in ((q, queries), (k, keys), (v, keys))
+            )
+        out = F.scaled_dot_product_attention(
+            qb, kb, vb, attn_mask=mask, is_causal=mask is None, enable_gqa=qb.shape[1] != kb.shape[1]
+        )
+        outputs.append(out.transpose(1, 2).reshape(queries.numel(), -1))
+    out = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return out if inverse is None else out.index_select(0, inverse)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: H query heads share K key/value heads; q, k and v come from one matrix product."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.H, self.K, self.E = config.heads, config.kv_heads, config.head_width
+        self.qkv = Linear(config.width, (self.H + 2 * self.K) * self.E, bias=config.qkv_bias)
+        self.out = Linear(self.H * self.E, config.width, bias=config.out_bias)
+        self.q_norm = RMSNorm(self.E, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.E, config.norm_eps) if config.qk_norm else None
+
+    def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """x [T, D] -> q [T, H, E], k and v [T, K, E], q and k rotated."""
+        H, K = self.H, self.K
+        qkv = self.qkv(x).view(-1, H + 2 * K, self.E)
+        if self.q_norm is not None:
+            q, k = rotate(self.q_norm(qkv[:, :H]), *rope), rotate(self.k_norm(qkv[:, H : H + K]), *rope)
+        else:
+            q, k = rotate(qkv[:, : H + K], *rope).split([H, K], dim=1)
+        return q, k, qkv[:, H + K :]
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], layout: Layout, store: list | None) -> Tensor:
+        q, k, v = self.project(x, rope)
+        if store is not None:
+            store.append((k, v))
+        return self.out(attend(q, k, v, layout))
+
+    def decode(self, x: Tensor, rope, cache: KVCache, layer: int, rows: Tensor, lengths: Tensor, mask: Tensor):
+        """One token a row: x [B, D] at positions `lengths`; writes its key and value, attends over the row's cache."""
+        B, longest = x.shape[0], mask.shape[-1]
+        q, k, v = self.project(x, rope)
+        cache.keys[layer].index_put_((rows, self.every_head, lengths), k)
+        cache.values[layer].index_put_((rows, self.every_head, lengths), v)
+        keys, values = cache.keys[layer, :B, :, :longest], cache.values[layer, :B, :, :longest]
+        q = q.view(B, self.K, self.H // self.K, self.E)  # heads of a group side by side: no key is ever repeated
+        scores = torch.matmul(q * self.E**-0.5, keys.transpose(2, 3)).float() + mask  # [B, K, H/K, longest]
+        out = torch.matmul(torch.softmax(scores, dim=-1).to(values.dtype), values)
+        return self.out(out.reshape(B, -1))
+
+    @property
+    def every_head(self) -> Tensor:
+        return torch.arange(self.K, device=self.out.weight.device)
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)); gate and up are one matrix product."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_up = Linear(config.width, 2 * config.ffn, bias=False)
+        self.down = Linear(config.ffn, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Pre-norm residual block."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attn_norm, self.mlp_norm = (RMSNorm(config.width, config.norm_eps) for _ in range(2))
+        self.attn, self.mlp = Attention(config), MLP(config)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], layout: Layout, store: list | None = None) -> Tensor:
+        x = x + self.attn(self.attn_norm(x), rope, layout, store)
+        return x + self.mlp(self.mlp_norm(x))
+
+    def decode(self, x: Tensor, *args) -> Tensor:
+        x = x + self.attn.decode(self.attn_norm(x), *args)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Transformer(nn.Module):
+    """The model. `forward` gives hidden states of packed tokens, `decode` of one new token a row through a cache."""
+
+    def __init__(self, config: ModelConfig, seed: int = 0):
+        super().__init__()
+        self.config = config
+        # Without nn.Embedding's own initialisation, which on the meta device imports a second's worth of torch.
+        self.embed = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.width), freeze=False)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.head = None if config.tied else Linear(config.width, config.vocab_size, bias=False)
+        self.compute_dtype: torch.dtype | None = None  # None: the embedding's own dtype
+        self.activation_checkpointing = False
+        self._rope: Tensor | None = None
+        if self.embed.weight.device.type != "meta":
+            self.initialize(seed)
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> None:
+        """Normal weights: deviation 0.02 for embedding and head, else 1/sqrt(fan in), residual outputs / sqrt(2 layers)."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in self.named_parameters():
+            if weight.dim() < 2:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            deviation = 0.02 if name.startswith(("embed", "head")) else weight.shape[1] ** -0.5
+            if name.endswith(("attn.out.weight", "mlp.down.weight")):
+                deviation /= math.sqrt(2 * self.config.layers)
+            weight.normal_(0.0, deviation, generator=generator)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The LM head's weight [V, D], for the log-prob kernel."""
+        return self.embed.weight if self.head is None else self.head.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    def rope(self, positions: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [T, 1, E/2] float32 at the positions; the table grows with the longest position seen."""
+        if self._rope is None or self._rope.shape[1] < longest or self._rope.device != positions.device:
+            size = max(longest, min(self.config.context, 8192))
+            angle = torch.arange(size, dtype=torch.float32)[:, None] * rope_frequencies(self.config)  # [size, E/2]
+            self._rope = torch.stack([angle.cos(), angle.sin()]).to(positions.device)
+        cos, sin = self._rope[:, positions, None]
+        return cos, sin
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        return x if self.compute_dtype is None else x.to(self.compute_dtype)
+
+    def forward(self, ids: Tensor, layout: Layout | None = None, store: list | None = None) -> Tensor:
+        """Hidden states after the final norm: ids [T] -> [T, D], or ids [B, T] (B documents of length T) -> [B, T, D].
+
+        `store`, a list, receives (keys [T, K, E], values [T, K, E]) of every layer: the prefill of a cache.
+        """
+        shape = ids.shape
+        if layout is None:
+            layout = Layout([shape[-1]] * (ids.numel() // shape[-1]), device=ids.device)
+        ids = ids.reshape(-1)
+        if layout.tokens != ids.numel():
+            raise ValueError(f"the layout holds {layout.tokens} tokens, ids holds {ids.numel()}")
+        x = self.embedded(ids)
+        rope = self.rope(layout.positions, layout.max_position)
+        for block in self.layers:
+            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, rope, layout, use_reentrant=False)
+            else:
+                x = block(x, rope, layout, store)
+        return self.norm(x).view(*shape, -1)
+
+    def decode(self, ids: Tensor, cache: KVCache, lengths: Tensor, longest: int) -> Tensor:
+        """One decoding step: ids [B] of the cache's first B rows, which hold `lengths` [B] tokens -> hidden [B, D].
+
+        `longest` is the largest length after the step (a plain int: no synchronisation with the device).
+        """
+        x = self.embedded(ids)
+        rope = self.rope(lengths, longest)
+        rows = torch.arange(ids.shape[0], device=ids.device)[:, None]
+        seen = torch.arange(longest, device=ids.device) <= lengths[:, None]  # the new token included
+        mask = torch.zeros(seen.shape, device=ids.device).masked_fill_(~seen, -torch.inf)[:, None, None]
+        for layer, block in enumerate(self.layers):
+            x = block.decode(x, rope, cache, layer, rows, lengths[:, None], mask)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., D], for sampling and tests; training uses the log-prob kernel."""
+        return F.linear(hidden, self.head_weight.to(hidden.dtype))
+
+    def save_pretrained(self, directory, state_dict: dict | None = None, dtype: torch.dtype | None = None) -> None:
+        """Write config.json, generation_config.json and (sharded) safetensors that transformers loads unchanged."""
+        save_pretrained(self, directory, state_dict, dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hugging Face directories
+
+
+def hf_names(config: ModelConfig) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+    """(our parameter, [(Hugging Face name, rows)]): our fused matrices are theirs one above the other."""
+    E = config.head_width
+    qkv = [("q_proj", config.heads * E), ("k_proj", config.kv_heads * E), ("v_proj", config.kv_heads * E)]
+    yield "embed.weight", [("model.embed_tokens.weight", config.vocab_size)]
+    for i in range(config.layers):
+        ours, theirs = f"layers.{i}.", f"model.layers.{i}."
+        for kind in ("weight", "bias") if config.qkv_bias else ("weight",):
+            yield f"{ours}attn.qkv.{kind}", [(f"{theirs}self_attn.{name}.{kind}", rows) for name, rows in qkv]
+        for kind in ("weight", "bias") if config.out_bias else ("weight",):
+            yield f"{ours}attn.out.{kind}", [(f"{theirs}self_attn.o_proj.{kind}", config.width)]
+        if config.qk_norm:
+            yield f"{ours}attn.q_norm.weight", [(f"{theirs}self_attn.q_norm.weight", E)]
+            yield f"{ours}attn.k_norm.weight", [(f"{theirs}self_attn.k_norm.weight", E)]
+        yield f"{ours}attn_norm.weight", [(f"{theirs}input_layernorm.weight", config.width)]
+        yield f"{ours}mlp_norm.weight", [(f"{theirs}post_attention_layernorm.weight", config.width)]
+        gate_up = [(f"{theirs}mlp.gate_proj.weight", config.ffn), (f"{theirs}mlp.up_proj.weight", config.ffn)]
+        yield f"{ours}mlp.gate_up.weight", gate_up
+        yield f"{ours}mlp.down.weight", [(f"{theirs}mlp.down_proj.weight", config.width)]
+    yield "norm.weight", [("model.norm.weight", config.width)]
+    if not config.tied:
+        yield "head.weight", [("lm_head.weight", config.vocab_size)]
+
+
+def read_config(directory) -> ModelConfig:
+    """The ModelConfig of a Hugging Face directory. Raises InputError naming the file or field at fault."""
+    path = Path(directory) / "config.json"
+    try:
+        hf = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"{path}: not found; give a Hugging Face model directory") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(hf, dict):
+        raise InputError(f"{path}: not a JSON object; give a Hugging Face model directory")
+    return ModelConfig.from_hf(hf, str(path))
+
+
+def _open_weights(directory: Path) -> dict:
+    """name -> function that reads the tensor by memory map, over all weight files (safetensors, or torch's .bin)."""
+    files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("pytorch_model*.bin"))
+    if not files:
+        raise InputError(f"{directory}: no *.safetensors or pytorch_model*.bin in it; give a model directory")
+    kind = files[0].suffix  # a directory may hold both kinds, and the index of the other alone
+    if index := next(iter(directory.glob(f"*{kind}.index.json")), None):
+        try:
+            listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f"{index}: not valid, it must be JSON with a weight_map; download it again") from None
+        if missing := sorted(name for name in listed if not (directory / name).exists()):
+            raise InputError(f"{directory}: {missing[0]}, listed in {index.name}, is missing; download it again")
+        files = [file for file in files if file.name in listed]
+    readers = {}
+    for file in files:
+        try:
+            if file.suffix == ".bin":
+                tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+                readers.update({name: (lambda t=tensor: t) for name, tensor in tensors.items()})
+            else:
+                opened = safe_open(file, framework="pt")
+                readers.update({name: (lambda o=opened, n=name: o.get_tensor(n)) for name in opened.keys()})
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"{file}: cannot be read as model weights ({reason}); get it again") from None
+    return readers
+
+
+@torch.no_grad()
+def from_pretrained(directory, device="cpu", dtype: torch.dtype | None = torch.float32) -> Transformer:
+    """Read a Hugging Face directory. Files are mapped, and each parameter is copied out once: a 7B checkpoint in bf16
+    takes its own size. dtype None keeps the stored type. Raises InputError naming the file, tensor and shapes at fault.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    readers = _open_weights(directory)
+    with torch.device("meta"):
+        model = Transformer(config)
+    parameters = dict(model.named_parameters())
+    for name, parts in hf_names(config):
+        for theirs, _ in parts:
+            if theirs not in readers:
+                raise InputError(f"{directory}: tensor {theirs} is missing from its weight files")
+        tensors = [readers[theirs]() for theirs, _ in parts]
+        shape = parameters[name].shape
+        for tensor, (theirs, rows) in zip(tensors, parts, strict=True):
+            found, asked = tuple(tensor.shape), (rows, *shape[1:])
+            if found != asked:
+                raise InputError(f"{directory}: tensor {theirs} has shape {found}, its config.json asks for {asked}")
+        target = torch.empty(shape, dtype=dtype or tensors[0].dtype, device=device)
+        for part, tensor in zip(target.split([rows for _, rows in parts]), tensors, strict=True):
+            part.copy_(tensor)
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, nn.Parameter(target))
+    return model
+
+
+def save_pretrained(model: Transformer, directory, state_dict=None, dtype=None, shard_bytes: int = 5 * 2**30) -> None:
+    """See Transformer.save_pretrained. `state_dict` holds full weights where the model's own are sharded."""
+    directory, config = Path(directory), model.config
+    directory.mkdir(parents=True, exist_ok=True)
+    state = state_dict if state_dict is not None else model.state_dict()
+    shards, size = [{}], 0
+    for name, parts in hf_names(config):
+        weight = state[name].detach()
+        weight = weight.to("cpu", dtype or weight.dtype)
+        for (theirs, _), part in zip(parts, weight.split([rows for _, rows in parts]), strict=True):
+            if size + part.nbytes > shard_bytes and shards[-1]:
+                shards.append({})
+                size = 0
+            shards[-1][theirs] = part.contiguous()
+            size += part.nbytes
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    names = ["model.safetensors"] if len(shards) == 1 else names
+    for name, tensors in zip(names, shards, strict=True):
+        save_file(tensors, directory / name, metadata={"format": "pt"})
+    for stale in [*directory.glob("model*.safetensors"), directory / "model.safetensors.index.json"]:
+        if stale.name not in names:  # of an earlier save with other shards
+            stale.unlink(missing_ok=True)
+    if len(shards) > 1:
+        weight_map = {tensor: name for name, tensors in zip(names, shards, strict=True) for tensor in tensors}
+        total = sum(part.nbytes for tensors in shards for part in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(directory / "model.safetensors.index.json", index)
+    stored = next(iter(shards[0].values())).dtype
+    _write_json(directory / "config.json", config.to_hf(stored))
+    _write_json(directory / "generation_config.json", {"eos_token_id": config.eos_id, "bos_token_id": config.bos_id})
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + os.linesep, encoding="utf-8")
