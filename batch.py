@@ -1,0 +1,86 @@
+"""Prompts and completions as one packed batch, and the log-probs of every completion token. No padding anywhere.
+
+Two layouts give the same numbers and gradients:
+
+    plain    every prompt + completion is a document of its own (instruction tuning)
+    shared   the prompt goes through the model once, its G completions attend to it (GRPO's update)
+
+Example: prompt [5 6 7] with completions [8 9] and [4 3 2], shared. The last token of a completion is only predicted,
+never fed: ids = [5 6 7 | 8 | 4 3], positions = [0 1 2 | 3 | 3 4]. Hidden state 2 (the prompt's last) predicts both first
+tokens: index = [2 3, 2 4 5], targets = [8 9, 4 3 2], completion = [0 0, 1 1 1].
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.logprob import linear_logprob
+from model import Layout, Transformer
+
+Group = tuple[list[int], list[list[int]]]  # a prompt's ids and the ids of its completions
+
+
+@dataclass
+class Batch:
+    """T tokens to feed, N completion tokens to predict: hidden state `index[n]` predicts `targets[n]`."""
+
+    ids: Tensor  # [T] int64
+    layout: Layout
+    index: Tensor  # [N] int64
+    targets: Tensor  # [N] int64
+    completion: Tensor  # [N] int64: number of the completion in the batch, in order
+
+
+def pack_completions(groups: list[Group], shared: bool = True, device="cpu") -> Batch:
+    """Lay out groups of (prompt, completions); see the module's example. A group of one completion is always plain.
+
+    Raises ValueError for an empty prompt or completion.
+    """
+    fed, lengths, parents, index, targets, counts = [], [], [], [], [], []
+    tokens = 0
+
+    def feed(ids: list[int], parent: int = -1) -> int:
+        """Append a segment; returns the place of its first token."""
+        nonlocal tokens
+        fed.append(ids)
+        lengths.append(len(ids))
+        parents.append(parent)
+        tokens += len(ids)
+        return tokens - len(ids)
+
+    for prompt, completions in groups:
+        if not prompt or not all(completions):
+            raise ValueError("a prompt and each of its completions must hold at least one token")
+        for ids in completions:
+            targets.append(ids)
+            counts.append(len(ids))
+        if shared and len(completions) > 1:
+            parent = len(lengths)
+            last = feed(prompt) + len(prompt) - 1
+            for ids in completions:
+                start = feed(ids[:-1], parent) if len(ids) > 1 else 0
+                index.append(np.concatenate([[last], np.arange(start, start + len(ids) - 1)]))
+        else:
+            for ids in completions:
+                start = feed(prompt + ids[:-1]) + len(prompt) - 1
+                index.append(np.arange(start, start + len(ids)))
+
+    def tensor(parts) -> Tensor:
+        array = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    completion = np.repeat(np.arange(len(counts)), counts)
+    return Batch(tensor(fed), Layout(lengths, parents, device), tensor(index), tensor(targets), tensor([completion]))
+
+
+def token_logprobs(
+    model: Transformer, batch: Batch, temperature: float = 1.0, entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Log-prob [N] float32 of every completion token and, if asked, the entropy [N] of its distribution (no gradient).
+
+    `model` may be sharded: its forward is called as a whole, and the head is used while its weights are gathered.
+    """
+    hidden = model(batch.ids, batch.layout).index_select(0, batch.index)  # rows that predict nothing are dropped before the head
+    return linear_logprob(hidden, model.head_weight, batch.targets, temperature=temperature, entropy=entropy)

@@ -1,0 +1,273 @@
+"""Token shards: documents as little-endian uint16/uint32 files, read by memory map, and a weighted mixture of them.
+
+A folder holds `tokens-00000.bin`, ... and `manifest.json`, which is written last: a folder without it is unfinished.
+
+    python -m data.shards --input FILE.jsonl [FILE.jsonl ...] --tokenizer DIR --to DIR [--source NAME] [--workers N]
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from data import InputError, atomic_write, read_jsonl, run_cli
+
+_DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+
+def write_shards(documents: Iterable[list[int]], directory, tokenizer_hash: str, source: str, vocab_size: int,
+                 eos_id: int | None = None, shard_tokens: int = 2**28) -> dict:
+    """Write documents (token ids) as shards; returns the manifest. `eos_id`, where given, is put after each document.
+
+    A shard is closed by the document that brings it to `shard_tokens`. Raises InputError for an id outside the
+    vocabulary and for a set without tokens."""
+    directory = Path(directory)
+    (directory / "manifest.json").unlink(missing_ok=True)  # until the new one is there, the folder counts as unfinished
+    dtype = "uint16" if vocab_size <= 2**16 else "uint32"
+    end = [] if eos_id is None else [eos_id]
+    files, count = [], 0
+    documents = iter(documents)
+    for first in documents:
+        name, tokens, digest = f"tokens-{len(files):05d}.bin", 0, hashlib.sha256()
+        with atomic_write(directory / name, "wb") as file:
+            for document in itertools.chain([first], documents):
+                ids = np.asarray([*document, *end], dtype=np.int64)
+                if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+                    raise InputError(f"{source}: document {count} has a token id outside 0..{vocab_size - 1}; "
+                                     "encode it with the tokenizer of this vocabulary")
+                data = ids.astype(_DTYPES[dtype]).tobytes()
+                file.write(data)
+                digest.update(data)
+                tokens, count = tokens + ids.size, count + 1
+                if tokens >= shard_tokens:
+                    break
+        files.append({"name": name, "tokens": tokens, "sha256": digest.hexdigest()})
+    total = sum(file["tokens"] for file in files)
+    if not total:
+        raise InputError(f"{source}: no tokens to write to {directory}; give at least one document with text")
+    for stale in set(directory.glob("tokens-*.bin")) - {directory / file["name"] for file in files}:
+        stale.unlink()
+    manifest = {"source": source, "tokenizer": tokenizer_hash, "vocab_size": vocab_size, "eos_id": eos_id,
+                "dtype": dtype, "documents": count, "tokens": total, "files": files}
+    with atomic_write(directory / "manifest.json") as file:
+        json.dump(manifest, file, indent=1)
+    return manifest
+
+
+class Shards:
+    """A folder of shards as one sequence of `len(shards)` tokens, memory-mapped. Sizes are checked against the manifest;
+    `verify=True` reads everything and checks the sha256 too. Raises InputError."""
+
+    def __init__(self, directory, verify: bool = False):
+        self.directory = Path(directory)
+        path = self.directory / "manifest.json"
+        try:
+            self.manifest = json.loads(path.read_text(encoding="utf-8"))
+            files, dtype = self.manifest["files"], _DTYPES[self.manifest["dtype"]]
+            self._parts = [self._map(file, dtype, verify) for file in files]
+        except OSError as error:
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror}); make the shards again with "
+                             "python -m data.shards") from None
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+            raise InputError(f"{path}: not a manifest of token shards; make them again with python -m data.shards"
+                             ) from None
+        self._starts = np.cumsum([0, *map(len, self._parts)])
+
+    def _map(self, file: dict, dtype: np.dtype, verify: bool) -> np.ndarray:
+        path = self.directory / file["name"]
+        size, expected = path.stat().st_size, file["tokens"] * dtype.itemsize
+        if size != expected:
+            raise InputError(f"{path}: {size} bytes where the manifest says {expected}; make the shards again")
+        if verify:
+            with open(path, "rb") as opened:
+                if hashlib.file_digest(opened, "sha256").hexdigest() != file["sha256"]:
+                    raise InputError(f"{path}: its sha256 is not the manifest's; make the shards again")
+        return np.memmap(path, dtype=dtype, mode="r") if size else np.empty(0, dtype)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Tokens [start, start + length), as int64 [length]; IndexError outside the sequence."""
+        if not 0 <= start <= start + length <= len(self):
+            raise IndexError(f"{self.directory}: tokens {start}..{start + length} of {len(self)}")
+        result, filled = np.empty(length, dtype=np.int64), 0
+        part = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while filled < length:
+            offset = start + filled - int(self._starts[part])
+            piece = self._parts[part][offset:offset + length - filled]
+            result[filled:filled + len(piece)] = piece
+            filled, part = filled + len(piece), part + 1
+        return result
+
+    def check(self, tokenizer_hash: str) -> None:
+        """InputError unless the shards were made with this tokenizer."""
+        if self.manifest["tokenizer"] != tokenizer_hash:
+            raise InputError(f"{self.directory}: made with tokenizer {self.manifest['tokenizer'][:12]}, not with "
+                             f"{tokenizer_hash[:12]} of this model; make the shards again with the model's tokenizer")
+
+
+def _window_count(shards: Shards, context: int) -> int:
+    """How many windows of context + 1 tokens there are. Each begins with the last token of the one before, so that
+    every token but the first is a target once."""
+    count = (len(shards) - 1) // context
+    if count < 1:
+        raise InputError(f"{shards.directory}: {len(shards)} tokens are fewer than one window of {context + 1}; "
+                         "give more text or a smaller context")
+    return count
+
+
+def windows(directory, context: int, limit: int | None = None) -> np.ndarray:
+    """The first windows in order, at most `limit`: int64 [N, context + 1]. For validation."""
+    shards = Shards(directory)
+    count = min(_window_count(shards, context), limit or len(shards))
+    return np.stack([shards.read(i * context, context + 1) for i in range(count)])
+
+
+def _hash64(*key) -> int:
+    """64 bits that depend on nothing but the key: the same on every machine, and at any position without state."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+
+
+class Mixture:
+    """Endless training windows drawn from several shard folders by weight (section 2.2.2).
+
+    Row r comes from the source that a hash of (seed, r) picks; within a source, windows come in a permutation made of
+    (seed, source, epoch): none repeats before all have been seen. The rows do not depend on the batch size, and the
+    state is a few integers. All processes draw the same rows; each takes its share of a batch."""
+
+    def __init__(self, sources: dict[str, str | Path], weights: dict[str, float], context: int, seed: int = 0):
+        if set(sources) != set(weights) or not sources:
+            names = sorted(set(sources) ^ set(weights)) or ["none"]
+            raise InputError(f"mixture: sources and weights must name the same data; unmatched: {', '.join(names)}")
+        if bad := [name for name, weight in weights.items() if not 0 <= weight < float("inf")]:
+            raise InputError(f"mixture: the weight of {bad[0]} is {weights[bad[0]]}; give a number of 0 or more")
+        if sum(weights.values()) <= 0:
+            raise InputError("mixture: all weights are 0; give at least one above it")
+        self.names = [name for name in sorted(sources) if weights[name] > 0]
+        self.shards = {name: Shards(sources[name]) for name in self.names}
+        self.counts = {name: _window_count(self.shards[name], context) for name in self.names}
+        share = np.array([weights[name] for name in self.names], dtype=np.float64)
+        self._bounds = np.cumsum(share / share.sum())
+        self.context, self.seed = context, seed
+        self.row = 0  # rows drawn so far
+        self.taken = dict.fromkeys(self.names, 0)  # windows taken so far, all epochs together
+        self._orders: dict[str, tuple[int, np.ndarray]] = {}  # source -> (epoch, permutation)
+
+    def check(self, tokenizer_hash: str) -> None:
+        for shards in self.shards.values():
+            shards.check(tokenizer_hash)
+
+    def _window(self, name: str, position: int) -> int:
+        epoch, place = divmod(position, self.counts[name])
+        if self._orders.get(name, (None,))[0] != epoch:
+            rng = np.random.default_rng(_hash64(self.seed, name, epoch))
+            self._orders[name] = epoch, rng.permutation(self.counts[name])
+        return int(self._orders[name][1][place])
+
+    def next_batch(self, rows: int) -> tuple[np.ndarray, list[str]]:
+        """(tokens int64 [rows, context + 1], the source of each row)."""
+        batch, names = np.empty((rows, self.context + 1), dtype=np.int64), []
+        for i in range(rows):
+            uniform = _hash64(self.seed, "row", self.row) / 2**64
+            # the last bound may be 1 - 2**-53 by rounding
+            name = self.names[min(int(np.searchsorted(self._bounds, uniform, side="right")), len(self.names) - 1)]
+            window = self._window(name, self.taken[name])
+            batch[i] = self.shards[name].read(window * self.context, self.context + 1)
+            names.append(name)
+            self.row += 1
+            self.taken[name] += 1
+        return batch, names
+
+    def state_dict(self) -> dict:
+        return {"row": self.row, "taken": dict(self.taken), "seed": self.seed, "context": self.context,
+                "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where `state` was taken. Raises InputError where data, context or seed are not the same."""
+        for name in ("seed", "context", "counts"):
+            if state[name] != getattr(self, name):
+                raise InputError(f"mixture: the checkpoint's {name} is {state[name]}, here it is {getattr(self, name)}; "
+                                 "resume with the data and options that the run began with")
+        self.row, self.taken = state["row"], dict(state["taken"])
+
+
+# ---- Command ---------------------------------------------------------------------------------------------------------
+
+_worker_tokenizer = None
+
+
+def _start_worker(directory: str) -> None:
+    global _worker_tokenizer
+    from data.tokenizer import Tokenizer
+
+    _worker_tokenizer = Tokenizer.load(directory)
+
+
+def _encode(texts: list[str]) -> list[list[int]]:
+    return _worker_tokenizer.encode_batch(texts)
+
+
+def texts(path) -> Iterator[str]:
+    """The document of each line: its `text`, or its question followed by its response or solution."""
+    for line, row in read_jsonl(path):
+        text = row.get("text")
+        if text is None and isinstance(row.get("question"), str):
+            answer = next((row[name] for name in ("response", "solution") if isinstance(row.get(name), str)), None)
+            text = answer and f"{row['question']}\n{answer}"
+        if not isinstance(text, str) or not text:
+            raise InputError(f"{path}:{line}: no document; a line needs 'text', or 'question' and 'response'")
+        yield text
+
+
+def encode_documents(documents: Iterable[str], tokenizer, directory: str | None = None, workers: int = 1,
+                     batch: int = 256) -> Iterator[list[int]]:
+    """Token ids of each document, in order. With workers > 1 each process loads the tokenizer of `directory`."""
+    documents = iter(documents)
+    batches = iter(lambda: list(itertools.islice(documents, batch)), [])
+    if workers <= 1:
+        for group in batches:
+            yield from tokenizer.encode_batch(group)
+        return
+    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(directory,)) as pool:
+        pending: deque = deque()
+        for group in batches:
+            pending.append(pool.submit(_encode, group))
+            if len(pending) > 2 * workers:  # reading ahead without holding the corpus
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m data.shards", description="Encode JSONL text as token shards.")
+    parser.add_argument("--input", nargs="+", required=True, help="JSONL with text, or question and response")
+    parser.add_argument("--tokenizer", required=True, help="folder of tokenizer.json")
+    parser.add_argument("--to", required=True, help="folder to write to")
+    parser.add_argument("--source", help="name of the source (default: the first file's name)")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--shard_tokens", type=int, default=2**28, help="tokens per file")
+    options = parser.parse_args(arguments)
+
+    from data.tokenizer import Tokenizer
+
+    began = time.perf_counter()
+    tokenizer = Tokenizer.load(options.tokenizer)
+    documents = itertools.chain.from_iterable(map(texts, options.input))
+    rows = encode_documents(documents, tokenizer, options.tokenizer, options.workers)
+    manifest = write_shards(rows, options.to, tokenizer.hash, options.source or Path(options.input[0]).stem,
+                            tokenizer.vocab_size, tokenizer.eos_id, options.shard_tokens)
+    seconds = time.perf_counter() - began
+    print(f"{options.to}: {manifest['documents']} documents, {manifest['tokens']} tokens in {len(manifest['files'])} "
+          f"files ({manifest['dtype']}), {seconds:.1f} s")
+
+
+if __name__ == "__main__":
+    run_cli(main)

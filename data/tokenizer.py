@@ -1,0 +1,667 @@
+"""Byte-level BPE: train one, save it as a Hugging Face tokenizer.json, and encode with tiktoken.
+
+A text is cut by a regular expression into pre-tokens (a word, one digit, a run of Han characters, ...); inside each
+pre-token neighbouring tokens are merged, the earliest learned merge first. Tokens are byte strings, 256 of them the
+single bytes, so every text can be encoded and decoding gives it back.
+
+    python -m data.tokenizer --input corpus.jsonl notes.txt --vocab_size 4096 --to runs/tokenizer
+
+The byte-level tokenizer.json of LLaMA-3, Qwen2, Qwen3 and DeepSeek models is read as well, with the same ids.
+"""
+
+import argparse
+import hashlib
+import heapq
+import json
+import os
+import sys
+import time
+import unicodedata
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cached_property, lru_cache
+from itertools import chain
+from pathlib import Path
+
+import regex
+import tiktoken
+
+from data import InputError, atomic_write, read_jsonl, run_cli
+
+# The pre-tokens of our own tokenizers. Oniguruma (the tokenizers library), Rust (tiktoken) and the regex module read
+# this alike, and every character is matched by one of the lines.
+PATTERN = "|".join(
+    [
+        r"'(?:[sdmtSDMT]|[lL][lL]|[vV][eE]|[rR][eE])",  # English contractions
+        r"\p{N}",  # each digit alone: numbers of any length are read digit by digit
+        r"[\p{Han}&&[^\p{N}]]+",  # a run of Han, apart from the Latin words and punctuation around it
+        r"[^\r\n\p{L}\p{N}\p{Han}]?[\p{L}\p{M}&&[^\p{Han}]]+",  # a word with the space, backslash or bracket before it
+        r" ?[^\s\p{L}\p{N}\p{Han}]+[\r\n]*",  # punctuation and symbols
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",  # indentation, without the last space, which goes with the word behind it
+        r"\s+",
+    ]
+)
+# What a ByteLevel pre-tokenizer splits by unless told not to: GPT-2's expression.
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+# tokenizer.json writes a byte as a visible character: printable Latin-1 stands for itself, the 68 others are, in
+# order, U+0100 and on.
+_VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
+_CHAR = {byte: chr(byte) for byte in _VISIBLE} | {byte: chr(256 + i) for i, byte in enumerate(_HIDDEN)}
+_BYTE = {char: byte for byte, char in _CHAR.items()}
+_NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}  # DeepSeek's vocabularies leave these bytes out
+
+
+def _visible(token: bytes) -> str:
+    return "".join(_CHAR[byte] for byte in token)
+
+
+def _to_bytes(visible: str) -> bytes:
+    return bytes(_BYTE[char] for char in visible)
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer, defined by its tokenizer.json: same ids as the tokenizers library gives.
+
+    special: text -> id of the special tokens.   vocab_size: highest id + 1.   eos_id, bos_id (None: has none).
+    add_bos: whether the model expects a sequence to begin with bos_id; `encode` itself adds nothing.
+    hash: sha256 (hex) over all that decides the ids.
+    """
+
+    def __init__(self, document: dict, config: dict, name: str = "tokenizer.json"):
+        """`document` and `config` are a tokenizer.json and a tokenizer_config.json, parsed. Raises InputError."""
+        self._document, self._config = document, dict(config)
+        try:
+            self._setup(document, self._config)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"{name}: not of the form the tokenizers library writes ({reason})") from None
+
+    def _setup(self, document: dict, config: dict) -> None:
+        added = {row["content"]: row for row in document.get("added_tokens") or []}
+        self._ids, self._merges, self._ignore_merges = _read_model(document["model"], added)
+        self._forms = _read_normalizer(document.get("normalizer"))
+        self._splits = _read_pre_tokenizer(document.get("pre_tokenizer"))
+        if (document.get("decoder") or {}).get("type") != "ByteLevel":
+            raise InputError("the decoder is not ByteLevel; give the tokenizer.json of a byte-level BPE")
+
+        self.special = {text: row["id"] for text, row in added.items() if row.get("special")}
+        self._special_ids = set(self.special.values())
+        self._bytes = {id: token for token, id in self._ids.items()}
+        self._bytes |= {row["id"]: text.encode() for text, row in added.items()}
+        if len(self._bytes) != len(self._ids) + len(added):
+            raise InputError("two tokens have the same id; correct the vocabulary")
+        self.vocab_size = max(self._bytes) + 1
+
+        # Added tokens that are not special are looked for in the text before everything else, those marked
+        # `normalized` after normalization.
+        self._raw_added, self._added = {}, {}
+        for text, row in added.items():
+            if row.get("special"):
+                continue
+            for option in ("single_word", "lstrip", "rstrip"):
+                if row.get(option):
+                    raise InputError(f"added token {text!r} has {option}, which is not supported; set it to false")
+            if row.get("normalized", True):
+                self._added[self._normalize(text)] = row["id"]
+            else:
+                self._raw_added[text] = row["id"]
+
+        self._find_raw_added, self._find_added = _any_of(self._raw_added), _any_of(self._added)
+        self._compiled = [_compile(split) for split in self._splits]
+        self._merge_rank = {pair: rank for rank, pair in enumerate(self._merges)}
+        ranks = _tiktoken_ranks(self._ids, self._merges, self._ignore_merges)
+        self._encoding = ranks and _tiktoken_encoding(self._splits, ranks)
+        self._id_of_rank = None  # stays None where ranks are ids, as in all published files known to us
+        if ranks and any(self._ids[token] != rank for token, rank in ranks.items()):
+            self._id_of_rank = {rank: self._ids[token] for token, rank in ranks.items()}
+        self._encode_piece_cached = lru_cache(maxsize=1 << 17)(self._encode_piece)
+
+        by_text = {text: row["id"] for text, row in added.items()}
+
+        def id_of(role: str) -> int | None:
+            token = config.get(role)
+            text = token["content"] if isinstance(token, dict) else token
+            id = None if text is None else by_text.get(text, self._ids.get(text.encode()))
+            if id is None and text is not None:
+                raise InputError(f"{role} {text!r} of tokenizer_config.json is not in the vocabulary")
+            return id
+
+        self.eos_id = id_of("eos_token")
+        if self.eos_id is None:
+            raise InputError("no end-of-text token; give eos_token in a tokenizer_config.json beside it")
+        template_bos = _read_post_processor(document.get("post_processor"))
+        self.bos_id = template_bos if id_of("bos_token") is None else id_of("bos_token")
+        add_bos = config.get("add_bos_token")
+        self.add_bos = template_bos is not None if add_bos is None else bool(add_bos)
+        if self.add_bos and self.bos_id is None:
+            raise InputError("add_bos_token is set without a bos_token; name one in tokenizer_config.json")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Tokenizer":
+        """From a tokenizer.json or the directory that holds one. The end-of-text token is told by the eos_token of
+        tokenizer_config.json, else by the eos_token_id of generation_config.json or config.json, all beside it."""
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        document = _read_json(file)
+        config, generation, model = (
+            _read_json(file.with_name(name)) if file.with_name(name).is_file() else {}
+            for name in ("tokenizer_config.json", "generation_config.json", "config.json")
+        )
+        eos_id = generation.get("eos_token_id", model.get("eos_token_id"))
+        if config.get("eos_token") is None and eos_id is not None:
+            eos_id = eos_id[0] if isinstance(eos_id, list) else eos_id
+            rows = document.get("added_tokens") or []
+            config["eos_token"] = next((row["content"] for row in rows if row.get("id") == eos_id), None)
+            if config["eos_token"] is None:
+                raise InputError(f"{file}: eos_token_id {eos_id} of the model's config is none of the added tokens")
+        return cls(document, config, str(file))
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Writes tokenizer.json and tokenizer_config.json, which tokenizers, transformers and vLLM load."""
+        for name, content in (("tokenizer_config.json", self._config), ("tokenizer.json", self._document)):
+            with atomic_write(Path(directory) / name) as file:
+                json.dump(content, file, ensure_ascii=False, indent=1)
+
+    @cached_property
+    def hash(self) -> str:
+        vocabulary = sorted((_visible(token), id) for token, id in self._ids.items())
+        merges = [[_visible(left), _visible(right)] for left, right in self._merges]
+        added = [sorted(part.items()) for part in (self.special, self._raw_added, self._added)]
+        content = [vocabulary, merges, self._ignore_merges, added, self._splits, self._forms]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`. A special token's text in it is text like any other, so data cannot forge one. No BOS or EOS
+        is added. Lone surrogates become U+FFFD."""
+        if self._direct:
+            return self._encoding.encode_ordinary(text)
+        ids = []
+        for part in _cut(self._find_raw_added, _well_formed(text)):
+            if part in self._raw_added:
+                ids.append(self._raw_added[part])
+                continue
+            for piece in _cut(self._find_added, self._normalize(part)):
+                ids += [self._added[piece]] if piece in self._added else self._encode_normalized(piece)
+        return ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """`encode` of each text, on all cores where tiktoken does it all."""
+        if self._direct:
+            return self._encoding.encode_ordinary_batch(texts, num_threads=_cores())
+        return [self.encode(text) for text in texts]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of `ids`; special tokens, and ids that a padded model head has beyond the vocabulary, give none."""
+        return b"".join(self._bytes.get(id, b"") for id in ids if id not in self._special_ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`: as `decode_bytes`, with U+FFFD where the bytes are not UTF-8."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    @cached_property
+    def _direct(self) -> bool:
+        """Whether tiktoken's answer to the raw text is ours."""
+        extra = self._forms or self._added or self._raw_added or self._id_of_rank or len(self._splits) > 1
+        return self._encoding is not None and not extra
+
+    def _normalize(self, text: str) -> str:
+        for form in self._forms:
+            text = unicodedata.normalize(form, text)
+        return text
+
+    def _encode_normalized(self, text: str) -> list[int]:
+        if self._encoding is not None and len(self._splits) == 1:
+            return self._map(self._encoding.encode_ordinary(text))
+        pieces = [text]
+        for split in self._compiled:
+            pieces = [part for piece in pieces for part in _cut(split, piece)]
+        return [id for piece in pieces for id in self._encode_piece_cached(piece)]
+
+    def _encode_piece(self, piece: str) -> list[int]:
+        """Ids of one pre-token."""
+        if self._encoding is not None:
+            return self._map(self._encoding.encode_ordinary(piece))
+        whole = piece.encode()
+        if self._ignore_merges and whole in self._ids:
+            return [self._ids[whole]]
+        # Merges whose order tiktoken's ranks cannot tell: plain BPE, the first of the merges list first.
+        tokens = [bytes([byte]) for byte in whole]
+        while True:
+            pairs = [(self._merge_rank.get(pair), i) for i, pair in enumerate(zip(tokens, tokens[1:], strict=False))]
+            rank, i = min((pair for pair in pairs if pair[0] is not None), default=(None, None))
+            if rank is None:
+                return [self._ids[token] for token in tokens]
+            tokens[i : i + 2] = [tokens[i] + tokens[i + 1]]
+
+    def _map(self, ranks: list[int]) -> list[int]:
+        return ranks if self._id_of_rank is None else [self._id_of_rank[rank] for rank in ranks]
+
+
+# Reading a tokenizer.json: each part is turned into plain data, or refused by an InputError that names it
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a directory with a tokenizer.json") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); download or write it again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a JSON object; download or write it again")
+    return content
+
+
+def _parts(step: dict | None, key: str) -> list[dict]:
+    """The steps of a normalizer, pre-tokenizer or post-processor; a Sequence has several, under `key`."""
+    if step is None:
+        return []
+    if step["type"] == "Sequence":
+        return [part for inner in step[key] for part in _parts(inner, key)]
+    return [step]
+
+
+def _read_model(model: dict, added: dict) -> tuple[dict[bytes, int], list[tuple[bytes, bytes]], bool]:
+    """(token -> id without the added tokens, merges in order, ignore_merges: a whole pre-token in the vocabulary is
+    one token even where no merges lead to it)."""
+    if model.get("type", "BPE") != "BPE":
+        raise InputError(f"model type {model['type']} is not supported; give a byte-level BPE tokenizer.json")
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if model.get(option):
+            raise InputError(f"model option {option}={model[option]!r} is not supported; give a byte-level BPE")
+    ids = {}
+    for text, id in model["vocab"].items():
+        if text not in added:
+            if not all(char in _BYTE for char in text):
+                raise InputError(f"vocabulary entry {text!r} is not in the byte-level alphabet; give a byte-level BPE")
+            ids[_to_bytes(text)] = id
+    for byte in range(256):
+        if bytes([byte]) not in ids and byte not in _NEVER_IN_UTF8:
+            raise InputError(f"the byte {byte:#04x} is not in the vocabulary; give a byte-level BPE with every byte")
+    merges = []
+    for number, merge in enumerate(model["merges"], 1):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        pair = (_to_bytes(left), _to_bytes(right))
+        if not (pair[0] in ids and pair[1] in ids and pair[0] + pair[1] in ids):
+            raise InputError(f"merge {number} ({left} {right}) has tokens that are not in the vocabulary")
+        merges.append(pair)
+    if len(set(merges)) < len(merges):
+        raise InputError("the merges list has a pair twice; remove one")
+    return ids, merges, bool(model.get("ignore_merges"))
+
+
+def _read_normalizer(normalizer: dict | None) -> list[str]:
+    forms = [part["type"] for part in _parts(normalizer, "normalizers")]
+    for form in forms:
+        if form not in ("NFC", "NFD", "NFKC", "NFKD"):
+            raise InputError(f"normalizer {form} is not supported; NFC, NFD, NFKC and NFKD are")
+    return forms
+
+
+def _read_pre_tokenizer(pre_tokenizer: dict | None) -> list[str]:
+    """The regular expressions by which the text is cut, one after the other."""
+    parts = _parts(pre_tokenizer, "pretokenizers")
+    if not parts or parts[-1]["type"] != "ByteLevel":
+        raise InputError("the pre_tokenizer does not end in ByteLevel; give the tokenizer.json of a byte-level BPE")
+    splits = []
+    for part in parts[:-1]:
+        if part["type"] == "Digits":
+            splits.append(r"\p{N}" if part.get("individual_digits") else r"\p{N}+")
+        elif part["type"] != "Split":
+            raise InputError(f"pre_tokenizer {part['type']} is not supported; Split, Digits and ByteLevel are")
+        elif part["behavior"] != "Isolated":
+            raise InputError(f"pre_tokenizer Split with behavior {part['behavior']} is not supported; Isolated is")
+        else:
+            pattern = part["pattern"]
+            splits.append(pattern["Regex"] if "Regex" in pattern else regex.escape(pattern["String"]))
+    if parts[-1].get("add_prefix_space", True):
+        raise InputError("ByteLevel with add_prefix_space is not supported; set it to false")
+    if parts[-1].get("use_regex", True):
+        splits.append(GPT2_PATTERN)
+    return splits or [r"[\s\S]+"]
+
+
+def _read_post_processor(post_processor: dict | None) -> int | None:
+    """The id of the token that the post-processor puts first, None if it puts none."""
+    for part in _parts(post_processor, "processors"):
+        if part["type"] not in ("ByteLevel", "TemplateProcessing"):
+            raise InputError(f"post_processor {part['type']} is not supported; ByteLevel and TemplateProcessing are")
+        if part["type"] == "TemplateProcessing" and "SpecialToken" in part["single"][0]:
+            return part["special_tokens"][part["single"][0]["SpecialToken"]["id"]]["ids"][0]
+    return None
+
+
+# Splitting
+
+
+def _compile(split: str) -> regex.Pattern:
+    # V1 has nested sets, as Oniguruma; its ^ and $ are those of lines. This module knows a newer Unicode than the
+    # other two: characters which Unicode 16 does not assign may fall into other pieces.
+    try:
+        compiled = regex.compile(split, regex.V1 | regex.MULTILINE)
+    except regex.error as error:
+        raise InputError(f"split pattern {split!r} is not supported ({error})") from None
+    if compiled.match("") is not None:
+        raise InputError(f"split pattern {split!r} matches empty text, which is not supported")
+    return compiled
+
+
+def _cut(pattern: regex.Pattern | None, text: str) -> list[str]:
+    """The matches of `pattern` and the texts between them, in order; nothing is lost. None matches nothing."""
+    pieces, end = [], 0
+    for match in pattern.finditer(text) if pattern else ():
+        start = match.start()
+        if start > end:
+            pieces.append(text[end:start])
+        end = match.end()
+        pieces.append(text[start:end])
+    if end < len(text):
+        pieces.append(text[end:])
+    return pieces
+
+
+def _any_of(texts: Iterable[str]) -> regex.Pattern | None:
+    """Matches the leftmost and, there, the longest of `texts`."""
+    longest_first = sorted(texts, key=len, reverse=True)
+    return regex.compile("|".join(map(regex.escape, longest_first))) if longest_first else None
+
+
+def _well_formed(text: str) -> str:
+    """Lone surrogates, which JSON escapes can bring in and UTF-8 cannot hold, become U+FFFD."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+# tiktoken's ranks
+
+
+def _tiktoken_ranks(
+    ids: dict[bytes, int], merges: list[tuple[bytes, bytes]], ignore_merges: bool
+) -> dict[bytes, int] | None:
+    """token -> rank with which tiktoken encodes as the merges do, None if there is no such ranking.
+
+    The two differ: a merges list names pairs, while tiktoken joins any pair whose concatenation has a rank, lowest
+    rank first, and takes a whole pre-token that has one. They agree for two kinds of lists. Trained ones: each token
+    has one merge, and encoding the token's own bytes ends with it (`_ends_with`). Those made from ranks, as LLaMA-3's:
+    each token has a merge for every way to cut it into two known tokens.
+    """
+    products = [left + right for left, right in merges]
+    order = {token: rank for rank, token in enumerate(dict.fromkeys(products))}
+    if len(order) == len(products):
+        merge_of = dict(zip(products, merges, strict=True))
+        exact = all(_ends_with(pair, merge_of, order) for pair in merges)
+    else:
+        cuts = ((token[:i], token[i:]) for token in order for i in range(1, len(token)))
+        changes = sum(a != b for a, b in zip(products, products[1:], strict=False))
+        exact = sum(left in ids and right in ids for left, right in cuts) == len(products)  # every cut is a merge
+        exact = exact and changes == len(order) - 1  # and a token's merges stand together
+    # With ignore_merges, a token that no merge makes is found as a whole pre-token, and must not come about otherwise.
+    unmerged = [token for token in ids if token not in order and len(token) > 1 and ignore_merges]
+    for token in unmerged:
+        exact = exact and not any(token[:i] in ids and token[i:] in ids for i in range(1, len(token)))
+    if not exact:
+        return None
+    tokens = [*(token for token in ids if len(token) == 1), *order, *unmerged]
+    in_order = [ids[token] for token in order]
+    if all(a < b for a, b in zip(in_order, in_order[1:], strict=False)):
+        return {token: ids[token] for token in tokens}  # only the order of `order` matters: ids serve as ranks
+    return {token: rank for rank, token in enumerate(tokens)}
+
+
+def _ends_with(pair: tuple[bytes, bytes], merge_of: dict[bytes, tuple[bytes, bytes]], rank: dict[bytes, int]) -> bool:
+    """Whether encoding the bytes of left + right, by rank, has (left, right) as its last step.
+
+    It has not if an earlier merge joins something across the border. Going back in time from the last step, the
+    tokens at the border are undone one at a time, the youngest first, so every pair that meets there is seen.
+    """
+    left, right = pair
+    before = rank[left + right]  # what joins across the border earlier than this prevents the pair
+    if max(rank.get(left, -1), rank.get(right, -1)) > before:
+        return False
+    while left in merge_of or right in merge_of:
+        if rank.get(left, -1) > rank.get(right, -1):
+            before, left = rank[left], merge_of[left][1]
+        else:  # of equal merges the leftmost is first: one across the border precedes one on its right
+            before, right = rank[right] + 1, merge_of[right][0]
+        if rank.get(left + right, before) < before:
+            return False
+    return True
+
+
+def _tiktoken_encoding(splits: list[str], ranks: dict[bytes, int]) -> tiktoken.Encoding:
+    """With one split, tiktoken splits too; with several, it is given pieces, which it leaves whole."""
+    if len(splits) == 1:
+        # It drops what lies between matches; the tokenizers library keeps that as a piece: the second alternative.
+        pattern = rf"(?m:{splits[0]})|(?:(?!(?m:{splits[0]}))[\s\S])+"
+    else:
+        pattern = r"[\s\S]+"
+    try:
+        return tiktoken.Encoding("byte-level BPE", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    except ValueError as error:
+        raise InputError(f"split pattern {splits[0]!r} is not supported ({str(error).splitlines()[-1]})") from None
+
+
+# Training
+
+
+def train(
+    texts: Iterable[str],
+    vocab_size: int,
+    special_tokens: Iterable[str] = ("<|endoftext|>",),
+    workers: int | None = None,
+    log: Callable[[str], None] | None = None,
+) -> Tokenizer:
+    """Learn a byte-level BPE from `texts`; the first special token is the end of text.
+
+    Ids: the 256 bytes, then the merges as learned, then the special tokens. Each merge joins the pair that is most
+    frequent inside pre-tokens, of equals the one with the lowest ids, so the result depends on the texts alone.
+    Pairs seen once are not worth a token: little text gives fewer than `vocab_size`.
+    workers: processes that count pre-tokens (default: one per core). log: is given progress lines.
+    Raises InputError if vocab_size has no room for bytes and special tokens, or there is no text.
+    """
+    special_tokens = list(special_tokens)
+    if not special_tokens or not all(special_tokens) or len(set(special_tokens)) < len(special_tokens):
+        raise InputError(f"special tokens {special_tokens}: give at least one (the end of text), none empty or twice")
+    if vocab_size < 256 + len(special_tokens):
+        raise InputError(
+            f"vocab_size {vocab_size} is too small: 256 bytes and {len(special_tokens)} special tokens need at least "
+            f"{256 + len(special_tokens)}"
+        )
+    log = log or (lambda line: None)
+    words = _count_words(texts, workers or _cores(), log)
+    if not words:
+        raise InputError("no text to train the tokenizer on; give at least one text that is not empty")
+    tokens = [bytes([byte]) for byte in range(256)]
+    merges = []
+    for left, right in _learn_merges(words, vocab_size - 256 - len(special_tokens), log):
+        merges.append(f"{_visible(tokens[left])} {_visible(tokens[right])}")
+        tokens.append(tokens[left] + tokens[right])
+
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    document = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": id, "content": text, **flags} for id, text in enumerate(special_tokens, len(tokens))],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {_visible(token): id for id, token in enumerate(tokens)},
+            "merges": merges,
+        },
+    }
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": special_tokens[0],
+        "clean_up_tokenization_spaces": False,
+    }
+    return Tokenizer(document, config)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _chunks(texts: Iterable[str], size: int = 1 << 22) -> Iterator[list[str]]:
+    """The texts in lists of about `size` characters."""
+    chunk, length = [], 0
+    for text in texts:
+        chunk.append(text)
+        length += len(text)
+        if length >= size:
+            yield chunk
+            chunk, length = [], 0
+    if chunk:
+        yield chunk
+
+
+def _count_chunk(chunk: list[str]) -> Counter[str]:
+    split, words = regex.compile(PATTERN, regex.V1), Counter()
+    for text in chunk:
+        words.update(split.findall(_well_formed(text)))
+    return words
+
+
+def _count_words(texts: Iterable[str], workers: int, log: Callable[[str], None]) -> dict[bytes, int]:
+    """pre-token -> how often it occurs. A first chunk is counted here, so that little text starts no processes."""
+    chunks = _chunks(texts)
+    first = next(chunks, [])
+    words, characters = _count_chunk(first), sum(map(len, first))
+    second = next(chunks, None)
+    if second is not None:
+        with ProcessPoolExecutor(workers) as pool:
+            running = deque()  # kept short, so that a corpus larger than memory streams through
+            for chunk in chain([second], chunks):
+                running.append(pool.submit(_count_chunk, chunk))
+                if len(running) > 2 * workers:
+                    words.update(running.popleft().result())
+                characters += sum(map(len, chunk))
+                log(f"read {characters / 1e6:.0f} M characters")
+            for future in running:
+                words.update(future.result())
+    log(f"counted {len(words):,} different pre-tokens in {characters / 1e6:.1f} M characters")
+    return {word.encode(): count for word, count in words.items()}
+
+
+def _learn_merges(words: dict[bytes, int], limit: int, log: Callable[[str], None]) -> Iterator[tuple[int, int]]:
+    """Yield up to `limit` pairs of ids to merge; the i-th makes the id 256 + i."""
+    spelled = [list(word) for word in words]  # ids of each word so far
+    counts = list(words.values())
+    pair_count: dict[tuple[int, int], int] = defaultdict(int)
+    found_in: dict[tuple[int, int], list[int]] = defaultdict(list)  # words that may hold the pair; some no longer do
+    for index, (word, count) in enumerate(zip(spelled, counts, strict=True)):
+        for pair in zip(word, word[1:], strict=False):
+            pair_count[pair] += count
+            found_in[pair].append(index)
+    # Counts of known pairs only fall, so an entry may promise too much, never too little: it is checked when it comes
+    # to the top, and put back with its true count.
+    heap = [(-count, pair) for pair, count in pair_count.items()]
+    heapq.heapify(heap)
+
+    made = 256
+    while heap and made < 256 + limit:
+        count, pair = heapq.heappop(heap)
+        if -count != pair_count[pair]:
+            if pair_count[pair] > 1:
+                heapq.heappush(heap, (-pair_count[pair], pair))
+            continue
+        if -count < 2:
+            break
+        left, right = pair
+        new_pairs = set()
+        for index in set(found_in.pop(pair)):
+            word, count = spelled[index], counts[index]
+            i = 0
+            while i < len(word) - 1:
+                if word[i] == left and word[i + 1] == right:
+                    if i > 0:
+                        pair_count[word[i - 1], left] -= count
+                        new = word[i - 1], made
+                        pair_count[new] += count
+                        found_in[new].append(index)
+                        new_pairs.add(new)
+                    if i + 2 < len(word):
+                        pair_count[right, word[i + 2]] -= count
+                        new = made, word[i + 2]
+                        pair_count[new] += count
+                        found_in[new].append(index)
+                        new_pairs.add(new)
+                    word[i : i + 2] = [made]
+                i += 1
+        del pair_count[pair]
+        for new in new_pairs:
+            if pair_count[new] > 1:
+                heapq.heappush(heap, (-pair_count[new], new))
+        yield pair
+        made += 1
+        if made % 1024 == 0:
+            log(f"{made - 256:,} of {limit:,} merges")
+
+
+# Command line
+
+
+def _read_texts(paths: list[str]) -> Iterator[str]:
+    """The texts of .jsonl rows (text, or question with response or solution) and of plain text files."""
+    for path in paths:
+        if path.endswith(".jsonl"):
+            for number, row in read_jsonl(path):
+                names = ("text", "question", "response", "solution")
+                fields = [row[name] for name in names if row.get(name) is not None]
+                if not fields or not all(isinstance(field, str) for field in fields):
+                    raise InputError(f"{path}:{number}: needs a string in text, or question with response or solution")
+                yield from fields
+        else:
+            try:
+                with open(path, encoding="utf-8", newline="") as file:
+                    while lines := file.readlines(1 << 20):
+                        yield "".join(lines)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be read ({error.strerror}); give a text or JSONL file") from None
+            except UnicodeDecodeError:
+                raise InputError(f"{path}: not UTF-8 text; give a UTF-8 text or JSONL file") from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m data.tokenizer", description="Train a byte-level BPE tokenizer.")
+    parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help=".jsonl or plain text files")
+    parser.add_argument("--vocab_size", type=int, required=True, help="256 bytes, merges and special tokens together")
+    parser.add_argument("--to", required=True, metavar="DIR", help="where tokenizer.json is written")
+    parser.add_argument(
+        "--special_tokens", nargs="+", default=["<|endoftext|>"], metavar="TOKEN", help="the first is the end of text"
+    )
+    options = parser.parse_args()
+    begin = time.monotonic()
+
+    def log(line: str) -> None:
+        print(f"[{time.monotonic() - begin:6.1f} s] {line}", file=sys.stderr, flush=True)
+
+    tokenizer = train(_read_texts(options.input), options.vocab_size, options.special_tokens, log=log)
+    tokenizer.save(options.to)
+    few = "" if tokenizer.vocab_size == options.vocab_size else " (no pair occurs twice any more)"
+    log(f"{tokenizer.vocab_size:,} tokens{few} in {Path(options.to) / 'tokenizer.json'}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

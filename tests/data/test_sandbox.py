@@ -1,0 +1,227 @@
+"""The sandbox: every limit is reached by a program that tries to pass it."""
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from data.sandbox import Result, Sandbox
+
+ROOT = Path(__file__).parents[2]
+linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox(workers=2, cpu_seconds=1, memory_mb=256, output_bytes=10_000) as sandbox:
+        yield sandbox
+
+
+def test_result(sandbox):
+    assert sandbox.run("print(1+1)") == Result("ok", "2\n", "")
+    assert sandbox.run("if __name__ == '__main__':\n    print('中', '\\ud800')").stdout == "中 \\ud800\n"
+    assert sandbox.run("def f(n): return n * f(n - 1) if n else 1\nprint(f(5))").stdout == "120\n"
+    assert sandbox.run("").status == "ok"
+
+
+@pytest.mark.parametrize(("code", "status", "error"), [
+    ("print(1", "error", "SyntaxError: '(' was never closed"),
+    ("x = \0", "error", "SyntaxError: source code string cannot contain null bytes"),
+    ("print(3)\n1/0", "error", "ZeroDivisionError: division by zero"),
+    ("def f(n): return f(n + 1)\nf(0)", "error", "RecursionError: maximum recursion depth exceeded"),
+    ("exit(3)", "error", "SystemExit: 3"),
+    ("exit()", "ok", ""),
+    ("input()", "error", "EOFError: EOF when reading a line"),
+    ("class E(Exception):\n    def __str__(self): 1/0\nraise E", "error", ""),
+    ("while True: pass", "timeout", ""),
+    ("while True:\n    try:\n        while True: pass\n    except BaseException: pass", "timeout", ""),
+    ("import signal\nsignal.signal(signal.SIGXCPU, lambda *a: None)\nwhile True: pass", "timeout", ""),
+    ("import time\ntime.sleep(1000)", "timeout", ""),
+    ("import os, time\nos.close(1); os.close(3)\nwhile True: pass", "timeout", ""),
+    ("while True: print('x' * 1000)", "output", ""),
+    ("x = bytearray(10**10)", "memory", ""),
+    ("x = []\nwhile True: x.append('a' * 10**6 + str(len(x)))", "memory", ""),
+    ("import os\nos.abort()", "error", ""),
+])  # fmt: skip
+def test_status(sandbox, code, status, error):
+    start = time.monotonic()
+    result = sandbox.run(code)
+    assert result.status == status, result
+    assert error in result.error
+    assert len(result.stdout) <= 10_000
+    assert time.monotonic() - start < 15
+    assert sandbox.run("print(1)").status == "ok"  # the worker is as before
+
+
+def test_output_before_an_error_is_kept(sandbox):
+    assert sandbox.run("print(3)\n1/0").stdout == "3\n"
+
+
+def test_fork_bomb_is_refused(sandbox):
+    before = _processes()
+    assert sandbox.run("import os\nwhile True: os.fork()").status == "error"
+    code = "import os\nfor _ in range(1000):\n    try: os.fork()\n    except OSError: pass\nprint('end')"
+    assert sandbox.run(code) == Result("ok", "end\n", "")
+    assert "not allowed" in sandbox.run("import subprocess\nsubprocess.run(['ls'])").error
+    assert _processes() <= before + 3  # other tests of this machine may start some
+
+
+def _processes():
+    return sum(name.isdigit() for name in os.listdir("/proc")) if os.path.isdir("/proc") else 0
+
+
+def test_environment_is_empty(sandbox, monkeypatch):
+    monkeypatch.setenv("TRAINER_SECRET", "hunter2")
+    with Sandbox(workers=1) as fresh:
+        assert fresh.run("import os\nprint(dict(os.environ))").stdout == "{}\n"
+    code = """import os
+for descriptor in range(256):
+    try:
+        os.fstat(descriptor)
+        print(descriptor)
+    except OSError:
+        pass
+"""
+    assert sandbox.run(code).stdout.split() == ["0", "1", "2", "3"]  # 3 carries the error line
+
+
+
+def test_network_is_refused(sandbox):
+    for code in ("import socket\nsocket.socket()", "import socket\nsocket.create_connection(('127.0.0.1', 80))",
+                 "from urllib.request import urlopen\nurlopen('http://127.0.0.1')"):  # fmt: skip
+        assert sandbox.run(code).status == "error"
+
+
+def test_signals_do_not_reach_others(sandbox):
+    assert "not allowed" in sandbox.run("import os\nos.kill(os.getppid(), 9)").error
+
+
+def test_files_stay_in_scratch_and_are_gone(sandbox, tmp_path):
+    code = "import os\nopen('a.txt', 'w').write('hi')\nos.mkdir('d')\nos.rename('a.txt', 'd/b')\n"
+    result = sandbox.run(code + "print(open('d/b').read(), os.getcwd())")
+    text, folder = result.stdout.split()
+    assert text == "hi" and not os.path.exists(folder)
+    secret = tmp_path / "test_set.jsonl"
+    secret.write_text("42")
+    for attack in (f"open({str(secret)!r}).read()", f"open({str(secret)!r}, 'w')", f"import os; os.remove({str(secret)!r})",
+                   f"import os; os.symlink({str(secret)!r}, 'link'); open('link').read()",
+                   f"import os; os.listdir({str(tmp_path)!r})", "open('../x', 'w')"):  # fmt: skip
+        assert sandbox.run(attack).status == "error", attack
+    assert secret.read_text() == "42"
+
+
+def test_programs_do_not_see_one_another(sandbox):
+    assert sandbox.run("import math\nmath.pi = 3\nx = 1\nopen('f', 'w')").status == "ok"
+    for _ in range(3):
+        result = sandbox.run("import math, os\nprint(math.pi, 'x' in globals(), os.listdir('.'))")
+        assert result.stdout == "3.141592653589793 False []\n"
+
+
+def test_same_program_same_output_in_every_server():
+    code = "import random\nprint({'a', 'b', 'c', 'd'}, random.random(), hash('x'))"
+    with Sandbox(workers=1) as first, Sandbox(workers=1) as second:
+        assert first.run(code) == second.run(code) == first.run(code)
+
+
+def test_run_many_keeps_order_and_runs_equal_programs_once(sandbox, monkeypatch):
+    calls, run = [], sandbox.run
+    monkeypatch.setattr(sandbox, "run", lambda code: calls.append(code) or run(code))
+    codes = [f"print({i % 7})" for i in range(30)] + ["1/0"]
+    results = sandbox.run_many(codes)
+    assert [r.stdout for r in results] == [f"{i % 7}\n" for i in range(30)] + [""]
+    assert results[-1].status == "error"
+    assert sorted(calls) == sorted(set(codes))
+    assert sandbox.run_many([]) == []
+
+
+def test_sympy_is_loaded(sandbox):
+    code = "import time\nt = time.perf_counter()\nimport sympy\nassert time.perf_counter() - t < 0.1\n"
+    assert sandbox.run(code + "x = sympy.symbols('x')\nprint(sympy.solve(x**2 - 2))").stdout == "[-sqrt(2), sqrt(2)]\n"
+
+
+def test_costs_milliseconds(sandbox):
+    for code in ("print(1+1)", "import sympy\nprint(sympy.Rational(1, 2) + 1)"):
+        seconds = []
+        for i in range(40):
+            start = time.perf_counter()
+            assert sandbox.run(f"{code} # {i}").status == "ok"
+            seconds.append(time.perf_counter() - start)
+        assert statistics.median(seconds) < 0.1, seconds  # some 5 ms; the bound allows for a busy machine
+
+
+def test_dead_server_is_restarted(sandbox):
+    for server in sandbox._servers:
+        server.process.send_signal(signal.SIGKILL)
+    assert sandbox.run_many(["print(1)", "print(2)", "print(3)"]) == [Result("ok", f"{i}\n", "") for i in (1, 2, 3)]
+
+
+def test_start_failure_says_why(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(RuntimeError, match="/no/such/python"):
+        Sandbox(workers=1)
+    monkeypatch.undo()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="No module named 'sympy'"):
+        Sandbox(workers=2)
+
+
+@linux
+def test_servers_and_programs_end_with_a_killed_trainer():
+    code = ("import threading, time\nfrom data.sandbox import Sandbox\ns = Sandbox(workers=1, cpu_seconds=60)\n"
+            "print(s._servers[0].process.pid, s._servers[0].scratch, flush=True)\ns.run('while True: pass')")  # fmt: skip
+    trainer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT, text=True)
+    server, scratch = trainer.stdout.readline().split()
+    children = Path(f"/proc/{server}/task/{server}/children")
+    deadline = time.monotonic() + 10
+    while not children.read_text().split() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    program = children.read_text().split()[0]
+    trainer.kill()
+    trainer.wait()
+    trainer.stdout.close()
+    while any(map(_alive, (server, program))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _alive(server) and not _alive(program)
+    assert not os.path.exists(scratch)
+
+
+def _alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@linux
+def test_seccomp_by_itself(sandbox):
+    """Without the audit hook in front of it: processes, exec, sockets and signals are refused, threads are not."""
+    if "seccomp" not in sandbox.isolation:
+        pytest.skip("this kernel does not take the filter")
+    code = """
+import ctypes, os, socket, threading
+from data import sandbox
+assert sandbox._apply_seccomp(ctypes.CDLL(None, use_errno=True), sandbox._seccomp_program(os.uname().machine))
+for action in (os.fork, socket.socket, lambda: os.kill(1, 0), lambda: os.execv("/bin/true", ["true"])):
+    try:
+        action()
+    except PermissionError:
+        print("refused")
+thread = threading.Thread(target=lambda: print("thread"))
+thread.start()
+thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert done.stdout.split() == ["refused"] * 4 + ["thread"], done.stderr
+
+
+def test_scratch_is_removed_on_close():
+    with Sandbox(workers=1) as sandbox:
+        scratch = sandbox._servers[0].scratch
+        assert os.path.dirname(scratch) == tempfile.gettempdir()
+    assert not os.path.exists(scratch)

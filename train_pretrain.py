@@ -1,0 +1,145 @@
+"""Pre-training (paper 2.2, 2.3): next-token prediction on a mixture of token shards.
+
+The paper's recipe: AdamW (0.9, 0.95, weight decay 0.1), a multi-step schedule (2,000 steps of warm-up, then the peak rate,
+31.6 % of it after 80 % of the steps, 10 % after 90 %), gradient clipping at 1.0, 4K context; DeepSeekMath-Base 7B starts
+from DeepSeek-Coder-Base (`--init`) and sees 500B tokens: 56 % math corpus, 4 % AlgebraicStack, 10 % arXiv, 20 % code,
+10 % natural language (`--weights`).
+
+    python train_pretrain.py --size 1m --tokenizer DIR --data math=DIR,code=DIR --weights math=0.7,code=0.3 --to DIR
+    torchrun --nproc_per_node 8 train_pretrain.py --config configs/paper/pretrain.toml --init DIR --to DIR
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import runtime
+from data import InputError
+from data.shards import Mixture, windows
+from data.tokenizer import Tokenizer
+from eval import check_tokenizer
+from kernels.logprob import linear_logprob
+from model import Layout, Transformer, from_pretrained, preset
+from runtime import option
+
+
+@dataclass
+class Config:
+    init: str = option("", "model directory to continue from; empty starts from random weights of --size")
+    size: str = option("1m", "size preset of a new model: 1m, 2m, 4m, 10m, 30m, 125m, 350m, 1.3b or 7b")
+    tokenizer: str = option("", "tokenizer directory of a new model")
+    data: dict[str, str] = option({}, "token shards by source, e.g. math=DIR,code=DIR")
+    weights: dict[str, float] = option({}, "share of each source in the mixture; default: by its tokens")
+    valid: dict[str, str] = option({}, "token shards held out, by source, for the validation losses")
+    to: str = option("", "run directory; the result is TO/model")
+    context: int = option(4096, "tokens of a sequence")
+    batch: int = option(2304, "sequences a step, over all processes (the paper: 10M tokens, i.e. 2,304 x 4,096 and some)")
+    steps: int = option(50_000, "optimizer steps")
+    lr: float = option(4.2e-4, "peak learning rate (the paper's 7B)")
+    warmup: int = option(2000, "steps of linear warm-up")
+    weight_decay: float = option(0.1, "AdamW weight decay, on matrices")
+    beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
+    clip: float = option(1.0, "largest gradient norm")
+    micro_batch: int = option(4, "sequences of one forward and backward on one process")
+    valid_every: int = option(1000, "steps between validation losses")
+    valid_windows: int = option(64, "sequences of each validation source")
+    save_every: int = option(1000, "steps between checkpoints")
+    keep: int = option(2, "checkpoints kept")
+    activation_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, 1/3 more time")
+    seed: int = option(0, "seed of the weights and of the data order")
+    device: str = option("auto", "auto, cpu or cuda")
+
+
+def document_lengths(ids: np.ndarray, eos: int) -> list[int]:
+    """Lengths of the documents in windows [rows, T]: cut behind every EOS and at every window's end.
+
+    Example: [[5 0 7 8]] with EOS 0 gives [2, 2].
+    """
+    ends = ids == eos
+    ends[:, -1] = True
+    return np.diff(np.flatnonzero(ends), prepend=-1).tolist()
+
+
+def lm_loss(model: Transformer, rows: np.ndarray, eos: int, tokens: int) -> torch.Tensor:
+    """Minus the log-prob of windows [B, T + 1], summed over predicted tokens and divided by the global count `tokens`.
+
+    A document does not attend to another, and its EOS does not predict the next one's first token.
+    """
+    inputs, targets = rows[:, :-1], rows[:, 1:].reshape(-1)
+    layout = Layout(document_lengths(inputs, eos), device=model.device)
+    learned = torch.from_numpy(np.flatnonzero(inputs.reshape(-1) != eos)).to(model.device)
+    hidden = model(torch.from_numpy(inputs.reshape(-1)).to(model.device), layout)
+    logp, _ = linear_logprob(hidden[learned], model.head_weight, torch.from_numpy(targets).to(model.device)[learned], entropy=False)
+    return -logp.sum() / tokens
+
+
+def total_loss(model, rows: np.ndarray, eos: int, micro_batch: int, world: runtime.World) -> float:
+    """Mean loss per token of all `rows` over all processes; accumulates its gradient where gradients are on."""
+    tokens = int((rows[:, :-1] != eos).sum())
+    total = torch.zeros((), device=model.device)
+    share = -(-len(rows) // world.size)  # the same number of micro-batches everywhere: sharded modules run in step
+    own = rows[world.rank * share : (world.rank + 1) * share]
+    for first in range(0, share, micro_batch):
+        part = own[first : first + micro_batch]
+        loss = lm_loss(model, part, eos, tokens) if len(part) else 0.0 * lm_loss(model, rows[:1], eos, tokens)
+        if torch.is_grad_enabled():
+            loss.backward()
+        total += loss.detach()
+    return float(world.all_sum(total))
+
+
+def main(config: Config) -> None:
+    if not config.data or not config.to or not (config.init or config.tokenizer):
+        raise InputError("--data NAME=DIR, --to DIR and --init DIR (or --tokenizer DIR for a new model) are needed")
+    world = runtime.setup(config.device)
+    run = runtime.Run(config, world)
+    tokenizer = Tokenizer.load(config.init or config.tokenizer)
+    if config.init:
+        model = from_pretrained(config.init, world.device)
+        check_tokenizer(tokenizer, model, config.init)
+        model.config.context = max(model.config.context, config.context)
+    else:
+        shape = preset(config.size, tokenizer.vocab_size, context=config.context, eos_id=tokenizer.eos_id)
+        model = Transformer(shape, config.seed).to(world.device)
+    model.activation_checkpointing = config.activation_checkpointing
+    mixture = Mixture(config.data, config.weights, config.context, config.seed, tokenizer.hash)
+    valid = {name: windows(path, config.context, config.valid_windows, tokenizer.hash) for name, path in config.valid.items()}
+    flops = model.config.flops_per_token
+    parameters = sum(p.numel() for p in model.parameters())
+    run.say(f"{parameters / 1e6:.2f} M parameters, {config.batch * config.context} tokens a step")
+
+    model = runtime.shard(model, world)
+    optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
+    start, state = run.resume(model, optimizer)
+    if state:
+        mixture.load_state_dict(state["mixture"])
+
+    for step in range(start + 1, config.steps + 1):
+        began = time.perf_counter()
+        rows, sources = mixture.next_batch(config.batch)
+        rate = config.lr * runtime.lr_multistep(step, config.warmup, config.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = total_loss(model, rows, tokenizer.eos_id, config.micro_batch, world)
+        norm = runtime.clip_grad_norm(model, config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - began
+        metrics = {"loss": loss, "grad_norm": norm, "lr": rate, "tokens": step * config.batch * config.context}
+        metrics["sources"] = {name: sources.count(name) for name in config.data}
+        if valid and (step % config.valid_every == 0 or step == config.steps):
+            with torch.no_grad():
+                for name, held_out in valid.items():
+                    metrics[f"valid_loss/{name}"] = total_loss(model, held_out, tokenizer.eos_id, config.micro_batch, world)
+        speed = config.batch * config.context / seconds
+        timing = {"seconds": seconds, "tokens_per_second": speed, "mfu": runtime.mfu(speed * flops, world)}
+        run.log(step, metrics, timing)
+        run.checkpoint(step, model, tokenizer, optimizer, {"mixture": mixture.state_dict()})
+    run.finish(model, tokenizer, {"parameters": parameters})
+
+
+if __name__ == "__main__":
+    runtime.command(main, Config)

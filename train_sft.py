@@ -1,0 +1,170 @@
+"""Instruction tuning (paper 3): chain of thought, programs and tool-integrated solutions in one mixture.
+
+Training examples are concatenated at random up to the context length, without attention across examples, and only the
+response is learned, its end token included. The paper: 776K examples, batch 256 sequences of 4K tokens, 500 steps,
+constant learning rate 5e-5.
+
+    python train_sft.py --init runs/demo/pretrain/model --data runs/demo/data/sft.jsonl --to runs/demo/sft
+    torchrun --nproc_per_node 8 train_sft.py --config configs/paper/sft.toml --init DIR --data FILE --to DIR
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import runtime
+from batch import Group, pack_completions, token_logprobs
+from data import InputError, prompts, read_jsonl
+from data.packing import micro_batches, pack
+from data.tokenizer import Tokenizer
+from eval import check_tokenizer
+from model import Transformer, from_pretrained
+from runtime import option
+
+
+@dataclass
+class Config:
+    init: str = option("", "model directory to start from (ours or a Hugging Face one)")
+    data: list[str] = option([], "files of {question, response, format, lang} lines, comma-separated")
+    to: str = option("", "run directory; the result is TO/model")
+    valid: str = option("", "file of such lines held out for the validation loss")
+    template: str = option("plain", "prompt template: plain, deepseek or qwen")
+    context: int = option(4096, "tokens of a packed sequence; longer examples are left out and counted")
+    batch: int = option(256, "packed sequences a step, over all processes")
+    steps: int = option(500, "optimizer steps")
+    lr: float = option(5e-5, "learning rate, constant after the warm-up")
+    warmup: int = option(0, "steps of linear warm-up")
+    decay: float = option(0.0, "share of the steps, at the end, over which the rate falls linearly to a tenth (0: constant)")
+    weight_decay: float = option(0.1, "AdamW weight decay, on matrices")
+    beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
+    clip: float = option(1.0, "largest gradient norm")
+    micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
+    valid_every: int = option(100, "steps between validation losses")
+    save_every: int = option(100, "steps between checkpoints")
+    keep: int = option(2, "checkpoints kept")
+    activation_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, 1/3 more time")
+    seed: int = option(0, "seed of the packing order")
+    device: str = option("auto", "auto, cpu or cuda")
+
+
+def load_examples(paths: list[str], tokenizer: Tokenizer, template: str, context: int) -> tuple[list[Group], int]:
+    """SFT lines as (prompt ids, [response ids with EOS]); also the number left out for being longer than the context."""
+    questions, responses = [], []
+    for path in paths:
+        for number, row in read_jsonl(path):
+            for key in ("question", "response"):
+                if not isinstance(row.get(key), str) or not row[key]:
+                    raise InputError(f"{path}:{number}: no {key!r}; a line needs question, response, format and lang")
+            format = row.get("format", "cot")
+            if format not in prompts.FORMATS:
+                raise InputError(f"{path}:{number}: format {format!r} is unknown; use {', '.join(prompts.FORMATS)}")
+            questions.append(prompts.prompt(row["question"], format, template))
+            responses.append(prompts.response_text(row["response"], format, template))
+    bos = [tokenizer.bos_id] if tokenizer.add_bos else []
+    pairs = zip(tokenizer.encode_batch(questions), tokenizer.encode_batch(responses), strict=True)
+    examples = [(bos + question, [response + [tokenizer.eos_id]]) for question, response in pairs]
+    fitting = [example for example in examples if length(example) <= context]
+    if not fitting:
+        raise InputError(f"{', '.join(paths) or '--data'}: no example of at most {context} tokens; give data or raise --context")
+    return fitting, len(examples) - len(fitting)
+
+
+def length(example: Group) -> int:
+    return len(example[0]) + len(example[1][0])
+
+
+def batches(lengths: list[int], context: int, batch: int, seed: int) -> Iterator[list[int]]:
+    """Endless batches of example numbers: `batch` packed sequences each, an epoch packed anew in random order."""
+    epoch, packs = 0, []
+    while True:
+        while len(packs) < batch:
+            packs += pack(lengths, context, np.random.default_rng([seed, epoch]))
+            epoch += 1
+        yield [i for one in packs[:batch] for i in one]
+        packs = packs[batch:]
+
+
+def sft_loss(model: Transformer, examples: list[Group], tokens: int) -> torch.Tensor:
+    """Eq. 5 with data from the instruction set and coefficient 1: minus the mean log-prob over the global batch's `tokens`."""
+    logp, _ = token_logprobs(model, pack_completions(examples, shared=False, device=model.device))
+    return -logp.sum() / tokens
+
+
+def sft_gradient(model, examples: list[Group], micro_tokens: int, world: runtime.World) -> float:
+    """Accumulate the gradient of the mean loss over all processes' examples; returns that loss.
+
+    Every process holds all `examples` and takes its share of the micro-batches, in equal number (an empty one runs a
+    single token without loss, so that sharded modules are called equally often everywhere).
+    """
+    tokens = sum(len(responses[0]) for _, responses in examples)
+    total = torch.zeros((), device=model.device)
+    for micro in micro_batches([length(example) for example in examples], micro_tokens, world.size)[world.rank]:
+        if micro:
+            loss = sft_loss(model, [examples[i] for i in micro], tokens)
+        else:
+            loss = 0.0 * sft_loss(model, [examples[0]], tokens)
+        loss.backward()
+        total += loss.detach()
+    return float(world.all_sum(total))
+
+
+@torch.no_grad()
+def validation_loss(model, examples: list[Group], micro_tokens: int, world: runtime.World) -> float:
+    """Mean loss per response token, over all of `examples`."""
+    tokens = sum(len(responses[0]) for _, responses in examples)
+    total = torch.zeros((), device=model.device)
+    for micro in micro_batches([length(example) for example in examples], micro_tokens, world.size)[world.rank]:
+        loss = sft_loss(model, [examples[i] for i in micro or [0]], tokens)
+        total += loss if micro else 0.0 * loss
+    return float(world.all_sum(total))
+
+
+def main(config: Config) -> None:
+    for name in ("init", "data", "to"):
+        if not getattr(config, name):
+            raise InputError(f"--{name} is needed")
+    world = runtime.setup(config.device)
+    run = runtime.Run(config, world)
+    tokenizer = Tokenizer.load(config.init)
+    model = from_pretrained(config.init, world.device)
+    check_tokenizer(tokenizer, model, config.init)
+    model.config.context = max(model.config.context, config.context)
+    model.activation_checkpointing = config.activation_checkpointing
+    examples, left_out = load_examples(config.data, tokenizer, config.template, config.context)
+    valid = load_examples([config.valid], tokenizer, config.template, config.context)[0] if config.valid else []
+    run.say(f"{len(examples)} examples, {left_out} longer than {config.context} tokens left out")
+
+    model = runtime.shard(model, world)
+    optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
+    start, _ = run.resume(model, optimizer)
+    lengths = [length(example) for example in examples]
+    stream = batches(lengths, config.context, config.batch, config.seed)
+    for _ in range(start):
+        next(stream)
+
+    for step in range(start + 1, config.steps + 1):
+        began = time.perf_counter()
+        chosen = [examples[i] for i in next(stream)]
+        rate = config.lr * runtime.lr_linear_decay(step, config.warmup, config.steps, config.decay)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = sft_gradient(model, chosen, config.micro_tokens, world)
+        norm = runtime.clip_grad_norm(model, config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        metrics = {"loss": loss, "grad_norm": norm, "lr": rate, "examples": len(chosen)}
+        if valid and (step % config.valid_every == 0 or step == config.steps):
+            metrics["valid_loss"] = validation_loss(model, valid, config.micro_tokens, world)
+        seconds = time.perf_counter() - began
+        tokens = sum(map(length, chosen))
+        run.log(step, metrics, {"seconds": seconds, "tokens_per_second": tokens / seconds})
+        run.checkpoint(step, model, tokenizer, optimizer)
+    run.finish(model, tokenizer, {"examples": len(examples), "left_out": left_out})
+
+
+if __name__ == "__main__":
+    runtime.command(main, Config)
