@@ -459,7 +459,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """Normal weights: deviation 0.02 for embedding and head, else 1/sqrt(fan in), residual outputs / sqrt(2 layers)."""
+        """Normal weights: deviation 0.02 for embedding and head, else 1/sqrt(fan in); residuals / sqrt(2 layers)."""
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
             if weight.dim() < 2:
@@ -510,7 +510,8 @@ class Transformer(nn.Module):
                 x = checkpoint(block, x, rope, layout, use_reentrant=False)
             else:
                 x = block(x, rope, layout, store)
-        return self.norm(x).view(*shape, -1)
+        hidden = self.norm(x)
+        return hidden if len(shape) == 1 else hidden.view(*shape, -1)
 
     def decode(self, ids: Tensor, cache: KVCache, lengths: Tensor, longest: int) -> Tensor:
         """One decoding step: ids [B] of the cache's first B rows, which hold `lengths` [B] tokens -> hidden [B, D].

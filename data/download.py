@@ -101,7 +101,10 @@ def download(name: str, to: str | Path, source_folder: str | Path | None = None,
     if name not in FILES:
         raise InputError(f"{name!r}: unknown data set; there are {', '.join(FILES)}")
     to, paths = Path(to), []
-    to.mkdir(parents=True, exist_ok=True)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{to}: cannot be made a folder ({error.strerror}); give another --to") from None
     for file_name, source in FILES[name].items():
         path = to / file_name
         paths.append(path)

@@ -201,7 +201,8 @@ def _serve(config: dict) -> None:
     sys.path += config["packages"]
     import sympy
 
-    sympy.simplify(sympy.sqrt(2) * sympy.Symbol("x") + sympy.Rational(1, 2))  # fills the caches and late imports
+    x = sympy.Symbol("x")  # first calls import a lot: make them here, once
+    sympy.solve(sympy.simplify(x**2 - sympy.sqrt(2) * x + sympy.Rational(1, 3)), x)
     import collections  # noqa: F401  (loaded once here rather than by every program)
     import decimal  # noqa: F401
     import fractions  # noqa: F401

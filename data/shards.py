@@ -62,8 +62,8 @@ def write_shards(documents: Iterable[list[int]], directory, tokenizer_hash: str,
 
 
 class Shards:
-    """A folder of shards as one sequence of `len(shards)` tokens, memory-mapped. Sizes are checked against the manifest;
-    `verify=True` reads everything and checks the sha256 too. Raises InputError."""
+    """A folder of shards as one sequence of `len(shards)` tokens, memory-mapped. Sizes are checked against the
+    manifest; `verify=True` reads everything and checks the sha256 too. Raises InputError."""
 
     def __init__(self, directory, verify: bool = False):
         self.directory = Path(directory)
@@ -193,8 +193,9 @@ class Mixture:
     def load_state_dict(self, state: dict) -> None:
         """Go on where `state` was taken. Raises InputError where data, context or seed are not the same."""
         for name in ("seed", "context", "counts"):
-            if state[name] != getattr(self, name):
-                raise InputError(f"mixture: the checkpoint's {name} is {state[name]}, here it is {getattr(self, name)}; "
+            here = getattr(self, name)
+            if state[name] != here:
+                raise InputError(f"mixture: the checkpoint's {name} is {state[name]}, here it is {here}; "
                                  "resume with the data and options that the run began with")
         self.row, self.taken = state["row"], dict(state["taken"])
 

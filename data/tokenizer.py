@@ -115,8 +115,11 @@ class Tokenizer:
         self._find_raw_added, self._find_added = _any_of(self._raw_added), _any_of(self._added)
         self._compiled = [_compile(split) for split in self._splits]
         self._merge_rank = {pair: rank for rank, pair in enumerate(self._merges)}
-        ranks = _tiktoken_ranks(self._ids, self._merges, self._ignore_merges)
-        self._encoding = ranks and _tiktoken_encoding(self._splits, ranks)
+        self._ranks = ranks = _tiktoken_ranks(self._ids, self._merges, self._ignore_merges)
+        self._whole_text = None  # tiktoken, splitting by itself, which it can where there is one split
+        if ranks and len(self._splits) == 1:
+            # tiktoken drops what lies between matches, which Split keeps as a piece: hence the second alternative.
+            self._whole_text = _tiktoken(rf"(?m:{self._splits[0]})|(?:(?!(?m:{self._splits[0]}))[\s\S])+", ranks)
         self._id_of_rank = None  # stays None where ranks are ids, as in all published files known to us
         if ranks and any(self._ids[token] != rank for token, rank in ranks.items()):
             self._id_of_rank = {rank: self._ids[token] for token, rank in ranks.items()}
@@ -179,8 +182,8 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of `text`. A special token's text in it is text like any other, so data cannot forge one. No BOS or EOS
         is added. Lone surrogates become U+FFFD."""
-        if self._direct:
-            return self._encoding.encode_ordinary(text)
+        if self._direct and not _has_long_blank(text):
+            return self._whole_text.encode_ordinary(text)
         ids = []
         for part in _cut(self._find_raw_added, _well_formed(text)):
             if part in self._raw_added:
@@ -192,8 +195,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` of each text, on all cores where tiktoken does it all."""
-        if self._direct:
-            return self._encoding.encode_ordinary_batch(texts, num_threads=_cores())
+        if self._direct and not any(map(_has_long_blank, texts)):
+            return self._whole_text.encode_ordinary_batch(texts, num_threads=_cores())
         return [self.encode(text) for text in texts]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -206,9 +209,14 @@ class Tokenizer:
 
     @cached_property
     def _direct(self) -> bool:
-        """Whether tiktoken's answer to the raw text is ours."""
-        extra = self._forms or self._added or self._raw_added or self._id_of_rank or len(self._splits) > 1
-        return self._encoding is not None and not extra
+        """Whether what tiktoken makes of the raw text are the ids."""
+        extra = self._forms or self._added or self._raw_added or self._id_of_rank
+        return self._whole_text is not None and not extra
+
+    @cached_property
+    def _one_piece(self) -> tiktoken.Encoding:
+        """tiktoken, leaving what it is given in one piece."""
+        return _tiktoken(r"[\s\S]+", self._ranks)
 
     def _normalize(self, text: str) -> str:
         for form in self._forms:
@@ -216,8 +224,8 @@ class Tokenizer:
         return text
 
     def _encode_normalized(self, text: str) -> list[int]:
-        if self._encoding is not None and len(self._splits) == 1:
-            return self._map(self._encoding.encode_ordinary(text))
+        if self._whole_text is not None and not _has_long_blank(text):
+            return self._map(self._whole_text.encode_ordinary(text))
         pieces = [text]
         for split in self._compiled:
             pieces = [part for piece in pieces for part in _cut(split, piece)]
@@ -225,8 +233,8 @@ class Tokenizer:
 
     def _encode_piece(self, piece: str) -> list[int]:
         """Ids of one pre-token."""
-        if self._encoding is not None:
-            return self._map(self._encoding.encode_ordinary(piece))
+        if self._ranks is not None:
+            return self._map(self._one_piece.encode_ordinary(piece))
         whole = piece.encode()
         if self._ignore_merges and whole in self._ids:
             return [self._ids[whole]]
@@ -437,17 +445,16 @@ def _ends_with(pair: tuple[bytes, bytes], merge_of: dict[bytes, tuple[bytes, byt
     return True
 
 
-def _tiktoken_encoding(splits: list[str], ranks: dict[bytes, int]) -> tiktoken.Encoding:
-    """With one split, tiktoken splits too; with several, it is given pieces, which it leaves whole."""
-    if len(splits) == 1:
-        # It drops what lies between matches; the tokenizers library keeps that as a piece: the second alternative.
-        pattern = rf"(?m:{splits[0]})|(?:(?!(?m:{splits[0]}))[\s\S])+"
-    else:
-        pattern = r"[\s\S]+"
+def _tiktoken(pattern: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
     try:
         return tiktoken.Encoding("byte-level BPE", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     except ValueError as error:
-        raise InputError(f"split pattern {splits[0]!r} is not supported ({str(error).splitlines()[-1]})") from None
+        raise InputError(f"split pattern {pattern!r} is not supported ({str(error).splitlines()[-1]})") from None
+
+
+def _has_long_blank(text: str) -> bool:
+    """Whether there is a run of white space on which tiktoken's regular expressions may exhaust their stack."""
+    return len(text) > 500_000 and regex.search(r"\s{500000}", text) is not None
 
 
 # Training

@@ -153,15 +153,16 @@ def test_reads_what_sympy_prints_and_latex(expression):
     for other in (sympy.latex(expression), str(sympy.expand(expression))):
         verdict = compare(str(expression), other)  # only towers of exp may be refused
         assert verdict.equal or verdict.reason == "not_parsed" and "exp(exp" in str(expression), (expression, other)
-    assert not compare(str(expression), str(expression * sympy.Rational(1001, 1000))).equal
+    changed = expression * sympy.Rational(1001, 1000)
+    assert changed == 0 or not compare(str(expression), str(changed)).equal
 
 
-HOSTILE = ["9**9**9", "9^{9^{9^9}}", "exp(exp(exp(exp(5))))", "(((9!)!)!)!",
-"(" * 500 + "1" + ")" * 500, "-" * 900 + "1",
-           "x^" * 300 + "x", "1e999999999", "10^{-10^{10}}",
-           "+".join(["sqrt(x)"] * 120), "1:" * 300 + "1", "a" * 100_000,
-           "{1" * 300, r"\pm1" * 100, "(" + r"\pm " * 30 + "1)", ",".join(f"x+sqrt({i})" for i in range(90)),
-           r"\frac{" * 200 + "1" + "}{2}" * 200, "1" * 4999, "sin(" * 30 + "1" + ")" * 30, "x<" * 400 + "y"]  # fmt: skip
+HOSTILE = [
+    "9**9**9", "9^{9^{9^9}}", "exp(exp(exp(exp(5))))", "(((9!)!)!)!", "(" * 500 + "1" + ")" * 500, "-" * 900 + "1",
+    "x^" * 300 + "x", "1e999999999", "10^{-10^{10}}", "+".join(["sqrt(x)"] * 120), "1:" * 300 + "1", "a" * 100_000,
+    "{1" * 300, r"\pm1" * 100, "(" + r"\pm " * 30 + "1)", ",".join(f"x+sqrt({i})" for i in range(90)), "1" * 4999,
+    r"\frac{" * 200 + "1" + "}{2}" * 200, "sin(" * 30 + "1" + ")" * 30, "x<" * 400 + "y",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
@@ -172,8 +173,8 @@ def test_effort_is_bounded(text):
     assert time.process_time() - start < 2
 
 
-SOUP = [*"0129xyeEI!%/*+-,;:=<>()[]{}|.^_&$ jé三十", "**", r"\frac", r"\sqrt", r"\pm", r"\cup", "exp(", "log(", "10000",
-        r"\{", r"\}", r"\text{", "cm", "and", r"\infty", r"\\", r"\begin{pmatrix}"]  # fmt: skip
+SOUP = [*"0129xyeEI!%/*+-,;:=<>()[]{}|.^_&$ jé三十", "**", r"\frac", r"\sqrt", r"\pm", r"\cup", "exp(", "log(",
+        "10000", r"\{", r"\}", r"\text{", "cm", "and", r"\infty", r"\\", r"\begin{pmatrix}"]  # fmt: skip
 
 
 @settings(max_examples=150, deadline=None)

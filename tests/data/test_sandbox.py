@@ -109,8 +109,9 @@ def test_files_stay_in_scratch_and_are_gone(sandbox, tmp_path):
     assert text == "hi" and not os.path.exists(folder)
     secret = tmp_path / "test_set.jsonl"
     secret.write_text("42")
-    for attack in (f"open({str(secret)!r}).read()", f"open({str(secret)!r}, 'w')", f"import os; os.remove({str(secret)!r})",
-                   f"import os; os.symlink({str(secret)!r}, 'link'); open('link').read()",
+    path = str(secret)
+    for attack in (f"open({path!r}).read()", f"open({path!r}, 'w')", f"import os; os.remove({path!r})",
+                   f"import os; os.symlink({path!r}, 'link'); open('link').read()",
                    f"import os; os.listdir({str(tmp_path)!r})", "open('../x', 'w')"):  # fmt: skip
         assert sandbox.run(attack).status == "error", attack
     assert secret.read_text() == "42"
@@ -174,7 +175,8 @@ def test_start_failure_says_why(monkeypatch):
 @linux
 def test_servers_and_programs_end_with_a_killed_trainer():
     code = ("import threading, time\nfrom data.sandbox import Sandbox\ns = Sandbox(workers=1, cpu_seconds=60)\n"
-            "print(s._servers[0].process.pid, s._servers[0].scratch, flush=True)\ns.run('while True: pass')")  # fmt: skip
+            "print(s._servers[0].process.pid, s._servers[0].scratch, flush=True)\n"
+            "s.run('while True: pass')")  # fmt: skip
     trainer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT, text=True)
     server, scratch = trainer.stdout.readline().split()
     children = Path(f"/proc/{server}/task/{server}/children")
