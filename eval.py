@@ -21,8 +21,8 @@ from data.sandbox import Sandbox
 from data.tokenizer import Tokenizer
 from generate import Sampling, generate
 from model import Transformer, from_pretrained
+from options import option
 from reward import completion_text, predictions, rule_rewards
-from runtime import option
 
 
 @dataclass

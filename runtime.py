@@ -1,4 +1,4 @@
-"""Plumbing that a reader may skip: options, processes, FSDP, checkpoints, metrics, interruption, schedules.
+"""Plumbing that a reader may skip: processes, FSDP, checkpoints, metrics, interruption, schedules.
 
 A trainer uses it like this (every name below is explained where it is defined):
 
@@ -20,23 +20,17 @@ import contextlib
 import copy
 import dataclasses
 import datetime
-import difflib
 import functools
 import hashlib
-import inspect
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import sys
-import textwrap
 import threading
 import time
 import tomllib
-import types
-import typing
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -46,179 +40,10 @@ import torch.distributed as dist
 from torch import nn
 
 from data import InputError, atomic_write
+from options import local_main, parse, read_toml, to_toml, toml_value
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Options: dataclass <- TOML files <- command line
-
-
-def option(default, help: str):
-    """A dataclass field with a default and the sentence that --help prints."""
-    if isinstance(default, list | dict):
-        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
-
-
-def parse(Config, argv: list[str] | None = None, description: str = ""):
-    """An instance of the dataclass `Config`: its defaults, changed by `--config FILE.toml` (several: the later wins),
-    then by `--name value` or `--name=value`.
-
-    Lists are written a,b,c; dicts a=0.3,b=0.7; bools true or false; no value, where the type is Optional, none.
-    Raises InputError.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    kinds = typing.get_type_hints(Config)
-    names = [field.name for field in dataclasses.fields(Config)]
-    if "--help" in argv or "-h" in argv:
-        if _local_main():
-            print(usage(Config, description))
-        sys.exit(0)
-    files, given = [], []
-    rest = list(argv)
-    while rest:
-        token = rest.pop(0)
-        if not token.startswith("--"):
-            raise InputError(f"unexpected argument {token!r}; options are written --name value (--help lists them)")
-        name, equals, text = token[2:].partition("=")
-        name = name.replace("-", "_")
-        if name != "config" and name not in names:
-            raise InputError(f"--{name}: unknown option; {_nearest(name, ['config', *names], '--')}")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise InputError(f"--{name}: no value given; write --{name} value or --{name}=value")
-            text = rest.pop(0)
-        (files if name == "config" else given).append((name, text))
-
-    values = {}
-    for _, file in files:
-        for name, value in _read_toml(file).items():
-            if name not in names:
-                raise InputError(f"{file}: unknown key {name!r}; {_nearest(name, names)}")
-            values[name] = _convert(value, kinds[name], False, f"{file}: {name} = {_toml(value)}")
-    for name, text in given:
-        values[name] = _convert(text, kinds[name], True, f"--{name} {text}")
-    return Config(**values)
-
-
-def to_toml(config) -> str:
-    """The options as a TOML file that `parse` reads back to the same values."""
-    return "".join(f"{name} = {_toml(value)}\n" for name, value in vars(config).items())
-
-
-def usage(Config, description: str = "") -> str:
-    """The text of --help. A comment line of its own in the class is the heading of the options below it."""
-    try:
-        source = textwrap.dedent(inspect.getsource(Config)).splitlines()
-    except (OSError, TypeError):
-        source = []
-    kinds, headings, heading = typing.get_type_hints(Config), {}, ""
-    for line in map(str.strip, source):
-        if line.startswith("#"):
-            heading = line.strip("# ")
-        elif (match := re.match(r"(\w+)\s*:", line)) and match[1] in kinds:
-            headings[match[1]] = heading
-    lines = [description.strip(), ""] if description else []
-    lines += ["options (the later wins: default, --config files in their order, command line)"]
-    lines += ["  --config FILE.toml         a file of the options below, as name = value"]
-    shown = ""
-    for field, default in zip(dataclasses.fields(Config), vars(Config()).values(), strict=True):
-        if headings.get(field.name, "") != shown:
-            shown = headings[field.name]
-            lines += ["", shown]
-        start = f"  --{field.name} {_kind_name(kinds[field.name])}"
-        lines.append(f"{start:<28} {field.metadata.get('help', '')} [{_as_text(default)}]")
-    return "\n".join(lines)
-
-
-def _as_text(value) -> str:
-    """A value as it is written on the command line."""
-    if isinstance(value, list):
-        return ",".join(map(_as_text, value))
-    if isinstance(value, dict):
-        return ",".join(f"{name}={_as_text(item)}" for name, item in value.items())
-    return _toml(value).strip('"') if value is None or isinstance(value, bool) else str(value)
-
-
-def _kind_name(kind) -> str:
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return _kind_name(inner[0]) + "|none"
-    named = {bool: "true|false", int: "N", float: "X", str: "TEXT", Path: "PATH"}
-    if origin is list:
-        return f"{named[inner[0]]},.."
-    return f"NAME={named[inner[1]]},.." if origin is dict else named[kind]
-
-
-def _convert(value, kind, text: bool, where: str):
-    """A value of the annotated type, from command-line text or from a TOML value. `where` begins the InputError."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):  # Optional
-        return None if value == "none" else _convert(value, inner[0], text, where)
-    if origin is list:
-        if text:
-            value = value.split(",") if value else []
-        if not isinstance(value, list):
-            raise InputError(f"{where}: needs a list")
-        return [_convert(item, inner[0], text, where) for item in value]
-    if origin is dict:
-        if text:
-            pairs = [item.partition("=") for item in value.split(",")] if value else []
-            value = {name: item for name, equals, item in pairs if name and equals}
-            if len(value) < len(pairs):
-                raise InputError(f"{where}: needs name=value,name=value with every name once")
-        if not isinstance(value, dict):
-            raise InputError(f"{where}: needs a table of name = value")
-        return {name: _convert(item, inner[1], text, where) for name, item in value.items()}
-    if kind is bool:
-        value = {"true": True, "false": False}.get(value, value) if text else value
-        if not isinstance(value, bool):
-            raise InputError(f"{where}: needs true or false")
-    elif kind in (int, float):
-        if text:
-            try:
-                value = kind(value)
-            except ValueError:
-                pass
-        if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
-            raise InputError(f"{where}: needs {'an integer' if kind is int else 'a number'}")
-    elif kind in (str, Path):
-        if not isinstance(value, str):
-            raise InputError(f"{where}: needs a text in quotes")
-    else:
-        raise TypeError(f"an option cannot have the type {kind}")
-    return kind(value)
-
-
-def _toml(value) -> str:
-    if value is None:
-        return '"none"'
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_toml(str(name))} = {_toml(item)}" for name, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML escapes DEL, JSON does not
-
-
-def _read_toml(path) -> dict:
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from None
-    except ValueError as error:  # not TOML or not UTF-8
-        raise InputError(f"{path}: not a TOML file: {error}") from None
-
-
-def _nearest(name: str, names: list[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, names, 1)
-    return f"did you mean {prefix}{near[0]}?" if near else "--help lists the options"
-
-
-def _local_main() -> bool:
-    """True for the process that may speak: the first of each machine (an error may concern one machine's files)."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+# Programs
 
 
 def command(main: Callable, Config) -> None:
@@ -233,7 +58,7 @@ def command(main: Callable, Config) -> None:
     except KeyboardInterrupt:
         code, together = 130, False
         message = "interrupted; the same command continues from the last checkpoint, if there is one"
-    if message and _local_main():
+    if message and local_main():
         print(message, file=sys.stderr, flush=True)
     if dist.is_initialized() and together:  # otherwise some may still wait in a collective: torchrun ends them
         dist.destroy_process_group()
@@ -500,7 +325,7 @@ class Interrupt:
             os.kill(os.getpid(), signum)
         elif not self.signum:
             self.signum, self._at = signum, time.monotonic()
-            if _local_main():
+            if local_main():
                 os.write(2, b"stopping after this step; once more stops at once\n")
 
     def requested(self, world: World) -> int:
@@ -689,12 +514,12 @@ class Run:
         path = self.directory / "config.toml"
         if not path.exists() or not (self.checkpoints.complete() or (self.directory / "rollouts").exists()):
             return  # nothing here yet that the options have shaped
-        before, now = _read_toml(path), tomllib.loads(to_toml(self.config))
+        before, now = read_toml(path), tomllib.loads(to_toml(self.config))
         grows = "iterations" if getattr(self.config, "iterations", 1) > 1 else "steps"  # else an iteration's own length
         for name, value in now.items():
             old = before.get(name, value)
             if old != value and name not in self.FREE and not (name == grows and value > old):
-                change = f"{name} was {_toml(old)}, now {_toml(value)}"
+                change = f"{name} was {toml_value(old)}, now {toml_value(value)}"
                 raise InputError(f"{path}: {change}; give the same value, or another --to")
 
     def say(self, text: str) -> None:

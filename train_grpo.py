@@ -36,8 +36,9 @@ from generate import Sample, Sampling, generate
 from kernels.advantage import group_advantage
 from kernels.policy_loss import policy_loss, token_weights
 from model import Transformer, from_pretrained
+from options import option
 from reward import completion_text, predictions, rule_rewards
-from runtime import World, option, seeded
+from runtime import World, seeded
 
 
 @dataclass

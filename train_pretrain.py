@@ -11,19 +11,18 @@ from DeepSeek-Coder-Base (`--init`) and sees 500B tokens: 56 % math corpus, 4 % 
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 import runtime
 from data import InputError
-from data.shards import Mixture, windows
+from data.shards import Mixture, Shards, windows
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer
 from kernels.logprob import linear_logprob
 from model import Layout, Transformer, from_pretrained, preset
-from runtime import option
+from options import option
 
 
 @dataclass
@@ -105,8 +104,12 @@ def main(config: Config) -> None:
         shape = preset(config.size, tokenizer.vocab_size, context=config.context, eos_id=tokenizer.eos_id)
         model = Transformer(shape, config.seed).to(world.device)
     model.activation_checkpointing = config.activation_checkpointing
-    mixture = Mixture(config.data, config.weights, config.context, config.seed, tokenizer.hash)
-    valid = {name: windows(path, config.context, config.valid_windows, tokenizer.hash) for name, path in config.valid.items()}
+    mixture = Mixture(config.data, config.weights, config.context, config.seed)
+    mixture.check(tokenizer.hash)
+    valid = {}
+    for name, path in config.valid.items():
+        Shards(path).check(tokenizer.hash)
+        valid[name] = windows(path, config.context, config.valid_windows)
     flops = model.config.flops_per_token
     parameters = sum(p.numel() for p in model.parameters())
     run.say(f"{parameters / 1e6:.2f} M parameters, {config.batch * config.context} tokens a step")

@@ -11,7 +11,6 @@ constant learning rate 5e-5.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from data.packing import micro_batches, pack
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer
 from model import Transformer, from_pretrained
-from runtime import option
+from options import option
 
 
 @dataclass

@@ -19,7 +19,7 @@ from torch import nn
 
 import runtime
 from data import InputError
-from runtime import option, parse
+from options import option, parse, to_toml
 
 ROOT = Path(__file__).parents[1]
 
@@ -277,7 +277,7 @@ floats = st.floats(allow_nan=False)
 )
 def test_toml_round_trip(tmp_path_factory, config):
     file = tmp_path_factory.getbasetemp() / "round.toml"
-    file.write_text(runtime.to_toml(config), encoding="utf-8", newline="")
+    file.write_text(to_toml(config), encoding="utf-8", newline="")
     assert parse(Options, ["--config", str(file)]) == config
 
 
