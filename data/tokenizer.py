@@ -166,7 +166,10 @@ class Tokenizer:
         return cls(document, config, str(file))
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Writes tokenizer.json and tokenizer_config.json, which tokenizers, transformers and vLLM load."""
+        """Writes tokenizer.json and tokenizer_config.json, which tokenizers, transformers and vLLM load.
+
+        (Beside a config.json of model_type qwen2, transformers 5 puts Qwen2's split pattern in place of the file's.)
+        """
         for name, content in (("tokenizer_config.json", self._config), ("tokenizer.json", self._document)):
             with atomic_write(Path(directory) / name) as file:
                 json.dump(content, file, ensure_ascii=False, indent=1)

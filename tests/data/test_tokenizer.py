@@ -1,0 +1,557 @@
+"""The oracle is the tokenizers library: same ids and same text from the same tokenizer.json, ours or in the style of
+LLaMA-3, Qwen2 and DeepSeek. The trainer's oracle is a naive one below."""
+
+import copy
+import itertools
+import json
+import subprocess
+import sys
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import regex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import InputError
+from data import tokenizer as tokenizer_module
+from data.tokenizer import PATTERN, Tokenizer, main, train
+
+tokenizers = pytest.importorskip("tokenizers")
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
+
+ENGLISH = """The baker packed 36 rolls on Monday, and she packed a third as many on Tuesday. How many rolls did the \
+baker pack on both days? She'd packed 36/3 = 12 rolls on Tuesday; that's 36+12 = 48 rolls, and we're done.\n"""
+CHINESE = """小明有12个苹果，每天吃3个，几天后吃完？解：12÷3=4（天）。答案是4。
+二〇二四年，中文和English混排，，没有空格！
+"""
+LATEX = r"""\[ \sum_{k=1}^{n} k^2 = \frac{n(n+1)(2n+1)}{6}, \qquad \left|\alpha\right| \le \sqrt{2}\,\mathbb{R} \]
+By $\varepsilon$-$\delta$, $f'(x_0)=\lim_{h\to 0}\frac{f(x_0+h)-f(x_0)}{h}$ \\ \begin{align*} x &= 1 \end{align*}
+"""
+CODE = (
+    "def f(x):\r\n\tif x  >=  10:\n        return {'a': [1, 2.5e-3]}\n\n\n    # ok   \n"
+    + Path(__file__).read_text()[:4000]
+)
+CORPUS = [
+    ENGLISH * 3,
+    CHINESE * 3,
+    LATEX * 3,
+    CODE,
+    "Straße naïve Ελλάδα привет हिन्दी 日本語のテキスト 한국어 عربى " * 3,
+]
+SAMPLES = [
+    *CORPUS,
+    "",
+    " ",
+    "   \n\n \t x\u00a0\u3000y\u2028 \x85\x1c z  ",
+    "It's WE'LL I'Ve you'RE 'ſ 'tis ''s",
+    "1234567890 ٣٤٥ ½ ² Ⅷ 〇〡 ５６ 3.14159e-10 1,234",
+    "é e\u0301 Å \u212b ﬁ 각 \u1100\u1161\u11a8 q\u0323\u0307",  # what NFC changes, and what it does not
+    "👩‍👩‍👧‍👦 🏳️‍🌈 \U0001f1e8\U0001f1f3 ⺀ 々 𠮷 \ufeff\u200b\ufffd\x00\x7f",
+    "<|endoftext|> <|begin_of_text|>a<|im_start|>user <tool_call>{}</tool_call> ø÷ÿ <｜end▁of▁sentence｜>",
+    "x" * 400 + "ab" * 400 + "!" * 400 + " " * 400,
+]
+
+
+# Files as other projects publish them: their split patterns, with merges that the tokenizers library learns here
+
+
+def split(pattern):
+    return pre_tokenizers.Split(Regex(pattern), "isolated")
+
+
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+SPLITTERS = {
+    "llama3": [split(LLAMA3), BYTE_LEVEL],
+    "qwen2": [split(LLAMA3.replace("{1,3}", "")), BYTE_LEVEL],
+    "deepseek-coder": [
+        split("[\r\n]"),
+        split(r"\s?\p{L}+"),
+        split(r"\s?\p{P}+"),
+        split(CJK),
+        pre_tokenizers.Digits(individual_digits=True),
+        BYTE_LEVEL,
+    ],
+    "deepseek-llm": [
+        split("[\r\n]"),
+        split("\\s?[A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u0370-\u0373\u0400-\u0481]+"),
+        split("\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"),
+        split(r"\s+$"),
+        split(CJK),
+        pre_tokenizers.Digits(individual_digits=True),
+        BYTE_LEVEL,
+    ],
+    "deepseek-v3": [
+        split(r"\p{N}{1,3}"),
+        split("[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"),
+        split(
+            r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+            r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+        ),
+        BYTE_LEVEL,
+    ],
+    "gpt2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
+    "digits-only": [split(r"\p{N}"), BYTE_LEVEL],  # leaves text between its matches
+}
+
+
+def build(style, vocab_size=700):
+    """(tokenizer.json, tokenizer_config.json) in a published style."""
+    oracle = tokenizers.Tokenizer(models.BPE())
+    oracle.pre_tokenizer = pre_tokenizers.Sequence(SPLITTERS[style])
+    oracle.decoder = decoders.ByteLevel()
+    if style == "qwen2":
+        oracle.normalizer = normalizers.NFC()
+    elif style.startswith("deepseek"):
+        oracle.normalizer = normalizers.Sequence([])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if style == "deepseek-coder":  # bytes that UTF-8 never has are missing, and are added as tokens by mistake
+        alphabet = [char for char in alphabet if char not in "ÀÁõö÷øùúûüýþÿ"]
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    oracle.train_from_iterator(CORPUS, trainer)
+    if style == "deepseek-coder":
+        oracle.add_tokens([AddedToken(char, normalized=True) for char in "õ÷Á"])
+    config = {"eos_token": "<|im_end|>", "bos_token": None, "add_bos_token": False}
+    if style == "qwen2":
+        oracle.add_special_tokens([AddedToken(text, normalized=False) for text in ("<|endoftext|>", "<|im_end|>")])
+        oracle.add_tokens([AddedToken(text, normalized=False) for text in ("<tool_call>", "</tool_call>")])
+        oracle.add_tokens([AddedToken("e\u0301tude", normalized=True)])
+    elif style.startswith("deepseek"):
+        names = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
+        oracle.add_special_tokens([AddedToken(text, normalized=True) for text in names])
+        config = {"bos_token": {"__type": "AddedToken", "content": names[0]}, "add_bos_token": True}
+        config["eos_token"] = {"__type": "AddedToken", "content": names[1]}
+    else:
+        names = ("<|begin_of_text|>", "<|end_of_text|>")
+        oracle.add_special_tokens([AddedToken(text, normalized=False) for text in names])
+        config = {"bos_token": names[0], "eos_token": names[1]}
+    document = json.loads(oracle.to_str())
+    if style == "llama3":
+        make_llama3(document)
+    return document, config
+
+
+def make_llama3(document):
+    """Merges as they are made from tiktoken ranks: every cut of a token into two known ones; ignore_merges."""
+    vocab = document["model"]["vocab"]
+    merges = []
+    for token in sorted(vocab, key=vocab.get):
+        cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
+        merges += sorted(
+            ([left, right] for left, right in cuts if left in vocab and right in vocab),
+            key=lambda cut: (vocab[cut[0]], vocab[cut[1]]),
+        )
+    assert len(merges) > len(document["model"]["merges"])
+    begin = {"id": "<|begin_of_text|>", "type_id": 0}
+    whole = {"Sequence": {"id": "A", "type_id": 0}}
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": begin}, whole],
+        "pair": [{"SpecialToken": begin}, whole, {"SpecialToken": begin}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {begin["id"]: {"id": begin["id"], "ids": [700], "tokens": [begin["id"]]}},
+    }
+    byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+    document["post_processor"] = {"type": "Sequence", "processors": [byte_level, template]}
+    document["model"] |= {"merges": merges, "ignore_merges": True}
+
+
+def oracle_of(document):
+    oracle = tokenizers.Tokenizer.from_str(json.dumps(document))
+    oracle.encode_special_tokens = True  # special tokens in the text are text
+    return oracle
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return train(CORPUS, 700, ["<|endoftext|>", "<|im_end|>"])
+
+
+@pytest.fixture(scope="module")
+def pairs(ours):
+    """style -> (our reading, the oracle's)"""
+    documents = {style: build(style) for style in SPLITTERS}
+    found = {style: (Tokenizer(*document), oracle_of(document[0])) for style, document in documents.items()}
+    return found | {"ours": (ours, oracle_of(ours._document))}
+
+
+STYLES = [*SPLITTERS, "ours"]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_same_ids_as_tokenizers_on_samples(pairs, style):
+    tokenizer, oracle = pairs[style]
+    assert tokenizer._ranks is not None  # by tiktoken, not by the slow way
+    expected = [oracle.encode(text, add_special_tokens=False).ids for text in SAMPLES]
+    assert [tokenizer.encode(text) for text in SAMPLES] == expected
+    assert tokenizer.encode_batch(SAMPLES) == expected
+    assert tokenizer.vocab_size == oracle.get_vocab_size()
+    if style != "qwen2":
+        assert [tokenizer.decode(ids) for ids in expected] == SAMPLES
+    for ids, text in zip(expected, SAMPLES, strict=True):
+        assert tokenizer.decode(ids) == (unicodedata.normalize("NFC", text) if style == "qwen2" else text)
+
+
+# Categories: the regex module and unicodedata know other versions of Unicode than the two Rust libraries do, so
+# unassigned characters are left out where they come in.
+any_text = st.text(st.characters(exclude_categories=["Cs"]))
+assigned_text = st.text(st.characters(exclude_categories=["Cs", "Cn"]))
+fragments = st.sampled_from([" ", "  ", "\n", "\r\n", "\t", "'s", "'LL", "12", "3", ".", "，", "是", "的", "e\u0301"])
+words = st.sampled_from([word for text in SAMPLES for word in text.split()[:200]])
+mixed = st.lists(st.one_of(fragments, words, assigned_text.filter(lambda text: len(text) < 4)), max_size=12).map(
+    "".join
+)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@settings(max_examples=120, deadline=None)
+@given(data=st.data())
+def test_same_ids_as_tokenizers_on_random_text(pairs, style, data):
+    tokenizer, oracle = pairs[style]
+    exact = style in ("ours", "llama3", "gpt2", "digits-only")
+    text = data.draw(st.one_of(mixed, any_text if exact else assigned_text))
+    ids = tokenizer.encode(text)
+    assert ids == oracle.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(ids) == (unicodedata.normalize("NFC", text) if style == "qwen2" else text)
+
+
+def test_every_code_point_between_neighbours(pairs):
+    text = "".join(f"a{chr(c)}中{chr(c)} 1" for c in range(0x110000) if not 0xD800 <= c < 0xE000 and c % 7 == 0)
+    tokenizer, oracle = pairs["ours"]
+    assert tokenizer.encode(text) == oracle.encode(text, add_special_tokens=False).ids
+
+
+@settings(max_examples=100, deadline=None)
+@given(ids=st.lists(st.integers(0, 699), max_size=30))
+def test_decode_of_any_ids_is_that_of_tokenizers(pairs, ids):
+    tokenizer, oracle = pairs["ours"]
+    assert tokenizer.decode(ids) == oracle.decode(ids, skip_special_tokens=True)
+    assert tokenizer.decode_bytes(ids).decode("utf-8", "replace") == tokenizer.decode(ids)
+
+
+def test_decode_special_invalid_and_out_of_vocabulary(ours):
+    assert ours.decode([ours.eos_id, 0xE4, ours.eos_id, ord("a"), 10**6]) == "\ufffda"
+    assert ours.decode_bytes([0xE4, ours.eos_id]) == b"\xe4"
+
+
+def test_special_tokens_cannot_be_forged(ours):
+    for text in ours.special:
+        assert not set(ours.special.values()) & set(ours.encode(text))
+        assert ours.decode(ours.encode(text)) == text
+    assert ours.special == {"<|endoftext|>": 698, "<|im_end|>": 699} and ours.eos_id == 698
+    assert (ours.bos_id, ours.add_bos, ours.vocab_size) == (None, False, 700)
+
+
+def test_lone_surrogates_and_very_long_blanks(pairs):
+    tokenizer = pairs["ours"][0]
+    for style in ("ours", "qwen2", "deepseek-coder"):
+        other = pairs[style][0]
+        assert other.decode(other.encode("a\ud800b \ud83d\ude00")) == "a\ufffdb 😀"
+    blank = "a" + " " * 1_100_000 + "b"  # tiktoken alone panics here
+    assert tokenizer.decode(tokenizer.encode(blank)) == blank
+    assert tokenizer.encode_batch(["a", blank]) == [tokenizer.encode("a"), tokenizer.encode(blank)]
+
+
+# Foreign files: ids, ranks, roles
+
+
+def test_ids_not_in_merge_order():
+    document, config = build("qwen2")
+    ids = list(range(700))
+    permuted = {token: ids[(id * 37 + 5) % 700] for token, id in document["model"]["vocab"].items()}
+    document["model"]["vocab"] = permuted
+    tokenizer, oracle = Tokenizer(document, config), oracle_of(document)
+    assert tokenizer._id_of_rank is not None
+    for text in SAMPLES:
+        assert tokenizer.encode(text) == oracle.encode(text, add_special_tokens=False).ids
+
+
+def toy(merges, ignore_merges=False, unmerged=()):
+    """A tokenizer.json over a, b, c with the given merges (and tokens that no merge makes)."""
+    document, config = build("gpt2", 257)
+    vocab = [char for char, _ in sorted(tokenizer_module._BYTE.items())]
+    vocab += dict.fromkeys(["".join(pair) for pair in merges] + list(unmerged))
+    vocab = {token: id for id, token in enumerate(dict.fromkeys(vocab))}
+    document["model"] |= {"vocab": vocab, "merges": [list(pair) for pair in merges], "ignore_merges": ignore_merges}
+    for id, row in enumerate(document["added_tokens"], len(vocab)):
+        row["id"] = id
+    return document, config
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_merges_list_gives_the_ids_of_tokenizers(data):
+    """Also lists that no trainer would write, whose order tiktoken's ranks cannot express."""
+    tokens, merges = list("abc"), []
+    for _ in range(data.draw(st.integers(1, 7))):
+        pair = (data.draw(st.sampled_from(tokens)), data.draw(st.sampled_from(tokens)))
+        if pair not in merges and len("".join(pair)) <= 6:
+            merges.append(pair)
+            tokens.append("".join(pair))
+    merges = data.draw(st.permutations(merges)) if data.draw(st.booleans()) else merges
+    unmerged = data.draw(st.lists(st.text("abc", min_size=2, max_size=4), max_size=2))
+    document, config = toy(merges, data.draw(st.booleans()), unmerged)
+    tokenizer, oracle = Tokenizer(document, config), oracle_of(document)
+    for text in map("".join, itertools.chain.from_iterable(itertools.product("abc", repeat=n) for n in range(7))):
+        assert tokenizer.encode(text) == oracle.encode(text, add_special_tokens=False).ids, (merges, text)
+
+
+def test_merges_that_ranks_cannot_express():
+    """By rank "abc" would be ab|c -> abc; the list has only a|bc -> abc, so it stays ab c."""
+    tokenizer = Tokenizer(*toy([("a", "b"), ("b", "c"), ("a", "bc")]))
+    assert tokenizer._ranks is None
+    assert [tokenizer.decode([id]) for id in tokenizer.encode("abcc bc")] == ["ab", "c", "c", " ", "bc"]
+
+
+def test_ignore_merges_takes_whole_pre_tokens():
+    merges = [("a", "b"), ("b", "c")]
+    assert len(Tokenizer(*toy(merges, True, ["abc"])).encode("abc")) == 1
+    assert len(Tokenizer(*toy(merges, False, ["abc"])).encode("abc")) == 2
+
+
+def test_bos_and_eos_are_told_by_config_template_and_generation_config(tmp_path, pairs):
+    llama, deepseek, qwen = (pairs[style][0] for style in ("llama3", "deepseek-coder", "qwen2"))
+    assert (llama.bos_id, llama.eos_id, llama.add_bos) == (700, 701, True)
+    assert (deepseek.special["<｜begin▁of▁sentence｜>"], deepseek.add_bos) == (deepseek.bos_id, True)
+    assert (qwen.bos_id, qwen.add_bos, qwen.eos_id) == (None, False, qwen.special["<|im_end|>"])
+
+    document, _ = build("llama3")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match="tokenizer.json: no end-of-text token.*eos_token"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"eos_token_id": 700}')
+    assert Tokenizer.load(tmp_path).eos_id == 700
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [701, 700]}')
+    assert Tokenizer.load(tmp_path / "tokenizer.json").eos_id == 701
+    Tokenizer.load(tmp_path).save(tmp_path / "copy")  # the copy knows it without the two configs
+    assert Tokenizer.load(tmp_path / "copy").eos_id == 701
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
+    with pytest.raises(InputError, match="eos_token '<eos>'"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_save_and_load_keep_everything(tmp_path, pairs, style):
+    tokenizer = pairs[style][0]
+    tokenizer.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    for name in ("special", "vocab_size", "eos_id", "bos_id", "add_bos", "hash"):
+        assert getattr(loaded, name) == getattr(tokenizer, name), name
+    assert loaded.encode_batch(SAMPLES) == tokenizer.encode_batch(SAMPLES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+
+
+def test_hash_sees_what_decides_the_ids_and_nothing_else(ours):
+    def changed(change):
+        document = copy.deepcopy(ours._document)
+        change(document)
+        return Tokenizer(document, ours._config).hash != ours.hash
+
+    assert not changed(lambda d: d.update(truncation=None, version="2"))
+    assert not changed(lambda d: d["model"].update(merges=[merge.split(" ") for merge in d["model"]["merges"]]))
+    assert changed(lambda d: d["model"]["merges"].pop())
+    assert changed(lambda d: d.update(normalizer={"type": "NFC"}))
+    assert changed(lambda d: d["added_tokens"][1].update(content="<|other|>"))
+    assert changed(lambda d: d["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=LLAMA3))
+    assert len(ours.hash) == 64
+
+
+def change_model(**options):
+    return lambda d: d["model"].update(options)
+
+
+def change_split(**options):
+    return lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(options)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (change_model(type="Unigram"), "model type Unigram"),
+        (change_model(byte_fallback=True), "byte_fallback"),
+        (change_model(continuing_subword_prefix="##"), "continuing_subword_prefix"),
+        (lambda d: d["model"]["vocab"].update({"▁the": 9999}), "vocabulary entry '▁the'"),
+        (lambda d: d["model"]["vocab"].pop("a"), "byte 0x61"),
+        (lambda d: d["model"]["vocab"].update({"aaaa": 5}), "same id"),
+        (lambda d: d["model"]["merges"].append("q qqqq"), r"merge \d+ \(q qqqq\)"),
+        (lambda d: d["model"]["merges"].append(d["model"]["merges"][3]), "twice"),
+        (lambda d: d["model"].pop("merges"), "KeyError: 'merges'"),
+        (lambda d: d.update(normalizer={"type": "Lowercase"}), "normalizer Lowercase"),
+        (lambda d: d.update(pre_tokenizer=None), "does not end in ByteLevel"),
+        (lambda d: d["pre_tokenizer"]["pretokenizers"].reverse(), "does not end in ByteLevel"),
+        (lambda d: d["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True), "add_prefix_space"),
+        (change_split(type="Punctuation"), "pre_tokenizer Punctuation"),
+        (change_split(behavior="MergedWithNext"), "behavior MergedWithNext"),
+        (change_split(pattern={"Regex": "(a"}), r"split pattern '\(a'"),
+        (change_split(pattern={"Regex": "a*"}), "matches empty text"),
+        (lambda d: d.update(post_processor={"type": "BertProcessing"}), "post_processor BertProcessing"),
+        (lambda d: d.update(decoder={"type": "Metaspace"}), "decoder is not ByteLevel"),
+        (lambda d: d["added_tokens"][1].update(special=False, lstrip=True), "'<|im_end|>' has lstrip"),
+    ],
+)
+def test_unsupported_files_are_refused_by_name(ours, change, message):
+    document = copy.deepcopy(ours._document)
+    change(document)
+    with pytest.raises(InputError, match=message.replace("|", r"\|")) as error:
+        Tokenizer(document, ours._config, "dir/tokenizer.json")
+    assert str(error.value).startswith("dir/tokenizer.json: ") and "\n" not in str(error.value)
+
+
+def test_missing_and_malformed_files(tmp_path):
+    with pytest.raises(InputError, match="tokenizer.json: cannot be read"):
+        Tokenizer.load(tmp_path)
+    for content, message in (("{", "not valid JSON"), ("[]", "not a JSON object"), ("{}", "KeyError")):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(InputError, match=message):
+            Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", [None, "llama", "qwen3"])
+def test_transformers_loads_what_we_save(tmp_path, ours, model_type):
+    transformers = pytest.importorskip("transformers")
+    ours.save(tmp_path)
+    if model_type:  # as in a checkpoint directory
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "vocab_size": 700}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert len(theirs) == ours.vocab_size and theirs.eos_token_id == ours.eos_id
+    for text in SAMPLES:
+        if not any(special in text for special in ours.special):
+            assert theirs(text)["input_ids"] == ours.encode(text)
+            assert theirs.decode(ours.encode(text)) == text
+
+
+# The split pattern
+
+
+@given(st.one_of(any_text, mixed))
+@settings(max_examples=300, deadline=None)
+def test_pattern_loses_nothing_and_keeps_kinds_apart(text):
+    pieces = regex.findall(PATTERN, text, regex.V1)
+    assert "".join(pieces) == text
+    for piece in pieces:
+        assert not regex.search(r"\p{N}", piece) or len(piece) == 1
+        assert not regex.search(r"\p{Han}", piece) or regex.fullmatch(r"\p{Han}+", piece)
+
+
+def test_pattern_on_hand_made_text():
+    def cut(text):
+        return regex.findall(PATTERN, text, regex.V1)
+
+    assert cut("I'll pay $12.50, ok?") == ["I", "'ll", " pay", " $", "1", "2", ".", "5", "0", ",", " ok", "?"]
+    assert cut("中文abc，答案是42。") == ["中文", "abc", "，", "答案是", "4", "2", "。"]
+    assert cut(r"\frac{x}{2} (a+b)") == ["\\frac", "{x", "}{", "2", "}", " (", "a", "+b", ")"]
+    assert cut("x = 1\n\n    y") == ["x", " =", " ", "1", "\n\n", "   ", " y"]
+    assert cut("naïve e\u0301te\u0301") == ["naïve", " e\u0301te\u0301"]
+
+
+def test_digits_stand_alone():
+    tokenizer = train(["2024 2024 10000 x10 =10 12:30 " * 200], 500)
+    assert [tokenizer.decode([id]) for id in tokenizer.encode("2024x10000")] == list("2024x10000")
+    digits = set(b"0123456789")
+    assert all(len(token) == 1 for token in tokenizer._ids if digits & set(token))
+
+
+# Training
+
+
+def naive_merges(texts, limit):
+    """BPE by its definition: count all pairs anew before each merge; of equals the lowest ids."""
+    words = Counter(word for text in texts for word in regex.findall(PATTERN, text, regex.V1))
+    words = {word: (list(word.encode()), count) for word, count in words.items()}
+    merges = []
+    while len(merges) < limit:
+        pairs = Counter()
+        for ids, count in words.values():
+            for pair in itertools.pairwise(ids):
+                pairs[pair] += count
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
+        if best is None or pairs[best] < 2:
+            break
+        for word, (ids, count) in words.items():
+            merged = []
+            for id in ids:
+                if merged and (merged[-1], id) == best:
+                    merged[-1] = 256 + len(merges)
+                else:
+                    merged.append(id)
+            words[word] = merged, count
+        merges.append(best)
+    return merges
+
+
+def learned_merges(tokenizer):
+    ids = tokenizer._ids
+    return [(ids[left], ids[right]) for left, right in tokenizer._merges]
+
+
+@pytest.mark.parametrize("texts", [[ENGLISH, LATEX], [CHINESE], [CODE[:1500]]])
+def test_trainer_equals_naive_trainer(texts):
+    assert learned_merges(train(texts, 257 + 150)) == naive_merges(texts, 150)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text("aab ", max_size=20), min_size=1, max_size=8).filter(any))
+def test_trainer_equals_naive_trainer_on_repetitive_text(texts):
+    assert learned_merges(train(texts, 300)) == naive_merges(texts, 43)
+
+
+def test_training_is_deterministic_and_the_same_in_parallel():
+    texts = [f"{text} {index} {index % 97}x" for index in range(1300) for text in CORPUS]
+    assert sum(map(len, texts)) > 2 << 22  # several chunks
+    hashes = {train(order, 500, workers=n).hash for order, n in ((texts, 2), (reversed(texts), 1))}
+    words = Counter(word for text in texts for word in regex.findall(PATTERN, text, regex.V1))
+    assert tokenizer_module._count_words(texts, 2, lambda line: None) == {w.encode(): n for w, n in words.items()}
+    assert len(hashes) == 1
+
+
+def test_training_input_errors():
+    with pytest.raises(InputError, match="vocab_size 256 is too small.* 257"):
+        train(["text"], 256)
+    assert train(["text"], 257).vocab_size == 257
+    assert train(["text text"], 1000).vocab_size == 257 + 3  # t e, te x, tex t; then no pair occurs twice
+    for texts in ([], [""]):
+        with pytest.raises(InputError, match="no text"):
+            train(texts, 300)
+    for special in ([], [""], ["<a>", "<a>"]):
+        with pytest.raises(InputError, match="special tokens"):
+            train(["text"], 300, special)
+
+
+def test_command(tmp_path):
+    (tmp_path / "a.txt").write_text(ENGLISH + LATEX)
+    rows = [{"text": CHINESE}, {"question": "How many?", "response": "Many"}, {"question": "Q", "solution": "S"}]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, "-m", "data.tokenizer", "--vocab_size", "400", "--to", str(tmp_path / "out"), "--input"]
+    done = subprocess.run([*command, tmp_path / "a.txt", tmp_path / "b.jsonl"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert regex.search(r"\[ *\d+\.\d s\] 400 tokens in", done.stderr)
+    texts = [ENGLISH + LATEX, CHINESE, "How many?", "Many", "Q", "S"]
+    assert Tokenizer.load(tmp_path / "out").hash == train(texts, 400).hash
+
+    done = subprocess.run([*command, tmp_path / "missing.txt"], capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ") and "missing.txt: cannot be read" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"answer": "1"}\n', "a.jsonl:2: needs a string"),
+        ("a.jsonl", b'{"text": 1}\n', "a.jsonl:1: needs a string"),
+        ("a.txt", b"\xff\xfe", "a.txt: not UTF-8"),
+        ("a.txt", b"", "no text"),
+    ],
+)
+def test_command_refuses_bad_input(tmp_path, monkeypatch, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    options = ["--input", str(tmp_path / name), "--vocab_size", "300", "--to", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["tokenizer", *options])
+    with pytest.raises(InputError, match=message):
+        main()
+    assert not (tmp_path / "out").exists()
