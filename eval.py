@@ -2,8 +2,9 @@
 
     python eval.py --model DIR --problems FILE[,FILE] --formats cot,pot [--samples 16 --temperature 0.7] --to DIR
 
-Prints a table; writes DIR/results.json and, per problem file and format, DIR/NAME.FORMAT.jsonl with a record per problem.
-Figures carry 95 % intervals over problems: Wilson's for greedy and maj@k (right or wrong), normal for pass@k (a share).
+Prints a table; writes DIR/results.json and, per problem file and format, DIR/NAME.FORMAT.jsonl with a record per
+problem. Figures carry 95 % intervals over problems: Wilson's for greedy and maj@k (right or wrong), normal for pass@k
+(a share).
 """
 
 import json
@@ -11,7 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import runtime
@@ -90,16 +91,17 @@ def evaluate(
 ) -> tuple[dict, list[dict]]:
     """Solve every problem `sampling.samples` times. Returns (metrics, a record per problem).
 
-    metrics: accuracy (mean over all samples) with its interval, maj@k and pass@k for k = 1, 2, 4 ... K, mean length, shares
-    without an answer and truncated.
+    metrics: accuracy (mean over all samples) with its interval, maj@k and pass@k for k = 1, 2, 4 ... K, mean length,
+    shares without an answer and truncated.
     """
     encoded = [encode_prompt(tokenizer, item, format, template) for item in items]
     for item, ids in zip(items, encoded, strict=True):
         if len(ids) >= model.config.context:
             raise InputError(
-                f"problem {item.id}: its prompt has {len(ids)} tokens, the model's context is {model.config.context}; leave it out"
+                f"problem {item.id}: its prompt has {len(ids)} tokens, "
+                f"the model's context is {model.config.context}; leave it out"
             )
-    sampling.stop = tuple(prompts.stop_strings(format, template))
+    sampling = replace(sampling, stop=tuple(prompts.stop_strings(format, template)))
     groups = generate(model, tokenizer, encoded, sampling, max_rows, progress=progress)
     texts = [completion_text(tokenizer, sample, sampling.stop) for group in groups for sample in group]
     K = sampling.samples
@@ -144,9 +146,8 @@ def summarise(records: list[dict]) -> dict:
 
 
 def encode_prompt(tokenizer: Tokenizer, item: Problem, format: str, template: str) -> list[int]:
-    """Ids of a problem's prompt, BOS in front where the tokenizer wants one."""
-    text = prompts.prompt(item.question, format, template)
-    return ([tokenizer.bos_id] if tokenizer.add_bos else []) + tokenizer.encode(text)
+    """Ids of a problem's prompt."""
+    return prompts.encode(tokenizer, [prompts.prompt(item.question, format, template)], template)[0]
 
 
 def check_tokenizer(tokenizer: Tokenizer, model: Transformer, where: str) -> None:
@@ -164,8 +165,9 @@ def table(results: dict) -> str:
         file, format = name.rsplit(".", 1)
         low, high = metrics["interval"]
         accuracy = f"{100 * metrics['accuracy']:5.1f} % ({100 * low:.1f} - {100 * high:.1f})"
-        k = metrics["samples"]
-        other = f"maj@{k} {100 * metrics[f'maj@{k}']:.1f} %  pass@{k} {100 * metrics[f'pass@{k}']:.1f} %  " if k > 1 else ""
+        k, other = metrics["samples"], ""
+        if k > 1:
+            other = f"maj@{k} {100 * metrics[f'maj@{k}']:.1f} %  pass@{k} {100 * metrics[f'pass@{k}']:.1f} %  "
         other += f"no answer {100 * metrics['no_answer']:.1f} %"
         lines.append(f"{file:<28} {format:<6} {metrics['problems']:>5}  {accuracy:<22} {other}")
     return "\n".join(lines)
@@ -179,22 +181,27 @@ def main(config: Config) -> dict:
             raise InputError(f"--formats {format}: unknown; use cot, pot or both")
     if config.temperature == 0 and config.samples > 1:
         raise InputError("--samples above 1 needs --temperature above 0: greedy samples are all the same")
+    files: dict[str, list[Problem]] = {}
+    for path in config.problems:
+        if Path(path).stem in files:
+            raise InputError(f"--problems {path}: another file has this name too, and results are told apart by it")
+        items = problems.load(path)
+        files[Path(path).stem] = items[: config.limit] if config.limit else items
     world = runtime.setup(config.device)
     tokenizer, model = Tokenizer.load(config.model), from_pretrained(config.model, world.device)
     check_tokenizer(tokenizer, model, config.model)
     results = {}
     with Sandbox() as sandbox:
-        for path in config.problems:
-            items = problems.load(path)
-            items = items[: config.limit] if config.limit else items
+        for file, items in files.items():
             for format in config.formats:
-                name, done, start = f"{Path(path).stem}.{format}", 0, time.time()
+                name, total, done, start = f"{file}.{format}", len(items) * config.samples, 0, time.time()
 
-                def progress(count: int, name=name, total=len(items) * config.samples, start=start) -> None:
+                def progress(count: int, name=name, total=total, start=start) -> None:
                     nonlocal done
                     done += count
                     left = (time.time() - start) * (total - done) / done
-                    print(f"\r{name}: {done}/{total} completions, {left:.0f} s left ", end="", file=sys.stderr, flush=True)
+                    line = f"\r{name}: {done}/{total} completions, {left:.0f} s left "
+                    print(line, end="", file=sys.stderr, flush=True)
 
                 sampling = Sampling(
                     config.samples, config.temperature, config.top_p, config.max_new_tokens, seed=config.seed
@@ -207,8 +214,8 @@ def main(config: Config) -> dict:
                 if config.to:
                     write_jsonl(Path(config.to) / f"{name}.jsonl", records)
     if config.to:
-        with atomic_write(Path(config.to) / "results.json") as file:
-            json.dump(results, file, indent=2)
+        with atomic_write(Path(config.to) / "results.json") as out:
+            json.dump(results, out, indent=2)
     print(table(results))
     return results
 

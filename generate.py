@@ -38,6 +38,8 @@ class Sampling:
             raise InputError("samples and max_new_tokens must be at least 1")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise InputError(f"temperature {self.temperature} must be >= 0 and top_p {self.top_p} in (0, 1]")
+        if not all(self.stop):
+            raise InputError("a stop string must not be empty")
 
 
 @dataclass
@@ -136,10 +138,12 @@ class _Rows:
     def record(self, start: int, ids: Tensor, logprobs: Tensor) -> None:
         """Write one drawn id for each row from `start` on; where a tool's output is pending, that instead."""
         row, step = torch.arange(start, self.count, device=ids.device), self.step[start : self.count]
-        self.ids[row, step], self.logprobs[row, step], self.chosen[row, step] = ids, logprobs, torch.ones_like(ids, dtype=torch.bool)
-        for r, queue in list(self.forced.items()):
-            self.ids[r, self.step[r]], self.logprobs[r, self.step[r]], self.chosen[r, self.step[r]] = queue.popleft(), 0.0, False
-            if not queue:
+        self.ids[row, step], self.logprobs[row, step] = ids, logprobs
+        self.chosen[row, step] = torch.ones_like(ids, dtype=torch.bool)
+        for r in [r for r in self.forced if r >= start]:  # rows before `start` write nothing now
+            at = self.step[r]
+            self.ids[r, at], self.logprobs[r, at], self.chosen[r, at] = self.forced[r].popleft(), 0.0, False
+            if not self.forced[r]:
                 del self.forced[r]
         step += 1
 
@@ -204,8 +208,11 @@ def generate(
     for i, prompt in enumerate(prompts):
         if not 0 < len(prompt) < config.context:
             raise InputError(
-                f"prompt {i} has {len(prompt)} tokens; it must have 1 to {config.context - 1} (the model's context is {config.context})"
+                f"prompt {i} has {len(prompt)} tokens; it must have 1 to {config.context - 1} "
+                f"(the model's context is {config.context})"
             )
+    if max_rows < 1:
+        raise InputError(f"max_rows {max_rows} must be at least 1")
     if not prompts:
         return []
     eos = torch.tensor(eos_ids(model, tokenizer), device=device)

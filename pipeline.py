@@ -3,13 +3,14 @@
     python pipeline.py configs/demo/pipeline.toml [--to runs/demo] [--data DIR] [--seed 0] [--only STAGE,STAGE]
 
 The pipeline file lists stages; each stage is a few commands that can also be typed by hand ({to}, {data} and {seed} are
-filled in). A stage that has finished is not run again: delete its mark in TO/stages/ to repeat it. A stage that was killed is
-started again and goes on from its own checkpoint. At the end: the table of results and TO/summary.json.
+filled in). A stage that has finished is not run again: delete its mark in TO/stages/ to repeat it. A stage that was
+killed is started again and goes on from its own checkpoint. At the end: the table of results and TO/summary.json.
 """
 
 import argparse
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +25,8 @@ def load(path: str) -> dict:
     try:
         pipeline = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a pipeline file such as configs/demo/pipeline.toml") from None
+        reason = f"{path}: cannot be read ({error.strerror})"
+        raise InputError(f"{reason}; give a pipeline file such as configs/demo/pipeline.toml") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML ({error})") from None
     for number, stage in enumerate(pipeline.get("stage", []), 1):
@@ -36,25 +38,36 @@ def load(path: str) -> dict:
     return pipeline
 
 
+def call(words: list[str]) -> int:
+    """Run a command; returns its exit code. Ctrl-C and SIGTERM are passed on to it and its end is waited for: a trainer
+    saves a checkpoint first (subprocess.run would kill it a moment later)."""
+    process = subprocess.Popen(words)
+    signals = signal.SIGINT, signal.SIGTERM
+    before = [signal.signal(s, lambda signum, frame: process.send_signal(signum)) for s in signals]
+    try:
+        return process.wait()
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
 def run_stage(stage: dict, values: dict, mark: Path) -> float:
     """Run a stage's commands; returns its seconds, those of an earlier, interrupted try included."""
     partial = mark.with_suffix(".partial")
     before = json.loads(partial.read_text())["seconds"] if partial.exists() else 0.0
     start = time.time()
     for command in stage["run"]:
-        words = shlex.split(command.format(**values))
+        words = [word.format(**values) for word in shlex.split(command)]  # in this order: a path may hold spaces
         if words[0] == "python":
             words[0] = sys.executable
         print("$ " + shlex.join(["python", *words[1:]] if words[0] == sys.executable else words), flush=True)
-        try:
-            code = subprocess.run(words).returncode
-        except KeyboardInterrupt:
-            code = 130
+        code = call(words)
         seconds = before + time.time() - start
         if code:
             with atomic_write(partial) as file:
                 json.dump({"seconds": seconds}, file)
-            print(f"stage {stage['name']} stopped (exit code {code}); the same command goes on from here", file=sys.stderr)
+            stopped = f"stage {stage['name']} stopped (exit code {code})"
+            print(f"{stopped}; the same command goes on from here", file=sys.stderr)
             sys.exit(code if code > 0 else 128 - code)
     with atomic_write(mark) as file:
         json.dump({"seconds": seconds}, file)
@@ -76,10 +89,8 @@ def table(summary: dict) -> str:
     columns = list(next(iter(summary["accuracy"].values())))
     lines = ["accuracy, % (95 % interval)   " + "".join(f"{column:>24}" for column in columns)]
     for row, values in summary["accuracy"].items():
-        cells = [
-            f"{100 * values[c]:.1f} ({100 * summary['interval'][row][c][0]:.1f} - {100 * summary['interval'][row][c][1]:.1f})"
-            for c in columns
-        ]
+        intervals = summary["interval"][row]
+        cells = [f"{100 * values[c]:.1f} ({100 * intervals[c][0]:.1f} - {100 * intervals[c][1]:.1f})" for c in columns]
         lines.append(f"{row:<30}" + "".join(f"{cell:>24}" for cell in cells))
     lines.append("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items()))
     lines.append(f"in all {sum(summary['seconds'].values()) / 60:.1f} minutes")
@@ -117,7 +128,8 @@ def main() -> None:
             print(f"[{number}/{len(names)}] {name}: finished before, in {seconds[name]:.0f} s", flush=True)
         elif not only or name in only:
             left = sum(later["seconds"] for later in pipeline["stage"][number - 1 :])
-            print(f"\n[{number}/{len(names)}] {name}: about {stage['seconds']} s, the whole rest {left / 60:.1f} min", flush=True)
+            estimate = f"about {stage['seconds']} s, the whole rest {left / 60:.1f} min"
+            print(f"\n[{number}/{len(names)}] {name}: {estimate}", flush=True)
             seconds[name] = run_stage(stage, values, mark)
     if len(seconds) == len(names):
         summary = summarise(pipeline, to, seconds)

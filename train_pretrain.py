@@ -93,6 +93,9 @@ def total_loss(model, rows: np.ndarray, eos: int, micro_batch: int, world: runti
 def main(config: Config) -> None:
     if not config.data or not config.to or not (config.init or config.tokenizer):
         raise InputError("--data NAME=DIR, --to DIR and --init DIR (or --tokenizer DIR for a new model) are needed")
+    for name in ("context", "batch", "steps", "micro_batch", "valid_every", "save_every"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name} must be at least 1")
     world = runtime.setup(config.device)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init or config.tokenizer)
@@ -104,7 +107,8 @@ def main(config: Config) -> None:
         shape = preset(config.size, tokenizer.vocab_size, context=config.context, eos_id=tokenizer.eos_id)
         model = Transformer(shape, config.seed).to(world.device)
     model.activation_checkpointing = config.activation_checkpointing
-    mixture = Mixture(config.data, config.weights, config.context, config.seed)
+    weights = config.weights or {name: len(Shards(path)) for name, path in config.data.items()}
+    mixture = Mixture(config.data, weights, config.context, config.seed)
     mixture.check(tokenizer.hash)
     valid = {}
     for name, path in config.valid.items():

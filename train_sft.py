@@ -63,9 +63,8 @@ def load_examples(paths: list[str], tokenizer: Tokenizer, template: str, context
                 raise InputError(f"{path}:{number}: format {format!r} is unknown; use {', '.join(prompts.FORMATS)}")
             questions.append(prompts.prompt(row["question"], format, template))
             responses.append(prompts.response_text(row["response"], format, template))
-    bos = [tokenizer.bos_id] if tokenizer.add_bos else []
-    pairs = zip(tokenizer.encode_batch(questions), tokenizer.encode_batch(responses), strict=True)
-    examples = [(bos + question, [response + [tokenizer.eos_id]]) for question, response in pairs]
+    pairs = zip(prompts.encode(tokenizer, questions, template), tokenizer.encode_batch(responses), strict=True)
+    examples = [(question, [response + [tokenizer.eos_id]]) for question, response in pairs]
     fitting = [example for example in examples if length(example) <= context]
     if not fitting:
         raise InputError(f"{', '.join(paths) or '--data'}: no example of at most {context} tokens; give data or raise --context")
@@ -126,6 +125,9 @@ def main(config: Config) -> None:
     for name in ("init", "data", "to"):
         if not getattr(config, name):
             raise InputError(f"--{name} is needed")
+    for name in ("context", "batch", "steps", "micro_tokens", "valid_every", "save_every"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name} must be at least 1")
     world = runtime.setup(config.device)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init)

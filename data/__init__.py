@@ -13,10 +13,10 @@ class InputError(ValueError):
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Run a command: an InputError becomes one line on stderr and exit code 2, without a traceback."""
+    """Run a command: an InputError, or a file that cannot be written, becomes one line on stderr and exit code 2."""
     try:
         main()
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

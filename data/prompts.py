@@ -53,6 +53,16 @@ def prompt(question: str, format: str = "cot", template: str = "plain") -> str:
             f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")
 
 
+def encode(tokenizer, texts: list[str], template: str = "plain") -> list[list[int]]:
+    """Ids of prompts, with BOS in front where the tokenizer wants one. ChatML's markers become their special ids."""
+    bos = [tokenizer.bos_id] if tokenizer.add_bos else []
+    if template != "qwen":
+        return [bos + ids for ids in tokenizer.encode_batch(texts)]
+    special = tokenizer.special
+    pieces = [[p for p in re.split(r"(<\|im_(?:start|end)\|>)", text) if p] for text in texts]
+    return [bos + [i for p in parts for i in ([special[p]] if p in special else tokenizer.encode(p))] for parts in pieces]
+
+
 def response_text(response: str, format: str = "cot", template: str = "plain") -> str:
     """Exactly the text that training appends after the prompt, before EOS. `response` is an SFT line's: for pot, the
     bare program. Space or newline belongs to the response, since a prompt that ends in a space splits tokens badly."""

@@ -407,14 +407,18 @@ def _tiktoken_ranks(
     """
     products = [left + right for left, right in merges]
     order = {token: rank for rank, token in enumerate(dict.fromkeys(products))}
+    last_merge = {}  # token -> the merge with which encoding its bytes ends
+    for pair, token in zip(merges, products, strict=True):
+        if token not in last_merge and _ends_with(pair, last_merge, order):
+            last_merge[token] = pair
     if len(order) == len(products):
-        merge_of = dict(zip(products, merges, strict=True))
-        exact = all(_ends_with(pair, merge_of, order) for pair in merges)
+        exact = len(last_merge) == len(order)
     else:
         cuts = ((token[:i], token[i:]) for token in order for i in range(1, len(token)))
         changes = sum(a != b for a, b in zip(products, products[1:], strict=False))
-        exact = sum(left in ids and right in ids for left, right in cuts) == len(products)  # every cut is a merge
-        exact = exact and changes == len(order) - 1  # and a token's merges stand together
+        exact = sum(left in ids and right in ids for left, right in cuts) == len(products)  # every cut is a merge,
+        exact = exact and changes == len(order) - 1  # a token's merges stand together,
+        exact = exact and (ignore_merges or len(last_merge) == len(order))  # and a token's text gives the token
     # With ignore_merges, a token that no merge makes is found as a whole pre-token, and must not come about otherwise.
     unmerged = [token for token in ids if token not in order and len(token) > 1 and ignore_merges]
     for token in unmerged:
@@ -428,7 +432,7 @@ def _tiktoken_ranks(
     return {token: rank for rank, token in enumerate(tokens)}
 
 
-def _ends_with(pair: tuple[bytes, bytes], merge_of: dict[bytes, tuple[bytes, bytes]], rank: dict[bytes, int]) -> bool:
+def _ends_with(pair: tuple[bytes, bytes], last_merge: dict[bytes, tuple[bytes, bytes]], rank: dict[bytes, int]) -> bool:
     """Whether encoding the bytes of left + right, by rank, has (left, right) as its last step.
 
     It has not if an earlier merge joins something across the border. Going back in time from the last step, the
@@ -436,13 +440,13 @@ def _ends_with(pair: tuple[bytes, bytes], merge_of: dict[bytes, tuple[bytes, byt
     """
     left, right = pair
     before = rank[left + right]  # what joins across the border earlier than this prevents the pair
-    if max(rank.get(left, -1), rank.get(right, -1)) > before:
-        return False
-    while left in merge_of or right in merge_of:
+    if any(part in rank and part not in last_merge for part in pair):
+        return False  # a part that comes later, or that its own text does not give
+    while left in last_merge or right in last_merge:
         if rank.get(left, -1) > rank.get(right, -1):
-            before, left = rank[left], merge_of[left][1]
+            before, left = rank[left], last_merge[left][1]
         else:  # of equal merges the leftmost is first: one across the border precedes one on its right
-            before, right = rank[right] + 1, merge_of[right][0]
+            before, right = rank[right] + 1, last_merge[right][0]
         if rank.get(left + right, before) < before:
             return False
     return True

@@ -99,6 +99,7 @@ SPLITTERS = {
     ],
     "gpt2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "digits-only": [split(r"\p{N}"), BYTE_LEVEL],  # leaves text between its matches
+    "lines": [split(r"^\s+|\s+$"), split("[,.]"), BYTE_LEVEL],
 }
 
 
@@ -121,7 +122,7 @@ def build(style, vocab_size=700):
     config = {"eos_token": "<|im_end|>", "bos_token": None, "add_bos_token": False}
     if style == "qwen2":
         oracle.add_special_tokens([AddedToken(text, normalized=False) for text in ("<|endoftext|>", "<|im_end|>")])
-        oracle.add_tokens([AddedToken(text, normalized=False) for text in ("<tool_call>", "</tool_call>")])
+        oracle.add_tokens([AddedToken(text, normalized=False) for text in ("<tool", "<tool_call>")])
         oracle.add_tokens([AddedToken("e\u0301tude", normalized=True)])
     elif style.startswith("deepseek"):
         names = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
@@ -253,12 +254,25 @@ def test_lone_surrogates_and_very_long_blanks(pairs):
     for style in ("ours", "qwen2", "deepseek-coder"):
         other = pairs[style][0]
         assert other.decode(other.encode("a\ud800b \ud83d\ude00")) == "a\ufffdb 😀"
+    by_merges_alone = Tokenizer(*toy([("a", "b"), ("b", "c"), ("a", "bc")]))
+    assert by_merges_alone.decode(by_merges_alone.encode("a\ud800b")) == "a\ufffdb"
+    assert train(["a\ud800b a\ud800b"], 300).hash == train(["a\ufffdb a\ufffdb"], 300).hash
     blank = "a" + " " * 1_100_000 + "b"  # tiktoken alone panics here
     assert tokenizer.decode(tokenizer.encode(blank)) == blank
     assert tokenizer.encode_batch(["a", blank]) == [tokenizer.encode("a"), tokenizer.encode(blank)]
 
 
 # Foreign files: ids, ranks, roles
+
+
+@pytest.mark.parametrize(
+    "text", ["e\u0301tude", "\u00e9tude", "a e\u0301tudes", "<tool_call><tool></tool_call>", "<tool_"]
+)
+def test_added_tokens_that_are_not_special_are_found_in_text(pairs, text):
+    tokenizer, oracle = pairs["qwen2"]
+    ids = tokenizer.encode(text)
+    assert ids == oracle.encode(text, add_special_tokens=False).ids
+    assert max(ids) >= 700 and not set(ids) & set(tokenizer.special.values())
 
 
 def test_ids_not_in_merge_order():
@@ -294,7 +308,13 @@ def test_any_merges_list_gives_the_ids_of_tokenizers(data):
         if pair not in merges and len("".join(pair)) <= 6:
             merges.append(pair)
             tokens.append("".join(pair))
-    merges = data.draw(st.permutations(merges)) if data.draw(st.booleans()) else merges
+    order = data.draw(st.sampled_from(["as made", "any", "every cut"]))
+    if order == "any":
+        merges = data.draw(st.permutations(merges))
+    elif order == "every cut":  # as lists made from tiktoken ranks
+        made = dict.fromkeys(left + right for left, right in merges)
+        cuts = [(token[:i], token[i:]) for token in made for i in range(1, len(token))]
+        merges = [cut for cut in cuts if all(part in made or len(part) == 1 for part in cut)]
     unmerged = data.draw(st.lists(st.text("abc", min_size=2, max_size=4), max_size=2))
     document, config = toy(merges, data.draw(st.booleans()), unmerged)
     tokenizer, oracle = Tokenizer(document, config), oracle_of(document)
@@ -302,11 +322,20 @@ def test_any_merges_list_gives_the_ids_of_tokenizers(data):
         assert tokenizer.encode(text) == oracle.encode(text, add_special_tokens=False).ids, (merges, text)
 
 
-def test_merges_that_ranks_cannot_express():
-    """By rank "abc" would be ab|c -> abc; the list has only a|bc -> abc, so it stays ab c."""
-    tokenizer = Tokenizer(*toy([("a", "b"), ("b", "c"), ("a", "bc")]))
-    assert tokenizer._ranks is None
-    assert [tokenizer.decode([id]) for id in tokenizer.encode("abcc bc")] == ["ab", "c", "c", " ", "bc"]
+@pytest.mark.parametrize(
+    "merges, text, tokens",
+    [
+        (["a b", "b c", "a bc"], "abc", ["ab", "c"]),  # by rank ab|c would be joined to abc, which only a|bc is
+        (["b b", "b bb", "bb b", "bbb bbb"], "bbbbbb", ["bb"] * 3),  # tiktoken takes a whole pre-token
+        (["ab c", "a b"], "abc", ["abc"]),  # made before its part
+        (["a b", "b c", "a bc", "ab c"], "bcabc", ["bc", "abc"]),  # every cut is listed
+    ],
+)
+def test_merges_by_hand(merges, text, tokens):
+    document, config = toy([tuple(merge.split()) for merge in merges])
+    tokenizer, oracle = Tokenizer(document, config), oracle_of(document)
+    assert [tokenizer.decode([id]) for id in tokenizer.encode(text)] == tokens
+    assert tokenizer.encode(text) == oracle.encode(text, add_special_tokens=False).ids
 
 
 def test_ignore_merges_takes_whole_pre_tokens():
@@ -502,8 +531,8 @@ def test_trainer_equals_naive_trainer_on_repetitive_text(texts):
 
 
 def test_training_is_deterministic_and_the_same_in_parallel():
-    texts = [f"{text} {index} {index % 97}x" for index in range(1300) for text in CORPUS]
-    assert sum(map(len, texts)) > 2 << 22  # several chunks
+    texts = [f"{text} {index} {index % 97}x" for index in range(1600) for text in CORPUS]
+    assert sum(map(len, texts)) > 2 << 22  # three chunks
     hashes = {train(order, 500, workers=n).hash for order, n in ((texts, 2), (reversed(texts), 1))}
     words = Counter(word for text in texts for word in regex.findall(PATTERN, text, regex.V1))
     assert tokenizer_module._count_words(texts, 2, lambda line: None) == {w.encode(): n for w, n in words.items()}
@@ -524,14 +553,14 @@ def test_training_input_errors():
 
 
 def test_command(tmp_path):
-    (tmp_path / "a.txt").write_text(ENGLISH + LATEX)
+    (tmp_path / "a.txt").write_text(3 * (ENGLISH + LATEX))
     rows = [{"text": CHINESE}, {"question": "How many?", "response": "Many"}, {"question": "Q", "solution": "S"}]
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, "-m", "data.tokenizer", "--vocab_size", "400", "--to", str(tmp_path / "out"), "--input"]
     done = subprocess.run([*command, tmp_path / "a.txt", tmp_path / "b.jsonl"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert regex.search(r"\[ *\d+\.\d s\] 400 tokens in", done.stderr)
-    texts = [ENGLISH + LATEX, CHINESE, "How many?", "Many", "Q", "S"]
+    texts = [3 * (ENGLISH + LATEX), CHINESE, "How many?", "Many", "Q", "S"]
     assert Tokenizer.load(tmp_path / "out").hash == train(texts, 400).hash
 
     done = subprocess.run([*command, tmp_path / "missing.txt"], capture_output=True, text=True)

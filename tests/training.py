@@ -1,0 +1,348 @@
+"""What the tests of the trainers share: a tiny world to train in, and programs that run trainers in other processes.
+
+    python tests/training.py kill TRAINER WORLD OUT POINTS     a run killed at several points, and one that is not
+    torchrun tests/training.py together WORLD OUT              every trainer, and its gradients, on two processes
+"""
+
+import contextlib
+import importlib
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+import runtime
+import train_grpo
+import train_pretrain
+import train_sft
+from data import prompts, synthetic, write_jsonl
+from data.problems import Problem
+from data.sandbox import Result
+from data.shards import windows, write_shards
+from data.tokenizer import Tokenizer, train
+from eval import encode_prompt
+from generate import Sample
+from model import ModelConfig, Transformer, from_pretrained
+from options import parse
+
+ROOT = Path(__file__).parents[1]
+TRAINERS = {"pretrain": train_pretrain, "sft": train_sft, "grpo": train_grpo}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The world: questions of uneven length with three answers each, one of them right, so that a policy that has learned
+# them all is right a third of the time.
+
+QUESTIONS = ["Ann?", "What does Bob say?", "Cid and Dora meet. What is it?", "Eve?", "Who knows what Fay has?", "Guy?"]
+COT = {"1": "The answer is 1.", "2": "Well, the answer is 2.", "3": "1 + 2 = 3. So the answer is 3."}
+POT = {"1": "print(1)", "2": "a = 2\nprint(a)", "3": "a = 1\nb = 2\nprint(a + b)"}
+PROBLEMS = [Problem(f"p{i}", question, str(i % 3 + 1)) for i, question in enumerate(QUESTIONS)]
+
+
+def build(root: Path) -> SimpleNamespace:
+    """Write tokenizer, data, a model with random weights (base/) and one that knows the answers (model/) to `root`."""
+    rows = [
+        {"question": question, "response": response, "format": format, "lang": "en"}
+        for question in QUESTIONS
+        for format, responses in (("cot", COT), ("pot", POT))
+        for response in responses.values()
+    ]
+    write_jsonl(root / "sft.jsonl", rows)
+    write_jsonl(root / "problems.jsonl", [{"id": p.id, "question": p.question, "answer": p.answer} for p in PROBLEMS])
+    kinds = {"a": "math", "b": "code", "valid": "math"}
+    documents = {
+        name: [synthetic.document(i, kind, "valid" if name == "valid" else "train") for i in range(80)]
+        for name, kind in kinds.items()
+    }
+    lines = [prompts.prompt(row["question"], row["format"]) + row["response"] for row in rows]
+    tokenizer = train([*lines, *itertools.chain(*documents.values())], 400, workers=1)
+    for name, texts in documents.items():
+        ids = tokenizer.encode_batch([text[:30] for text in texts])  # short: windows hold several
+        write_shards(ids, root / name, tokenizer.hash, name, tokenizer.vocab_size, tokenizer.eos_id)
+    eos = tokenizer.eos_id
+    shape = ModelConfig(tokenizer.vocab_size, width=32, layers=2, heads=4, kv_heads=2, ffn=64, context=96, eos_id=eos)
+    Transformer(shape, seed=1).save_pretrained(root / "base")
+    tokenizer.save(root / "base")
+    run("sft", root, root / "taught", init=root / "base", steps=90, lr=1e-2, save_every=100, valid="")
+    (root / "taught" / "model").rename(root / "model")
+    return SimpleNamespace(root=root, tokenizer=tokenizer)
+
+
+class Calculator:
+    """Stands in for the sandbox, which takes a second to start: knows the programs of the world, and no others."""
+
+    answers = {program: answer for answer, program in POT.items()}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def run_many(self, codes):
+        return [Result("ok", self.answers[c], "") if c in self.answers else Result("error", "", "") for c in codes]
+
+
+def options(trainer: str, root: Path, run: Path, /, **changes) -> list[str]:
+    """The command line of a short run that has everything in it: warm-up, validation, checkpoints between, two epochs.
+
+    GRPO's has five outer iterations of two steps, two updates on each batch, both formats, and groups cut into several
+    micro-batches.
+    """
+    common = dict(to=run, device="cpu", save_every=4, steps=10, valid_every=3)
+    own = {
+        "pretrain": dict(
+            init=root / "base", data=f"a={root}/a,b={root}/b", weights="a=0.7,b=0.3", valid=f"v={root}/valid",
+            valid_windows=5, context=32, batch=6, micro_batch=4, lr=1e-3, warmup=3,
+        ),
+        "sft": dict(
+            init=root / "base", data=root / "sft.jsonl", valid=root / "sft.jsonl", context=72, batch=5, lr=3e-3,
+            warmup=2, decay=0.3, micro_tokens=100,
+        ),
+        "grpo": dict(
+            init=root / "model", problems=root / "problems.jsonl", valid=root / "problems.jsonl", valid_limit=4,
+            iterations=5, steps=2, save_every=5, mu=2, lr=3e-3, warmup=2, formats="cot,pot", questions=4, samples=4,
+            max_new_tokens=14, max_rows=6, micro_tokens=90, temperature=0.9,
+        ),
+    }  # fmt: skip
+    chosen = {**common, **own[trainer], **changes}
+    return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
+
+
+def run(trainer: str, world: Path, to: Path, **changes) -> Path:
+    """Train in this process; returns the run directory."""
+    module = TRAINERS[trainer]
+    with in_tests(), contextlib.redirect_stdout(None):
+        module.main(parse(module.Config, options(trainer, world, to, **changes)))
+    return Path(to)
+
+
+@contextlib.contextmanager
+def in_tests():
+    """Training as fast as tests want it, on one thread: how sums are split over threads decides their last bits."""
+    threads, sandbox, fsync = torch.get_num_threads(), train_grpo.Sandbox, os.fsync
+    torch.set_num_threads(1)
+    train_grpo.Sandbox = Calculator
+    os.fsync = lambda file: None  # it guards against power cuts alone, and takes a second on a busy disk
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        train_grpo.Sandbox, os.fsync = sandbox, fsync
+
+
+def metrics(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return from_pretrained(directory).state_dict()
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    """The gradients, whole, which are then cleared."""
+    found = {name: runtime._full(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def assert_close(found: dict, expected: dict, relative: float = 1e-5) -> None:
+    """Tensors by name, equal to `relative` of the largest element of each."""
+    assert found.keys() == expected.keys() and expected
+    for name, tensor in expected.items():
+        assert tensor.abs().max() > 0, name
+        error = (found[name] - tensor).abs().max() / tensor.abs().max()
+        assert error <= relative, f"{name}: off by {error:.2g}"
+
+
+def logprobs(model, prompt: list[int], completion: list[int], temperature: float = 1.0) -> torch.Tensor:
+    """The definition, for one sequence alone: log softmax(logits / temperature) at each id of the completion, [n]."""
+    logits = model.logits(model(torch.tensor(prompt + completion[:-1])))[len(prompt) - 1 :]
+    return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
+
+
+def made_up_rollouts(tokenizer: Tokenizer, seed: int = 0, formats=("cot",)) -> list:
+    """Three questions with four completions of 1 to 9 random ids; some ids a tool's, one completion all a tool's."""
+    draw = torch.Generator().manual_seed(seed)
+    found = []
+    for item in PROBLEMS[:3]:
+        prompt = encode_prompt(tokenizer, item, formats[0], "plain")
+        samples = []
+        for g in range(4):
+            n = 1 if g == 1 else int(torch.randint(3, 10, (), generator=draw))
+            ids = torch.randint(0, 256, (n,), generator=draw).tolist()
+            mask = [not (g == 2 and 1 <= t <= 2) for t in range(n)]
+            samples.append(Sample(ids, [0.0] * n, mask, "eos"))
+        found.append(train_grpo.Rollout(item, formats[0], prompt, samples, [0.0] * 4, [1.2, -0.7, -0.9, 0.4]))
+    found[1].samples[3].mask = [False] * len(found[1].samples[3].ids)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run that is killed
+
+
+def die(target: str, call: int, moment: str) -> None:
+    """Make this process end in SIGKILL before or after the `call`-th call of `target` ("module.name.name")."""
+    path = target.split(".")
+    owner = importlib.import_module(path[0])
+    for name in path[1:-1]:
+        owner = getattr(owner, name)
+    original, calls = getattr(owner, path[-1]), itertools.count(1)
+
+    def replaced(*args, **kwargs):
+        last = next(calls) == call
+        if last and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, path[-1], replaced)
+
+
+def in_fork(function) -> int:
+    """The status of a copy of this process that runs `function`. Copies share nothing but what was imported."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            function()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def kill_main(trainer: str, world: str, out: str, points: str) -> None:
+    """OUT/whole: a run that nothing happens to. OUT/killed: the same command, killed at each point in turn and run to
+    its end. Writes the exit statuses, and the steps that GRPO sampled, run by run, to OUT/log.json."""
+    sampled = Path(out) / "sampled"
+    import torch.distributed.checkpoint.state_dict  # noqa: F401  (what copies share need not be loaded by each)
+
+    runtime.peak_flops(torch.device("cpu"))
+
+    def one(to: str, point=None) -> int:
+        def body():
+            generate = train_grpo.rollout
+
+            def noted(config, step, *rest):
+                with open(sampled, "a") as file:
+                    file.write(f"{step} ")
+                return generate(config, step, *rest)
+
+            train_grpo.rollout = noted
+            if point:
+                die(*point)
+            run(trainer, Path(world), Path(out) / to)
+
+        sampled.write_text("")
+        return in_fork(body)
+
+    log = []
+    for to, points in (("whole", []), ("killed", json.loads(points))):
+        for point in [*points, None]:
+            status = one(to, point)
+            left = sorted(path.name for path in (Path(out) / to).glob("step_*"))
+            log.append({"run": to, "status": status, "sampled": sampled.read_text().split(), "checkpoints": left})
+    (Path(out) / "log.json").write_text(json.dumps(log))
+
+
+def killed(trainer: str, world: Path, out: Path, points: list) -> list[dict]:
+    """`kill_main` in a process of its own; returns the log of the killed run's parts."""
+    out.mkdir()
+    finished = start(["kill", trainer, str(world), str(out), json.dumps(points)])
+    assert finished.returncode == 0, finished.stderr
+    log = json.loads((out / "log.json").read_text())
+    assert log[0]["status"] == 0 and [part["status"] for part in log[1:]] == [-9] * len(points) + [0], finished.stderr
+    return log[1:]
+
+
+def start(arguments: list[str], processes: int = 1, program: Path = Path(__file__), timeout: int = 300):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    command = [sys.executable, *launcher, str(program), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()
+    names = sorted(path.name for path in (first / "model").iterdir())
+    assert names == sorted(path.name for path in (second / "model").iterdir()) and "model.safetensors" in names
+    for name in names:
+        assert (first / "model" / name).read_bytes() == (second / "model" / name).read_bytes(), name
+    assert not list(second.glob(".*")), "something half-written is left"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two processes
+
+
+def all_gradients(root: Path, world: runtime.World, micro: int = 1) -> dict[str, dict]:
+    """The gradients of the three trainers on fixed data, the micro-batches `micro` times smaller; and their losses."""
+    tokenizer = Tokenizer.load(root / "base")
+    model = from_pretrained(root / "base")
+    reference = from_pretrained(root / "model")
+    model, reference = runtime.shard(model, world), runtime.shard(reference, world)
+    found = {}
+    rows = windows(root / "a", 32, 7)  # 7 rows: one process more than the other
+    loss = train_pretrain.total_loss(model, rows, tokenizer.eos_id, 8 // micro, world)
+    found["pretrain"] = gradients(model) | {"loss": torch.tensor(loss)}
+    examples = train_sft.load_examples([f"{root}/sft.jsonl"], tokenizer, "plain", 96)[0][:7]
+    loss = train_sft.sft_gradient(model, examples, 320 // micro, world)
+    found["sft"] = gradients(model) | {"loss": torch.tensor(loss)}
+    config = train_grpo.Config(beta=0.1, temperature=0.7, micro_tokens=400 // micro, mu=1)
+    rollouts = made_up_rollouts(tokenizer)
+    batches = train_grpo.make_batches(rollouts, config, reference, world)
+    sums = train_grpo.grpo_gradient(model, batches, config, first=True)
+    sums = {name: world.all_sum(value) for name, value in sums.items() if name != "clip"}
+    found["grpo"] = gradients(model) | sums
+    return found
+
+
+def together_main(world_directory: str, out: str) -> None:
+    world = runtime.setup("cpu")
+    for trainer in TRAINERS:
+        run(trainer, Path(world_directory), Path(out) / trainer)
+    found = all_gradients(Path(world_directory), world)
+    if world.main:
+        torch.save(found, Path(out) / "gradients.pt")
+    torch.distributed.destroy_process_group()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+def refusal(trainer: str, arguments: list[str], monkeypatch, capsys) -> str:
+    """What a command with bad input says, in this process: one line after "error: ", with exit code 2."""
+    module = TRAINERS[trainer]
+    monkeypatch.setattr(sys, "argv", [f"train_{trainer}.py", *arguments])
+    code = 0
+    with in_tests():
+        try:
+            runtime.command(module.main, module.Config)
+        except SystemExit as stop:
+            code = stop.code
+    return one_error(code, capsys.readouterr().err)
+
+
+def one_error(code: int, stderr: str) -> str:
+    assert code == 2, stderr
+    match = re.fullmatch(r"error: (.+)\n", stderr)
+    assert match, stderr
+    return match[1]
+
+
+if __name__ == "__main__":
+    {"kill": kill_main, "together": together_main}[sys.argv[1]](*sys.argv[2:])
