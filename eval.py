@@ -55,6 +55,8 @@ def normal(values: list[float]) -> tuple[float, float]:
     """95 % interval of a mean of shares, by the normal approximation."""
     n, mean = len(values), sum(values) / len(values)
     half = 1.959964 * math.sqrt(sum((v - mean) ** 2 for v in values) / max(n - 1, 1) / n)
+    if half == 0:  # all right or all wrong: the approximation fails
+        return wilson(sum(values), n)
     return max(0.0, mean - half), min(1.0, mean + half)
 
 

@@ -27,21 +27,25 @@ def load(path: str) -> dict:
     except OSError as error:
         reason = f"{path}: cannot be read ({error.strerror})"
         raise InputError(f"{reason}; give a pipeline file such as configs/demo/pipeline.toml") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # not TOML or not UTF-8
         raise InputError(f"{path}: not valid TOML ({error})") from None
     for number, stage in enumerate(pipeline.get("stage", []), 1):
         for key in ("name", "seconds", "run"):
             if key not in stage:
                 raise InputError(f"{path}: stage {number} has no {key!r}")
-    if not pipeline.get("stage"):
-        raise InputError(f"{path}: no [[stage]] in it")
+    for key in ("stage", "rows", "columns"):  # the last two are needed at the very end: better said now
+        if not pipeline.get(key):
+            raise InputError(f"{path}: no {'[[stage]]' if key == 'stage' else key} in it")
     return pipeline
 
 
 def call(words: list[str]) -> int:
     """Run a command; returns its exit code. Ctrl-C and SIGTERM are passed on to it and its end is waited for: a trainer
     saves a checkpoint first (subprocess.run would kill it a moment later)."""
-    process = subprocess.Popen(words)
+    try:
+        process = subprocess.Popen(words)
+    except OSError as error:
+        raise InputError(f"{words[0]}: cannot be run ({error.strerror}); correct the stage's command") from None
     signals = signal.SIGINT, signal.SIGTERM
     before = [signal.signal(s, lambda signum, frame: process.send_signal(signum)) for s in signals]
     try:
@@ -79,7 +83,12 @@ def summarise(pipeline: dict, to: Path, seconds: dict[str, float]) -> dict:
     """{"accuracy": {row: {column: share}}, "interval": ..., "seconds": {stage: s}} from the evaluations' results."""
     accuracy, interval = {}, {}
     for row in pipeline["rows"]:
-        results = json.loads((to / "eval" / row / "results.json").read_text(encoding="utf-8"))
+        path = to / "eval" / row / "results.json"
+        if not path.exists():
+            raise InputError(f"{path}: not written by any stage; an evaluation with --to {path.parent} must")
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [name for name in pipeline["columns"].values() if name not in results]:
+            raise InputError(f"{path}: holds no results of {missing[0]}, a column; there are {', '.join(results)}")
         accuracy[row] = {column: results[name]["accuracy"] for column, name in pipeline["columns"].items()}
         interval[row] = {column: results[name]["interval"] for column, name in pipeline["columns"].items()}
     return {"accuracy": accuracy, "interval": interval, "seconds": seconds}
@@ -114,6 +123,13 @@ def main() -> None:
     if unknown := [name for name in only if name not in names]:
         raise InputError(f"--only {unknown[0]}: no such stage; there are {', '.join(names)}")
     values = {"to": str(to), "data": args.data, "seed": args.seed, "configs": str(Path(args.pipeline).parent)}
+    for stage in pipeline["stage"]:
+        for command in stage["run"]:
+            try:
+                command.format(**values)
+            except (LookupError, ValueError):
+                known = ", ".join("{" + name + "}" for name in values)
+                raise InputError(f"{args.pipeline}: {command}: what stands in braces must be one of {known}") from None
     settings, record = json.dumps({"data": args.data, "seed": args.seed}), to / "stages" / "settings.json"
     if record.exists() and record.read_text() != settings:
         raise InputError(f"{to} was made with {record.read_text()}, not {settings}; give another --to or remove {to}")

@@ -17,7 +17,6 @@ A resumed run repeats the uninterrupted one bit for bit on a CPU, given the same
 """
 
 import contextlib
-import copy
 import dataclasses
 import datetime
 import functools
@@ -206,11 +205,6 @@ def gather_into(model: nn.Module, target: nn.Module) -> None:
     state = target.state_dict()
     for name, tensor in model.state_dict().items():
         state[name].copy_(_full(tensor))
-
-
-def inference_copy(model: nn.Module, world: World) -> nn.Module:
-    """An unsharded copy in `world.dtype` for sampling, taken before `shard`; `gather_into` refreshes it."""
-    return copy.deepcopy(model).to(world.dtype).requires_grad_(False).eval()
 
 
 def clip_grad_norm(model: nn.Module, max_norm: float) -> float:

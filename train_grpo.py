@@ -14,7 +14,6 @@ Defaults are the paper's (4.2): lr 1e-6, beta 0.04, 64 samples of up to 1,024 to
     torchrun --nproc_per_node 8 train_grpo.py --config configs/paper/grpo.toml --init DIR --problems FILE --to DIR
 """
 
-import copy
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -343,16 +342,17 @@ def main(config: Config) -> None:
     check_tokenizer(tokenizer, model, config.init)
     items = [item for path in config.problems for item in problems.load(path)]
     held_out = problems.load(config.valid)[: config.valid_limit] if config.valid else []
-    for item in items:
-        if len(encode_prompt(tokenizer, item, config.formats[0], config.template)) >= model.config.context:
-            raise InputError(f"problem {item.id}: its prompt is as long as the model's context, {model.config.context}; leave it out")
+    for format in config.formats:
+        for item in items + held_out:
+            if len(encode_prompt(tokenizer, item, format, config.template)) >= model.config.context:
+                reason = f"its prompt is as long as the model's context, {model.config.context}"
+                raise InputError(f"problem {item.id} ({item.source}): {reason}; leave it out")
     run.say(f"{len(items)} problems, {config.questions} x {config.samples} completions a step")
 
     model.activation_checkpointing = config.activation_checkpointing
-    reference = copy.deepcopy(model) if config.beta else None
-    policy = runtime.inference_copy(model, world)  # unsharded: decoding on one process never waits for another
-    model = runtime.shard(model, world)
-    reference = runtime.shard(reference, world) if reference is not None else None
+    model = runtime.shard(model, world)  # one after the other, so that whole copies do not pile up
+    reference = runtime.shard(from_pretrained(config.init, world.device), world) if config.beta else None
+    policy = from_pretrained(config.init, world.device, world.dtype)  # whole: decoding never waits for another process
     optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
     start, _ = run.resume(model, optimizer)
     order = question_order(len(items), config.seed)

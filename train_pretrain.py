@@ -35,7 +35,7 @@ class Config:
     valid: dict[str, str] = option({}, "token shards held out, by source, for the validation losses")
     to: str = option("", "run directory; the result is TO/model")
     context: int = option(4096, "tokens of a sequence")
-    batch: int = option(2304, "sequences a step, over all processes (the paper: 10M tokens, i.e. 2,304 x 4,096 and some)")
+    batch: int = option(2560, "sequences a step, over all processes (the paper: about 10M tokens)")
     steps: int = option(50_000, "optimizer steps")
     lr: float = option(4.2e-4, "peak learning rate (the paper's 7B)")
     warmup: int = option(2000, "steps of linear warm-up")

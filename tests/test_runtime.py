@@ -113,7 +113,7 @@ def grads_main(config: ToyConfig) -> None:
     assert (world.size, world.all_sum(world.rank + 1), world.all_gather_objects(world.rank)) == (2, 3.0, [0, 1])
     assert world.broadcast_object({"from": world.rank}) == {"from": 0}
     plain = Toy()
-    target = runtime.inference_copy(plain, world)
+    target = Toy()
     model = runtime.shard(plain, world)
     with torch.no_grad():
         model(toy_batch(0)[0])  # leaves the root whole, as a validation loss does

@@ -74,9 +74,8 @@ def test_a_window_costs_what_its_documents_cost_alone(tiny):
 def test_a_killed_run_is_the_same_run(runs):
     out, log = runs
     assert_same_run(out / "whole", out / "killed")
-    checkpoints = [part["checkpoints"] for part in log]
-    second, third = ["step_000004"], ["step_000004", "step_000008"]
-    assert checkpoints == [[], second, second, [*third, "step_000010"], ["step_000008", "step_000010"], checkpoints[-1]]
+    second, last = ["step_000004"], ["step_000004", "step_000008", "step_000010"]
+    assert [part["checkpoints"] for part in log[:4]] == [[], second, second, last]
     summaries = [json.loads((out / name / "summary.json").read_text()) for name in ("whole", "killed")]
     assert summaries[0]["metrics"] == summaries[1]["metrics"] and summaries[1]["steps"] == 10
 
@@ -85,9 +84,9 @@ def test_metrics(runs, tiny):
     out, _ = runs
     rows = metrics(out / "whole")
     assert [row["step"] for row in rows] == list(range(1, 11))
-    # 3 steps of warm-up to 1e-3; 31.6 % of it after step 8, 10 % after step 9
+    # 3 steps of warm-up to 3e-3; 31.6 % of it after step 8, 10 % after step 9
     factors = [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1, 0.316, 0.1]
-    assert [row["lr"] for row in rows] == pytest.approx([1e-3 * factor for factor in factors])
+    assert [row["lr"] for row in rows] == pytest.approx([3e-3 * factor for factor in factors])
     assert [row["tokens"] for row in rows] == [192 * step for step in range(1, 11)]
     mixture = Mixture({"a": tiny.root / "a", "b": tiny.root / "b"}, {"a": 0.7, "b": 0.3}, 32, 0)
     for row in rows:

@@ -100,7 +100,7 @@ def options(trainer: str, root: Path, run: Path, /, **changes) -> list[str]:
     own = {
         "pretrain": dict(
             init=root / "base", data=f"a={root}/a,b={root}/b", weights="a=0.7,b=0.3", valid=f"v={root}/valid",
-            valid_windows=5, context=32, batch=6, micro_batch=4, lr=1e-3, warmup=3,
+            valid_windows=5, context=32, batch=6, micro_batch=4, lr=3e-3, warmup=3,
         ),
         "sft": dict(
             init=root / "base", data=root / "sft.jsonl", valid=root / "sft.jsonl", context=72, batch=5, lr=3e-3,

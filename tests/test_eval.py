@@ -1,0 +1,293 @@
+"""eval.py: figures worked by hand, a model whose answers are known, and every wrong input."""
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_generate import bigram_model
+
+import eval as evaluation
+import runtime
+from data import write_jsonl
+from data.problems import Problem
+from data.sandbox import Sandbox
+from data.tokenizer import train
+from eval import evaluate, majority, normal, pass_at_k, summarise, wilson
+from generate import Sampling, generate
+from model import ModelConfig, Transformer
+
+ROOT = Path(__file__).parents[1]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+@pytest.mark.parametrize(("right", "total", "low", "high"), [
+    # Newcombe, Two-sided confidence intervals for the single proportion (1998), table I, method 3
+    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
+    (20, 20, 0.8389, 1.0),  # of the third, by symmetry
+    (8, 10, 0.490, 0.943),
+])  # fmt: skip
+def test_wilson(right, total, low, high):
+    assert wilson(right, total) == pytest.approx((low, high), abs=5e-5 if total > 10 else 5e-4)
+
+
+def test_normal():
+    # mean 0.5, deviation 0.5 (divided by n - 1), error 0.5 / sqrt(3) = 0.288675, times 1.959964: 0.5658
+    assert normal([0.0, 0.5, 1.0]) == (0.0, 1.0)
+    # mean 0.5, variance (0.01 + 0 + 0.01) / 2, error sqrt(0.01 / 3) = 0.057735, times 1.959964: 0.113159
+    assert normal([0.4, 0.5, 0.6]) == pytest.approx((0.386841, 0.613159), abs=1e-6)
+    assert normal([0.7]) == (0.7, 0.7)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=8), st.data())
+def test_pass_at_k_counts_all_choices(right, data):
+    k = data.draw(st.integers(1, len(right)))
+    choices = list(itertools.combinations(right, k))
+    share = sum(any(choice) for choice in choices) / len(choices)
+    assert pass_at_k(len(right), sum(right), k) == pytest.approx(share, abs=1e-12)
+
+
+@pytest.mark.parametrize(("predicted", "expected"), [
+    ([], None), ([None, None], None), ([None, "3", None], "3"),  # those without an answer abstain
+    (["1", "2", "2"], "2"), (["2", "1", "1", "2"], "2"),  # a tie: the first seen
+    (["7", "0.5", "1/2", "7", "50/100"], "0.5"),  # three ways to write one answer
+    (["7", "7", "1/2", r"\frac{1}{2}", "0.5", "7.0"], "7"),
+    (["red", "Red", "blue"], "red"),
+])  # fmt: skip
+def test_majority(predicted, expected):
+    assert majority(predicted) == expected
+
+
+def attempts(answers, gold, finish="eos", tokens=4):
+    return [{"text": "", "answer": a, "right": a == gold, "finish": finish, "tokens": tokens} for a in answers]
+
+
+def test_summarise_by_hand():
+    records = [
+        {"id": "a", "answer": "1", "attempts": attempts(["1", "2", "2", "1"], "1")},  # 2 of 4; votes: 1, 1, 1
+        {"id": "b", "answer": "5", "attempts": attempts(["4", None, "5", "5"], "5", tokens=8)},  # 2 of 4; 4, 4, 5
+        {"id": "c", "answer": "3", "attempts": attempts(["9", "9", None, "9"], "3", "length", 6)},  # none
+    ]
+    metrics = summarise(records)
+    assert (metrics["problems"], metrics["samples"]) == (3, 4)
+    assert metrics["accuracy"] == pytest.approx(1 / 3)
+    assert metrics["interval"] == pytest.approx(normal([0.5, 0.5, 0.0]))
+    assert metrics["no_answer"] == pytest.approx(2 / 12)
+    assert metrics["truncated"] == pytest.approx(4 / 12)
+    assert metrics["tokens"] == pytest.approx(6)
+    assert [metrics[f"maj@{k}"] for k in (1, 2, 4)] == pytest.approx([1 / 3, 1 / 3, 2 / 3])
+    assert metrics["maj@4_interval"] == wilson(2, 3)
+    # of 4 samples with 2 right: 1 - 2/4, 1 - C(2,2)/C(4,2) = 1 - 1/6, 1
+    assert [metrics[f"pass@{k}"] for k in (1, 2, 4)] == pytest.approx([1 / 3, 2 / 3 * 5 / 6, 2 / 3])
+    assert metrics["pass@2_interval"] == pytest.approx(normal([5 / 6, 5 / 6, 0.0]))
+
+    greedy = summarise([{**record, "attempts": record["attempts"][:1]} for record in records])
+    assert (greedy["accuracy"], greedy["interval"]) == (pytest.approx(1 / 3), wilson(1, 3))
+    assert not [name for name in greedy if "@" in name]
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 20))
+def test_k_doubles_up_to_all_samples(K):
+    metrics = summarise([{"id": "a", "answer": "1", "attempts": attempts(["1"] * K, "1")}])
+    expected = [] if K == 1 else sorted({2**i for i in range(K.bit_length())} | {K})
+    assert [int(name[4:]) for name in metrics if name.startswith("maj@") and "_" not in name] == expected
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A model that after a prompt's last token, ":", writes one of three completions, whatever the question
+
+TEXT, OTHER, PROGRAM = " The answer is 7.", " The answer is 8.", "\nprint(7)"
+QUESTIONS = ["Ann has 3 pens and buys 4. How many?", "What is 5 + 3?", "What is 2 + 2?"]
+PROBLEMS = [Problem(f"p{i}", q, a) for i, (q, a) in enumerate(zip(QUESTIONS, ["7", "8", "4"], strict=True))]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train([TEXT + OTHER + PROGRAM + "Question: Answer: Program:"] * 3, 300, workers=1)
+
+
+def answering(tokenizer, **weights):
+    """The model that writes each text (a keyword each: text=, other=, program=) with the given probability."""
+    following = {}
+    for name, weight in weights.items():
+        text = {"text": TEXT, "other": OTHER, "program": PROGRAM}[name]
+        ids = [tokenizer.encode(":")[0], *tokenizer.encode(text), tokenizer.eos_id]
+        for a, b in itertools.pairwise(ids):
+            following.setdefault(a, Counter())[b] += weight
+    shares = {a: {b: w / sum(next_.values()) for b, w in next_.items()} for a, next_ in following.items()}
+    model = bigram_model(shares, tokenizer.vocab_size, context=256)
+    model.config.eos_id = tokenizer.eos_id
+    return model
+
+
+@pytest.fixture(scope="module")
+def world(tokenizer, tmp_path_factory):
+    """root/model, root/problems.jsonl, and the directory in which further files are made."""
+    root = tmp_path_factory.mktemp("eval")
+    answering(tokenizer, text=0.6, other=0.2, program=0.2).save_pretrained(root / "model")
+    tokenizer.save(root / "model")
+    write_jsonl(root / "problems.jsonl", [{"id": p.id, "question": p.question, "answer": p.answer} for p in PROBLEMS])
+    return root
+
+
+def test_greedy_answers(tokenizer):
+    model = answering(tokenizer, text=0.9, other=0.1)
+    counted = []
+    sampling = Sampling(temperature=0, max_new_tokens=50)
+    metrics, records = evaluate(model, tokenizer, PROBLEMS, "cot", sampling, progress=counted.append)
+    assert metrics["accuracy"] == pytest.approx(1 / 3) and metrics["interval"] == wilson(1, 3)
+    assert metrics["no_answer"] == metrics["truncated"] == 0
+    length = len(tokenizer.encode(TEXT)) + 1  # and EOS
+    assert metrics["tokens"] == length and sum(counted) == 3
+    attempt = {"text": TEXT, "answer": "7", "finish": "eos", "tokens": length}
+    assert records == [
+        {"id": p.id, "question": p.question, "answer": p.answer, "attempts": [attempt | {"right": p.id == "p0"}]}
+        for p in PROBLEMS
+    ]
+    assert sampling.stop == ()  # the caller's settings are as they were
+
+    short, _ = evaluate(model, tokenizer, PROBLEMS, "cot", Sampling(temperature=0, max_new_tokens=2))
+    assert short["truncated"] == short["no_answer"] == 1 and short["accuracy"] == 0
+
+
+def test_completions_end_where_the_next_question_begins(tokenizer):
+    """A base model does not know EOS: it goes on with a question of its own."""
+    ids = [*tokenizer.encode(":" + TEXT), *tokenizer.encode("\nQuestion: 1")]
+    model = bigram_model({a: {b: 1.0} for a, b in itertools.pairwise(ids[:-3])} | {ids[-4]: {ids[0]: 1.0}},
+                         tokenizer.vocab_size, context=256)  # fmt: skip
+    metrics, records = evaluate(model, tokenizer, PROBLEMS[:1], "cot", Sampling(temperature=0, max_new_tokens=50))
+    assert records[0]["attempts"][0]["text"] == TEXT and records[0]["attempts"][0]["finish"] == "stop"
+    assert metrics["accuracy"] == 1
+
+
+@pytest.mark.parametrize("format", ["cot", "pot"])
+def test_sampled_answers(tokenizer, format):
+    """Half the completions are a program that prints 7, the others a sentence: 7 as often as 8."""
+    model, K = answering(tokenizer, text=0.25, other=0.25, program=0.5), 40
+    with Sandbox(workers=1) as sandbox:
+        metrics, records = evaluate(model, tokenizer, PROBLEMS, format, Sampling(K, max_new_tokens=50), sandbox=sandbox,
+                                    max_rows=16)  # fmt: skip
+    expected = {"cot": {TEXT: "7", OTHER: "8", PROGRAM: None}, "pot": {TEXT: None, OTHER: None, PROGRAM: "7"}}[format]
+    right = []
+    for record, problem in zip(records, PROBLEMS, strict=True):
+        assert len(record["attempts"]) == K
+        for a in record["attempts"]:
+            assert a["answer"] == expected[a["text"]] and a["right"] == (a["answer"] == problem.answer)
+        assert {a["text"] for a in record["attempts"]} == {TEXT, OTHER, PROGRAM}
+        right.append(sum(a["right"] for a in record["attempts"]))
+    assert metrics == summarise(records)
+    assert metrics["accuracy"] == pytest.approx(sum(right) / (3 * K))
+    share = {"cot": [0.25, 0.25, 0], "pot": [0.5, 0, 0]}[format]
+    assert [n / K for n in right] == pytest.approx(share, abs=4 * math.sqrt(0.25 / K))
+    assert metrics["maj@40"] == pytest.approx({"cot": metrics["maj@40"], "pot": 1 / 3}[format])
+    assert metrics["pass@40"] == pytest.approx({"cot": 2 / 3, "pot": 1 / 3}[format])
+
+
+def test_the_samples_are_those_of_generate(tokenizer):
+    model = Transformer(ModelConfig(tokenizer.vocab_size, width=16, layers=1, heads=2, kv_heads=1, ffn=16, context=64))
+    sampling = Sampling(3, 0.8, 0.9, max_new_tokens=8, seed=5)
+    _, records = evaluate(model, tokenizer, PROBLEMS, "cot", sampling)
+    encoded = [tokenizer.encode(f"Question: {p.question}\nAnswer:") for p in PROBLEMS]
+    for record, group in zip(records, generate(model, tokenizer, encoded, sampling), strict=True):
+        assert [(a["text"], a["tokens"], a["finish"]) for a in record["attempts"]] == [
+            (tokenizer.decode(s.ids), len(s.ids), s.finish) for s in group
+        ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def command(monkeypatch, **options):
+    """Runs eval.py's command with these options in this process; returns its exit code."""
+    arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--device", "cpu", *arguments])
+    try:
+        runtime.command(evaluation.main, evaluation.Config)
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def test_command_writes_results_and_records(world, tmp_path):
+    options = f"--model {world / 'model'} --problems {world / 'problems.jsonl'} --formats cot,pot --samples 4 --limit 2"
+    options += f" --temperature 1 --max_new_tokens 40 --seed 1 --device cpu --to {tmp_path}"
+    done = subprocess.run([sys.executable, "eval.py", *options.split()], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results) == ["problems.cot", "problems.pot"]
+    for name, metrics in results.items():
+        records = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        assert [record["id"] for record in records] == ["p0", "p1"]
+        assert json.loads(json.dumps(summarise(records))) == metrics
+        assert {a["text"] for record in records for a in record["attempts"]} <= {TEXT, OTHER, PROGRAM}
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("problems") and f" {name[-3:]} " in line]
+        assert f"{100 * metrics['accuracy']:.1f} %" in line and f"maj@4 {100 * metrics['maj@4']:.1f} %" in line
+    assert "8/8 completions" in done.stderr
+
+
+def test_command_without_a_directory_writes_nothing(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, model=world / "model", problems=world / "problems.jsonl") == 0
+    assert " 33.3 % (6.1 - 79.2)" in capsys.readouterr().out  # greedy always says 7
+    assert not list(tmp_path.iterdir())
+
+
+def wrong_inputs(world):
+    """name -> (options that differ, what the message must say)"""
+    write_jsonl(world / "long.jsonl", [{"id": "endless", "question": "why " * 300, "answer": "1"}])
+    (world / "empty.jsonl").write_text("")
+    (world / "again").mkdir(exist_ok=True)
+    (world / "again" / "problems.jsonl").write_text((world / "problems.jsonl").read_text())
+    larger = train([" ".join(f"word{i} word{i}" for i in range(200))] * 2, 400, workers=1)
+    Transformer(ModelConfig(280, 16, 1, 2, 1, 16)).save_pretrained(world / "foreign")
+    larger.save(world / "foreign")
+    Transformer(ModelConfig(280, 16, 1, 2, 1, 16)).save_pretrained(world / "bare")
+    both = f"{world / 'problems.jsonl'},{world / 'again' / 'problems.jsonl'}"
+    return {
+        "no model": ({"model": world / "absent"}, "absent"),
+        "no tokenizer": ({"model": world / "bare"}, "tokenizer.json"),
+        "another tokenizer": ({"model": world / "foreign"}, "do not belong together"),
+        "no problem file": ({"problems": world / "absent.jsonl"}, "absent.jsonl: cannot be read"),
+        "empty problem file": ({"problems": world / "empty.jsonl"}, "empty.jsonl"),
+        "two of one name": ({"problems": both}, "another file has this name"),
+        "long prompt": ({"problems": world / "long.jsonl"}, "problem endless: its prompt has"),
+        "format": ({"formats": "cot,poem"}, "--formats poem: unknown"),
+        "template": ({"template": "fancy"}, "template 'fancy': unknown"),
+        "greedy samples": ({"samples": 2}, "--temperature above 0"),
+        "no samples": ({"samples": 0}, "samples"),
+        "no rows": ({"max_rows": 0}, "max_rows"),
+        "nothing given": ({"model": ""}, "--model DIR and --problems FILE are needed"),
+        "unknown option": ({"modle": "x"}, "--modle: unknown option"),
+    }
+
+
+NAMES = ["no model", "no tokenizer", "another tokenizer", "no problem file", "empty problem file", "two of one name",
+         "long prompt", "format", "template", "greedy samples", "no samples", "no rows", "nothing given",
+         "unknown option"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def wrong(world):
+    inputs = wrong_inputs(world)
+    assert list(inputs) == NAMES
+    return inputs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_input_is_one_line_and_exit_code_2(world, wrong, name, tmp_path, monkeypatch, capsys):
+    changes, message = wrong[name]
+    options = dict(model=world / "model", problems=world / "problems.jsonl", to=tmp_path / "out") | changes
+    assert command(monkeypatch, **options) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert out == "" and not (tmp_path / "out").exists()

@@ -1,0 +1,429 @@
+"""GRPO: rollouts, equation 3 and its gradient, metrics, the reference, resuming, two processes, bad input."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from training import (
+    COT,
+    POT,
+    PROBLEMS,
+    assert_close,
+    assert_same_run,
+    gradients,
+    logprobs,
+    made_up_rollouts,
+    metrics,
+    one_error,
+    options,
+    refusal,
+    run,
+    start,
+    weights,
+)
+
+import train_grpo
+from batch import pack_completions, token_logprobs
+from data import prompts, read_jsonl
+from data.problems import Problem
+from data.sandbox import Sandbox
+from data.tokenizer import train
+from generate import Sample
+from model import from_pretrained
+from runtime import World
+from train_grpo import Config, Rollout, grpo_gradient, make_batches, question_order, rollout, rollout_metrics, units
+
+POINTS = [
+    ["train_grpo.save_rollouts", 2, "after"],  # step 2 is sampled but not learned from, before any checkpoint
+    ["runtime.Run.save_reference", 1, "after"],  # the second iteration begins: its reference is written, not yet read
+    ["runtime.clip_grad_norm", 11, "after"],  # between the two updates of step 6, which continues the third iteration
+    ["runtime.Run.log", 4, "after"],  # step 9, two references later than the checkpoint of step 5
+    ["runtime.Metrics.summary", 1, "before"],  # at the very end
+]
+
+
+@pytest.fixture(scope="module")
+def runs(killed):
+    return killed("grpo", POINTS)
+
+
+@pytest.fixture
+def policy(tiny):
+    return from_pretrained(tiny.root / "model")
+
+
+def moved(model, scale: float, seed: int = 0):
+    """The same model with noise on its weights."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(scale * torch.randn(weight.shape, generator=draw))
+    return model
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rollouts
+
+
+@given(st.integers(1, 30), st.integers(0, 5))
+def test_every_problem_once_an_epoch(count, seed):
+    order = question_order(count, seed)
+    for _ in range(3):
+        assert sorted(next(order) for _ in range(count)) == list(range(count))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    first, second = question_order(30, 0), question_order(30, 1)
+    orders = [[next(order) for _ in range(30)] for order in (first, first, second)]
+    assert len({tuple(order) for order in [*orders, range(30)]}) == 4
+
+
+@pytest.fixture(scope="module")
+def sampled(tiny):
+    """One rollout of all six questions, prompts of uneven length, both formats, at temperature 0.7."""
+    config = Config(formats=["cot", "pot"], samples=5, temperature=0.7, max_new_tokens=14, max_rows=7, seed=3)
+    with Sandbox(workers=1) as sandbox:
+        model = from_pretrained(tiny.root / "model")
+        return config, rollout(config, 1, model, tiny.tokenizer, PROBLEMS, sandbox, World())[0]
+
+
+def test_rewards_belong_to_their_question_and_sample(tiny, sampled):
+    config, rollouts = sampled
+    assert [one.problem for one in rollouts] == PROBLEMS
+    assert [one.format for one in rollouts] == ["cot", "pot"] * 3
+    said = {text: answer for answer, text in (*COT.items(), *POT.items())}
+    for one in rollouts:
+        assert tiny.tokenizer.decode(one.prompt) == prompts.prompt(one.problem.question, one.format)
+        for sample, reward in zip(one.samples, one.rewards, strict=True):
+            answer = said.get(tiny.tokenizer.decode(sample.ids).strip())
+            if answer:  # else cut off, or something that nobody taught it
+                assert reward == float(answer == one.problem.answer)
+        mean = sum(one.rewards) / 5
+        deviation = (sum((reward - mean) ** 2 for reward in one.rewards) / 4) ** 0.5
+        expected = [(reward - mean) / deviation if deviation else 0 for reward in one.rewards]
+        assert one.advantages == pytest.approx(expected, abs=1e-6)
+    rewards = [reward for one in rollouts for reward in one.rewards]
+    assert 5 < sum(rewards) < 25 and len({tuple(one.rewards) for one in rollouts}) > 3  # the test saw both
+
+
+def test_the_trainer_scores_samples_as_the_sampler_did(sampled, policy):
+    """Pairing again: log-probs of a sample after another question's prompt are others."""
+    config, rollouts = sampled
+    assert len({len(one.prompt) for one in rollouts}) > 3 and len({len(s.ids) for r in rollouts for s in r.samples}) > 3
+    told = torch.tensor([p for one in rollouts for sample in one.samples for p in sample.logprobs])
+    for shared in (True, False):
+        batch = pack_completions([(one.prompt, [s.ids for s in one.samples]) for one in rollouts], shared)
+        with torch.no_grad():
+            found, _ = token_logprobs(policy, batch, config.temperature)
+        assert (found - told).abs().max() <= 1e-5
+    crossed = logprobs(policy, rollouts[2].prompt, rollouts[0].samples[0].ids, 0.7)
+    assert (crossed - torch.tensor(rollouts[0].samples[0].logprobs)).abs().max() > 1e-3
+
+
+def test_truncated_samples_are_counted(sampled):
+    config, rollouts = sampled
+    cut = [len(s.ids) == 14 and s.finish == "length" for one in rollouts for s in one.samples]
+    assert 0 < sum(cut) < 30 and rollout_metrics(rollouts)["truncated"] == pytest.approx(sum(cut) / 30)
+
+
+def test_samples_depend_on_seed_step_and_place_alone(tiny, sampled, policy):
+    config, rollouts = sampled
+    config = replace(config, formats=["cot"], max_rows=64)
+    cot = [rollouts[0].problem, rollouts[1].problem, rollouts[2].problem]
+
+    def ids(step, seed=3):
+        found = rollout(replace(config, seed=seed), step, policy, tiny.tokenizer, cot, None, World())[0]
+        return [[sample.ids for sample in one.samples] for one in found]
+
+    expected = [[sample.ids for sample in rollouts[i].samples] for i in (0, 2)]
+    assert [ids(1)[0], ids(1)[2]] == expected
+    assert ids(2) != ids(1) != ids(1, seed=4)
+
+
+def test_rollouts_are_read_as_they_were_written(tiny, sampled, tmp_path):
+    _, rollouts = sampled
+    rollouts = [*rollouts, *made_up_rollouts(tiny.tokenizer)]
+    rollouts[0] = replace(rollouts[0], rewards=[0.1 + 0.2, float("inf"), -1e-300, 3.0, 1 / 3])
+    rollouts[1] = replace(rollouts[1], problem=Problem("x", 'Wie "viel"?\n多少', "½", "so", "book", "de"))
+    train_grpo.save_rollouts(tmp_path / "step.jsonl", rollouts, tiny.tokenizer)
+    assert train_grpo.load_rollouts(tmp_path / "step.jsonl") == rollouts
+    rows = [row for _, row in read_jsonl(tmp_path / "step.jsonl")]
+    assert [response["text"] for response in rows[2]["responses"]] == [
+        tiny.tokenizer.decode(sample.ids) for sample in rollouts[2].samples
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Equation 3
+
+
+def naive_loss(model, old, reference, rollouts, config) -> torch.Tensor:
+    """Minus equation 3, written down: a loop over questions, outputs and tokens. `old` None: the policy itself."""
+    objectives, counts = [], []
+    for one in rollouts:
+        for sample, advantage in zip(one.samples, one.advantages, strict=True):
+            chosen = torch.tensor(sample.mask)
+            if not chosen.any():
+                continue
+            new, before, ref = (
+                logprobs(m, one.prompt, sample.ids, config.temperature)[chosen].double()
+                for m in (model, old or model, reference or model)
+            )
+            ratio = (new - before.detach()).exp()
+            clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+            kl = (ref.detach() - new).exp() - (ref.detach() - new) - 1 if reference else 0.0
+            objectives.append((torch.minimum(ratio * advantage, clipped * advantage) - config.beta * kl).sum())
+            counts.append(int(chosen.sum()))
+    if config.normalize == "grpo":
+        return -sum(o / n for o, n in zip(objectives, counts, strict=True)) / len(counts)
+    return -sum(objectives) / (sum(counts) if config.normalize == "dapo" else len(counts) * config.max_new_tokens)
+
+
+@pytest.mark.parametrize("normalize", ["grpo", "dapo", "dr_grpo"])
+@pytest.mark.parametrize("shared, micro_tokens", [(True, 1000), (True, 60), (False, 60)])
+def test_gradient_of_equation_3(tiny, policy, normalize, shared, micro_tokens):
+    """At both updates of mu = 2, with tool tokens masked, a completion all masked, and a reference of its own."""
+    reference = moved(from_pretrained(tiny.root / "model"), 0.05, seed=1)
+    config = Config(
+        normalize=normalize, shared_prompts=shared, micro_tokens=micro_tokens, temperature=0.7, beta=0.3, mu=2,
+        clip_low=0.1, clip_high=0.2, max_new_tokens=11,
+    )  # fmt: skip
+    rollouts = made_up_rollouts(tiny.tokenizer)
+    batches = make_batches(rollouts, config, reference, World())
+    assert (len(batches) > 1) == (micro_tokens == 60)
+    old = from_pretrained(tiny.root / "model")
+    for first in (True, False):
+        expected = naive_loss(policy, None if first else old, reference, rollouts, config)
+        expected.backward()
+        wanted = gradients(policy)
+        sums = grpo_gradient(policy, batches, config, first)
+        assert sums["loss"].item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-7)
+        assert_close(gradients(policy), wanted)
+        moved(policy, 0.02)  # the optimizer's step
+        assert first or 0.1 < sums["clip"] / sums["count"] < 0.9  # the second update did clip, and not only
+
+
+def test_without_beta_there_is_no_reference(tiny, policy):
+    config = Config(beta=0.0, mu=1)
+    rollouts = made_up_rollouts(tiny.tokenizer, seed=1)
+    naive_loss(policy, None, None, rollouts, config).backward()
+    wanted = gradients(policy)
+    grpo_gradient(policy, make_batches(rollouts, config, None, World()), config, True)
+    assert_close(gradients(policy), wanted)
+
+
+def test_groups_are_cut_to_the_budget(tiny):
+    rollouts = made_up_rollouts(tiny.tokenizer)
+    for budget in (1, 30, 45, 1000):
+        parts = units(rollouts, budget)
+        assert [(one.rollout.problem.id, g) for one in parts for g in one.members] == [
+            (one.problem.id, g) for one in rollouts for g in range(4)
+        ]
+        assert all(one.tokens <= budget or len(one.members) == 1 for one in parts)
+        assert (len(parts) == 12) == (budget == 1) and (len(parts) == 3) == (budget == 1000)
+
+
+def test_gradients_do_not_depend_on_micro_batches_or_processes(alone, together):
+    assert_close(alone[4]["grpo"], alone[1]["grpo"])
+    assert_close(torch.load(together / "gradients.pt")["grpo"], alone[1]["grpo"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics, by hand
+
+
+def group(rewards, advantages, lengths=None, finish=None) -> Rollout:
+    samples = [Sample([7] * n, [-1.0] * n, [True] * n, "eos") for n in lengths or [1] * len(rewards)]
+    for sample, how in zip(samples, finish or [], strict=False):
+        sample.finish = how
+    return Rollout(Problem("p", "q", "1"), "cot", [5, 6], samples, rewards, advantages)
+
+
+def test_rollout_metrics():
+    mixed = group([1.0, 0.0, 0.0, 1.0], [0.9, -0.9, -0.9, 0.9], [2, 3, 8, 5], ["eos", "stop", "length", "eos"])
+    alike = group([1.0, 1.0, float("nan"), 1.0], [0.0] * 4, [1, 1, 8, 4], ["eos", "eos", "length", "eos"])
+    assert rollout_metrics([mixed, alike]) == pytest.approx(
+        {
+            "reward": 5 / 7,
+            "reward_std": (5 / 7 * 2 / 7) ** 0.5,
+            "reward_not_finite": 1,
+            "no_signal": 0.5,
+            "length": 4.0,
+            "length_max": 8,
+            "truncated": 0.25,
+        }
+    )
+
+
+def test_update_metrics(monkeypatch):
+    """Two completions of [2, 3] tokens, the last one's second a tool's. Log-probs are what the test says they are."""
+    one = group([1.0, 0.0], [1.0, -1.0], [2, 3])
+    one.samples[1].mask[1] = False
+    #            A = 1 -----  A = -1 -------------   third: a tool's, must not count
+    first = torch.tensor([-1.0, -2.0, -1.0, -9.0, -3.0])
+    ratios = torch.tensor([1.5, 0.5, 1.5, 1e6, 0.5])  # cut off, not, not, -, cut off
+    reference = first + torch.tensor([0.0, 0.1, -0.2, 50.0, 0.0])
+    table = [reference, first, first + ratios.log()]
+    model = torch.nn.Linear(1, 5, bias=False)
+    steps = []
+
+    def told(network, batch, temperature, entropy=False):
+        assert temperature == 0.5
+        logp = table.pop(0) + 0 * network.weight[:, 0]
+        logp = logp + network.weight[:, 0] - network.weight[:, 0].detach()  # gradients: those of the log-probs
+        return logp, torch.tensor([0.1, 0.2, 0.3, 7.0, 0.4]) if entropy else None
+
+    class Optimizer:
+        def step(self):
+            steps.append(model.weight.grad[:, 0].clone())
+
+        def zero_grad(self, set_to_none):
+            model.weight.grad = None
+
+    monkeypatch.setattr(train_grpo, "token_logprobs", told)
+    config = Config(mu=2, beta=0.5, temperature=0.5, clip=100.0)
+    found = train_grpo.update(model, Optimizer(), [one], config, model, World())
+    kl = [torch.tensor(d).expm1().item() - d for d in (0.0, 0.1, -0.2, 0.0)]
+    # each completion's mean, then theirs: 1/4 a token. At the first update ratios are 1 and advantages cancel.
+    slope = torch.tensor([1.0, 1 + 0.5 * 0.105171, -1 - 0.5 * 0.181269, 0.0, -1.0]) / 4
+    expected = {
+        "loss": 0.5 * sum(kl) / 4,
+        "kl": sum(kl) / 4,
+        "entropy": (0.1 + 0.2 + 0.3 + 0.4) / 4,
+        "grad_norm": slope.norm().item(),
+        "ratio": (1.5 + 0.5 + 1.5 + 0.5) / 4,  # these two of the last update
+        "clip_fraction": 0.5,
+    }
+    assert found == pytest.approx(expected, rel=1e-4)
+    torch.testing.assert_close(steps[0], -slope, rtol=1e-4, atol=1e-7)
+    # the second: cut-off tokens have no gradient but the KL's, where ref / policy is now exp(d) / ratio
+    d = (reference - first).exp() / ratios - 1
+    slope = torch.tensor([0.0, 0.5, -1.5, 0.0, 0.0]) / 4 + 0.5 / 4 * d.where(torch.tensor([1, 1, 1, 0, 1]) == 1, 0.0)
+    torch.testing.assert_close(steps[1], -slope, rtol=1e-4, atol=1e-7)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole runs
+
+
+def test_a_killed_run_is_the_same_run(runs):
+    out, log = runs
+    assert_same_run(out / "whole", out / "killed")
+    # what a part had sampled, the next ones read: every step is sampled once
+    assert [part["sampled"] for part in log] == [["1", "2"], [], ["3", "4", "5", "6"], ["7", "8", "9"], ["10"], []]
+    assert [len(part["checkpoints"]) for part in log] == [0, 0, 1, 1, 2, 2]
+    for path in sorted((out / "whole" / "rollouts").iterdir()):
+        assert path.read_bytes() == (out / "killed" / "rollouts" / path.name).read_bytes()
+
+
+def test_the_run_itself(runs, tiny):
+    out, _ = runs
+    rows = metrics(out / "whole")
+    assert [row["step"] for row in rows] == list(range(11))
+    # the reference becomes the policy at the start of each iteration of two steps, and at no other time
+    assert [row["step"] for row in rows[1:] if row["kl"] == 0.0] == [1, 3, 5, 7, 9]
+    assert all(row["kl"] > 1e-4 for row in rows[2::2])
+    assert [row["step"] for row in rows if "valid/cot" in row and "valid/pot" in row] == [0, 3, 6, 9, 10]
+    saved = [train_grpo.load_rollouts(path) for path in sorted((out / "whole" / "rollouts").iterdir())]
+    assert len(saved) == 10 and all(len(step) == 4 and len(one.samples) == 4 for step in saved for one in step)
+    order = question_order(len(PROBLEMS), 0)
+    for step, row in zip(saved, rows[1:], strict=True):
+        assert [one.problem.id for one in step] == [PROBLEMS[next(order)].id for _ in range(4)]
+        assert row["reward"] == pytest.approx(sum(r for one in step for r in one.rewards) / 16)
+    ids = [[sample.ids for one in step for sample in one.samples] for step in saved]
+    assert all(ids[i] != ids[j] for i in range(10) for j in range(i))
+
+
+def test_two_processes_train_the_same_model(runs, together):
+    out, _ = runs
+    lengths = set()
+    for one, two in zip(*(sorted((at / "rollouts").iterdir()) for at in (out / "whole", together / "grpo")), strict=True):
+        one, two = train_grpo.load_rollouts(one), train_grpo.load_rollouts(two)
+        assert [s.ids for r in one for s in r.samples] == [s.ids for r in two for s in r.samples]
+        lengths |= {tuple(max(len(s.ids) for s in r.samples) for r in one)}
+    assert any(len(set(row[::2])) + len(set(row[1::2])) > 2 for row in lengths)  # they did not decode in step
+    for found, expected in zip(metrics(together / "grpo"), metrics(out / "whole"), strict=True):
+        early = found["step"] <= 1
+        assert found == pytest.approx(expected, rel=1e-5 if early else 1e-2, abs=1e-6 if early else 1e-4)
+    assert_close(weights(together / "grpo" / "model"), weights(out / "whole" / "model"), 1e-2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input
+
+LINE = '{"id": "a", "question": "Ann?", "answer": "1"}\n'
+
+
+@pytest.mark.parametrize(
+    "text, changes, message",
+    [
+        (None, {}, "{}/bad.jsonl: cannot be read .*"),
+        ("", {}, "{}/bad.jsonl:.*"),
+        (LINE + '{"id": \n', {}, "{}/bad.jsonl:2: not valid JSON .*"),
+        (LINE + '{"id": "b", "question": "Bob?"}\n', {}, "{}/bad.jsonl:2: a problem without 'answer'; .*"),
+        (LINE.replace("Ann", "Ann " * 99), {}, "problem a: its prompt is as long as the model's context, 96; .*"),
+        (LINE, dict(valid="{}/none.jsonl"), "{}/none.jsonl: cannot be read .*"),
+        (LINE, dict(init="{}/none"), "{}/none.*"),
+        (LINE, dict(init="{}/mixed"), "{}/mixed: its tokenizer has 500 ids, its embedding 400 rows; .*"),
+        (LINE, dict(to=""), "--to is needed"),
+        (LINE, dict(normalize="mean"), "--normalize mean: unknown; choose one of grpo, dapo, dr_grpo"),
+        (LINE, dict(scale="var"), "--scale var: unknown; choose one of std, none"),
+        (LINE, dict(ddof=2), "--ddof .*"),
+        (LINE, dict(formats="cot,tool"), "--formats tool: unknown; .*"),
+        (LINE, dict(formats=""), "--formats .*"),
+        (LINE, dict(template="fancy"), "template 'fancy': unknown; .*"),
+        (LINE, dict(temperature=0), "--temperature must be above 0: .*"),
+        (LINE, dict(mu=0), "--mu must be at least 1"),
+        (LINE, dict(valid_every=0), "--valid_every must be at least 1"),
+        (LINE, dict(save_every=0), "--save_every must be at least 1"),
+        (LINE, dict(max_rows=0), "--max_rows must be at least 1"),
+        (LINE, dict(micro_tokens=0), "--micro_tokens must be at least 1"),
+        (LINE, dict(sampels=3), "--sampels: unknown option; did you mean --samples[?]"),
+        (LINE, dict(shared_prompts=1), "--shared_prompts 1: needs true or false"),
+    ],
+)
+def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, text, changes, message):
+    if text is not None:
+        (tmp_path / "bad.jsonl").write_text(text)
+    if "mixed" in message:  # a checkpoint with the tokenizer of another
+        from_pretrained(tiny.root / "base").save_pretrained(tmp_path / "mixed")
+        train([chr(i) * 9 for i in range(300, 900)], 500, workers=1).save(tmp_path / "mixed")
+    changes = {"problems": "{}/bad.jsonl", **changes}
+    changes = {name: str(value).replace("{}", str(tmp_path)) for name, value in changes.items()}
+    said = refusal("grpo", options("grpo", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys)
+    assert re.fullmatch(message.replace("{}", re.escape(str(tmp_path))), said), said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_that_is_too_long_in_one_format_only(tiny, tmp_path, monkeypatch, capsys):
+    """"Program:" takes more tokens than "Answer:"; found before the first step, not when its turn comes."""
+    question, count = "Ann?", {}
+    while count.get("cot", 0) < 95:
+        question += " a"
+        count = {f: len(tiny.tokenizer.encode(prompts.prompt(question, f))) for f in ("cot", "pot")}
+    assert count["cot"] < 96 <= count["pot"]
+    (tmp_path / "long.jsonl").write_text(json.dumps({"id": "long", "question": question, "answer": "1"}) + "\n")
+    changes = dict(problems=tmp_path / "long.jsonl", questions=1, valid="")
+    said = refusal("grpo", options("grpo", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys)
+    assert said == "problem long: its prompt is as long as the model's context, 96; leave it out"
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_program_says_it_in_one_line_too(tiny, tmp_path):
+    (tmp_path / "bad.jsonl").write_text(LINE + LINE.replace('"1"', '""'))
+    finished = start(options("grpo", tiny.root, tmp_path / "r", problems=tmp_path / "bad.jsonl"), program=train_grpo.__file__)
+    assert one_error(finished.returncode, finished.stderr).startswith(f"{tmp_path}/bad.jsonl:2: a problem without 'answer'")
+
+
+def test_another_policy_needs_another_directory(tiny, tmp_path, monkeypatch, capsys):
+    """Rollouts of one set of options are not taken for those of another, even without a checkpoint."""
+    run("grpo", tiny.root, tmp_path / "run", iterations=1, steps=1, valid="")
+    for path in (tmp_path / "run").glob("step_*"):
+        path.rename(tmp_path / path.name)
+    changes = dict(iterations=1, steps=1, valid="", temperature=0.5)
+    said = refusal("grpo", options("grpo", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys)
+    assert said == f"{tmp_path}/run/config.toml: temperature was 0.9, now 0.5; give the same value, or another --to"
