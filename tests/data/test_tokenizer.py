@@ -329,10 +329,15 @@ def test_any_merges_list_gives_the_ids_of_tokenizers(data):
         (["b b", "b bb", "bb b", "bbb bbb"], "bbbbbb", ["bb"] * 3),  # tiktoken takes a whole pre-token
         (["ab c", "a b"], "abc", ["abc"]),  # made before its part
         (["a b", "b c", "a bc", "ab c"], "bcabc", ["bc", "abc"]),  # every cut is listed
+        (["a b", "b c", "a bc", "c a", "ab c"], "abca", ["ab", "ca"]),  # but not side by side
+        (["a b", "b c", "a bc", "d e", "e f", "d ef", "de f"], "abcd", ["ab", "c", "d"]),  # not every cut of each token
     ],
 )
-def test_merges_by_hand(merges, text, tokens):
-    document, config = toy([tuple(merge.split()) for merge in merges])
+@pytest.mark.parametrize("ignore_merges", [False, True])
+def test_merges_by_hand(merges, text, tokens, ignore_merges):
+    document, config = toy([tuple(merge.split()) for merge in merges], ignore_merges)
+    if ignore_merges and "".join(tokens) in document["model"]["vocab"]:
+        tokens = [text]
     tokenizer, oracle = Tokenizer(document, config), oracle_of(document)
     assert [tokenizer.decode([id]) for id in tokenizer.encode(text)] == tokens
     assert tokenizer.encode(text) == oracle.encode(text, add_special_tokens=False).ids
