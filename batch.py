@@ -6,8 +6,8 @@ Two layouts give the same numbers and gradients:
     shared   the prompt goes through the model once, its G completions attend to it (GRPO's update)
 
 Example: prompt [5 6 7] with completions [8 9] and [4 3 2], shared. The last token of a completion is only predicted,
-never fed: ids = [5 6 7 | 8 | 4 3], positions = [0 1 2 | 3 | 3 4]. Hidden state 2 (the prompt's last) predicts both first
-tokens: index = [2 3, 2 4 5], targets = [8 9, 4 3 2], completion = [0 0, 1 1 1].
+never fed: ids = [5 6 7 | 8 | 4 3], positions = [0 1 2 | 3 | 3 4]. Hidden state 2 (the prompt's last) predicts both
+first tokens: index = [2 3, 2 4 5], targets = [8 9, 4 3 2], completion = [0 0, 1 1 1].
 """
 
 from dataclasses import dataclass
@@ -82,5 +82,5 @@ def token_logprobs(
 
     `model` may be sharded: its forward is called as a whole, and the head is used while its weights are gathered.
     """
-    hidden = model(batch.ids, batch.layout).index_select(0, batch.index)  # rows that predict nothing are dropped before the head
+    hidden = model(batch.ids, batch.layout).index_select(0, batch.index)  # rows that predict nothing skip the head
     return linear_logprob(hidden, model.head_weight, batch.targets, temperature=temperature, entropy=entropy)

@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -193,7 +194,7 @@ def main(config: Config) -> dict:
     tokenizer, model = Tokenizer.load(config.model), from_pretrained(config.model, world.device)
     check_tokenizer(tokenizer, model, config.model)
     results = {}
-    with Sandbox() as sandbox:
+    with Sandbox() if "pot" in config.formats else nullcontext() as sandbox:
         for file, items in files.items():
             for format in config.formats:
                 name, total, done, start = f"{file}.{format}", len(items) * config.samples, 0, time.time()

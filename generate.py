@@ -1,7 +1,7 @@
 """Sampling with a KV cache: groups, ragged prompts, tool calls. Tokens in, tokens out.
 
-How a call runs: every prompt is prefilled once, packed with others, and its keys and values are copied (forked) to its G
-samples. All running samples decode one token a step in one batch. A finished row leaves the batch at once (the last
+How a call runs: every prompt is prefilled once, packed with others, and its keys and values are copied (forked) to its
+G samples. All running samples decode one token a step in one batch. A finished row leaves the batch at once (the last
 row takes its place) and a waiting sample is admitted, so no step is spent on a row that is done.
 
 A sample's random numbers depend on (seed, key of its prompt, number of the sample, position) alone: the same seed gives
@@ -44,7 +44,7 @@ class Sampling:
 
 @dataclass
 class Sample:
-    """One completion. `ids` end with EOS when finish is "eos"; `mask` is False where a tool, not the model, wrote the id.
+    """One completion. `ids` end with EOS when finish is "eos"; `mask` is False where a tool, not the model, wrote it.
 
     logprobs are float32 log-probs of each id under the distribution it was drawn from (temperature and top_p applied;
     under temperature 1 when greedy), 0 where mask is False. finish: "eos", "stop" (a stop string) or "length".
@@ -56,8 +56,8 @@ class Sample:
     finish: str
 
 
-# Called with [(prompt index, sample number, ids so far)] of the rows that just wrote a stop string; returns for each the
-# ids to append (a tool's output: the row goes on from the same cache) or None (the row is finished).
+# Called with [(prompt index, sample number, ids so far)] of the rows that just wrote a stop string; returns for each
+# the ids to append (a tool's output: the row goes on from the same cache) or None (the row is finished).
 ToolHook = Callable[[list[tuple[int, int, list[int]]]], list[list[int] | None]]
 
 
@@ -66,7 +66,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 
 def mix64(x: Tensor) -> Tensor:
-    """splitmix64's finaliser on int64 tensors (arithmetic wraps): a counter-based random generator needs nothing more."""
+    """splitmix64's step on int64 tensors (arithmetic wraps): a counter-based random generator needs nothing more."""
     x = x + -7046029254386353131
     x = (x ^ _shift(x, 30)) * -4658895280553007687
     x = (x ^ _shift(x, 27)) * -7723592293110705685
@@ -79,7 +79,7 @@ def uniform(stream: Tensor, position: Tensor) -> Tensor:
 
 
 def sample_tokens(logits: Tensor, temperature: float, top_p: float, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw by inverting the cumulative distribution: logits [B, V] float32 (overwritten), u [B] -> ids [B], log-probs [B]."""
+    """Draw by inverting the cumulative distribution: logits [B, V] float32 (lost), u [B] -> ids [B], log-probs [B]."""
     if temperature == 0:
         ids = logits.argmax(dim=-1)
         return ids, logits.gather(1, ids[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
@@ -116,7 +116,7 @@ class _StopStrings:
 
 
 class _Rows:
-    """The running samples: row b of every tensor belongs to row b of the KV cache; the first `count` rows are in use."""
+    """The running samples: row b of every tensor belongs to row b of the KV cache; the first `count` are in use."""
 
     def __init__(self, rows: int, max_new_tokens: int, device):
         self.capacity, self.count = rows, 0
@@ -159,8 +159,9 @@ class _Rows:
         self.forced.pop(row, None)
         if row != last:
             cache.move(last, row, int(self.lengths[last]))
-            tensors = self.length, self.step, self.limit, self.stream, self.ids, self.logprobs, self.chosen, self.lengths
-            for tensor in tensors:
+            for tensor in (self.length, self.lengths, self.step, self.limit, self.stream):
+                tensor[row] = tensor[last]
+            for tensor in (self.ids, self.logprobs, self.chosen):
                 tensor[row] = tensor[last]
             self.owner[row] = self.owner[last]
             if last in self.forced:
@@ -170,7 +171,7 @@ class _Rows:
 
 
 def _prefill(model: Transformer, prompts: list[list[int]], budget: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Keys and values [layers, L, K, E] and next-token logits [V] of each prompt, in packed forwards of ~`budget` tokens."""
+    """Keys and values [layers, L, K, E] and next logits [V] of each prompt, in packed forwards of ~`budget` tokens."""
     first = 0
     while first < len(prompts):
         last, tokens = first, 0

@@ -549,11 +549,14 @@ class Run:
                 raise Interrupted(signum, path)
 
     def save_reference(self, iteration: int, model, tokenizer) -> None:
-        """Keep the policy at the start of an outer iteration, exactly, as reference_I/. The one before stays too: a run
-        resumed from a checkpoint of the previous iteration needs it."""
+        """Keep the policy at the start of an outer iteration, exactly, as reference_I/. The one before stays too, and
+        those of the iterations that the checkpoints are in: a run resumed from one needs its reference."""
         self.checkpoints.write(self.directory / f"reference_{iteration}", model, tokenizer, state={})
-        if self.world.main and (old := self.directory / f"reference_{iteration - 2}").exists():
-            _remove(old)
+        if self.world.main:
+            needed = {int(path.name[5:]) // self.config.steps for path in self.checkpoints.complete()}
+            for old in self.directory.glob("reference_*"):
+                if (number := int(old.name[10:])) < iteration - 1 and number not in needed:
+                    _remove(old)
 
     def load_reference(self, iteration: int, reference) -> None:
         self.checkpoints.read(self.directory / f"reference_{iteration}", reference)

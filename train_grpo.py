@@ -7,8 +7,9 @@
             for update in 1..mu:               one optimizer step each
                 maximise eq. 3                 `update`: ratio, clip, minus beta times the KL to the reference
 
-Under the paper's unified view (eq. 5): data source pi_theta, reward rule, gradient coefficient eq. 21 (kernels/policy_loss.py).
-Defaults are the paper's (4.2): lr 1e-6, beta 0.04, 64 samples of up to 1,024 tokens, 1,024 completions a step, mu 1.
+Under the paper's unified view (eq. 5): data source pi_theta, reward rule, gradient coefficient eq. 21
+(kernels/policy_loss.py). Defaults are the paper's (4.2): lr 1e-6, beta 0.04, 64 samples of up to 1,024 tokens, 1,024
+completions a step, mu 1.
 
     python train_grpo.py --init runs/demo/sft/model --problems runs/demo/data/train.jsonl --to runs/demo/grpo
     torchrun --nproc_per_node 8 train_grpo.py --config configs/paper/grpo.toml --init DIR --problems FILE --to DIR
@@ -59,7 +60,7 @@ class Config:
     beta: float = option(0.04, "weight of the KL to the reference; 0 needs no reference")
     clip_low: float = option(0.2, "ratios are clipped below 1 - clip_low")
     clip_high: float = option(0.2, "ratios are clipped above 1 + clip_high")
-    normalize: str = option("grpo", "grpo: mean over a completion's tokens, then completions; dapo: over all tokens; dr_grpo: constant")
+    normalize: str = option("grpo", "grpo: mean over tokens, then completions; dapo: all tokens; dr_grpo: constant")
     scale: str = option("std", "std: advantages are divided by the group's deviation; none: not (Dr. GRPO)")
     ddof: int = option(1, "1: sample deviation (TRL, verl); 0: population deviation")
     # sampling
@@ -71,15 +72,15 @@ class Config:
     beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
     clip: float = option(1.0, "largest gradient norm")
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
-    shared_prompts: bool = option(True, "run each question once for its G completions; false repeats it (same gradient)")
-    activation_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, 1/3 more time")
+    shared_prompts: bool = option(True, "run a question once for its G completions; false repeats it (same gradient)")
+    activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
     # the run
     valid: str = option("", "problems held out for evaluation during training (greedy)")
     valid_limit: int = option(200, "number of those problems used")
     valid_every: int = option(20, "steps between evaluations; the start and the end are always evaluated")
     save_every: int = option(20, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
-    keep_rollouts: bool = option(True, "keep every step's rollouts in TO/rollouts (needed while a step is not yet in a checkpoint)")
+    keep_rollouts: bool = option(True, "write rollouts to TO/rollouts (a resumed run reads those after its checkpoint)")
     seed: int = option(0, "seed of questions and samples")
     device: str = option("auto", "auto, cpu or cuda")
 
@@ -109,7 +110,13 @@ def question_order(count: int, seed: int) -> Iterator[int]:
 
 
 def rollout(
-    config: Config, step: int, policy: Transformer, tokenizer: Tokenizer, items: list[Problem], sandbox: Sandbox, world: World
+    config: Config,
+    step: int,
+    policy: Transformer,
+    tokenizer: Tokenizer,
+    items: list[Problem],
+    sandbox: Sandbox,
+    world: World,
 ) -> tuple[list[Rollout], dict]:
     """Sample and judge G completions of each item; processes share the items and exchange results: all return all.
 
@@ -123,7 +130,8 @@ def rollout(
     for format in config.formats:  # stop strings differ by format
         members = [i for i in own if formats[i] == format]
         stop = tuple(prompts.stop_strings(format, config.template))
-        sampling = Sampling(config.samples, config.temperature, 1.0, config.max_new_tokens, stop, seeded(config.seed, "rollout", step))
+        seed = seeded(config.seed, "rollout", step)
+        sampling = Sampling(config.samples, config.temperature, 1.0, config.max_new_tokens, stop, seed)
         sampled = generate(policy, tokenizer, [encoded[i] for i in members], sampling, config.max_rows, keys=members)
         groups.update(zip(members, sampled, strict=True))
     sampled_at = time.perf_counter()
@@ -139,14 +147,16 @@ def rollout(
     mine = [(i, Rollout(items[i], formats[i], encoded[i], groups[i], rewards[i], [])) for i in own]
     everything = sorted((pair for part in world.all_gather_objects(mine) for pair in part), key=lambda pair: pair[0])
     rollouts = [one for _, one in everything]
-    advantages = group_advantage(torch.tensor([r.rewards for r in rollouts], dtype=torch.float64), config.ddof, config.scale)
+    scores = torch.tensor([r.rewards for r in rollouts], dtype=torch.float64)  # [Q, G]
+    advantages = group_advantage(scores, config.ddof, config.scale)
     for one, row in zip(rollouts, advantages.tolist(), strict=True):
         one.advantages = row
     return rollouts, {"rollout": sampled_at - began, "reward": time.perf_counter() - sampled_at}
 
 
 def save_rollouts(path: Path, rollouts: list[Rollout], tokenizer: Tokenizer) -> None:
-    """A line a question: {id, question, answer, format, prompt, responses: [{text, ids, logprobs, mask, reward, advantage, finish}]}."""
+    """A line a question: {id, question, answer, format, prompt, responses}; a response is {text, ids, logprobs, mask,
+    reward, advantage, finish}."""
 
     def row(one: Rollout) -> dict:
         parts = zip(one.samples, one.rewards, one.advantages, strict=True)
@@ -192,7 +202,7 @@ class Unit:
 
 
 def units(rollouts: list[Rollout], budget: int) -> list[Unit]:
-    """Cut groups so that question and completions of a unit hold at most `budget` tokens (one completion always fits)."""
+    """Cut groups so that question and completions of a unit hold at most `budget` tokens (one completion at least)."""
     found = []
     for one in rollouts:
         unit, size = Unit(one, []), len(one.prompt)
@@ -224,15 +234,16 @@ class MicroBatch:
 
 
 def grpo_gradient(model, batches: list[MicroBatch], config: Config, first: bool) -> dict[str, Tensor]:
-    """Accumulate the gradient of eq. 3 over this process's micro-batches. Returns sums over policy tokens for the metrics.
+    """Accumulate the gradient of eq. 3 over this process's micro-batches. Returns sums over policy tokens, for metrics.
 
-    Every constant of the loss is in the batches' weights, so neither micro-batching nor the number of processes matters.
+    Every constant of the loss is in the batches' weights: neither micro-batching nor the number of processes matters.
     """
     sums: dict[str, Tensor] = {}
     for micro in batches:
         logp, entropy = token_logprobs(model, micro.batch, config.temperature, entropy=first)
+        clip = config.clip_low, config.clip_high
         loss, stats = policy_loss(
-            logp, micro.old_logp, micro.ref_logp, micro.advantage, micro.weight, config.clip_low, config.clip_high, config.beta
+            logp, micro.old_logp, micro.ref_logp, micro.advantage, micro.weight, *clip, config.beta
         )
         loss.backward()
         stats["loss"] = loss.detach()
@@ -264,7 +275,7 @@ def make_batches(rollouts: list[Rollout], config: Config, reference, world: Worl
 
 
 def update(model, optimizer, rollouts: list[Rollout], config: Config, reference, world: World) -> dict:
-    """mu optimizer steps on a batch of rollouts. Returns the metrics of the loss (the first step's but for clip_fraction)."""
+    """mu optimizer steps on a batch of rollouts. Returns its metrics (the first step's but for clip_fraction)."""
     batches = make_batches(rollouts, config, reference, world)
     metrics = {}
     for inner in range(config.mu):
@@ -299,7 +310,9 @@ def rollout_metrics(rollouts: list[Rollout]) -> dict:
     }
 
 
-def validate(config: Config, policy: Transformer, tokenizer: Tokenizer, items: list[Problem], sandbox: Sandbox, world: World) -> dict:
+def validate(
+    config: Config, policy: Transformer, tokenizer: Tokenizer, items: list[Problem], sandbox: Sandbox, world: World
+) -> dict:
     """Greedy accuracy on held-out problems, by format; the processes share the problems."""
     found = {}
     for format in config.formats:
@@ -323,10 +336,13 @@ def check(config: Config) -> None:
     for name, known in (("normalize", ("grpo", "dapo", "dr_grpo")), ("scale", ("std", "none"))):
         if getattr(config, name) not in known:
             raise InputError(f"--{name} {getattr(config, name)}: unknown; choose one of {', '.join(known)}")
-    for format in config.formats:
+    for format in config.formats or [""]:
         if format not in ("cot", "pot"):
             raise InputError(f"--formats {format}: unknown; use cot, pot or both")
-    for name in ("questions", "samples", "mu", "steps", "iterations", "max_new_tokens"):
+    if config.ddof not in (0, 1):
+        raise InputError(f"--ddof {config.ddof}: give 1 (sample deviation) or 0 (population deviation)")
+    sizes = ("iterations", "steps", "questions", "samples", "mu", "max_new_tokens", "max_rows", "micro_tokens")
+    for name in (*sizes, "valid_limit", "valid_every", "save_every"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} must be at least 1")
     if config.temperature <= 0:
@@ -345,8 +361,8 @@ def main(config: Config) -> None:
     for format in config.formats:
         for item in items + held_out:
             if len(encode_prompt(tokenizer, item, format, config.template)) >= model.config.context:
-                reason = f"its prompt is as long as the model's context, {model.config.context}"
-                raise InputError(f"problem {item.id} ({item.source}): {reason}; leave it out")
+                reason = f"its prompt is as long as the model's context, {model.config.context}; leave it out"
+                raise InputError(f"problem {item.id}{f' ({item.source})' if item.source else ''}: {reason}")
     run.say(f"{len(items)} problems, {config.questions} x {config.samples} completions a step")
 
     model.activation_checkpointing = config.activation_checkpointing

@@ -1,9 +1,9 @@
 """Pre-training (paper 2.2, 2.3): next-token prediction on a mixture of token shards.
 
-The paper's recipe: AdamW (0.9, 0.95, weight decay 0.1), a multi-step schedule (2,000 steps of warm-up, then the peak rate,
-31.6 % of it after 80 % of the steps, 10 % after 90 %), gradient clipping at 1.0, 4K context; DeepSeekMath-Base 7B starts
-from DeepSeek-Coder-Base (`--init`) and sees 500B tokens: 56 % math corpus, 4 % AlgebraicStack, 10 % arXiv, 20 % code,
-10 % natural language (`--weights`).
+The paper's recipe: AdamW (0.9, 0.95, weight decay 0.1), a multi-step schedule (2,000 steps of warm-up, then the peak
+rate, 31.6 % of it after 80 % of the steps, 10 % after 90 %), gradient clipping at 1.0, 4K context; DeepSeekMath-Base 7B
+starts from DeepSeek-Coder-Base (`--init`) and sees 500B tokens: 56 % math corpus, 4 % AlgebraicStack, 10 % arXiv, 20 %
+code, 10 % natural language (`--weights`).
 
     python train_pretrain.py --size 1m --tokenizer DIR --data math=DIR,code=DIR --weights math=0.7,code=0.3 --to DIR
     torchrun --nproc_per_node 8 train_pretrain.py --config configs/paper/pretrain.toml --init DIR --to DIR
@@ -47,7 +47,7 @@ class Config:
     valid_windows: int = option(64, "sequences of each validation source")
     save_every: int = option(1000, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
-    activation_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, 1/3 more time")
+    activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
     seed: int = option(0, "seed of the weights and of the data order")
     device: str = option("auto", "auto, cpu or cuda")
 
@@ -71,7 +71,8 @@ def lm_loss(model: Transformer, rows: np.ndarray, eos: int, tokens: int) -> torc
     layout = Layout(document_lengths(inputs, eos), device=model.device)
     learned = torch.from_numpy(np.flatnonzero(inputs.reshape(-1) != eos)).to(model.device)
     hidden = model(torch.from_numpy(inputs.reshape(-1)).to(model.device), layout)
-    logp, _ = linear_logprob(hidden[learned], model.head_weight, torch.from_numpy(targets).to(model.device)[learned], entropy=False)
+    targets = torch.from_numpy(targets).to(model.device)[learned]
+    logp, _ = linear_logprob(hidden[learned], model.head_weight, targets, entropy=False)
     return -logp.sum() / tokens
 
 
@@ -140,7 +141,8 @@ def main(config: Config) -> None:
         if valid and (step % config.valid_every == 0 or step == config.steps):
             with torch.no_grad():
                 for name, held_out in valid.items():
-                    metrics[f"valid_loss/{name}"] = total_loss(model, held_out, tokenizer.eos_id, config.micro_batch, world)
+                    held_out_loss = total_loss(model, held_out, tokenizer.eos_id, config.micro_batch, world)
+                    metrics[f"valid_loss/{name}"] = held_out_loss
         speed = config.batch * config.context / seconds
         timing = {"seconds": seconds, "tokens_per_second": speed, "mfu": runtime.mfu(speed * flops, world)}
         run.log(step, metrics, timing)

@@ -37,7 +37,7 @@ class Config:
     steps: int = option(500, "optimizer steps")
     lr: float = option(5e-5, "learning rate, constant after the warm-up")
     warmup: int = option(0, "steps of linear warm-up")
-    decay: float = option(0.0, "share of the steps, at the end, over which the rate falls linearly to a tenth (0: constant)")
+    decay: float = option(0.0, "share of the steps, the last, over which the rate falls linearly to a tenth (0: none)")
     weight_decay: float = option(0.1, "AdamW weight decay, on matrices")
     beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
     clip: float = option(1.0, "largest gradient norm")
@@ -45,13 +45,13 @@ class Config:
     valid_every: int = option(100, "steps between validation losses")
     save_every: int = option(100, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
-    activation_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, 1/3 more time")
+    activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
     seed: int = option(0, "seed of the packing order")
     device: str = option("auto", "auto, cpu or cuda")
 
 
 def load_examples(paths: list[str], tokenizer: Tokenizer, template: str, context: int) -> tuple[list[Group], int]:
-    """SFT lines as (prompt ids, [response ids with EOS]); also the number left out for being longer than the context."""
+    """SFT lines as (prompt ids, [response ids with EOS]); also the number left out as longer than the context."""
     questions, responses = [], []
     for path in paths:
         for number, row in read_jsonl(path):
@@ -67,7 +67,8 @@ def load_examples(paths: list[str], tokenizer: Tokenizer, template: str, context
     examples = [(question, [response + [tokenizer.eos_id]]) for question, response in pairs]
     fitting = [example for example in examples if length(example) <= context]
     if not fitting:
-        raise InputError(f"{', '.join(paths) or '--data'}: no example of at most {context} tokens; give data or raise --context")
+        where = ", ".join(paths) or "--data"
+        raise InputError(f"{where}: no example of at most {context} tokens; give data or raise --context")
     return fitting, len(examples) - len(fitting)
 
 
@@ -87,7 +88,7 @@ def batches(lengths: list[int], context: int, batch: int, seed: int) -> Iterator
 
 
 def sft_loss(model: Transformer, examples: list[Group], tokens: int) -> torch.Tensor:
-    """Eq. 5 with data from the instruction set and coefficient 1: minus the mean log-prob over the global batch's `tokens`."""
+    """Eq. 5 with instruction data and coefficient 1: minus the mean log-prob over the global batch's `tokens`."""
     logp, _ = token_logprobs(model, pack_completions(examples, shared=False, device=model.device))
     return -logp.sum() / tokens
 

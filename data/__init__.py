@@ -1,4 +1,4 @@
-"""Data: tokenizer, problems, prompts, packing, token shards, answers, sandbox. Imports nothing of ours outside this folder."""
+"""Data: tokenizer, problems, prompts, packing, token shards, answers, sandbox. Imports nothing of ours from outside."""
 
 import contextlib
 import json

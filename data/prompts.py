@@ -60,7 +60,8 @@ def encode(tokenizer, texts: list[str], template: str = "plain") -> list[list[in
         return [bos + ids for ids in tokenizer.encode_batch(texts)]
     special = tokenizer.special
     pieces = [[p for p in re.split(r"(<\|im_(?:start|end)\|>)", text) if p] for text in texts]
-    return [bos + [i for p in parts for i in ([special[p]] if p in special else tokenizer.encode(p))] for parts in pieces]
+    ids = [[i for p in parts for i in ([special[p]] if p in special else tokenizer.encode(p))] for parts in pieces]
+    return [bos + one for one in ids]
 
 
 def response_text(response: str, format: str = "cot", template: str = "plain") -> str:

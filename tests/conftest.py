@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A tiny world: `root` holds base/, model/, sft.jsonl, problems.jsonl and token shards a/, b/, valid/; `tokenizer`."""
+    """A tiny world: its `tokenizer`, and a folder `root` of base/, model/, sft.jsonl, problems.jsonl and shards."""
     import training
 
     return training.build(tmp_path_factory.mktemp("tiny"))

@@ -44,7 +44,7 @@ def test_normal():
     assert normal([0.0, 0.5, 1.0]) == (0.0, 1.0)
     # mean 0.5, variance (0.01 + 0 + 0.01) / 2, error sqrt(0.01 / 3) = 0.057735, times 1.959964: 0.113159
     assert normal([0.4, 0.5, 0.6]) == pytest.approx((0.386841, 0.613159), abs=1e-6)
-    assert normal([0.7]) == (0.7, 0.7)
+    assert normal([0.0, 0.0]) == wilson(0, 2) and normal([1.0]) == wilson(1, 1)  # no deviation, yet not certain
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.data())
@@ -105,7 +105,7 @@ def test_k_doubles_up_to_all_samples(K):
 # ---------------------------------------------------------------------------------------------------------------------
 # A model that after a prompt's last token, ":", writes one of three completions, whatever the question
 
-TEXT, OTHER, PROGRAM = " The answer is 7.", " The answer is 8.", "\nprint(7)"
+TEXT, OTHER, PROGRAM = " The answer is 7.", " The answer is 8.", "\nprint(3+4)"
 QUESTIONS = ["Ann has 3 pens and buys 4. How many?", "What is 5 + 3?", "What is 2 + 2?"]
 PROBLEMS = [Problem(f"p{i}", q, a) for i, (q, a) in enumerate(zip(QUESTIONS, ["7", "8", "4"], strict=True))]
 
@@ -230,7 +230,7 @@ def test_command_writes_results_and_records(world, tmp_path):
         assert [record["id"] for record in records] == ["p0", "p1"]
         assert json.loads(json.dumps(summarise(records))) == metrics
         assert {a["text"] for record in records for a in record["attempts"]} <= {TEXT, OTHER, PROGRAM}
-        (line,) = [line for line in done.stdout.splitlines() if line.startswith("problems") and f" {name[-3:]} " in line]
+        (line,) = [line for line in done.stdout.splitlines()[1:] if f" {name[-3:]} " in line]
         assert f"{100 * metrics['accuracy']:.1f} %" in line and f"maj@4 {100 * metrics['maj@4']:.1f} %" in line
     assert "8/8 completions" in done.stderr
 
@@ -248,10 +248,10 @@ def wrong_inputs(world):
     (world / "empty.jsonl").write_text("")
     (world / "again").mkdir(exist_ok=True)
     (world / "again" / "problems.jsonl").write_text((world / "problems.jsonl").read_text())
-    larger = train([" ".join(f"word{i} word{i}" for i in range(200))] * 2, 400, workers=1)
-    Transformer(ModelConfig(280, 16, 1, 2, 1, 16)).save_pretrained(world / "foreign")
-    larger.save(world / "foreign")
-    Transformer(ModelConfig(280, 16, 1, 2, 1, 16)).save_pretrained(world / "bare")
+    other = train(["Two words, two words"], 300, workers=1)
+    Transformer(ModelConfig(257, 16, 1, 2, 1, 16)).save_pretrained(world / "foreign")
+    other.save(world / "foreign")
+    Transformer(ModelConfig(257, 16, 1, 2, 1, 16)).save_pretrained(world / "bare")
     both = f"{world / 'problems.jsonl'},{world / 'again' / 'problems.jsonl'}"
     return {
         "no model": ({"model": world / "absent"}, "absent"),

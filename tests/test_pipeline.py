@@ -15,7 +15,7 @@ from data import run_cli
 
 ROOT = Path(__file__).parents[1]
 
-# Writes a line to TO/log each time it runs; fails with the code that the file TO/fail.NAME holds; "eval" writes results.
+# Writes a line to TO/log each time it runs; fails with the code in the file TO/fail.NAME; "eval" writes results.
 STEP = """
 import json, os, sys
 from pathlib import Path

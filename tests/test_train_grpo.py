@@ -341,8 +341,8 @@ def test_the_run_itself(runs, tiny):
 def test_two_processes_train_the_same_model(runs, together):
     out, _ = runs
     lengths = set()
-    for one, two in zip(*(sorted((at / "rollouts").iterdir()) for at in (out / "whole", together / "grpo")), strict=True):
-        one, two = train_grpo.load_rollouts(one), train_grpo.load_rollouts(two)
+    for path in sorted((out / "whole" / "rollouts").iterdir()):
+        one, two = (train_grpo.load_rollouts(at / path.name) for at in (path.parent, together / "grpo" / "rollouts"))
         assert [s.ids for r in one for s in r.samples] == [s.ids for r in two for s in r.samples]
         lengths |= {tuple(max(len(s.ids) for s in r.samples) for r in one)}
     assert any(len(set(row[::2])) + len(set(row[1::2])) > 2 for row in lengths)  # they did not decode in step
@@ -415,8 +415,10 @@ def test_a_prompt_that_is_too_long_in_one_format_only(tiny, tmp_path, monkeypatc
 
 def test_the_program_says_it_in_one_line_too(tiny, tmp_path):
     (tmp_path / "bad.jsonl").write_text(LINE + LINE.replace('"1"', '""'))
-    finished = start(options("grpo", tiny.root, tmp_path / "r", problems=tmp_path / "bad.jsonl"), program=train_grpo.__file__)
-    assert one_error(finished.returncode, finished.stderr).startswith(f"{tmp_path}/bad.jsonl:2: a problem without 'answer'")
+    arguments = options("grpo", tiny.root, tmp_path / "run", problems=tmp_path / "bad.jsonl")
+    finished = start(arguments, program=train_grpo.__file__)
+    said = one_error(finished.returncode, finished.stderr)
+    assert said.startswith(f"{tmp_path}/bad.jsonl:2: a problem without 'answer'")
 
 
 def test_another_policy_needs_another_directory(tiny, tmp_path, monkeypatch, capsys):

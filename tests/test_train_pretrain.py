@@ -161,7 +161,7 @@ def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, changes, mes
         (tiny.root / name).mkdir(exist_ok=True)
         (tiny.root / name / "manifest.json").write_text(text)
         (tiny.root / name / "tokens-00000.bin").write_bytes((tiny.root / "a" / "tokens-00000.bin").read_bytes())
-    changes = {name: value.replace("{}", str(tiny.root)) if isinstance(value, str) else value for name, value in changes.items()}
+    changes = {name: str(value).replace("{}", str(tiny.root)) for name, value in changes.items()}
     said = refusal("pretrain", options("pretrain", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys)
     assert re.fullmatch(message, said), said
     assert not list(tmp_path.iterdir())

@@ -195,5 +195,6 @@ def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, text, change
 
 def test_the_program_says_it_in_one_line_too(tiny, tmp_path):
     (tmp_path / "bad.jsonl").write_text(LINE + LINE[:20])
-    finished = start(options("sft", tiny.root, tmp_path / "run", data=tmp_path / "bad.jsonl"), program=train_sft.__file__)
+    arguments = options("sft", tiny.root, tmp_path / "run", data=tmp_path / "bad.jsonl")
+    finished = start(arguments, program=train_sft.__file__)
     assert one_error(finished.returncode, finished.stderr).startswith(f"{tmp_path}/bad.jsonl:2: not valid JSON")

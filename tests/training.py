@@ -250,11 +250,10 @@ def kill_main(trainer: str, world: str, out: str, points: str) -> None:
         return in_fork(body)
 
     log = []
-    for to, points in (("whole", []), ("killed", json.loads(points))):
-        for point in [*points, None]:
-            status = one(to, point)
-            left = sorted(path.name for path in (Path(out) / to).glob("step_*"))
-            log.append({"run": to, "status": status, "sampled": sampled.read_text().split(), "checkpoints": left})
+    for to, point in [("whole", None), *(("killed", point) for point in [*json.loads(points), None])]:
+        status = one(to, point)
+        left = sorted(path.name for path in (Path(out) / to).glob("step_*"))
+        log.append({"run": to, "status": status, "sampled": sampled.read_text().split(), "checkpoints": left})
     (Path(out) / "log.json").write_text(json.dumps(log))
 
 
@@ -268,7 +267,7 @@ def killed(trainer: str, world: Path, out: Path, points: list) -> list[dict]:
     return log[1:]
 
 
-def start(arguments: list[str], processes: int = 1, program: Path = Path(__file__), timeout: int = 300):
+def start(arguments: list[str], processes: int = 1, program: Path = Path(__file__), timeout: int = 600):
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     command = [sys.executable, *launcher, str(program), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
