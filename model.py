@@ -430,10 +430,14 @@ class Block(nn.Module):
         super().__init__()
         self.attn_norm, self.mlp_norm = (RMSNorm(config.width, config.norm_eps) for _ in range(2))
         self.attn, self.mlp = Attention(config), MLP(config)
+        self.dropout = 0.0
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], layout: Layout, store: list | None = None) -> Tensor:
-        x = x + self.attn(self.attn_norm(x), rope, layout, store)
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + self.drop(self.attn(self.attn_norm(x), rope, layout, store))
+        return x + self.drop(self.mlp(self.mlp_norm(x)))
+
+    def drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.dropout and torch.is_grad_enabled() else x
 
     def decode(self, x: Tensor, *args) -> Tensor:
         x = x + self.attn.decode(self.attn_norm(x), *args)
@@ -474,6 +478,11 @@ class Transformer(nn.Module):
     def head_weight(self) -> Tensor:
         """The LM head's weight [V, D], for the log-prob kernel."""
         return self.embed.weight if self.head is None else self.head.weight
+
+    def set_dropout(self, share: float) -> None:
+        """Drop this share of every block's output while gradients are on: for small data seen many times over."""
+        for block in self.layers:
+            block.dropout = share
 
     @property
     def device(self) -> torch.device:

@@ -42,6 +42,7 @@ class Config:
     weight_decay: float = option(0.1, "AdamW weight decay, on matrices")
     beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
     clip: float = option(1.0, "largest gradient norm")
+    dropout: float = option(0.0, "share of each block's output dropped in training; the paper uses none")
     micro_batch: int = option(4, "sequences of one forward and backward on one process")
     valid_every: int = option(1000, "steps between validation losses")
     valid_windows: int = option(64, "sequences of each validation source")
@@ -108,6 +109,7 @@ def main(config: Config) -> None:
         shape = preset(config.size, tokenizer.vocab_size, context=config.context, eos_id=tokenizer.eos_id)
         model = Transformer(shape, config.seed).to(world.device)
     model.activation_checkpointing = config.activation_checkpointing
+    model.set_dropout(config.dropout)
     weights = config.weights or {name: len(Shards(path)) for name, path in config.data.items()}
     mixture = Mixture(config.data, weights, config.context, config.seed)
     mixture.check(tokenizer.hash)
@@ -127,6 +129,7 @@ def main(config: Config) -> None:
 
     for step in range(start + 1, config.steps + 1):
         began = time.perf_counter()
+        torch.manual_seed(runtime.seeded(config.seed, "dropout", step, world.rank))
         rows, sources = mixture.next_batch(config.batch)
         rate = config.lr * runtime.lr_multistep(step, config.warmup, config.steps)
         for group in optimizer.param_groups:

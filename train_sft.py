@@ -41,6 +41,7 @@ class Config:
     weight_decay: float = option(0.1, "AdamW weight decay, on matrices")
     beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
     clip: float = option(1.0, "largest gradient norm")
+    dropout: float = option(0.0, "share of each block's output dropped in training; the paper uses none")
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
     valid_every: int = option(100, "steps between validation losses")
     save_every: int = option(100, "steps between checkpoints")
@@ -136,6 +137,7 @@ def main(config: Config) -> None:
     check_tokenizer(tokenizer, model, config.init)
     model.config.context = max(model.config.context, config.context)
     model.activation_checkpointing = config.activation_checkpointing
+    model.set_dropout(config.dropout)
     examples, left_out = load_examples(config.data, tokenizer, config.template, config.context)
     valid = load_examples([config.valid], tokenizer, config.template, config.context)[0] if config.valid else []
     run.say(f"{len(examples)} examples, {left_out} longer than {config.context} tokens left out")
@@ -150,6 +152,7 @@ def main(config: Config) -> None:
 
     for step in range(start + 1, config.steps + 1):
         began = time.perf_counter()
+        torch.manual_seed(runtime.seeded(config.seed, "dropout", step, world.rank))
         chosen = [examples[i] for i in next(stream)]
         rate = config.lr * runtime.lr_linear_decay(step, config.warmup, config.steps, config.decay)
         for group in optimizer.param_groups:
