@@ -3,8 +3,8 @@
     python bench/grpo_step.py [--repeats 10]
 
 The shape: 0.6 M parameters (D 128, 3 layers, 4 heads, 2 KV heads, FFN 320, V 46) with random weights, 16 questions x 16
-samples, at most 48 new tokens (EOS ends them at random: mean about 29), beta 0.04, mu 1. Rewards are random numbers, so that
-no reward's own time is in the figure.
+samples, at most 48 new tokens (EOS ends them at random: mean about 29), beta 0.04, mu 1. Rewards are random numbers, so
+that no reward's own time is in the figure.
 """
 
 import argparse
@@ -63,10 +63,11 @@ def main() -> None:
     rows = rows[2:]
     median = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
     spread = max(row["step"] for row in rows) - min(row["step"] for row in rows)
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters / 1e6:.2f} M parameters, median of {repeats} steps: {median['step']:.3f} s (spread {spread:.3f}): "
-          f"rollout {median['rollout']:.3f}, update {median['update']:.3f}; mean length {median['tokens'] / 256:.1f}")  # fmt: skip
-    print(json.dumps({**median, "threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.processor() or platform.machine()}))
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{millions:.2f} M parameters, median of {repeats} steps: {median['step']:.3f} s (spread {spread:.3f}),")
+    print(f"rollout {median['rollout']:.3f}, update {median['update']:.3f}; mean length {median['tokens'] / 256:.1f}")
+    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.machine()}
+    print(json.dumps({**median, **machine}))
 
 
 if __name__ == "__main__":
