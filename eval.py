@@ -10,11 +10,12 @@ problem. Figures carry 95 % intervals over problems: Wilson's for greedy and maj
 import json
 import math
 import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from tqdm import tqdm
 
 import runtime
 from data import InputError, answers, atomic_write, problems, prompts, write_jsonl
@@ -197,22 +198,14 @@ def main(config: Config) -> dict:
     with Sandbox() if "pot" in config.formats else nullcontext() as sandbox:
         for file, items in files.items():
             for format in config.formats:
-                name, total, done, start = f"{file}.{format}", len(items) * config.samples, 0, time.time()
-
-                def progress(count: int, name=name, total=total, start=start) -> None:
-                    nonlocal done
-                    done += count
-                    left = (time.time() - start) * (total - done) / done
-                    line = f"\r{name}: {done}/{total} completions, {left:.0f} s left "
-                    print(line, end="", file=sys.stderr, flush=True)
-
+                name = f"{file}.{format}"
                 sampling = Sampling(
                     config.samples, config.temperature, config.top_p, config.max_new_tokens, seed=config.seed
                 )
-                metrics, records = evaluate(
-                    model, tokenizer, items, format, sampling, config.template, sandbox, config.max_rows, progress
-                )
-                print(file=sys.stderr)
+                with tqdm(total=len(items) * config.samples, desc=name, disable=None, file=sys.stderr) as bar:
+                    metrics, records = evaluate(
+                        model, tokenizer, items, format, sampling, config.template, sandbox, config.max_rows, bar.update
+                    )
                 results[name] = metrics
                 if config.to:
                     write_jsonl(Path(config.to) / f"{name}.jsonl", records)
