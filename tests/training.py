@@ -317,6 +317,7 @@ def together_main(world_directory: str, out: str) -> None:
     if world.main:
         torch.save(found, Path(out) / "gradients.pt")
     torch.distributed.destroy_process_group()
+    os._exit(0)  # at a usual exit a starved thread of gloo's may find the interpreter gone, and abort
 
 
 # ---------------------------------------------------------------------------------------------------------------------
