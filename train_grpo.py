@@ -399,7 +399,7 @@ def main(config: Config) -> None:
                     save_rollouts(path, rollouts, tokenizer)
             began = time.perf_counter()
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * min(1.0, step / max(config.warmup, 1))
+                group["lr"] = config.lr * runtime.lr_constant(step, config.warmup)
             metrics = rollout_metrics(rollouts) | update(model, optimizer, rollouts, config, reference, world)
             seconds["update"] = time.perf_counter() - began
             if held_out and (step % config.valid_every == 0 or step == config.iterations * config.steps):
