@@ -46,7 +46,7 @@ class Config:
     init: str = option("", "model directory to start from: the first policy and reference")
     problems: list[str] = option([], "training problems with answers, comma-separated files")
     to: str = option("", "run directory; the result is TO/model")
-    formats: list[str] = option(["cot"], "cot, pot, or both in turn over the questions of a batch")
+    formats: list[str] = option(["cot"], "in turn over the questions of a batch: cot, pot, or both (cot,cot,pot)")
     template: str = option("plain", "prompt template: plain, deepseek or qwen")
     # algorithm 1
     iterations: int = option(1, "outer iterations I: the reference becomes the policy at the start of each")
@@ -127,7 +127,7 @@ def rollout(
     formats = [config.formats[i % len(config.formats)] for i in range(len(items))]
     encoded = {i: encode_prompt(tokenizer, items[i], formats[i], config.template) for i in own}
     groups: dict[int, list[Sample]] = {}
-    for format in config.formats:  # stop strings differ by format
+    for format in dict.fromkeys(formats):  # stop strings differ by format
         members = [i for i in own if formats[i] == format]
         stop = tuple(prompts.stop_strings(format, config.template))
         seed = seeded(config.seed, "rollout", step)
@@ -136,7 +136,7 @@ def rollout(
         groups.update(zip(members, sampled, strict=True))
     sampled_at = time.perf_counter()
     rewards: dict[int, list[float]] = {}
-    for format in config.formats:
+    for format in dict.fromkeys(formats):
         members = [i for i in own if formats[i] == format]
         stop = tuple(prompts.stop_strings(format, config.template))
         texts = [completion_text(tokenizer, sample, stop) for i in members for sample in groups[i]]
@@ -315,7 +315,7 @@ def validate(
 ) -> dict:
     """Greedy accuracy on held-out problems, by format; the processes share the problems."""
     found = {}
-    for format in config.formats:
+    for format in dict.fromkeys(config.formats):
         own, records = items[world.rank :: world.size], []
         if own:
             sampling = Sampling(temperature=0.0, max_new_tokens=config.max_new_tokens)
@@ -358,7 +358,7 @@ def main(config: Config) -> None:
     check_tokenizer(tokenizer, model, config.init)
     items = [item for path in config.problems for item in problems.load(path)]
     held_out = problems.load(config.valid)[: config.valid_limit] if config.valid else []
-    for format in config.formats:
+    for format in dict.fromkeys(config.formats):
         for item in items + held_out:
             if len(encode_prompt(tokenizer, item, format, config.template)) >= model.config.context:
                 reason = f"its prompt is as long as the model's context, {model.config.context}; leave it out"

@@ -11,7 +11,6 @@ a program of thought (section 3.1 of the paper), a chain of thought, and any num
 import argparse
 import ast
 import csv
-import functools
 import io
 import json
 import math
@@ -24,6 +23,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from data import InputError, read_jsonl, run_cli, write_jsonl
+from data.templates import Rewording, WordTemplate, number_text, parse_number
 
 
 @dataclass(frozen=True)
@@ -148,207 +148,6 @@ def _csv_problem(path: Path, count: int, row: dict, template: "WordTemplate") ->
     return Problem(f"{path.stem}-{count}", template.text(), answer, source=path.stem)
 
 
-# ---- Numbers and templates -------------------------------------------------------------------------------------------
-
-def parse_number(text: str) -> Fraction:
-    """The number of a text, exactly. A float that is a fraction written out, such as 0.16666666666666666, is 1/6."""
-    try:
-        number = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise InputError(f"{text!r} is not a number") from None
-    near = number.limit_denominator(1000)
-    return near if number.denominator > 10**6 and abs(number - near) < Fraction(1, 10**9) else number
-
-
-def number_text(number: Fraction) -> str:
-    """8 for 8, 0.25 for 1/4, 1/6 for 1/6: without trailing zeros, and exact."""
-    rest, twos, fives = number.denominator, 0, 0
-    while rest % 2 == 0:
-        rest, twos = rest // 2, twos + 1
-    while rest % 5 == 0:
-        rest, fives = rest // 5, fives + 1
-    places = max(twos, fives)
-    if rest > 1 or places == 0:
-        return str(number)
-    digits = str(abs(number) * 10**places).zfill(places + 1)
-    return f"{'-' * (number < 0)}{digits[:-places]}.{digits[-places:]}"
-
-
-def rounded_text(number: Fraction) -> str:
-    """`number_text` of the number rounded to 4 decimals."""
-    return number_text(round(number, 4))
-
-
-_OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
-_PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
-
-
-@functools.cache
-def _parse(equation: str):
-    """The tree of a prefix equation: (op, left, right), a placeholder's index (int) or a constant (Fraction)."""
-    tokens = iter(equation.split())
-
-    def node():
-        token = next(tokens, None)
-        if token is None:
-            raise InputError(f"equation {equation!r} ends too early")
-        if token in _OPERATORS:
-            return token, node(), node()
-        placeholder = re.fullmatch(r"number(\d+)", token)
-        return int(placeholder[1]) if placeholder else parse_number(token)
-
-    tree = node()
-    if next(tokens, None) is not None:
-        raise InputError(f"equation {equation!r} goes on after its end")
-    return tree
-
-
-def _leaves(tree) -> Iterator[int | Fraction]:
-    if isinstance(tree, tuple):
-        yield from _leaves(tree[1])
-        yield from _leaves(tree[2])
-    else:
-        yield tree
-
-
-@dataclass(frozen=True)
-class WordTemplate:
-    """A question with placeholders number0, number1, ..., the numbers that fill them, and a prefix equation over them,
-    such as `/ + number0 number1 2.0`. Arithmetic is exact. Raises InputError for an equation that cannot be read, or
-    where text or equation name a number that is not there."""
-
-    question: str
-    numbers: tuple[Fraction, ...]
-    equation: str
-
-    def __post_init__(self):
-        used = [leaf for leaf in _leaves(_parse(self.equation)) if isinstance(leaf, int)]
-        used += [int(index) for index in re.findall(r"number(\d+)", self.question)]
-        if max(used, default=-1) >= len(self.numbers):
-            raise InputError(f"number{max(used)} is used, but there are {len(self.numbers)} numbers")
-
-    def text(self) -> str:
-        """The question with its numbers, spaced as people write (the files have a space before each full stop)."""
-        filled = re.sub(r"number(\d+)", lambda match: number_text(self.numbers[int(match[1])]), self.question)
-        filled = re.sub(r"\s+(n['’]t|['’](?:s|re|ve|ll|d|m))\b", r"\1", filled)
-        return re.sub(r"\s+([.,?!;:%)])(?!\d)", r"\1", re.sub(r"\(\s+", "(", filled)).strip()
-
-    def value(self) -> Fraction:
-        """The equation's value."""
-        return self._results()[-1]
-
-    def answer(self) -> str:
-        """The value, exact: an integer, a finite decimal or a fraction."""
-        return number_text(self.value())
-
-    def program(self) -> str:
-        """One line of Python, with no parentheses that arithmetic does not need: print((5 + 3) / 2)."""
-        return f"print({self._infix(_parse(self.equation))[0]})"
-
-    def cot(self) -> str:
-        """One operation a line, then the answer; results are rounded to 4 decimals, what follows from them is not."""
-        lines: list[str] = []
-        _, result = self._chain(_parse(self.equation), lines)
-        return "\n".join([*lines, f"The answer is {result}."])
-
-    def agrees(self, answer: str) -> bool:
-        """Whether the equation gives this answer, to 1e-3 of it or to half of its last decimal."""
-        stated, places = Fraction(answer), len(answer.rstrip("0").partition(".")[2])
-        tolerance = abs(stated) / 1000
-        if places:  # a whole number is not taken for a rounded one: 55 is not 54.545, nor 3 an answer of 2.5
-            tolerance = max(tolerance, Fraction(1, 2 * 10**places))
-        return abs(self.value() - stated) <= tolerance
-
-    def resample(self, rng: random.Random, tries: int = 300) -> "WordTemplate":
-        """The same question with other numbers of like size and kind.
-
-        Every operation's result stays what it was: above zero, whole, or finite in 4 decimals. The template itself
-        comes back when no draw of `tries` fits. Equal numbers stay equal, since the annotators told numbers apart by
-        value (`+ number0 number0` may mean two numbers that happen to be 3); for the same reason a number equal to a
-        constant of the equation stays. Different numbers stay different.
-        """
-        constants = {leaf for leaf in _leaves(_parse(self.equation)) if isinstance(leaf, Fraction)}
-        results = self._results()
-        for _ in range(tries):
-            drawn = {number: number if number in constants else _draw(number, rng) for number in self.numbers}
-            if len(set(drawn.values())) < len(drawn):
-                continue
-            variant = replace(self, numbers=tuple(drawn[number] for number in self.numbers))
-            try:
-                if all(map(_alike, results, variant._results())):
-                    return variant
-            except ZeroDivisionError:
-                continue
-        return self
-
-    def _leaf(self, leaf: int | Fraction) -> Fraction:
-        return self.numbers[leaf] if isinstance(leaf, int) else leaf
-
-    def _results(self) -> list[Fraction]:
-        """The result of each operation, the last being the value. Raises ZeroDivisionError."""
-        results = []
-
-        def walk(tree):
-            if not isinstance(tree, tuple):
-                return self._leaf(tree)
-            left, right = walk(tree[1]), walk(tree[2])
-            results.append(_OPERATORS[tree[0]](left, right))
-            return results[-1]
-
-        value = walk(_parse(self.equation))
-        return results or [value]
-
-    def _infix(self, tree) -> tuple[str, int]:
-        """(text, precedence): 1 for a sum, 2 for a product or a fraction, 3 for a number."""
-        if not isinstance(tree, tuple):
-            text = number_text(self._leaf(tree))
-            return text, 2 if "/" in text else 3
-        op, precedence = tree[0], _PRECEDENCE[tree[0]]
-        (left, left_level), (right, right_level) = self._infix(tree[1]), self._infix(tree[2])
-        if left_level < precedence:
-            left = f"({left})"
-        if right_level < precedence or right_level == precedence and op in "-/":
-            right = f"({right})"
-        return f"{left} {op} {right}", precedence
-
-    def _chain(self, tree, lines: list[str]) -> tuple[Fraction, str]:
-        if not isinstance(tree, tuple):
-            value = self._leaf(tree)
-            return value, number_text(value)
-        op = tree[0]
-        (left, left_text), (right, right_text) = self._chain(tree[1], lines), self._chain(tree[2], lines)
-        if op in "*/":  # 5 / 1/6 would read as 5/6
-            left_text, right_text = (f"({t})" if "/" in t else t for t in (left_text, right_text))
-        value = _OPERATORS[op](left, right)
-        lines.append(f"{left_text} {op} {right_text} = {rounded_text(value)}")
-        return value, rounded_text(value)
-
-
-def _draw(number: Fraction, rng: random.Random) -> Fraction:
-    """A number of like size (half to double; below 10, any digit) and kind: whole and as round, decimal, fraction."""
-    if number <= 0 or number == 1:
-        return number
-    text = number_text(number)
-    if "/" in text:
-        below = rng.choice((2, 3, 4, 5, 6, 8, 9, 10, 12))
-        low, high = math.ceil(number * below / 2), math.floor(min(2 * number, 1 if number < 1 else 2 * number) * below)
-        drawn = Fraction(rng.randint(max(1, low), max(1, high)), below)
-        return number if drawn.denominator == 1 else drawn
-    unit = Fraction(1, 10 ** len(text.partition(".")[2]))
-    while unit >= 1 and number % (10 * unit) == 0 and number >= 100 * unit:
-        unit *= 10  # 6000 becomes a multiple of 100, 120 of 10, 123 of 1
-    size = int(number / unit)
-    low, high = (2 if unit == 1 else 1, 9) if size < 10 else (size // 2, 2 * size)
-    drawn = rng.randint(low, high) * unit
-    return number if unit < 1 and drawn.denominator == 1 else drawn
-
-
-def _alike(old: Fraction, new: Fraction) -> bool:
-    if old.denominator == 1 and new.denominator > 1 or old * 10000 % 1 == 0 and new * 10000 % 1:
-        return False
-    return new > 0 if old > 0 else new >= 0 if old == 0 else True
-
-
 # ---- GSM8K programs --------------------------------------------------------------------------------------------------
 
 def calculator_program(marked: str, answer: str) -> str | None:
@@ -387,7 +186,7 @@ def _calculate(expression: str, names: dict[Fraction, str], found: dict[str, Fra
         return names.get(number, number_text(number))
 
     tree = ast.parse(re.sub(r"\d+\.?\d*|\.\d+", refer, expression), mode="eval").body
-    operators = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+    operators = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
     def value(node) -> Fraction:
         match node:
@@ -398,7 +197,7 @@ def _calculate(expression: str, names: dict[Fraction, str], found: dict[str, Fra
             case ast.UnaryOp(op=ast.USub() | ast.UAdd()):
                 return -value(node.operand) if isinstance(node.op, ast.USub) else value(node.operand)
             case ast.BinOp():
-                return _OPERATORS[operators[type(node.op)]](value(node.left), value(node.right))
+                return operators[type(node.op)](value(node.left), value(node.right))
         raise ValueError(expression)
 
     return ast.unparse(tree), value(tree)
@@ -434,11 +233,17 @@ def _sft_row(question: str, response: str, format: str) -> dict:
     return {"question": question, "response": response, "format": format, "lang": "en"}
 
 
-def word_problems(data: Path, to: Path, seed: int = 0, copies: int = 20, fold: int = 0, formats: str = "pot") -> None:
+def word_problems(
+    data: Path, to: Path, seed: int = 0, copies: int = 20, fold: int = 0, formats: str = "pot", solved: float = 0.8
+) -> None:
     """Train on MAWPS and ASDiv without a fold of MAWPS, test on that fold and on SVAMP.
 
     A train question is dropped if the fold or SVAMP has it too, be it with other numbers. 5 % of the train templates
-    are held out for tuning before anything is made from the others."""
+    are held out for tuning before anything is made from the others. Of those, a share `solved` is for instruction
+    tuning, with solutions; of the rest GRPO sees questions and answers alone: on questions that it has been taught the
+    solutions of, a small model's samples are all right, and a group that is all right teaches nothing."""
+    if not 0 < solved < 1:
+        raise InputError(f"--solved {solved}: must be between 0 and 1, a share of the questions")
     formats = _formats(formats)
     test = {"test_mawps.jsonl": load(data / f"mawps_fold{fold}.csv"), "test_svamp.jsonl": load(data / "SVAMP.json")}
     tested = {question_key(problem.question) for problems in test.values() for problem in problems}
@@ -459,7 +264,10 @@ def word_problems(data: Path, to: Path, seed: int = 0, copies: int = 20, fold: i
 
     keys = sorted(templates)
     random.Random(f"{seed}:valid").shuffle(keys)
-    held_out = set(keys[:math.ceil(len(keys) / 20)]) if len(keys) > 1 else set()
+    cut = math.ceil(len(keys) / 20)
+    held_out, unsolved = set(keys[:cut]), set(keys[cut + math.ceil(solved * (len(keys) - cut)):])
+    rewording = Rewording(template.question for key in keys if key not in held_out for _, template in templates[key])
+    reserved = tested | held_out  # other names may make a question one of these
     valid, rl, sft, text = [], [], [], []
     for key, group in templates.items():
         for name, template in group:
@@ -468,11 +276,16 @@ def word_problems(data: Path, to: Path, seed: int = 0, copies: int = 20, fold: i
                 valid.append(problem)
                 continue
             rng = random.Random(f"{seed}:{name}")
-            variants = dict.fromkeys([template, *(template.resample(rng) for _ in range(copies))])
+            variants = {template: None}
+            for _ in range(copies):
+                variant = replace(template.resample(rng), question=rewording(template.question, rng))
+                if question_key(variant.text()) not in reserved:
+                    variants[variant] = None
             for index, variant in enumerate(variants):
                 question, cot = variant.text(), variant.cot()
-                rl.append(replace(problem, id=f"{name}-{index}", question=question, answer=variant.answer(),
-                                  solution=cot))
+                if key in unsolved:
+                    rl.append(Problem(f"{name}-{index}", question, variant.answer(), source="mawps_asdiv"))
+                    continue
                 responses = {"cot": cot, "pot": variant.program()}
                 sft += [_sft_row(question, responses[format], format) for format in formats]
                 text.append({"text": f"{question}\n{cot}"})
@@ -511,6 +324,7 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     words = commands.add_parser("word-problems", help="MAWPS, ASDiv and SVAMP: mawps_*.csv and SVAMP.json")
     words.add_argument("--copies", type=int, default=20, help="variants of each question with other numbers")
+    words.add_argument("--solved", type=float, default=0.8, help="share of the questions with solutions, for sft.jsonl")
     words.add_argument("--fold", type=int, default=0, help="the fold of MAWPS to test on, 0 to 4")
     words.set_defaults(run=word_problems, formats="pot")
     school = commands.add_parser("gsm8k", help="GSM8K: train.jsonl and test.jsonl")

@@ -162,7 +162,7 @@ def document_row(index: int, kind: str, split: str, seed: int, lang, level) -> d
 
     while True:
         held = 0
-        text = documents.compose(kind, lang, draw, exercise)
+        text = documents.compose(kind, lang, draw, exercise, max(levels))
         # A text with a word problem of this split cannot be a text of another.
         if held or split_of(text) == split:
             return {"text": text, "source": kind, "lang": lang}

@@ -171,10 +171,11 @@ def table(lang: str, draw: Draw, exercise: Exercise) -> str:
 
 
 def drill(lang: str, draw: Draw, exercise: Exercise) -> str:
+    """Small sums and products, and their reverse: what the steps of a solution are made of."""
     rows = []
-    for _ in range(draw(6, 9)):
-        a, b, c = draw(2, 40), draw(2, 20), draw(2, 10)
-        kinds = f"{a} + {b} = {a + b}", f"{a + b} - {b} = {a}", f"{a} * {c} = {a * c}", f"{a * c} / {c} = {a}"
+    for _ in range(draw(8, 16)):
+        a, b, c, d = draw(1, 24), draw(1, 16), draw(2, 9), draw(2, 10)
+        kinds = f"{a} + {b} = {a + b}", f"{a + b} - {b} = {a}", f"{c} * {d} = {c * d}", f"{c * d} / {c} = {d}"
         rows.append(pick(draw, kinds))
     return say(lang, f"Practice: {', '.join(rows)}.", f"练习：{', '.join(rows)}。")
 
@@ -221,9 +222,10 @@ def solved(lang: str, draw: Draw, exercise: Exercise) -> str:
     return pick(draw, (f"{question}\n{cot}", titled))
 
 
-MATH: tuple[Piece, ...] = (
-    column_sum, difference, product, division, table, drill, fraction_facts, percent_facts, definition,
-    solved, solved, solved, solved)  # fmt: skip
+MATH: tuple[Piece, ...] = (drill, drill, solved, solved)
+# What the word problems of levels 3 and up need beside.
+MORE_MATH: tuple[Piece, ...] = (
+    column_sum, difference, product, division, table, fraction_facts, percent_facts, definition)  # fmt: skip
 
 
 # --- Programs -------------------------------------------------------------------------------------------------------
@@ -330,6 +332,9 @@ CODE: tuple[Piece, ...] = (snippet, word_program)
 KINDS = {"general": ((general,), 1, 3, "\n"), "math": (MATH, 2, 4, "\n"), "code": (CODE, 1, 3, "\n\n")}
 
 
-def compose(kind: str, lang: str, draw: Draw, exercise: Exercise) -> str:
+def compose(kind: str, lang: str, draw: Draw, exercise: Exercise, level: int) -> str:
+    """A document of a kind; `level` is the highest of its word problems."""
     pieces, fewest, most, between = KINDS[kind]
+    if kind == "math" and level > 2:
+        pieces = MORE_MATH + pieces
     return between.join(pick(draw, pieces)(lang, draw, exercise) for _ in range(draw(fewest, most)))

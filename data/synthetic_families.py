@@ -103,7 +103,7 @@ def family(level: int, texts: str) -> Callable:
     py print({a} + {b})
 """)
 def add(r):
-    a, b = r(2, 30), r(2, 20)
+    a, b = r(2, 20), r(2, 10)
     return dict(a=a, b=b, answer=a + b)
 
 
@@ -118,7 +118,7 @@ def add(r):
     py print({a} - {b})
 """)
 def take(r):
-    b, left = r(2, 19), r(2, 20)
+    b, left = r(2, 10), r(2, 15)
     return dict(a=b + left, b=b, answer=left)
 
 
@@ -133,7 +133,7 @@ def take(r):
     py print({a} * {b})
 """)
 def groups(r):
-    a, b = r(2, 10), r(2, 10)
+    a, b = r(2, 9), r(2, 9)
     return dict(a=a, b=b, answer=a * b)
 
 
@@ -147,7 +147,7 @@ def groups(r):
     py print({a} // {b})
 """)
 def share(r):
-    b, each = r(2, 10), r(2, 10)
+    b, each = r(2, 9), r(2, 9)
     return dict(a=b * each, b=b, answer=each)
 
 
@@ -160,7 +160,7 @@ def share(r):
     py print({a} + {b})
 """)
 def more(r):
-    a, b = r(2, 30), r(2, 15)
+    a, b = r(2, 20), r(2, 10)
     return dict(a=a, b=b, answer=a + b)
 
 
@@ -173,7 +173,7 @@ def more(r):
     py print({a} - {b})
 """)
 def fewer(r):
-    b, left = r(2, 15), r(2, 20)
+    b, left = r(2, 10), r(2, 15)
     return dict(a=b + left, b=b, answer=left)
 
 
@@ -186,7 +186,7 @@ def fewer(r):
     py print({a} * {b})
 """)
 def price(r):
-    a, b = r(2, 11), r(2, 9)
+    a, b = r(2, 9), r(2, 9)
     return dict(a=a, b=b, answer=a * b)
 
 
@@ -205,8 +205,8 @@ def price(r):
     py print(x - {c})
 """)
 def gain_lose(r):
-    a, b = r(5, 50), r(5, 40)
-    c = r(3, a + b - 2)
+    a, b = r(3, 20), r(2, 10)
+    c = r(2, min(12, a + b - 2))
     return dict(a=a, b=b, c=c, x=a + b, answer=a + b - c)
 
 
@@ -221,8 +221,8 @@ def gain_lose(r):
     py print({c} - x)
 """)
 def change(r):
-    a, b = r(2, 9), r(2, 9)
-    left = r(1, 18)
+    a, b = r(2, 6), r(2, 6)
+    left = r(1, 10)
     return dict(a=a, b=b, c=a * b + left, x=a * b, answer=left)
 
 
@@ -236,7 +236,7 @@ def change(r):
     py print({a} % {b})
 """)
 def remainder(r):
-    b, q = r(3, 10), r(2, 9)
+    b, q = r(3, 7), r(2, 6)
     left = r(1, b - 1)
     return dict(a=b * q + left, b=b, q=q, x=b * q, answer=left)
 
@@ -252,7 +252,7 @@ def remainder(r):
     py print(x + {c})
 """)
 def age_times(r):
-    a, b, c = r(3, 15), r(2, 5), r(2, 15)
+    a, b, c = r(3, 10), r(2, 4), r(2, 10)
     return dict(a=a, b=b, c=c, x=a * b, answer=a * b + c)
 
 
@@ -267,8 +267,8 @@ def age_times(r):
     py print(x * 2)
 """)
 def perimeter(r):
-    b = r(2, 18)
-    a = b + r(1, 12)
+    b = r(2, 10)
+    a = b + r(1, 6)
     return dict(a=a, b=b, x=a + b, answer=(a + b) * 2)
 
 
@@ -283,7 +283,7 @@ def perimeter(r):
     py print({a} + x)
 """)
 def times_total(r):
-    a, b = r(3, 15), r(2, 5)
+    a, b = r(3, 10), r(2, 4)
     return dict(a=a, b=b, x=a * b, answer=a * b + a)
 
 
@@ -298,7 +298,7 @@ def times_total(r):
     py print(Fraction({a}, {a} + {b}))
 """)
 def red_fraction(r):
-    a, b = r(1, 12), r(1, 12)
+    a, b = r(1, 9), r(1, 9)
     return dict(a=a, b=b, x=a + b, answer=Fraction(a, a + b))
 
 
@@ -321,7 +321,7 @@ def percent(r: Draw, most: int) -> tuple[int, int, int]:
     py print({a} - x)
 """)
 def percent_left(r):
-    a, p, x = percent(r, 100)
+    a, p, x = percent(r, 60)
     return dict(a=a, p_=p, x=x, answer=a - x)
 
 

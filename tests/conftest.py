@@ -1,6 +1,27 @@
 """Fixtures of the trainers' tests, made once a session when first asked for."""
 
+import os
+from pathlib import Path
+
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
+
+DATA = Path(os.environ.get("MATH_DATA", Path(__file__).parents[1] / "../shared/data"))
+
+
+@pytest.fixture(scope="session")
+def real():
+    """real(name): the path of a file of real data; a test that needs one which is not there is skipped."""
+
+    def find(name):
+        if not (DATA / name).exists():
+            pytest.skip(f"{DATA / name} is missing; set MATH_DATA to the folder of the data")
+        return DATA / name
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ def test_the_example_plain_and_beside_other_groups():
     assert batch.completion.tolist() == [0, 0, 1, 2, 3, 3]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(GROUP, min_size=1, max_size=4), st.sampled_from([1.0, 0.7]), st.randoms())
 @example([([3], [[4], [5], [6]])], 1.0, None)  # completions of one token: only the prompt is fed
 @example([([3], [[4]]), ([7, 8], [[9], [1, 2, 3, 4, 5, 6]]), ([2, 2, 2], [[1, 1], [1, 1]])], 0.7, None)

@@ -18,7 +18,7 @@ from generate import Sampling, _prefill, eos_ids, generate, mix64, sample_tokens
 from model import ModelConfig, Transformer
 
 ROOT = Path(__file__).parents[1]
-FAST = settings(max_examples=40, deadline=None)
+FAST = settings(max_examples=40)
 
 
 class Pieces:

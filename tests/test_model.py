@@ -235,7 +235,7 @@ def layouts(draw, longest=9, segments=14):
     return lengths, [where[p] if p >= 0 else -1 for p in parents]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(layouts(), st.integers(0, 2**31))
 def test_packed_equals_each_document_alone(layout, seed):
     """Hidden states, and parameter gradients of a loss over all segments, which the parents' tokens gather."""
@@ -264,7 +264,7 @@ def test_packed_equals_each_document_alone(layout, seed):
         close(a, b, 1e-5 * max(1.0, float(b.abs().max())))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(layouts(longest=40, segments=40))
 def test_buckets_say_what_the_definition_says(layout):
     layout = Layout(*layout)
@@ -303,7 +303,7 @@ def test_many_segments_are_at_most_half_padding():
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(layouts())
 def test_flex_attention_equals_attend(layout):
     """What CUDA runs compiled, run eagerly here."""

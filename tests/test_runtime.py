@@ -259,7 +259,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=8)
 floats = st.floats(allow_nan=False)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.builds(
         Options,

@@ -1,39 +1,20 @@
-import ast
 import csv
+import itertools
 import json
-import os
-import random
+import re
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data import InputError, problems, read_jsonl, run_cli
 from data.problems import (
     Problem,
-    WordTemplate,
     calculator_program,
     load,
-    number_text,
-    parse_number,
     question_key,
     save,
 )
-
-DATA = Path(os.environ.get("MATH_DATA", Path(__file__).parents[2] / "../shared/data"))
-
-
-def real(name):
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"{path} is missing; set MATH_DATA to the folder of the data")
-    return path
-
-
-def template(question, numbers, equation):
-    return WordTemplate(question, tuple(map(parse_number, numbers.split())), equation)
 
 
 def write_csv(path, rows):
@@ -116,7 +97,7 @@ def test_unreadable_files(tmp_path):
 @pytest.mark.parametrize("name, count", [
     ("gsm8k/train.jsonl", 7473), ("gsm8k/test.jsonl", 1319), ("word-problems/SVAMP.json", 1000),
     ("word-problems/mawps_asdiv_train.csv", 3138), ("word-problems/mawps_fold0.csv", 384)])
-def test_real_files(name, count):
+def test_real_files(real, name, count):
     found = load(real(name))
     assert len(found) == count == len({problem.id for problem in found})
     for problem in found:
@@ -125,164 +106,6 @@ def test_real_files(name, count):
 
 
 # ---- Numbers and templates -------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("text, written", [
-    ("56.0", "56"), ("1215", "1215"), ("10.50", "10.5"), ("0.05", "0.05"), ("5.00", "5"), ("-2.5", "-2.5"),
-    ("0.3333333333333333", "1/3"), ("4.166666666666667", "25/6"), ("0.3333", "0.3333"), ("0.4698", "0.4698")])
-def test_number_text(text, written):
-    assert number_text(parse_number(text)) == written
-
-
-@given(st.integers(-10**6, 10**6), st.integers(0, 6))
-def test_finite_decimals_are_written_exactly(digits, places):
-    number = Fraction(digits, 10**places)
-    text = number_text(number)
-    assert Fraction(text) == number and "/" not in text and not ("." in text and text.endswith("0"))
-
-
-@pytest.mark.parametrize("equation, program, cot", [
-    ("- number0 number1", "5 - 3", "5 - 3 = 2"),
-    ("* + number0 number1 2.0", "(5 + 3) * 2", "5 + 3 = 8\n8 * 2 = 16"),
-    ("+ * number0 number1 number2", "5 * 3 + 0.5", "5 * 3 = 15\n15 + 0.5 = 15.5"),
-    ("- number0 - number1 number2", "5 - (3 - 0.5)", "3 - 0.5 = 2.5\n5 - 2.5 = 2.5"),
-    ("+ number0 - number1 number2", "5 + 3 - 0.5", "3 - 0.5 = 2.5\n5 + 2.5 = 7.5"),
-    ("/ number0 / number1 number2", "5 / (3 / 0.5)", "3 / 0.5 = 6\n5 / 6 = 0.8333"),
-    ("* / number0 number1 3.0", "5 / 3 * 3", "5 / 3 = 1.6667\n1.6667 * 3 = 5"),
-    ("/ number0 number3", "5 / (1/6)", "5 / (1/6) = 30"),
-    ("+ number3 number3", "1/6 + 1/6", "1/6 + 1/6 = 0.3333"),
-    ("number1", "3", "")])
-def test_program_and_cot(equation, program, cot):
-    made = template("q", "5.0 3 0.5 0.16666666666666666", equation)
-    last = cot.rpartition("= ")[2] or "3"
-    assert made.program() == f"print({program})"
-    assert made.cot() == (cot + "\n" if cot else "") + f"The answer is {last}."
-    assert made.value() == Fraction(eval(program)).limit_denominator(1000)
-
-
-TREES = st.recursive(st.integers(0, 5), lambda child: st.tuples(st.sampled_from("+-*/"), child, child), max_leaves=6)
-
-
-def prefix(tree):
-    return f"number{tree}" if isinstance(tree, int) else f"{tree[0]} {prefix(tree[1])} {prefix(tree[2])}"
-
-
-def exact(node):
-    """The oracle: Python's own parser, in Fractions."""
-    if isinstance(node, ast.Expression):
-        return exact(node.body)
-    if isinstance(node, ast.Constant):
-        return Fraction(str(node.value))
-    left, right = exact(node.left), exact(node.right)
-    return {ast.Add: left + right, ast.Sub: left - right, ast.Mult: left * right,
-            ast.Div: left / right if right else None}[type(node.op)]
-
-
-@given(TREES)
-def test_programs_mean_their_equation_and_need_their_parentheses(tree):
-    # numbers in general position, so that two different expressions have different values
-    numbers = "7919 104729 1299709.5 15485863 0.0317 179424673"
-    try:
-        made = template("q", numbers, prefix(tree))
-        value = made.value()
-    except ZeroDivisionError:
-        return
-    program = made.program().removeprefix("print(")[:-1]
-
-    def direct(node):
-        if isinstance(node, int):
-            return Fraction(numbers.split()[node])
-        a, b = direct(node[1]), direct(node[2])
-        return {"+": a + b, "-": a - b, "*": a * b}[node[0]] if node[0] != "/" else a / b
-
-    assert value == direct(tree) == exact(ast.parse(program, mode="eval"))
-    leaves = [] if isinstance(tree, int) else [int(c) for c in prefix(tree).replace("number", "") if c.isdigit()]
-    if len(leaves) != len(set(leaves)):
-        return  # n - (n - n) is n - n - n with other signs: repeated numbers may cancel
-    opened = []
-    for position, character in enumerate(program):
-        if character == "(":
-            opened.append(position)
-        elif character == ")":
-            start = opened.pop()
-            without = program[:start] + program[start + 1:position] + program[position + 1:]
-            try:
-                assert exact(ast.parse(without, mode="eval")) != value
-            except TypeError:  # a division by zero in the changed one
-                pass
-
-
-@pytest.mark.parametrize("equation, answer, agrees", [
-    ("* number0 number1", "15.0", True), ("/ number0 number1", "1.67", True), ("/ number0 number1", "1.7", True),
-    ("/ number0 number1", "1.6", False), ("/ number0 number1", "2.0", False), ("* number0 number1", "14.0", False)])
-def test_agreement(equation, answer, agrees):
-    assert template("q", "5 3", equation).agrees(answer) == agrees
-
-
-CASES = [
-    ("number0 of number1", "12.0 7.0", "- number0 number1"),
-    ("number0 in number1", "36.0 12.0", "/ number0 number1"),
-    ("number0 and number1 and number2", "10.22 11.73 6.0", "+ number0 number1"),
-    ("number0 and number1 and number2", "3 5 3", "* number0 + number0 number1"),
-    ("number0 dozen", "7.0", "* number0 12.0"),
-    ("number0 % of number1", "20 6000", "* * number0 0.01 number1"),
-    ("number0 and number1", "0.16666666666666666 0.5", "+ number0 number1"),
-    ("number0 then number1", "5 3", "/ number0 number1")]
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_resampled_numbers_keep_their_kind(case):
-    original, rng = template(*case), random.Random(0)
-    variants = [original.resample(rng) for _ in range(50)]
-    assert len(set(variants)) > 4
-    for variant in variants:
-        assert (variant.question, variant.equation) == (original.question, original.equation)
-        for old, new in zip(original.numbers, variant.numbers, strict=True):
-            assert (old.denominator == 1) == (new.denominator == 1)
-            assert old / 2 <= new <= 2 * old or old < 10 and 2 <= new <= 9 or new < 1 and old < 1
-            assert len(number_text(new).partition(".")[2]) <= len(number_text(old).partition(".")[2]) or old < 1
-        assert len(set(variant.numbers)) == len(set(original.numbers))
-        for old, new in zip(original._results(), variant._results(), strict=True):
-            assert new > 0 and (new.denominator == 1 or old.denominator > 1)
-
-
-def test_resampling_keeps_what_the_equation_depends_on():
-    rng = random.Random(0)
-    # equal numbers stay equal: the equation's number0 may have meant number1
-    same = template("number0 and number1 and number2", "4 4 9", "+ + number0 number0 number2")
-    assert all(v.numbers[0] == v.numbers[1] for v in (same.resample(rng) for _ in range(20)))
-    # a number equal to a constant of the equation stays: the constant may be that number
-    constant = template("number0 pens for each of number1 friends", "8 4", "* number0 4.0")
-    assert all(v.numbers[1] == 4 and v.value() == 4 * v.numbers[0] for v in (constant.resample(rng) for _ in range(20)))
-    # where no draw fits, the template itself: 1 is never changed, and 1 - 1 leaves no choice
-    fixed = template("number0 number1", "1 1", "- number0 number1")
-    assert fixed.resample(rng) == fixed and same.resample(rng, tries=0) is same
-
-
-def test_resampling_is_seeded():
-    case = template(*CASES[0])
-    draws = [[case.resample(rng) for _ in range(5)] for rng in (random.Random(1), random.Random(1), random.Random(2))]
-    assert draws[0] == draws[1] != draws[2]
-
-
-def test_real_templates_agree_with_their_programs():
-    rows = list(problems._csv_rows(real("word-problems/mawps_asdiv_train.csv")))
-    wrong = [row["Question"] for _, row, made in rows if not made.agrees(row["Answer"])]
-    assert len(wrong) == 8
-    for _, row, made in rows[::7]:
-        value = float(eval(made.program().removeprefix("print")))
-        stack = []  # another way to read prefix form
-        for token in reversed(row["Equation"].split()):
-            if token in "+-*/":
-                a, b = stack.pop(), stack.pop()
-                stack.append({"+": a + b, "-": a - b, "*": a * b}[token] if token != "/" else a / b)
-            else:
-                index = token.removeprefix("number")
-                stack.append(float(row["Numbers"].split()[int(index)] if token != index else token))
-        assert value == pytest.approx(stack[0], rel=1e-9) and len(stack) == 1
-        assert value == pytest.approx(float(made.cot().split()[-1].rstrip(".")), abs=5.1e-5)
-
-
-# ---- GSM8K programs --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("marked, answer, program", [
     ("48/2 = <<48/2=24>>24, 48+24 = <<48+24=72>>72", "72", "a = 48 / 2\nb = 48 + a\nprint(b)"),
@@ -301,7 +124,7 @@ def test_calculator_program(marked, answer, program, capsys):
         assert float(capsys.readouterr().out) == pytest.approx(float(answer))
 
 
-def test_real_gsm8k_programs(capsys):
+def test_real_gsm8k_programs(real, capsys):
     pairs = list(problems._gsm8k(real("gsm8k/train.jsonl")))[::10]
     programs = [(calculator_program(marked, problem.answer), problem.answer) for problem, marked in pairs]
     assert sum(program is not None for program, _ in programs) > 0.9 * len(pairs)
@@ -345,19 +168,24 @@ def test_word_problem_sets(folder, capsys):
     rl, valid = load(folder / "to/rl.jsonl"), load(folder / "to/valid.jsonl")
     tests = load(folder / "to/test_mawps.jsonl") + load(folder / "to/test_svamp.jsonl")
     assert len(tests) == 3 and len(valid) == 2
-    keys = [{question_key(p.question) for p in side} for side in (rl, valid, tests)]
-    assert not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
-    assert len(keys[0]) == 40 - 3 - 1 - 2 and len(rl) == len(keys[0]) * 5  # with its 4 variants
-    assert len({p.question for p in rl}) == len(rl) == len({p.id for p in rl})
-
-    answers = {p.question: p.answer for p in rl}
     sft, text = rows_of(folder / "to/sft.jsonl"), rows_of(folder / "to/text.jsonl")
-    assert [set(row) for row in sft] == [{"question", "response", "format", "lang"}] * (2 * len(rl))
+    keys = [{question_key(p.question) for p in side} for side in (rl, valid, tests)]
+    keys.append({question_key(row["question"]) for row in sft})
+    assert not any(a & b for a, b in itertools.combinations(keys, 2))
+    assert (len(keys[0]), len(keys[3])) == (6, 28)  # 40 - 3 - 1 - 2 = 34 questions, four fifths of them with solutions
+    assert len(rl) == 6 * 5 and len(sft) == 2 * 28 * 5  # each with its 4 variants, in 2 formats
+    assert len({p.question for p in rl}) == len(rl) == len({p.id for p in rl})
+    assert all(p.solution is None for p in rl)
+
+    answers = {}
     for row in sft:
+        assert set(row) == {"question", "response", "format", "lang"}
+        small, large = map(int, re.findall(r"\d+", row["question"]))
         if row["format"] == "pot":
-            assert eval(row["response"].removeprefix("print")) == int(answers[row["question"]])
+            assert row["response"] == f"print({large} - {small})"
         else:
-            assert row["response"].endswith(f"\nThe answer is {answers[row['question']]}.")
+            assert row["response"] == f"{large} - {small} = {large - small}\nThe answer is {large - small}."
+        answers[row["question"]] = large - small
     assert {row["text"].splitlines()[0] for row in text} == set(answers)
 
     before = (folder / "to/sft.jsonl").read_bytes()
@@ -366,6 +194,24 @@ def test_word_problem_sets(folder, capsys):
     problems.main(["word-problems", "--data", str(folder), "--to", str(folder / "to"), "--fold", "2", "--copies", "4",
                    "--formats", "cot,pot"])
     assert (folder / "to/sft.jsonl").read_bytes() == before
+
+
+def test_no_variant_is_a_question_of_the_tests(tmp_path):
+    """Sam's question about cakes is in the test fold: Joan's may be told of anybody but him."""
+    def told(name, thing):
+        return f"Once {name} had number0 {thing} and ate number1 .", "9.0 4.0", "- number0 number1", "5.0"
+
+    names, things = ("Joan", "Sam", "Ann"), ("cakes", "pears", "plums")
+    train = [told(name, thing) for name in names for thing in things if (name, thing) != ("Sam", "cakes")]
+    write_csv(tmp_path / "mawps_asdiv_train.csv", train)
+    write_csv(tmp_path / "mawps_fold0.csv", [told("Sam", "cakes")])
+    (tmp_path / "SVAMP.json").write_text('[{"ID": "1", "Body": "b", "Question": "q", "Answer": 1.0}]')
+    problems.word_problems(tmp_path, tmp_path / "to", copies=40)
+    questions = {question_key(row["question"]) for row in rows_of(tmp_path / "to/sft.jsonl")}
+    questions |= {question_key(problem.question) for problem in load(tmp_path / "to/rl.jsonl")}
+    (held_out,) = {question_key(problem.question) for problem in load(tmp_path / "to/valid.jsonl")}
+    everything = {question_key(told(name, thing)[0]) for name in names for thing in things}
+    assert questions == everything - {question_key(told("Sam", "cakes")[0]), held_out}
 
 
 def test_gsm8k_sets(tmp_path):

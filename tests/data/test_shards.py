@@ -18,7 +18,7 @@ def make(directory, tokens, **options):
     return write_shards(documents, directory, "hash", directory.name, options.pop("vocab_size", 60_000), **options)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.integers(0, 299), max_size=9), min_size=1, max_size=12), st.integers(1, 20),
        st.sampled_from([300, 70_000]), st.data())
 def test_round_trip(tmp_path_factory, documents, shard_tokens, vocab_size, data):

@@ -194,7 +194,7 @@ def test_the_hash_is_fixed():
 DIGESTS = {"": "1271cf25", "key 0": "0c94d9df", "key 27": "68f8b927"}  # train, test, valid
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**9), st.sampled_from(S.SPLITS), st.integers(0, 10**6))
 def test_equal_arguments_give_equal_problems(index, split, seed):
     p = S.problem(index, split, seed)

@@ -211,7 +211,7 @@ mixed = st.lists(st.one_of(fragments, words, assigned_text.filter(lambda text: l
 
 
 @pytest.mark.parametrize("style", STYLES)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(data=st.data())
 def test_same_ids_as_tokenizers_on_random_text(pairs, style, data):
     tokenizer, oracle = pairs[style]
@@ -228,7 +228,7 @@ def test_every_code_point_between_neighbours(pairs):
     assert tokenizer.encode(text) == oracle.encode(text, add_special_tokens=False).ids
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ids=st.lists(st.integers(0, 699), max_size=30))
 def test_decode_of_any_ids_is_that_of_tokenizers(pairs, ids):
     tokenizer, oracle = pairs["ours"]
@@ -298,7 +298,7 @@ def toy(merges, ignore_merges=False, unmerged=()):
     return document, config
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_any_merges_list_gives_the_ids_of_tokenizers(data):
     """Also lists that no trainer would write, whose order tiktoken's ranks cannot express."""
@@ -464,7 +464,7 @@ def test_transformers_loads_what_we_save(tmp_path, ours, model_type):
 
 
 @given(st.one_of(any_text, mixed))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_pattern_loses_nothing_and_keeps_kinds_apart(text):
     pieces = regex.findall(PATTERN, text, regex.V1)
     assert "".join(pieces) == text
@@ -529,7 +529,7 @@ def test_trainer_equals_naive_trainer(texts):
     assert learned_merges(train(texts, 257 + 150)) == naive_merges(texts, 150)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.text("aab ", max_size=20), min_size=1, max_size=8).filter(any))
 def test_trainer_equals_naive_trainer_on_repetitive_text(texts):
     assert learned_merges(train(texts, 300)) == naive_merges(texts, 43)
