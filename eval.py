@@ -185,6 +185,8 @@ def main(config: Config) -> dict:
             raise InputError(f"--formats {format}: unknown; use cot, pot or both")
     if config.temperature == 0 and config.samples > 1:
         raise InputError("--samples above 1 needs --temperature above 0: greedy samples are all the same")
+    if config.limit < 0:
+        raise InputError(f"--limit {config.limit}: give a number of problems, or 0 for all")
     files: dict[str, list[Problem]] = {}
     for path in config.problems:
         if Path(path).stem in files:

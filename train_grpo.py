@@ -17,6 +17,7 @@ completions a step, mu 1.
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def rollout(
     policy: Transformer,
     tokenizer: Tokenizer,
     items: list[Problem],
-    sandbox: Sandbox,
+    sandbox: Sandbox | None,
     world: World,
 ) -> tuple[list[Rollout], dict]:
     """Sample and judge G completions of each item; processes share the items and exchange results: all return all.
@@ -311,7 +312,12 @@ def rollout_metrics(rollouts: list[Rollout]) -> dict:
 
 
 def validate(
-    config: Config, policy: Transformer, tokenizer: Tokenizer, items: list[Problem], sandbox: Sandbox, world: World
+    config: Config,
+    policy: Transformer,
+    tokenizer: Tokenizer,
+    items: list[Problem],
+    sandbox: Sandbox | None,
+    world: World,
 ) -> dict:
     """Greedy accuracy on held-out problems, by format; the processes share the problems."""
     found = {}
@@ -377,7 +383,7 @@ def main(config: Config) -> None:
     if reference is not None and (iteration := start // config.steps) and start % config.steps:
         run.load_reference(iteration, reference)
 
-    with Sandbox() as sandbox:
+    with Sandbox() if "pot" in config.formats else nullcontext() as sandbox:
         if start == 0 and held_out:
             runtime.gather_into(model, policy)
             run.log(0, validate(config, policy, tokenizer, held_out, sandbox, world), {})

@@ -1,10 +1,10 @@
 """Word problems: our JSONL, GSM8K, MAWPS/ASDiv and SVAMP files, and the training sets made from them.
 
 A problem is {id, question, answer, solution?, source, lang}. `load` tells the kind of a file from its content.
-A MAWPS/ASDiv row is a template (numbers left out of the text, an equation in prefix form): `WordTemplate` turns it into
-a program of thought (section 3.1 of the paper), a chain of thought, and any number of variants with other numbers.
+A MAWPS or ASDiv row is a template (data/templates.py) that gives a program of thought (section 3.1 of the paper), a
+chain of thought, and any number of variants with other numbers and words.
 
-    python -m data.problems word-problems --data DIR --to DIR [--seed 0] [--copies 20] [--fold 0] [--formats pot]
+    python -m data.problems word-problems --data DIR --to DIR [--seed 0] [--copies 20] [--solved 0.8] [--fold 0]
     python -m data.problems gsm8k --data DIR --to DIR [--seed 0] [--valid 200] [--formats cot,pot]
 """
 
@@ -240,8 +240,8 @@ def word_problems(
 
     A train question is dropped if the fold or SVAMP has it too, be it with other numbers. 5 % of the train templates
     are held out for tuning before anything is made from the others. Of those, a share `solved` is for instruction
-    tuning, with solutions; of the rest GRPO sees questions and answers alone: on questions that it has been taught the
-    solutions of, a small model's samples are all right, and a group that is all right teaches nothing."""
+    tuning, with solutions; the others are for GRPO, with answers alone. On questions whose solutions it was taught a
+    small model's samples are nearly all right, and a group that is all right teaches GRPO nothing."""
     if not 0 < solved < 1:
         raise InputError(f"--solved {solved}: must be between 0 and 1, a share of the questions")
     formats = _formats(formats)
@@ -282,13 +282,14 @@ def word_problems(
                 if question_key(variant.text()) not in reserved:
                     variants[variant] = None
             for index, variant in enumerate(variants):
-                question, cot = variant.text(), variant.cot()
+                question = variant.text()
+                responses = {"cot": variant.cot(), "pot": variant.program()}
                 if key in unsolved:
                     rl.append(Problem(f"{name}-{index}", question, variant.answer(), source="mawps_asdiv"))
-                    continue
-                responses = {"cot": cot, "pot": variant.program()}
-                sft += [_sft_row(question, responses[format], format) for format in formats]
-                text.append({"text": f"{question}\n{cot}"})
+                    text.append({"text": question})
+                else:
+                    sft += [_sft_row(question, responses[format], format) for format in formats]
+                    text += [{"text": f"{question}\n{responses[format]}"} for format in formats]
     _write(to, {"sft.jsonl": sft, "rl.jsonl": rl, "valid.jsonl": valid, "text.jsonl": text, **test})
 
 
@@ -323,7 +324,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data.problems", description="Training sets from word problems.")
     commands = parser.add_subparsers(dest="command", required=True)
     words = commands.add_parser("word-problems", help="MAWPS, ASDiv and SVAMP: mawps_*.csv and SVAMP.json")
-    words.add_argument("--copies", type=int, default=20, help="variants of each question with other numbers")
+    words.add_argument("--copies", type=int, default=20, help="variants of each question with other numbers and words")
     words.add_argument("--solved", type=float, default=0.8, help="share of the questions with solutions, for sft.jsonl")
     words.add_argument("--fold", type=int, default=0, help="the fold of MAWPS to test on, 0 to 4")
     words.set_defaults(run=word_problems, formats="pot")

@@ -265,13 +265,14 @@ def wrong_inputs(world):
         "greedy samples": ({"samples": 2}, "--temperature above 0"),
         "no samples": ({"samples": 0}, "samples"),
         "no rows": ({"max_rows": 0}, "max_rows"),
+        "negative limit": ({"limit": -1}, "--limit -1: give a number of problems"),
         "nothing given": ({"model": ""}, "--model DIR and --problems FILE are needed"),
         "unknown option": ({"modle": "x"}, "--modle: unknown option"),
     }
 
 
 NAMES = ["no model", "no tokenizer", "another tokenizer", "no problem file", "empty problem file", "two of one name",
-         "long prompt", "format", "template", "greedy samples", "no samples", "no rows", "nothing given",
+         "long prompt", "format", "template", "greedy samples", "no samples", "no rows", "negative limit", "nothing given",
          "unknown option"]  # fmt: skip
 
 

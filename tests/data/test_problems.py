@@ -177,7 +177,6 @@ def test_word_problem_sets(folder, capsys):
     assert len({p.question for p in rl}) == len(rl) == len({p.id for p in rl})
     assert all(p.solution is None for p in rl)
 
-    answers = {}
     for row in sft:
         assert set(row) == {"question", "response", "format", "lang"}
         small, large = map(int, re.findall(r"\d+", row["question"]))
@@ -185,8 +184,10 @@ def test_word_problem_sets(folder, capsys):
             assert row["response"] == f"print({large} - {small})"
         else:
             assert row["response"] == f"{large} - {small} = {large - small}\nThe answer is {large - small}."
-        answers[row["question"]] = large - small
-    assert {row["text"].splitlines()[0] for row in text} == set(answers)
+    # Documents: the solved questions with their solutions, the others alone.
+    text = [row["text"] for row in text]
+    assert [one for one in text if "\n" in one] == [f"{row['question']}\n{row['response']}" for row in sft]
+    assert {one for one in text if "\n" not in one} == {p.question for p in rl}
 
     before = (folder / "to/sft.jsonl").read_bytes()
     problems.main(["word-problems", "--data", str(folder), "--to", str(folder / "to"), "--fold", "2", "--copies", "4"])

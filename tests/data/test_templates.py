@@ -40,6 +40,10 @@ def test_finite_decimals_are_written_exactly(digits, places):
     ("* / number0 number1 3.0", "5 / 3 * 3", "5 / 3 = 1.6667\n1.6667 * 3 = 5"),
     ("/ number0 number3", "5 / (1/6)", "5 / (1/6) = 30"),
     ("+ number3 number3", "1/6 + 1/6", "1/6 + 1/6 = 0.3333"),
+    ("+ number1 number0", "5 + 3", "5 + 3 = 8"),  # in the order of the question
+    ("* number2 + number1 number0", "(5 + 3) * 0.5", "5 + 3 = 8\n8 * 0.5 = 4"),
+    ("* 2.0 number0", "2 * 5", "2 * 5 = 10"),
+    ("- number1 number0", "3 - 5", "3 - 5 = -2"),
     ("number1", "3", "")])
 def test_program_and_cot(equation, program, cot):
     made = template("q", "5.0 3 0.5 0.16666666666666666", equation)
