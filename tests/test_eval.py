@@ -272,8 +272,8 @@ def wrong_inputs(world):
 
 
 NAMES = ["no model", "no tokenizer", "another tokenizer", "no problem file", "empty problem file", "two of one name",
-         "long prompt", "format", "template", "greedy samples", "no samples", "no rows", "negative limit", "nothing given",
-         "unknown option"]  # fmt: skip
+         "long prompt", "format", "template", "greedy samples", "no samples", "no rows",
+         "negative limit", "nothing given", "unknown option"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
