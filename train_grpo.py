@@ -58,6 +58,7 @@ class Config:
     # equation 3
     lr: float = option(1e-6, "learning rate, constant after the warm-up")
     warmup: int = option(0, "steps of linear warm-up")
+    decay: float = option(0.0, "share of the steps, the last, over which the rate falls linearly to a tenth (0: none)")
     beta: float = option(0.04, "weight of the KL to the reference; 0 needs no reference")
     clip_low: float = option(0.2, "ratios are clipped below 1 - clip_low")
     clip_high: float = option(0.2, "ratios are clipped above 1 + clip_high")
@@ -377,6 +378,7 @@ def main(config: Config) -> None:
     policy = from_pretrained(config.init, world.device, world.dtype)  # whole: decoding never waits for another process
     optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
     start, _ = run.resume(model, optimizer)
+    total = config.iterations * config.steps
     order = question_order(len(items), config.seed)
     for _ in range(start * config.questions):
         next(order)
@@ -387,7 +389,7 @@ def main(config: Config) -> None:
         if start == 0 and held_out:
             runtime.gather_into(model, policy)
             run.log(0, validate(config, policy, tokenizer, held_out, sandbox, world), {})
-        for step in range(start + 1, config.iterations * config.steps + 1):
+        for step in range(start + 1, total + 1):
             iteration, done = divmod(step - 1, config.steps)
             if reference is not None and iteration and done == 0:
                 run.save_reference(iteration, model, tokenizer)
@@ -405,10 +407,10 @@ def main(config: Config) -> None:
                     save_rollouts(path, rollouts, tokenizer)
             began = time.perf_counter()
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * runtime.lr_constant(step, config.warmup)
+                group["lr"] = config.lr * runtime.lr_linear_decay(step, config.warmup, total, config.decay)
             metrics = rollout_metrics(rollouts) | update(model, optimizer, rollouts, config, reference, world)
             seconds["update"] = time.perf_counter() - began
-            if held_out and (step % config.valid_every == 0 or step == config.iterations * config.steps):
+            if held_out and (step % config.valid_every == 0 or step == total):
                 runtime.gather_into(model, policy)
                 metrics |= validate(config, policy, tokenizer, held_out, sandbox, world)
             run.log(step, metrics, {"seconds": sum(seconds.values()), **seconds})
