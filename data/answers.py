@@ -227,7 +227,8 @@ def _read(text: str, relaxed: bool, thousands: bool = True):
         text, unit = _normalise(text, relaxed)
         if thousands:  # 1,234 is one number except inside brackets, where commas separate
             text = re.sub(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)", lambda m: _join_thousands(m, text), text)
-        if re.fullmatch(r"[A-Za-z ]{2,}", text) and text not in CONSTANTS:  # words, not a product of variables
+        # Words, not a product of variables; that is written x y.
+        if re.fullmatch(r"[A-Za-z ]*[A-Za-z]{2}[A-Za-z ]*", text) and text not in CONSTANTS:
             return None
         return Parser(text).whole(), unit
     except (Unreadable, RecursionError, OverflowError, ZeroDivisionError, ValueError):

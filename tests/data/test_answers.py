@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 import sympy
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data.answers import compare, extract
@@ -141,9 +141,9 @@ expressions = st.recursive(
 )
 
 
-
 @settings(max_examples=60)
 @given(expressions)
+@example(X * Y)
 def test_reads_what_sympy_prints_and_latex(expression):
     """Oracle: sympy's two printers and its expansion write the same value."""
     for other in (sympy.latex(expression), str(sympy.expand(expression))):
