@@ -98,7 +98,7 @@ def evaluate(
     metrics: accuracy (mean over all samples) with its interval, maj@k and pass@k for k = 1, 2, 4 ... K, mean length,
     shares without an answer and truncated.
     """
-    encoded = [encode_prompt(tokenizer, item, format, template) for item in items]
+    encoded = encode_prompts(tokenizer, items, format, template)
     for item, ids in zip(items, encoded, strict=True):
         if len(ids) >= model.config.context:
             raise InputError(
@@ -149,9 +149,9 @@ def summarise(records: list[dict]) -> dict:
     return metrics
 
 
-def encode_prompt(tokenizer: Tokenizer, item: Problem, format: str, template: str) -> list[int]:
-    """Ids of a problem's prompt."""
-    return prompts.encode(tokenizer, [prompts.prompt(item.question, format, template)], template)[0]
+def encode_prompts(tokenizer: Tokenizer, items: list[Problem], format: str, template: str) -> list[list[int]]:
+    """Ids of each problem's prompt."""
+    return prompts.encode(tokenizer, [prompts.prompt(item.question, format, template) for item in items], template)
 
 
 def check_tokenizer(tokenizer: Tokenizer, model: Transformer, where: str) -> None:

@@ -32,7 +32,7 @@ from data.packing import micro_batches
 from data.problems import Problem
 from data.sandbox import Sandbox
 from data.tokenizer import Tokenizer
-from eval import check_tokenizer, encode_prompt, evaluate, summarise
+from eval import check_tokenizer, encode_prompts, evaluate, summarise
 from generate import Sample, Sampling, generate
 from kernels.advantage import group_advantage
 from kernels.policy_loss import policy_loss, token_weights
@@ -127,14 +127,16 @@ def rollout(
     began = time.perf_counter()
     own = range(world.rank, len(items), world.size)
     formats = [config.formats[i % len(config.formats)] for i in range(len(items))]
-    encoded = {i: encode_prompt(tokenizer, items[i], formats[i], config.template) for i in own}
+    encoded: dict[int, list[int]] = {}
     groups: dict[int, list[Sample]] = {}
     for format in dict.fromkeys(formats):  # stop strings differ by format
         members = [i for i in own if formats[i] == format]
         stop = tuple(prompts.stop_strings(format, config.template))
         seed = seeded(config.seed, "rollout", step)
         sampling = Sampling(config.samples, config.temperature, 1.0, config.max_new_tokens, stop, seed)
-        sampled = generate(policy, tokenizer, [encoded[i] for i in members], sampling, config.max_rows, keys=members)
+        questions = encode_prompts(tokenizer, [items[i] for i in members], format, config.template)
+        sampled = generate(policy, tokenizer, questions, sampling, config.max_rows, keys=members)
+        encoded.update(zip(members, questions, strict=True))
         groups.update(zip(members, sampled, strict=True))
     sampled_at = time.perf_counter()
     rewards: dict[int, list[float]] = {}
@@ -366,8 +368,9 @@ def main(config: Config) -> None:
     items = [item for path in config.problems for item in problems.load(path)]
     held_out = problems.load(config.valid)[: config.valid_limit] if config.valid else []
     for format in dict.fromkeys(config.formats):
-        for item in items + held_out:
-            if len(encode_prompt(tokenizer, item, format, config.template)) >= model.config.context:
+        asked = items + held_out
+        for item, ids in zip(asked, encode_prompts(tokenizer, asked, format, config.template), strict=True):
+            if len(ids) >= model.config.context:
                 reason = f"its prompt is as long as the model's context, {model.config.context}; leave it out"
                 raise InputError(f"problem {item.id}{f' ({item.source})' if item.source else ''}: {reason}")
     run.say(f"{len(items)} problems, {config.questions} x {config.samples} completions a step")

@@ -28,7 +28,7 @@ from data.problems import Problem
 from data.sandbox import Result
 from data.shards import windows, write_shards
 from data.tokenizer import Tokenizer, train
-from eval import encode_prompt
+from eval import encode_prompts
 from generate import Sample
 from model import ModelConfig, Transformer, from_pretrained
 from options import parse
@@ -173,7 +173,7 @@ def made_up_rollouts(tokenizer: Tokenizer, seed: int = 0, formats=("cot",)) -> l
     draw = torch.Generator().manual_seed(seed)
     found = []
     for item in PROBLEMS[:3]:
-        prompt = encode_prompt(tokenizer, item, formats[0], "plain")
+        (prompt,) = encode_prompts(tokenizer, [item], formats[0], "plain")
         samples = []
         for g in range(4):
             n = 1 if g == 1 else int(torch.randint(3, 10, (), generator=draw))
