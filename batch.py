@@ -75,6 +75,19 @@ def pack_completions(groups: list[Group], shared: bool = True, device="cpu") -> 
     return Batch(tensor(fed), Layout(lengths, parents, device), tensor(index), tensor(targets), tensor([completion]))
 
 
+def cut_group(prompt: list[int], completions: list[list[int]], budget: int) -> list[list[int]]:
+    """Cut a group's completions, by number, so that question and completions of a part hold at most `budget` tokens
+    (one completion at least)."""
+    parts, size = [], budget + 1
+    for number, ids in enumerate(completions):
+        if size + len(ids) > budget:
+            parts.append([])
+            size = len(prompt)
+        parts[-1].append(number)
+        size += len(ids)
+    return parts
+
+
 def token_logprobs(
     model: Transformer, batch: Batch, temperature: float = 1.0, entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
@@ -84,3 +97,19 @@ def token_logprobs(
     """
     hidden = model(batch.ids, batch.layout).index_select(0, batch.index)  # rows that predict nothing skip the head
     return linear_logprob(hidden, model.head_weight, batch.targets, temperature=temperature, entropy=entropy)
+
+
+def token_scores(model: Transformer, groups: list[Group], places: list[list[int]]) -> Tensor:
+    """Scores [S] float32 of a model with a score head at tokens of the completions: places, a list for each completion
+    in order, counts a completion's tokens from 0; -1 is the last token of its prompt.
+
+    Example: prompt [5 6 7], completions [8 9] and [4 3 2], places [[1], [-1, 2]]: the scores of 9, of 7 and of 2.
+    """
+    # One token more: `pack_completions` does not feed a completion's last, and index[0] is the prompt's last.
+    longer = [(prompt, [[*ids, 0] for ids in completions]) for prompt, completions in groups]
+    batch = pack_completions(longer, device=model.device)
+    lengths = np.array([len(ids) for _, completions in longer for ids in completions])
+    first = np.repeat(lengths.cumsum() - lengths, [len(own) for own in places])
+    chosen = torch.from_numpy(first + np.concatenate([np.asarray(own, dtype=np.int64) for own in places]) + 1)
+    hidden = model(batch.ids, batch.layout)
+    return model.score(hidden[batch.index[chosen.to(model.device)]]).float()[:, 0]

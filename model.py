@@ -59,6 +59,7 @@ class ModelConfig:
     family: str = "llama"  # llama | qwen2 | qwen3
     eos_id: int | list[int] | None = None
     bos_id: int | None = None
+    score: str = ""  # what a linear head scores every token for, in place of the LM head: "outcome", "process", "value"
 
     def __post_init__(self):
         self.head_width = self.head_width or self.width // self.heads
@@ -84,6 +85,10 @@ class ModelConfig:
             raise InputError(f"{where}: rope type {kind!r} is not supported; {', '.join(ROPE_FIELDS)} are")
         if missing := [field for field in ROPE_FIELDS[kind] if field not in rope]:
             raise InputError(f"{where}: rope type {kind} needs the field {missing[0]}")
+        labels = list((hf.get("id2label") or {}).values())
+        scored = str(hf.get("architectures")).endswith("ForTokenClassification']")
+        if scored and len(labels) != 1:
+            raise InputError(f"{where}: {len(labels)} labels in id2label; a reward or value model has one")
         try:
             return ModelConfig(
                 vocab_size=hf["vocab_size"],
@@ -104,6 +109,7 @@ class ModelConfig:
                 family=family,
                 eos_id=hf.get("eos_token_id"),
                 bos_id=hf.get("bos_token_id"),
+                score=labels[0] if scored else "",
             )
         except KeyError as error:
             raise InputError(f"{where}: the field {error} is missing") from None
@@ -112,8 +118,10 @@ class ModelConfig:
 
     def to_hf(self, dtype: torch.dtype) -> dict:
         """The config.json that transformers and vLLM read."""
-        return {
-            "architectures": [{"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[self.family] + "ForCausalLM"],
+        kind = "ForTokenClassification" if self.score else "ForCausalLM"
+        labels = {"id2label": {"0": self.score}, "label2id": {self.score: 0}} if self.score else {}
+        return labels | {
+            "architectures": [{"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[self.family] + kind],
             "model_type": self.family,
             "vocab_size": self.vocab_size,
             "hidden_size": self.width,
@@ -454,7 +462,8 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.width), freeze=False)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = None if config.tied else Linear(config.width, config.vocab_size, bias=False)
+        self.head = None if config.tied or config.score else Linear(config.width, config.vocab_size, bias=False)
+        self.score = Linear(config.width, 1) if config.score else None
         self.compute_dtype: torch.dtype | None = None  # None: the embedding's own dtype
         self.activation_checkpointing = False
         self._rope: Tensor | None = None
@@ -569,7 +578,10 @@ def hf_names(config: ModelConfig) -> Iterator[tuple[str, list[tuple[str, int]]]]
         yield f"{ours}mlp.gate_up.weight", gate_up
         yield f"{ours}mlp.down.weight", [(f"{theirs}mlp.down_proj.weight", config.width)]
     yield "norm.weight", [("model.norm.weight", config.width)]
-    if not config.tied:
+    if config.score:
+        yield "score.weight", [("score.weight", 1)]
+        yield "score.bias", [("score.bias", 1)]
+    elif not config.tied:
         yield "head.weight", [("lm_head.weight", config.vocab_size)]
 
 
@@ -617,13 +629,25 @@ def _open_weights(directory: Path) -> dict:
 
 
 @torch.no_grad()
-def from_pretrained(directory, device="cpu", dtype: torch.dtype | None = torch.float32) -> Transformer:
+def from_pretrained(
+    directory, device="cpu", dtype: torch.dtype | None = torch.float32, score: str = ""
+) -> Transformer:
     """Read a Hugging Face directory. Files are mapped, and each parameter is copied out once: a 7B checkpoint in bf16
-    takes its own size. dtype None keeps the stored type. Raises InputError naming the file, tensor and shapes at fault.
+    takes its own size. dtype None keeps the stored type.
+
+    `score` asks for a model that scores tokens ("outcome", "process", "value"); a language model gets a new head for
+    it, which scores 0 until it is trained. Raises InputError naming the file, tensor and shapes at fault, and for a
+    model of another kind than asked for.
     """
     directory = Path(directory)
     config = read_config(directory)
+    if config.score and config.score != score:
+        kind = f"a model that scores {score}" if score else "a language model"
+        raise InputError(f"{directory}: a model that scores {config.score}; give {kind}")
     readers = _open_weights(directory)
+    if score and not config.score:
+        config.score = score
+        readers |= {"score.weight": lambda: torch.zeros(1, config.width), "score.bias": lambda: torch.zeros(1)}
     with torch.device("meta"):
         model = Transformer(config)
     parameters = dict(model.named_parameters())

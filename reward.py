@@ -1,15 +1,21 @@
-"""Rewards: what a completion answers, and whether that is right (paper 4.1: the rule part of the reward).
+"""Rewards: by the rule (is the answer right?), by an outcome model, by a process model (paper 4.1.2, 4.1.3).
 
 `predictions` turns completions into answers (the text's own, or what its program prints); `rule_rewards` compares them
 with the gold answers. Rewards, evaluation and majority voting all go through here, and so through data.answers.
+`RewardModel` is a model that train_reward.py has trained; `step_ends` says where a reasoning step ends.
 """
 
 from collections.abc import Sequence
 
+import torch
+
+from batch import Group, token_scores
 from data import InputError, answers, prompts
+from data.packing import micro_batches
 from data.sandbox import Sandbox
 from data.tokenizer import Tokenizer
 from generate import Sample
+from model import from_pretrained
 
 
 def completion_text(tokenizer: Tokenizer, sample: Sample, stop: Sequence[str] = ()) -> str:
@@ -45,3 +51,66 @@ def predictions(
 def rule_rewards(golds: Sequence[str], predicted: Sequence[str | None]) -> list[float]:
     """1.0 where the prediction equals the gold answer, else 0.0."""
     return [float(p is not None and answers.compare(gold, p).equal) for gold, p in zip(golds, predicted, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Learned rewards
+
+
+def step_ends(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """The place of each step's last token, the paper's index(j). A step is a line with something on it, of a chain of
+    thought or of a program; it ends with the token that holds its newline, the last one with the last token (EOS).
+
+    Example: the tokens "1+2", "=3", "\\n", "\\n", "So", " 3", EOS have the steps' ends 2 and 6.
+    """
+    ends, begun = [], False  # begun: something stands on the line
+    for place, id in enumerate(ids):
+        before, newline, after = tokenizer.decode_bytes([id]).rpartition(b"\n")
+        if newline and (begun or before.strip()):
+            ends.append(place)
+            begun = False
+        begun = begun or bool(after.strip())
+    if not ends or (begun and ends[-1] != len(ids) - 1):
+        ends.append(len(ids) - 1)
+    ends[-1] = len(ids) - 1  # what is blank at the end belongs to the last step, EOS too
+    return ends
+
+
+class RewardModel:
+    """A reward model for use: the probability that a completion ("outcome") or each of its steps ("process") is right.
+
+    Whole on every process and without gradient, as the sampler's copy of the policy is.
+    """
+
+    def __init__(self, directory, kind: str, tokenizer: Tokenizer, device="cpu", dtype=torch.float32):
+        """Raises InputError for a model of another kind, or one made with another tokenizer than the policy's."""
+        self.kind, self.tokenizer = kind, tokenizer
+        if Tokenizer.load(directory).hash != tokenizer.hash:
+            reason = "its tokenizer is not the policy's, whose ids it is to score"
+            raise InputError(f"{directory}: {reason}; train it from a model with that tokenizer")
+        self.model = from_pretrained(directory, device, dtype, score=kind)
+
+    @torch.no_grad()
+    def __call__(self, groups: list[Group], micro_tokens: int = 16_384) -> list[list[list[float]]]:
+        """Scores of [group][completion][step]: of every step's end, or of the end alone for an outcome model."""
+        ends = [self.places(completions) for _, completions in groups]
+        found: list = [None] * len(groups)
+        sizes = [len(prompt) + sum(map(len, completions)) for prompt, completions in groups]
+        for micro in micro_batches(sizes, micro_tokens)[0]:
+            flat = [own for i in micro for own in ends[i]]
+            scores = token_scores(self.model, [groups[i] for i in micro], flat).sigmoid().tolist()
+            values = iter(scores)
+            for i in micro:
+                found[i] = [[next(values) for _ in own] for own in ends[i]]
+        return found
+
+    def places(self, completions: list[list[int]]) -> list[list[int]]:
+        """Where each completion is scored."""
+        if self.kind == "outcome":
+            return [[len(ids) - 1] for ids in completions]
+        return [step_ends(self.tokenizer, ids) for ids in completions]
+
+
+def solution_score(scores: Sequence[float]) -> float:
+    """The score of a whole completion: that of its weakest step (Math-Shepherd, 3.4); an outcome model gives one."""
+    return min(scores)

@@ -31,9 +31,10 @@ import threading
 import time
 import tomllib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -148,6 +149,14 @@ def seeded(*key) -> int:
 def generator(*key) -> torch.Generator:
     """A CPU generator started from `seeded(*key)`."""
     return torch.Generator().manual_seed(seeded(*key))
+
+
+def shuffled(count: int, seed: int) -> Iterator[int]:
+    """Endless numbers below `count`: each once an epoch, in a new order every epoch."""
+    epoch = 0
+    while True:
+        yield from np.random.default_rng([seed, epoch]).permutation(count).tolist()
+        epoch += 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -494,7 +503,7 @@ class Run:
     and for a larger number of steps.
     """
 
-    FREE = ("keep", "save_every", "device", "max_rows", "keep_rollouts", "to")
+    FREE = ("keep", "save_every", "device", "max_rows", "keep_rollouts", "to", "patience")
 
     def __init__(self, config, world: World):
         self.config, self.world, self.directory = config, world, Path(config.to)

@@ -1,24 +1,28 @@
-"""GRPO (paper 4.1, algorithm 1): group relative policy optimization with the rule reward and outcome supervision.
+"""GRPO (paper 4.1, algorithm 1): group relative policy optimization; RFT and Online RFT are the same loop.
 
-    for iteration in 1..I:                     the reference becomes the policy
+    for iteration in 1..I:                     the reference becomes the policy; the reward model learns on (4.1.4)
         for step in 1..M:                      a batch of questions
-            sample G completions of each       `rollout`: generate.py, reward.py
-            advantage = (r - mean) / std       `group_advantage`, over each group
+            sample G completions of each       rollout.py
+            reward them                        `supervise`: by the rule, an outcome model or a process model (reward.py)
+            advantage = (r - mean) / std       over each group: of completions (4.1.2) or of their steps (4.1.3)
             for update in 1..mu:               one optimizer step each
                 maximise eq. 3                 `update`: ratio, clip, minus beta times the KL to the reference
 
-Under the paper's unified view (eq. 5): data source pi_theta, reward rule, gradient coefficient eq. 21
-(kernels/policy_loss.py). Defaults are the paper's (4.2): lr 1e-6, beta 0.04, 64 samples of up to 1,024 tokens, 1,024
-completions a step, mu 1.
+Under the paper's unified view (eq. 5, table 10) a method is a data source, a reward and a gradient coefficient:
+
+    GRPO         --algorithm grpo                      samples of the policy; eq. 21 (kernels/policy_loss.py)
+    Online RFT   --algorithm rft                       samples of the policy; eq. 10, 1 where the answer is right else 0
+    RFT          --algorithm rft --data_source sft     samples of the model it started from; eq. 10
+
+Defaults are the paper's (4.2): lr 1e-6, beta 0.04, 64 samples of up to 1,024 tokens, 1,024 completions a step, mu 1.
 
     python train_grpo.py --init runs/demo/sft/model --problems runs/demo/data/train.jsonl --to runs/demo/grpo
     torchrun --nproc_per_node 8 train_grpo.py --config configs/paper/grpo.toml --init DIR --problems FILE --to DIR
 """
 
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +30,21 @@ import torch
 from torch import Tensor
 
 import runtime
-from batch import Group, pack_completions, token_logprobs
-from data import InputError, problems, prompts, read_jsonl, write_jsonl
+import train_reward
+from batch import Group, cut_group, pack_completions, token_logprobs
+from data import InputError, problems
 from data.packing import micro_batches
 from data.problems import Problem
 from data.sandbox import Sandbox
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer, encode_prompts, evaluate, summarise
-from generate import Sample, Sampling, generate
-from kernels.advantage import group_advantage
+from generate import Sampling
+from kernels.advantage import group_advantage, process_advantage
 from kernels.policy_loss import policy_loss, token_weights
 from model import Transformer, from_pretrained
-from options import option
-from reward import completion_text, predictions, rule_rewards
+from options import option, parse
+from reward import RewardModel, solution_score
+from rollout import Rollout, label_steps, load_rollouts, rollout, save_rollouts
 from runtime import World, seeded
 
 
@@ -49,12 +55,25 @@ class Config:
     to: str = option("", "run directory; the result is TO/model")
     formats: list[str] = option(["cot"], "in turn over the questions of a batch: cot, pot, or both (cot,cot,pot)")
     template: str = option("plain", "prompt template: plain, deepseek or qwen")
+    # the method
+    algorithm: str = option("grpo", "grpo, or rft: only right completions are learned, all alike, without clip and KL")
+    data_source: str = option("policy", "who samples: policy, the model as it is now, or sft, the model of --init")
+    reward: str = option("rule", "rule, outcome_model or process_model")
+    reward_model: str = option("", "model directory of train_reward.py; its tokenizer must be the policy's")
+    supervision: str = option("outcome", "outcome: a reward a completion; process: one a step, with a process_model")
     # algorithm 1
     iterations: int = option(1, "outer iterations I: the reference becomes the policy at the start of each")
     steps: int = option(1000, "steps M of an iteration")
     questions: int = option(16, "questions a step, over all processes (16 x 64 samples = the paper's batch of 1,024)")
     samples: int = option(64, "completions G of a question")
     mu: int = option(1, "optimizer steps on each batch of samples")
+    patience: int = option(100, "stop after so many steps in a row in which no group had a signal; 0: go on")
+    # the reward model between outer iterations
+    reward_questions: int = option(0, "problems sampled and labelled to train the reward model on; 0: it stays")
+    reward_samples: int = option(16, "completions of each of those problems")
+    reward_step_samples: int = option(8, "completions from each step's end that label it, for a process model")
+    reward_config: str = option("", "TOML file of train_reward.py's options (steps, lr, replay ...)")
+    reward_history: list[str] = option([], "files the reward model was first trained on, to replay a share of")
     # equation 3
     lr: float = option(1e-6, "learning rate, constant after the warm-up")
     warmup: int = option(0, "steps of linear warm-up")
@@ -87,102 +106,113 @@ class Config:
     device: str = option("auto", "auto, cpu or cuda")
 
 
-@dataclass
-class Rollout:
-    """One question with its G completions, as sampled and as judged."""
-
-    problem: Problem
-    format: str
-    prompt: list[int]
-    samples: list[Sample]  # G
-    rewards: list[float]  # G
-    advantages: list[float]  # G
-
-
-def question_order(count: int, seed: int) -> Iterator[int]:
-    """Endless problem numbers: every problem once an epoch, shuffled anew each epoch."""
-    epoch = 0
-    while True:
-        yield from np.random.default_rng([seed, epoch]).permutation(count).tolist()
-        epoch += 1
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Rollout: sample and judge
+# Reward and advantage
 
 
-def rollout(
+def collect(
     config: Config,
     step: int,
+    sampler: Transformer,
+    tokenizer: Tokenizer,
+    items: list[Problem],
+    sandbox: Sandbox | None,
+    reward_model: RewardModel | None,
+    world: World,
+) -> tuple[list[Rollout], dict]:
+    """A step's rollouts, with rewards and advantages, and the seconds that sampling and rewarding took."""
+    began = time.perf_counter()
+    seed = seeded(config.seed, "rollout", step)
+    sampling = Sampling(config.samples, config.temperature, 1.0, config.max_new_tokens, seed=seed)
+    formats = [config.formats[i % len(config.formats)] for i in range(len(items))]
+    rollouts = rollout(sampler, tokenizer, items, formats, config.template, sampling, config.max_rows, sandbox, world)
+    sampled = time.perf_counter()
+    supervise(config, rollouts, reward_model, world)
+    return rollouts, {"rollout": sampled - began, "reward": time.perf_counter() - sampled}
+
+
+def supervise(config: Config, rollouts: list[Rollout], reward_model: RewardModel | None, world: World) -> None:
+    """Fill in rewards, rule and advantages of rollouts that the rule has judged."""
+    for one in rollouts:
+        one.rule = list(one.rewards)
+    if reward_model is not None:
+        own = range(world.rank, len(rollouts), world.size)
+        groups = [(rollouts[i].prompt, [sample.ids for sample in rollouts[i].samples]) for i in own]
+        scores = dict(zip(own, reward_model(groups, config.micro_tokens), strict=True))
+        for i, rows in (pair for part in world.all_gather_objects(scores) for pair in part.items()):
+            rollouts[i].rewards = [solution_score(row) for row in rows]
+            if reward_model.kind == "process":
+                rollouts[i].step_rewards = rows
+                rollouts[i].step_ends = reward_model.places([sample.ids for sample in rollouts[i].samples])
+    for one in rollouts:
+        one.advantages = advantages(config, one)
+
+
+def advantages(config: Config, one: Rollout) -> list:
+    """Of each completion of a group: a number for all of its tokens, or with process supervision one for each."""
+    if config.algorithm == "rft":
+        return [rft_coefficient(right) for right in one.rule]
+    if config.supervision == "process":
+        rewards = [torch.tensor(row, dtype=torch.float64) for row in one.step_rewards]
+        ends = [torch.tensor(row) for row in one.step_ends]
+        lengths = [len(sample.ids) for sample in one.samples]
+        return [row.tolist() for row in process_advantage(rewards, ends, lengths, config.ddof)]
+    rewards = torch.tensor([one.rewards], dtype=torch.float64)  # [1, G]
+    return group_advantage(rewards, config.ddof, config.scale)[0].tolist()
+
+
+def rft_coefficient(right: float) -> float:
+    """The gradient coefficient of (Online) RFT, eq. 10: 1 where the answer is right, else 0."""
+    return float(right > 0)
+
+
+def refresh(
+    config: Config,
+    iteration: int,
     policy: Transformer,
     tokenizer: Tokenizer,
     items: list[Problem],
     sandbox: Sandbox | None,
     world: World,
-) -> tuple[list[Rollout], dict]:
-    """Sample and judge G completions of each item; processes share the items and exchange results: all return all.
-
-    Random streams hang on (seed, step, place in the batch), so any number of processes draws the same samples.
-    """
-    began = time.perf_counter()
-    own = range(world.rank, len(items), world.size)
-    formats = [config.formats[i % len(config.formats)] for i in range(len(items))]
-    encoded: dict[int, list[int]] = {}
-    groups: dict[int, list[Sample]] = {}
-    for format in dict.fromkeys(formats):  # stop strings differ by format
-        members = [i for i in own if formats[i] == format]
-        stop = tuple(prompts.stop_strings(format, config.template))
-        seed = seeded(config.seed, "rollout", step)
-        sampling = Sampling(config.samples, config.temperature, 1.0, config.max_new_tokens, stop, seed)
-        questions = encode_prompts(tokenizer, [items[i] for i in members], format, config.template)
-        sampled = generate(policy, tokenizer, questions, sampling, config.max_rows, keys=members)
-        encoded.update(zip(members, questions, strict=True))
-        groups.update(zip(members, sampled, strict=True))
-    sampled_at = time.perf_counter()
-    rewards: dict[int, list[float]] = {}
-    for format in dict.fromkeys(formats):
-        members = [i for i in own if formats[i] == format]
-        stop = tuple(prompts.stop_strings(format, config.template))
-        texts = [completion_text(tokenizer, sample, stop) for i in members for sample in groups[i]]
-        golds = [items[i].answer for i in members for _ in range(config.samples)]
-        judged = rule_rewards(golds, predictions(texts, format, config.template, sandbox))
-        for place, i in enumerate(members):
-            rewards[i] = judged[place * config.samples : (place + 1) * config.samples]
-    mine = [(i, Rollout(items[i], formats[i], encoded[i], groups[i], rewards[i], [])) for i in own]
-    everything = sorted((pair for part in world.all_gather_objects(mine) for pair in part), key=lambda pair: pair[0])
-    rollouts = [one for _, one in everything]
-    scores = torch.tensor([r.rewards for r in rollouts], dtype=torch.float64)  # [Q, G]
-    advantages = group_advantage(scores, config.ddof, config.scale)
-    for one, row in zip(rollouts, advantages.tolist(), strict=True):
-        one.advantages = row
-    return rollouts, {"rollout": sampled_at - began, "reward": time.perf_counter() - sampled_at}
+) -> None:
+    """Between outer iterations (4.1.4): label new samples of the policy and train the reward model on with them, and
+    with a share of what it was trained on before. Leaves TO/reward_data/iteration_I.jsonl and TO/reward_I/model; what
+    is there already is kept."""
+    data = [Path(config.to) / "reward_data" / f"iteration_{i}.jsonl" for i in range(1, iteration + 1)]
+    shared = config.max_rows, sandbox, world
+    if not world.broadcast_object(data[-1].exists()):
+        order = runtime.shuffled(len(items), seeded(config.seed, "reward", iteration))
+        chosen = [items[next(order)] for _ in range(config.reward_questions)]
+        formats = [config.formats[i % len(config.formats)] for i in range(len(chosen))]
+        seed = seeded(config.seed, "reward samples", iteration)
+        sampling = Sampling(config.reward_samples, config.temperature, 1.0, config.max_new_tokens, seed=seed)
+        rollouts = rollout(policy, tokenizer, chosen, formats, config.template, sampling, *shared)
+        if config.reward == "process_model":
+            again = replace(sampling, samples=config.reward_step_samples, seed=seeded(seed, "steps"))
+            label_steps(policy, tokenizer, rollouts, config.template, again, *shared)
+        world.barrier()
+        if world.main:
+            save_rollouts(data[-1], rollouts, tokenizer)
+        world.barrier()
+    if not world.broadcast_object(reward_directory(config, iteration).exists()):
+        given = ["--config", config.reward_config] if config.reward_config else []
+        options = replace(
+            parse(train_reward.Config, given),
+            kind=config.reward.removesuffix("_model"),
+            init=str(reward_directory(config, iteration - 1)),
+            data=[str(data[-1])],
+            history=config.reward_history + [str(path) for path in data[:-1]],
+            to=str(reward_directory(config, iteration).parent),
+            seed=seeded(config.seed, "reward model", iteration),
+            device=config.device,
+        )
+        train_reward.main(options)
 
 
-def save_rollouts(path: Path, rollouts: list[Rollout], tokenizer: Tokenizer) -> None:
-    """A line a question: {id, question, answer, format, prompt, responses}; a response is {text, ids, logprobs, mask,
-    reward, advantage, finish}."""
-
-    def row(one: Rollout) -> dict:
-        parts = zip(one.samples, one.rewards, one.advantages, strict=True)
-        responses = [
-            {"text": tokenizer.decode(sample.ids), **asdict(sample), "reward": reward, "advantage": advantage}
-            for sample, reward, advantage in parts
-        ]
-        return {**asdict(one.problem), "format": one.format, "prompt": one.prompt, "responses": responses}
-
-    write_jsonl(path, map(row, rollouts))
-
-
-def load_rollouts(path: Path) -> list[Rollout]:
-    """What `save_rollouts` wrote, bit for bit: a step that was sampled before a crash is not sampled again."""
-    rollouts = []
-    for _, row in read_jsonl(path):
-        problem = Problem(**{key: row[key] for key in ("id", "question", "answer", "solution", "source", "lang")})
-        responses = row["responses"]
-        samples = [Sample(r["ids"], r["logprobs"], r["mask"], r["finish"]) for r in responses]
-        rewards, advantages = [r["reward"] for r in responses], [r["advantage"] for r in responses]
-        rollouts.append(Rollout(problem, row["format"], row["prompt"], samples, rewards, advantages))
-    return rollouts
+def reward_directory(config: Config, iteration: int) -> Path:
+    """The reward model of an outer iteration, which counts from 0."""
+    own = iteration and config.reward_questions
+    return Path(config.to) / f"reward_{iteration}" / "model" if own else Path(config.reward_model)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -207,17 +237,12 @@ class Unit:
 
 def units(rollouts: list[Rollout], budget: int) -> list[Unit]:
     """Cut groups so that question and completions of a unit hold at most `budget` tokens (one completion at least)."""
-    found = []
-    for one in rollouts:
-        unit, size = Unit(one, []), len(one.prompt)
-        for g, sample in enumerate(one.samples):
-            if unit.members and size + len(sample.ids) > budget:
-                found.append(unit)
-                unit, size = Unit(one, []), len(one.prompt)
-            unit.members.append(g)
-            size += len(sample.ids)
-        found.append(unit)
-    return found
+    ids = [[sample.ids for sample in one.samples] for one in rollouts]
+    return [
+        Unit(one, members)
+        for one, completions in zip(rollouts, ids, strict=True)
+        for members in cut_group(one.prompt, completions, budget)
+    ]
 
 
 class MicroBatch:
@@ -225,15 +250,22 @@ class MicroBatch:
 
     def __init__(self, parts: list[Unit], config: Config, completions: int, tokens: int, device):
         samples = [unit.rollout.samples[g] for unit in parts for g in unit.members]
-        advantages = [unit.rollout.advantages[g] for unit in parts for g in unit.members]
+        advantages = [
+            np.broadcast_to(unit.rollout.advantages[g], len(unit.rollout.samples[g].ids))  # one, or one a token
+            for unit in parts
+            for g in unit.members
+        ]
         self.batch = pack_completions([unit.group for unit in parts], config.shared_prompts, device)
         mask = torch.tensor([chosen for sample in samples for chosen in sample.mask], device=device)
-        self.advantage = torch.tensor(advantages, dtype=torch.float32, device=device)[self.batch.completion]  # [N]
+        self.advantage = torch.tensor(np.concatenate(advantages), dtype=torch.float32, device=device)  # [N]
         lengths = torch.tensor([sum(sample.mask) for sample in samples], device=device)  # |o_i|
         self.weight = token_weights(  # [N]
             lengths, mask, self.batch.completion, config.normalize, completions, tokens, config.max_new_tokens
         )
-        self.old_logp: Tensor | None = None  # None at the first update: the policy is the one that sampled (mu = 1)
+        # None: the policy is the one that sampled (the first update), or the method has no ratio
+        self.old_logp: Tensor | None = None
+        if config.data_source == "sft" and config.algorithm == "grpo":
+            self.old_logp = torch.tensor([p for sample in samples for p in sample.logprobs], device=device)
         self.ref_logp: Tensor | None = None
 
 
@@ -253,7 +285,7 @@ def grpo_gradient(model, batches: list[MicroBatch], config: Config, first: bool)
         stats["loss"] = loss.detach()
         if first:
             stats["entropy"] = (entropy * (micro.weight != 0)).sum()
-            if config.mu > 1:
+            if config.mu > 1 and config.algorithm == "grpo" and micro.old_logp is None:
                 micro.old_logp = logp.detach()
         for key, value in stats.items():
             sums[key] = sums.get(key, 0.0) + value
@@ -298,8 +330,11 @@ def update(model, optimizer, rollouts: list[Rollout], config: Config, reference,
 
 
 def rollout_metrics(rollouts: list[Rollout]) -> dict:
-    """Rewards and lengths of a batch. no_signal: share of groups whose rewards are all alike (advantage 0)."""
+    """Rewards and lengths of a batch. rule: share of right answers; gap: what the reward exceeds it by (a reward model
+    that is being hacked shows here); no_signal: share of groups whose advantages are all 0; distinct: share of
+    different completions in a group."""
     rewards = np.array([one.rewards for one in rollouts])
+    rule = np.array([one.rule or one.rewards for one in rollouts])
     samples = [sample for one in rollouts for sample in one.samples]
     lengths = np.array([len(sample.ids) for sample in samples])
     finite = np.isfinite(rewards)
@@ -307,7 +342,10 @@ def rollout_metrics(rollouts: list[Rollout]) -> dict:
         "reward": float(rewards[finite].mean()) if finite.any() else 0.0,
         "reward_std": float(rewards[finite].std()) if finite.any() else 0.0,
         "reward_not_finite": int((~finite).sum()),
-        "no_signal": float(np.mean([not np.any(one.advantages) for one in rollouts])),
+        "rule": float(rule.mean()),
+        "gap": float((rewards - rule)[finite].mean()) if finite.any() else 0.0,
+        "no_signal": float(np.mean([not any(map(np.any, one.advantages)) for one in rollouts])),
+        "distinct": float(np.mean([len({tuple(s.ids) for s in one.samples}) / len(one.samples) for one in rollouts])),
         "length": float(lengths.mean()),
         "length_max": int(lengths.max()),
         "truncated": float(np.mean([sample.finish == "length" for sample in samples])),
@@ -342,12 +380,30 @@ def check(config: Config) -> None:
     for name in ("init", "problems", "to"):
         if not getattr(config, name):
             raise InputError(f"--{name} is needed")
-    for name, known in (("normalize", ("grpo", "dapo", "dr_grpo")), ("scale", ("std", "none"))):
+    known_options = (
+        ("algorithm", ("grpo", "rft")),
+        ("data_source", ("policy", "sft")),
+        ("reward", ("rule", "outcome_model", "process_model")),
+        ("supervision", ("outcome", "process")),
+        ("normalize", ("grpo", "dapo", "dr_grpo")),
+        ("scale", ("std", "none")),
+    )
+    for name, known in known_options:
         if getattr(config, name) not in known:
             raise InputError(f"--{name} {getattr(config, name)}: unknown; choose one of {', '.join(known)}")
     for format in config.formats or [""]:
         if format not in ("cot", "pot"):
             raise InputError(f"--formats {format}: unknown; use cot, pot or both")
+    if config.reward != "rule" and not config.reward_model:
+        raise InputError(f"--reward {config.reward} needs --reward_model DIR, a result of train_reward.py")
+    if config.reward == "rule" and (config.reward_model or config.reward_questions):
+        raise InputError("--reward_model and --reward_questions need --reward outcome_model or process_model")
+    if config.supervision == "process" and config.reward != "process_model":
+        raise InputError(f"--supervision process needs --reward process_model, not {config.reward}")
+    if config.algorithm == "rft" and config.reward != "rule":
+        raise InputError(f"--algorithm rft needs --reward rule, not {config.reward}: it learns what is right")
+    if config.reward_questions and config.reward_config:
+        parse(train_reward.Config, ["--config", config.reward_config])  # better refused now than after an iteration
     if config.ddof not in (0, 1):
         raise InputError(f"--ddof {config.ddof}: give 1 (sample deviation) or 0 (population deviation)")
     sizes = ("iterations", "steps", "questions", "samples", "mu", "max_new_tokens", "max_rows", "micro_tokens")
@@ -377,16 +433,28 @@ def main(config: Config) -> None:
 
     model.activation_checkpointing = config.activation_checkpointing
     model = runtime.shard(model, world)  # one after the other, so that whole copies do not pile up
-    reference = runtime.shard(from_pretrained(config.init, world.device), world) if config.beta else None
+    regularised = config.beta and config.algorithm == "grpo"
+    reference = runtime.shard(from_pretrained(config.init, world.device), world) if regularised else None
     policy = from_pretrained(config.init, world.device, world.dtype)  # whole: decoding never waits for another process
+    offline = config.data_source == "sft"
+    sampler = from_pretrained(config.init, world.device, world.dtype) if offline else policy
     optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
-    start, _ = run.resume(model, optimizer)
+
+    def reward_of(iteration: int) -> RewardModel | None:
+        kind, directory = config.reward.removesuffix("_model"), reward_directory(config, iteration)
+        return RewardModel(directory, kind, tokenizer, world.device, world.dtype) if kind != "rule" else None
+
+    reward_model = reward_of(0)
+    start, state = run.resume(model, optimizer)
+    silent = state.get("silent", 0)  # steps in a row without a signal
     total = config.iterations * config.steps
-    order = question_order(len(items), config.seed)
+    order = runtime.shuffled(len(items), config.seed)
     for _ in range(start * config.questions):
         next(order)
-    if reference is not None and (iteration := start // config.steps) and start % config.steps:
-        run.load_reference(iteration, reference)
+    if (iteration := start // config.steps) and start % config.steps:
+        if reference is not None:
+            run.load_reference(iteration, reference)
+        reward_model = reward_of(iteration)
 
     with Sandbox() if "pot" in config.formats else nullcontext() as sandbox:
         if start == 0 and held_out:
@@ -394,17 +462,23 @@ def main(config: Config) -> None:
             run.log(0, validate(config, policy, tokenizer, held_out, sandbox, world), {})
         for step in range(start + 1, total + 1):
             iteration, done = divmod(step - 1, config.steps)
-            if reference is not None and iteration and done == 0:
-                run.save_reference(iteration, model, tokenizer)
-                run.load_reference(iteration, reference)
+            if iteration and done == 0:
+                if reference is not None:
+                    run.save_reference(iteration, model, tokenizer)
+                    run.load_reference(iteration, reference)
+                if config.reward_questions:
+                    runtime.gather_into(model, policy)
+                    refresh(config, iteration, policy, tokenizer, items, sandbox, world)
+                    reward_model = reward_of(iteration)
             batch = [items[next(order)] for _ in range(config.questions)]
             path = run.directory / "rollouts" / f"step_{step:06d}.jsonl"
             seconds = {}
             if world.broadcast_object(path.exists()):
                 rollouts = load_rollouts(path)
             else:
-                runtime.gather_into(model, policy)
-                rollouts, seconds = rollout(config, step, policy, tokenizer, batch, sandbox, world)
+                if not offline:
+                    runtime.gather_into(model, policy)
+                rollouts, seconds = collect(config, step, sampler, tokenizer, batch, sandbox, reward_model, world)
                 world.barrier()  # no process may find the file of a step that another is still sampling
                 if world.main and config.keep_rollouts:
                     save_rollouts(path, rollouts, tokenizer)
@@ -417,7 +491,16 @@ def main(config: Config) -> None:
                 runtime.gather_into(model, policy)
                 metrics |= validate(config, policy, tokenizer, held_out, sandbox, world)
             run.log(step, metrics, {"seconds": sum(seconds.values()), **seconds})
-            run.checkpoint(step, model, tokenizer, optimizer)
+            silent = silent + 1 if metrics["no_signal"] == 1 else 0
+            if metrics["reward_not_finite"]:
+                run.say(f"step {step}: {metrics['reward_not_finite']} rewards are not finite; they count for nothing")
+            if config.supervision == "process" and all(len(ends) == 1 for one in rollouts for ends in one.step_ends):
+                run.say(f"step {step}: no completion has more than one line: process supervision sees no steps")
+            run.checkpoint(step, model, tokenizer, optimizer, {"silent": silent})
+            if config.patience and silent >= config.patience and step < total:
+                run.checkpoints.save(step, model, tokenizer, optimizer, {"silent": silent})
+                reason = "all rewards of each group were alike: the problems are too easy or too hard for the model"
+                raise InputError(f"step {step}: no signal in {silent} steps, {reason}; --patience 0 goes on from here")
     run.finish(model, tokenizer, {"problems": len(items)})
 
 

@@ -25,6 +25,7 @@ from training import (
     start,
 )
 
+import rollout
 import train_grpo
 from batch import pack_completions, token_logprobs
 from data import prompts, read_jsonl
@@ -33,8 +34,8 @@ from data.sandbox import Sandbox
 from data.tokenizer import train
 from generate import Sample
 from model import from_pretrained
-from runtime import World
-from train_grpo import Config, Rollout, grpo_gradient, make_batches, question_order, rollout, rollout_metrics, units
+from runtime import World, shuffled
+from train_grpo import Config, Rollout, collect, grpo_gradient, make_batches, rollout_metrics, units
 
 POINTS = [
     ["train_grpo.save_rollouts", 2, "after"],  # step 2 is sampled but not learned from, before any checkpoint
@@ -70,13 +71,13 @@ def moved(model, scale: float, seed: int = 0):
 
 @given(st.integers(1, 30), st.integers(0, 5))
 def test_every_problem_once_an_epoch(count, seed):
-    order = question_order(count, seed)
+    order = shuffled(count, seed)
     for _ in range(3):
         assert sorted(next(order) for _ in range(count)) == list(range(count))
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    first, second = question_order(30, 0), question_order(30, 1)
+    first, second = shuffled(30, 0), shuffled(30, 1)
     orders = [[next(order) for _ in range(30)] for order in (first, first, second)]
     assert len({tuple(order) for order in [*orders, range(30)]}) == 4
 
@@ -87,7 +88,7 @@ def sampled(tiny):
     config = Config(formats=["cot", "pot"], samples=5, temperature=0.7, max_new_tokens=14, max_rows=7, seed=3)
     with Sandbox(workers=1) as sandbox:
         model = from_pretrained(tiny.root / "model")
-        return config, rollout(config, 1, model, tiny.tokenizer, PROBLEMS, sandbox, World())[0]
+        return config, collect(config, 1, model, tiny.tokenizer, PROBLEMS, sandbox, None, World())[0]
 
 
 def test_rewards_belong_to_their_question_and_sample(tiny, sampled):
@@ -111,10 +112,10 @@ def test_rewards_belong_to_their_question_and_sample(tiny, sampled):
 
 def test_a_format_may_come_several_times(sampled, policy, tiny, monkeypatch):
     """cot,cot,pot: two questions of three, each sampled once."""
-    config, asked, generate = replace(sampled[0], formats=["cot", "cot", "pot"]), [], train_grpo.generate
-    monkeypatch.setattr(train_grpo, "generate", lambda *a, keys: asked.extend(keys) or generate(*a, keys=keys))
+    config, asked, generate = replace(sampled[0], formats=["cot", "cot", "pot"]), [], rollout.generate
+    monkeypatch.setattr(rollout, "generate", lambda *a, keys: asked.extend(keys) or generate(*a, keys=keys))
     with Sandbox(workers=1) as sandbox:
-        rollouts, _ = rollout(config, 1, policy, tiny.tokenizer, PROBLEMS, sandbox, World())
+        rollouts, _ = collect(config, 1, policy, tiny.tokenizer, PROBLEMS, sandbox, None, World())
     assert [one.format for one in rollouts] == ["cot", "cot", "pot"] * 2
     assert asked == [0, 1, 3, 4, 2, 5]
 
@@ -145,7 +146,7 @@ def test_samples_depend_on_seed_step_and_place_alone(tiny, sampled, policy):
     cot = [rollouts[0].problem, rollouts[1].problem, rollouts[2].problem]
 
     def ids(step, seed=3):
-        found = rollout(replace(config, seed=seed), step, policy, tiny.tokenizer, cot, None, World())[0]
+        found = collect(replace(config, seed=seed), step, policy, tiny.tokenizer, cot, None, None, World())[0]
         return [[sample.ids for sample in one.samples] for one in found]
 
     expected = [[sample.ids for sample in rollouts[i].samples] for i in (0, 2)]
@@ -255,12 +256,16 @@ def group(rewards, advantages, lengths=None, finish=None) -> Rollout:
 def test_rollout_metrics():
     mixed = group([1.0, 0.0, 0.0, 1.0], [0.9, -0.9, -0.9, 0.9], [2, 3, 8, 5], ["eos", "stop", "length", "eos"])
     alike = group([1.0, 1.0, float("nan"), 1.0], [0.0] * 4, [1, 1, 8, 4], ["eos", "eos", "length", "eos"])
+    alike.rule = [1.0, 0.0, 1.0, 0.0]
     assert rollout_metrics([mixed, alike]) == pytest.approx(
         {
             "reward": 5 / 7,
             "reward_std": (5 / 7 * 2 / 7) ** 0.5,
             "reward_not_finite": 1,
+            "rule": 0.5,
+            "gap": (5 - 3) / 7,
             "no_signal": 0.5,
+            "distinct": (1 + 3 / 4) / 2,
             "length": 4.0,
             "length_max": 8,
             "truncated": 0.25,
@@ -339,7 +344,7 @@ def test_the_run_itself(runs, tiny):
     assert [row["step"] for row in rows if "valid/cot" in row and "valid/pot" in row] == [0, 3, 6, 9, 10]
     saved = [train_grpo.load_rollouts(path) for path in sorted((out / "whole" / "rollouts").iterdir())]
     assert len(saved) == 10 and all(len(step) == 4 and len(one.samples) == 4 for step in saved for one in step)
-    order = question_order(len(PROBLEMS), 0)
+    order = shuffled(len(PROBLEMS), 0)
     for step, row in zip(saved, rows[1:], strict=True):
         assert [one.problem.id for one in step] == [PROBLEMS[next(order)].id for _ in range(4)]
         assert row["reward"] == pytest.approx(sum(r for one in step for r in one.rewards) / 16)

@@ -234,14 +234,14 @@ def kill_main(trainer: str, world: str, out: str, points: str) -> None:
 
     def one(to: str, point=None) -> int:
         def body():
-            generate = train_grpo.rollout
+            collect = train_grpo.collect
 
             def noted(config, step, *rest):
                 with open(sampled, "a") as file:
                     file.write(f"{step} ")
-                return generate(config, step, *rest)
+                return collect(config, step, *rest)
 
-            train_grpo.rollout = noted
+            train_grpo.collect = noted
             if point:
                 die(*point)
             run(trainer, Path(world), Path(out) / to)

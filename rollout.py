@@ -1,0 +1,257 @@
+"""Rollouts: sample completions of problems, judge them by the rule, and label their steps (algorithm 1, lines 7 and 8).
+
+GRPO calls `rollout` every step. The command below writes the same lines to a file, for what learns from samples of a
+fixed model: reward models (train_reward.py), DPO's pairs (train_dpo.py), a look at what a model does.
+
+    python rollout.py --model runs/demo/sft/model --problems runs/demo/data/train.jsonl --to runs/samples.jsonl
+    python rollout.py ... --step_samples 8                      also label every step, as Math-Shepherd does
+
+A step's label is the share of `step_samples` completions, sampled from the step's end, that reach the gold answer; the
+last step has nothing left to sample, its label is the completion's own reward.
+"""
+
+import json
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import runtime
+from data import InputError, problems, prompts, read_jsonl, write_jsonl
+from data.problems import Problem
+from data.sandbox import Sandbox
+from data.tokenizer import Tokenizer
+from eval import check_tokenizer, encode_prompts
+from generate import Sample, Sampling, generate
+from model import Transformer, from_pretrained
+from options import option
+from reward import completion_text, predictions, rule_rewards, step_ends
+from runtime import World, seeded
+
+
+@dataclass
+class Config:
+    model: str = option("", "model directory to sample from")
+    problems: list[str] = option([], "problems with answers, comma-separated files")
+    to: str = option("", "file of rollouts to write")
+    formats: list[str] = option(["cot"], "in turn over the problems: cot, pot, or both")
+    template: str = option("plain", "prompt template: plain, deepseek or qwen")
+    samples: int = option(16, "completions of each problem")
+    step_samples: int = option(0, "completions sampled from each step's end to label the step; 0: no step labels")
+    temperature: float = option(1.0, "sampling temperature")
+    max_new_tokens: int = option(1024, "longest completion")
+    max_rows: int = option(256, "completions decoded at once by one process")
+    chunk: int = option(64, "problems sampled between two savings; a stopped command goes on from the last")
+    first: int = option(0, "number of problems to pass over")
+    limit: int = option(0, "problems used, after those; 0: all")
+    seed: int = option(0, "seed of the samples")
+    device: str = option("auto", "auto, cpu or cuda")
+
+
+@dataclass
+class Rollout:
+    """One question with its G completions, as sampled and as judged."""
+
+    problem: Problem
+    format: str
+    prompt: list[int]
+    samples: list[Sample]  # G
+    rewards: list[float]  # G: what the policy is trained on
+    advantages: list  # G: a number, or with process supervision a number for each token
+    rule: list[float] = field(default_factory=list)  # G: 1 if the answer is right, else 0; empty: the same as rewards
+    step_ends: list[list[int]] = field(default_factory=list)  # G x steps: place of each step's last token
+    step_rewards: list[list[float]] = field(default_factory=list)  # G x steps, of a process reward model
+    step_labels: list[list[float]] = field(default_factory=list)  # G x steps, by sampling: see label_steps
+
+
+def rollout(
+    policy: Transformer,
+    tokenizer: Tokenizer,
+    items: list[Problem],
+    formats: list[str],
+    template: str,
+    sampling: Sampling,
+    max_rows: int,
+    sandbox: Sandbox | None,
+    world: World,
+) -> list[Rollout]:
+    """Sample G completions of each item and judge them by the rule; formats [Q], a format of each item.
+
+    Processes share the items and exchange results: all return all. Random streams hang on (seed, place in the batch),
+    so any number of processes draws the same samples.
+    """
+    own = range(world.rank, len(items), world.size)
+    mine: dict[int, Rollout] = {}
+    for format in dict.fromkeys(formats):  # stop strings differ by format
+        members = [i for i in own if formats[i] == format]
+        questions = encode_prompts(tokenizer, [items[i] for i in members], format, template)
+        stop = tuple(prompts.stop_strings(format, template))
+        sampled = generate(policy, tokenizer, questions, replace(sampling, stop=stop), max_rows, keys=members)
+        rewards = judge(tokenizer, [items[i] for i in members], sampled, format, template, sandbox)
+        for i, *parts in zip(members, questions, sampled, rewards, strict=True):
+            mine[i] = Rollout(items[i], format, *parts, advantages=[])
+    everything = {i: one for part in world.all_gather_objects(mine) for i, one in part.items()}
+    return [everything[i] for i in range(len(items))]
+
+
+def judge(
+    tokenizer: Tokenizer,
+    items: list[Problem],
+    groups: list[list[Sample]],
+    format: str,
+    template: str,
+    sandbox: Sandbox | None,
+) -> list[list[float]]:
+    """The rule's reward of each sample of each item, in one call of the sandbox."""
+    stop = tuple(prompts.stop_strings(format, template))
+    texts = [completion_text(tokenizer, sample, stop) for group in groups for sample in group]
+    golds = [item.answer for item, group in zip(items, groups, strict=True) for _ in group]
+    rewards = iter(rule_rewards(golds, predictions(texts, format, template, sandbox)))
+    return [[next(rewards) for _ in group] for group in groups]
+
+
+def label_steps(
+    policy: Transformer,
+    tokenizer: Tokenizer,
+    rollouts: list[Rollout],
+    template: str,
+    sampling: Sampling,
+    max_rows: int,
+    sandbox: Sandbox | None,
+    world: World,
+) -> None:
+    """Fill in step_ends and step_labels: of every step, the share of `sampling.samples` completions from its end that
+    are right (Math-Shepherd's soft label; the hard one is whether any is). Processes share the work: all get all.
+
+    Equal beginnings within a group are sampled once.
+    """
+    for one in rollouts:
+        one.step_ends = [step_ends(tokenizer, sample.ids) for sample in one.samples]
+        one.step_labels = [[reward] * len(ends) for reward, ends in zip(one.rewards, one.step_ends, strict=True)]
+    found: dict[tuple, float] = {}
+    for format in dict.fromkeys(one.format for one in rollouts):
+        own = [r for r, one in enumerate(rollouts) if one.format == format and r % world.size == world.rank]
+        steps = [
+            (r, tuple(sample.ids[: end + 1]))
+            for r in own
+            for sample, ends in zip(rollouts[r].samples, rollouts[r].step_ends, strict=True)
+            for end in ends[:-1]
+        ]
+        jobs = list(dict.fromkeys(steps))
+        asked = [[*rollouts[r].prompt, *beginning] for r, beginning in jobs]
+        stop = tuple(prompts.stop_strings(format, template))
+        keys = [seeded(rollouts[r].problem.id, beginning) for r, beginning in jobs]
+        groups = generate(policy, tokenizer, asked, replace(sampling, stop=stop), max_rows, keys=keys)
+        whole = [
+            [replace(sample, ids=[*beginning, *sample.ids]) for sample in group]
+            for (_, beginning), group in zip(jobs, groups, strict=True)
+        ]
+        rewards = judge(tokenizer, [rollouts[r].problem for r, _ in jobs], whole, format, template, sandbox)
+        found.update((job, sum(row) / len(row)) for job, row in zip(jobs, rewards, strict=True))
+    found = {job: share for part in world.all_gather_objects(found) for job, share in part.items()}
+    for r, one in enumerate(rollouts):
+        for sample, ends, labels in zip(one.samples, one.step_ends, one.step_labels, strict=True):
+            labels[:-1] = [found[r, tuple(sample.ids[: end + 1])] for end in ends[:-1]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def save_rollouts(path: Path, rollouts: list[Rollout], tokenizer: Tokenizer) -> None:
+    """A line a question: {id, question, answer, format, prompt, responses}; a response is {text, ids, logprobs, mask,
+    reward, advantage, finish} and, where there are any, {rule, step_ends, step_rewards, step_labels}."""
+
+    def response(one: Rollout, g: int) -> dict:
+        sample = one.samples[g]
+        row = {"text": tokenizer.decode(sample.ids), **asdict(sample), "reward": one.rewards[g]}
+        for name, values in (("advantage", one.advantages), *((name, getattr(one, name)) for name in _OPTIONAL)):
+            if values:
+                row[name] = values[g]
+        return row
+
+    def row(one: Rollout) -> dict:
+        responses = [response(one, g) for g in range(len(one.samples))]
+        return {**asdict(one.problem), "format": one.format, "prompt": one.prompt, "responses": responses}
+
+    write_jsonl(path, map(row, rollouts))
+
+
+_OPTIONAL = ("rule", "step_ends", "step_rewards", "step_labels")
+
+
+def load_rollouts(path: Path) -> list[Rollout]:
+    """What `save_rollouts` wrote, bit for bit: a step that was sampled before a crash is not sampled again. Raises
+    InputError naming file and line."""
+    rollouts = []
+    for number, row in read_jsonl(path):
+        try:
+            problem = Problem(**{key: row[key] for key in ("id", "question", "answer", "solution", "source", "lang")})
+            responses = row["responses"]
+            samples = [Sample(r["ids"], r["logprobs"], r["mask"], r["finish"]) for r in responses]
+            rewards = [r["reward"] for r in responses]
+            optional = [[r[name] for r in responses if name in r] for name in ("advantage", *_OPTIONAL)]
+            rollouts.append(Rollout(problem, row["format"], row["prompt"], samples, rewards, *optional))
+        except (KeyError, TypeError) as error:
+            reason = f"not a rollout ({type(error).__name__}: {error}); rollout.py and train_grpo.py write them"
+            raise InputError(f"{path}:{number}: {reason}") from None
+    return rollouts
+
+
+def main(config: Config) -> None:
+    for name in ("model", "problems", "to"):
+        if not getattr(config, name):
+            raise InputError(f"--{name} is needed")
+    for format in config.formats or [""]:
+        if format not in ("cot", "pot"):
+            raise InputError(f"--formats {format}: unknown; use cot, pot or both")
+    for name in ("samples", "max_new_tokens", "max_rows", "chunk"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name} must be at least 1")
+    if config.temperature <= 0 and (config.samples > 1 or config.step_samples > 1):
+        raise InputError("--temperature must be above 0: greedy samples are all the same")
+    world = runtime.setup(config.device)
+    tokenizer = Tokenizer.load(config.model)
+    policy = from_pretrained(config.model, world.device, world.dtype)
+    check_tokenizer(tokenizer, policy, config.model)
+    items = [item for path in config.problems for item in problems.load(path)][config.first :]
+    items = items[: config.limit or None]
+    if not items:
+        raise InputError(f"--first {config.first}: no problem is left; lower it")
+    target = Path(config.to)
+    parts = target.with_name(f".{target.name}.parts")
+    settings = parts / "settings.json"
+    shaping = {name: value for name, value in vars(config).items() if name not in ("to", "device", "max_rows")}
+    if world.main:
+        if settings.exists() and json.loads(settings.read_text()) != shaping:
+            raise InputError(f"{parts}: samples of a stopped command with other options; remove it, or repeat that one")
+        write_jsonl(settings, [shaping])
+    sampling = Sampling(config.samples, config.temperature, 1.0, config.max_new_tokens)
+    with Sandbox() if "pot" in config.formats else nullcontext() as sandbox:
+        for start in range(0, len(items), config.chunk):
+            path = parts / f"{start:08d}.jsonl"
+            if world.broadcast_object(path.exists()):
+                continue
+            chunk = items[start : start + config.chunk]
+            formats = [config.formats[(start + i) % len(config.formats)] for i in range(len(chunk))]
+            ours = replace(sampling, seed=seeded(config.seed, "rollout", start))
+            shared = config.max_rows, sandbox, world
+            rollouts = rollout(policy, tokenizer, chunk, formats, config.template, ours, *shared)
+            if config.step_samples:
+                again = replace(sampling, samples=config.step_samples, seed=seeded(config.seed, "steps", start))
+                label_steps(policy, tokenizer, rollouts, config.template, again, *shared)
+            world.barrier()
+            if world.main:
+                save_rollouts(path, rollouts, tokenizer)
+                right = sum(sum(one.rewards) for one in rollouts) / (len(rollouts) * config.samples)
+                print(f"{start + len(chunk)}/{len(items)} problems, {100 * right:.1f} % right", flush=True)
+    if world.main:
+        rows = (row for part in sorted(parts.glob("*.jsonl")) for _, row in read_jsonl(part))
+        print(f"wrote {write_jsonl(target, rows)} problems with {config.samples} completions each to {target}")
+        for part in [*parts.glob("*.jsonl"), settings]:
+            part.unlink()
+        parts.rmdir()
+    world.barrier()
+
+
+if __name__ == "__main__":
+    runtime.command(main, Config)
