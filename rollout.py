@@ -189,9 +189,10 @@ def load_rollouts(path: Path) -> list[Rollout]:
             responses = row["responses"]
             samples = [Sample(r["ids"], r["logprobs"], r["mask"], r["finish"]) for r in responses]
             rewards = [r["reward"] for r in responses]
-            optional = [[r[name] for r in responses if name in r] for name in ("advantage", *_OPTIONAL)]
+            names = ("advantage", *_OPTIONAL)  # of every response or of none
+            optional = [[r[name] for r in responses] if name in responses[0] else [] for name in names]
             rollouts.append(Rollout(problem, row["format"], row["prompt"], samples, rewards, *optional))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, IndexError) as error:
             reason = f"not a rollout ({type(error).__name__}: {error}); rollout.py and train_grpo.py write them"
             raise InputError(f"{path}:{number}: {reason}") from None
     return rollouts

@@ -12,6 +12,7 @@ replayed from older files.
     python train_reward.py --kind process --init runs/demo/pretrain/model --data samples.jsonl --to runs/process
 """
 
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -157,16 +158,16 @@ def _prm800k(path: str) -> Iterator[Steps]:
 def _math_shepherd(path: str) -> Iterator[Steps]:
     """{input, label}: a question and its "Step 1: ..." lines, each ending in the tag ки, where label has + or -."""
     for number, row in read_jsonl(path):
-        text, marks = row.get("input"), row.get("label")
-        if not isinstance(text, str) or not isinstance(marks, str) or "Step 1:" not in text:
+        text, marked = row.get("input"), row.get("label")
+        if not isinstance(text, str) or not isinstance(marked, str) or "Step 1:" not in text:
             raise InputError(f"{path}:{number}: not a line of Math-Shepherd; it needs input with steps, and label")
+        tags = [match.start() for match in re.finditer("ки", text)]
+        signs = [marked[place - k : place - k + 1] for k, place in enumerate(tags)]  # a tag is one letter longer
+        if not tags or not set(signs) <= {"+", "-"}:
+            raise InputError(f"{path}:{number}: label is not input with + or - in place of each ки")
         at = text.index("Step 1:")
-        steps = [step for step in text[at:].split("ки") if step.strip()]
-        signs = marks[at:].replace("\n", " \n").split("\n")
-        found = [sign.strip()[-1:] for sign in signs if sign.strip()]
-        if len(found) != len(steps) or not set(found) <= {"+", "-"}:
-            raise InputError(f"{path}:{number}: {len(steps)} steps but {len(found)} marks of + or - in label")
-        labels = [float(sign == "+") for sign in found]
+        steps = [step.removeprefix("ки") for step in re.split("(?=ки)", text[at:])][: len(tags)]
+        labels = [float(sign == "+") for sign in signs]
         yield text[:at].strip(), list(zip(steps, labels, strict=True)), labels[-1]
 
 

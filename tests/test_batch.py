@@ -5,7 +5,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from batch import pack_completions, token_logprobs
+from batch import cut_group, pack_completions, token_logprobs, token_scores
 from model import ModelConfig, Transformer
 
 V = 20
@@ -95,3 +95,33 @@ def test_entropy_only_when_asked(model):
 def test_nothing_may_be_empty(group, shared):
     with pytest.raises(ValueError, match="at least one token"):
         pack_completions([([1], [[2], [3]]), group], shared)
+
+
+@settings(max_examples=30)
+@given(st.lists(GROUP, min_size=1, max_size=4), st.data())
+def test_token_scores_are_those_of_the_sequence_alone(groups, data):
+    scorer = Transformer(ModelConfig(V, width=32, layers=2, heads=4, kv_heads=2, ffn=48, context=64, score="value"))
+    with torch.no_grad():
+        scorer.score.weight.normal_(generator=torch.Generator().manual_seed(2))
+        scorer.score.bias.fill_(0.5)
+        completions = [(prompt, ids) for prompt, own in groups for ids in own]
+        places = [data.draw(st.lists(st.integers(-1, len(ids) - 1), max_size=4)) for _, ids in completions]
+        expected = [
+            scorer.score(scorer(torch.tensor(prompt + ids)))[len(prompt) + place, 0]
+            for (prompt, ids), own in zip(completions, places, strict=True)
+            for place in own
+        ]
+        found = token_scores(scorer, groups, places)
+    torch.testing.assert_close(found, torch.stack(expected) if expected else found, atol=1e-5, rtol=0)
+    assert len(found) == len(expected)
+
+
+@given(GROUP, st.integers(1, 40))
+def test_groups_are_cut_to_the_budget(group, budget):
+    prompt, completions = group
+    parts = cut_group(prompt, completions, budget)
+    assert [number for part in parts for number in part] == list(range(len(completions)))
+    sizes = [len(prompt) + sum(len(completions[g]) for g in part) for part in parts]
+    assert all(size <= budget or len(part) == 1 for size, part in zip(sizes, parts, strict=True))
+    for size, after in zip(sizes, parts[1:], strict=False):  # none is cut that had room
+        assert size + len(completions[after[0]]) > budget

@@ -366,6 +366,9 @@ ERRORS = {  # what the message must name: what to spoil in a good directory
     r"k_proj.weight.*\(8, 16\).*\(4, 16\)": lambda d: change(d, num_key_value_heads=1),
     r"embed_tokens.*\(60, 16\).*\(61, 16\)": lambda d: change(d, vocab_size=61),
     r"gate_proj.*\(24, 16\).*\(25, 16\)": lambda d: change(d, intermediate_size=25),
+    "config.json.*2 labels in id2label": lambda d: change(
+        d, architectures=["LlamaForTokenClassification"], id2label={"0": "a", "1": "b"}
+    ),
     "config.json.*head width 5": lambda d: change(d, head_dim=5),
 }
 
@@ -390,6 +393,47 @@ def test_parameters_and_flops_of_the_sizes(name):
     assert math.isclose(total, expected, rel_tol=0.001 if name in paper else 0.3)
     products = total - (0 if model.config.tied else vocab_size * model.config.width)  # an untied embedding is a look-up
     assert math.isclose(model.config.flops_per_token, 6 * products, rel_tol=3e-3)  # norms aside
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_score_head_is_transformers_token_classification(family, tied, tmp_path):
+    """Both ways: what transformers writes is read, what we write it reads; with the same score for every token."""
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")(
+        **SMALL, num_key_value_heads=2, tie_word_embeddings=tied, num_labels=1, id2label={0: "process"}
+    )
+    theirs = getattr(transformers, f"{family}ForTokenClassification")(config).eval()
+    theirs.score.weight.normal_(generator=torch.Generator().manual_seed(0))
+    theirs.score.bias.fill_(0.7)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ids = torch.tensor([DOCUMENTS[0]])
+    expected = theirs(ids).logits[0, :, 0]
+    model = from_pretrained(tmp_path / "theirs", score="process")
+    assert model.config.score == "process" and model.head is None
+    close(model.score(model(ids[0]))[:, 0], expected)
+    model.save_pretrained(tmp_path / "ours")
+    again, report = getattr(transformers, f"{family}ForTokenClassification").from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert again.config.id2label == {0: "process"}
+    close(again(ids).logits[0, :, 0], expected)
+
+
+def test_a_language_model_gets_a_score_head_and_a_scorer_is_none(tmp_path):
+    small().save_pretrained(tmp_path / "model")
+    scorer = from_pretrained(tmp_path / "model", score="outcome")
+    assert scorer.head is None and not scorer.score.weight.any() and not scorer.score.bias.any()
+    torch.nn.init.normal_(scorer.score.weight)
+    scorer.save_pretrained(tmp_path / "scorer")
+    again = from_pretrained(tmp_path / "scorer", score="outcome").state_dict()
+    assert all(torch.equal(again[name], weight) for name, weight in scorer.state_dict().items())
+    for score, asked in (("", "a language model"), ("process", "a model that scores process")):
+        with pytest.raises(InputError, match=f"scorer: a model that scores outcome; give {asked}$"):
+            from_pretrained(tmp_path / "scorer", score=score)
 
 
 def test_preset_changes_and_unknown_name():

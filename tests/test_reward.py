@@ -1,11 +1,15 @@
-"""reward.py: what a completion says, what it answers, and whether that is right."""
+"""reward.py: what a completion says, what it answers, whether that is right; steps and learned rewards."""
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data import InputError
 from data.sandbox import Sandbox
+from data.tokenizer import train
 from generate import Sample
-from reward import completion_text, predictions, rule_rewards
+from reward import RewardModel, completion_text, predictions, rule_rewards, solution_score, step_ends
 
 
 class Words:
@@ -81,3 +85,76 @@ def test_rule_rewards():
     assert rule_rewards(golds, ["4.0", "0.5", "5", "$1200", None, ""]) == [1.0, 1.0, 0.0, 1.0, 0.0, 0.0]
     with pytest.raises(ValueError):
         rule_rewards(["1", "2"], ["1"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Learned rewards
+
+
+class Pieces(Words):
+    def decode_bytes(self, ids):
+        return self.decode(ids).encode()
+
+
+@pytest.mark.parametrize(("words", "ends"), [
+    (["1+2", "=3", "\n", "\n", "So", " 3", ""], [2, 6]),  # the docstring's; the last is EOS
+    (["1+2", "=3.\n", "So", " 3"], [1, 3]),  # a newline within a token
+    (["a", "\nb", "\nc"], [1, 2]),  # cut off: the last token ends the second line and begins the third
+    (["\n", "a", "\n", ""], [3]),  # blank lines before, and nothing behind the newline but EOS
+    (["a", "\n", " ", "\n", ""], [4]),
+    (["a"], [0]),
+    ([""], [0]),  # nothing but EOS: a step all the same
+    (["\n", "\n"], [1]),
+])  # fmt: skip
+def test_step_ends(words, ends):
+    assert step_ends(Pieces(*words), range(len(words))) == ends
+
+
+@given(st.lists(st.sampled_from(["a", " b", "\n", ".\n", "\nc", " \n ", ""]), min_size=1, max_size=12))
+def test_steps_are_lines(words):
+    """As many steps as lines with something on them, each ending in the token that holds the line's newline."""
+    ends = step_ends(Pieces(*words), range(len(words)))
+    assert ends == sorted(set(ends)) and ends[-1] == len(words) - 1
+    lines = [line for line in "".join(words).split("\n") if line.strip()]
+    crowded = words[-1] == "\nc"  # the last token belongs to two lines: one end for both
+    assert len(ends) in ({max(len(lines), 1)} if not crowded else {len(lines), len(lines) - 1, 1})
+    for end in ends[:-1]:
+        assert "\n" in words[end]
+
+
+@pytest.mark.parametrize("kind", ["outcome", "process"])
+def test_a_reward_model_scores_each_completion_as_alone(tiny, kind):
+    """In groups of any size and micro-batch, in the order they came; at every step's end, or at the last token."""
+    directory = tiny.root / "process"
+    judge = RewardModel(directory, "process", tiny.tokenizer)
+    judge.kind = kind
+    draw = torch.Generator().manual_seed(0)
+    groups = []
+    for count in (3, 1, 2):
+        texts = ["1 + 2 = 3.\nSo the answer is 3.", "The answer is 2.", "\n\na\nb\nc"]
+        completions = [tiny.tokenizer.encode(text) for text in texts[:count]]
+        groups.append((torch.randint(0, 256, (4 + count,), generator=draw).tolist(), completions))
+    for micro_tokens in (20, 1000):
+        found = judge(groups, micro_tokens)
+        for (prompt, completions), rows in zip(groups, found, strict=True):
+            for ids, row in zip(completions, rows, strict=True):
+                ends = step_ends(tiny.tokenizer, ids) if kind == "process" else [len(ids) - 1]
+                with torch.no_grad():
+                    scores = judge.model.score(judge.model(torch.tensor(prompt + ids)))[:, 0].sigmoid()
+                expected = [scores[len(prompt) + end].item() for end in ends]
+                assert row == pytest.approx(expected, abs=1e-5)
+    assert judge([]) == []
+    if kind == "process":
+        assert [len(row) for row in found[0]] == [2, 1, 3]
+
+
+def test_a_solution_is_as_good_as_its_weakest_step():
+    assert solution_score([0.9, 0.2, 0.7]) == 0.2
+
+
+def test_reward_models_that_do_not_fit(tiny, tmp_path):
+    with pytest.raises(InputError, match="process: a model that scores process; give a model that scores outcome"):
+        RewardModel(tiny.root / "process", "outcome", tiny.tokenizer)
+    other = train([chr(i) * 9 for i in range(300, 900)], 400, workers=1)
+    with pytest.raises(InputError, match="process: its tokenizer is not the policy's"):
+        RewardModel(tiny.root / "process", "process", other)

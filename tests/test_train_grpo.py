@@ -15,6 +15,7 @@ from training import (
     assert_close,
     assert_same_run,
     gradients,
+    in_tests,
     logprobs,
     made_up_rollouts,
     metrics,
@@ -34,8 +35,11 @@ from data.sandbox import Sandbox
 from data.tokenizer import train
 from generate import Sample
 from model import from_pretrained
+from options import parse, read_toml
+from reward import RewardModel
+from rollout import load_rollouts
 from runtime import World, shuffled
-from train_grpo import Config, Rollout, collect, grpo_gradient, make_batches, rollout_metrics, units
+from train_grpo import Config, Rollout, advantages, collect, grpo_gradient, make_batches, rollout_metrics, units
 
 POINTS = [
     ["train_grpo.save_rollouts", 2, "after"],  # step 2 is sampled but not learned from, before any checkpoint
@@ -49,6 +53,19 @@ POINTS = [
 @pytest.fixture(scope="module")
 def runs(killed):
     return killed("grpo", POINTS)
+
+
+REWARD_POINTS = [
+    ["train_grpo.save_rollouts", 3, "after"],  # the first iteration's samples for the reward model are written
+    ["runtime.Run.log", 6, "after"],  # in the reward model's own training, after its checkpoint
+    ["train_reward.main", 1, "after"],  # it is trained, but not yet used
+    ["train_grpo.collect", 1, "after"],  # the second iteration's first step
+]
+
+
+@pytest.fixture(scope="module")
+def iterative(killed):
+    return killed("iterative", REWARD_POINTS)
 
 
 @pytest.fixture
@@ -159,8 +176,8 @@ def test_rollouts_are_read_as_they_were_written(tiny, sampled, tmp_path):
     rollouts = [*rollouts, *made_up_rollouts(tiny.tokenizer)]
     rollouts[0] = replace(rollouts[0], rewards=[0.1 + 0.2, float("inf"), -1e-300, 3.0, 1 / 3])
     rollouts[1] = replace(rollouts[1], problem=Problem("x", 'Wie "viel"?\n多少', "½", "so", "book", "de"))
-    train_grpo.save_rollouts(tmp_path / "step.jsonl", rollouts, tiny.tokenizer)
-    assert train_grpo.load_rollouts(tmp_path / "step.jsonl") == rollouts
+    rollout.save_rollouts(tmp_path / "step.jsonl", rollouts, tiny.tokenizer)
+    assert load_rollouts(tmp_path / "step.jsonl") == rollouts
     rows = [row for _, row in read_jsonl(tmp_path / "step.jsonl")]
     assert [response["text"] for response in rows[2]["responses"]] == [
         tiny.tokenizer.decode(sample.ids) for sample in rollouts[2].samples
@@ -179,6 +196,8 @@ def naive_loss(model, old, reference, rollouts, config) -> torch.Tensor:
             chosen = torch.tensor(sample.mask)
             if not chosen.any():
                 continue
+            if isinstance(advantage, list):  # process supervision: one a token
+                advantage = torch.tensor(advantage, dtype=torch.float64)[chosen]
             new, before, ref = (
                 logprobs(m, one.prompt, sample.ids, config.temperature)[chosen].double()
                 for m in (model, old or model, reference or model)
@@ -224,6 +243,101 @@ def test_without_beta_there_is_no_reference(tiny, policy):
     wanted = gradients(policy)
     grpo_gradient(policy, make_batches(rollouts, config, None, World()), config, True)
     assert_close(gradients(policy), wanted)
+
+
+def test_an_advantage_for_each_token(tiny, policy):
+    """Process supervision: eq. 3 with A_i,t."""
+    config, rollouts = Config(beta=0.1, mu=1, micro_tokens=60), made_up_rollouts(tiny.tokenizer)
+    draw = torch.Generator().manual_seed(4)
+    for one in rollouts:
+        one.advantages = [torch.randn(len(sample.ids), generator=draw).tolist() for sample in one.samples]
+    reference = moved(from_pretrained(tiny.root / "model"), 0.05, seed=1)
+    naive_loss(policy, None, reference, rollouts, config).backward()
+    wanted = gradients(policy)
+    grpo_gradient(policy, make_batches(rollouts, config, reference, World()), config, True)
+    assert_close(gradients(policy), wanted)
+
+
+@pytest.mark.parametrize("data_source", ["policy", "sft"])
+def test_rft_learns_what_is_right(tiny, policy, data_source):
+    """Eq. 8: the mean over completions of I(o) / |o| times the sum of log-probs, at every one of mu updates."""
+    config = Config(algorithm="rft", data_source=data_source, mu=2, micro_tokens=60, temperature=0.7, clip_low=0.01)
+    rollouts = made_up_rollouts(tiny.tokenizer)
+    for one in rollouts:
+        one.rule = [1.0, 0.0, 1.0, 0.0]
+        one.advantages = advantages(config, one)
+    assert rollouts[0].advantages == [1.0, 0.0, 1.0, 0.0]
+    batches = make_batches(rollouts, config, None, World())
+    for first in (True, False):
+        means = [
+            right * logprobs(policy, one.prompt, s.ids, 0.7)[torch.tensor(s.mask)].mean()
+            for one in rollouts
+            for s, right in zip(one.samples, one.rule, strict=True)
+            if any(s.mask)
+        ]
+        (-torch.stack(means).mean()).backward()
+        wanted = gradients(policy)
+        grpo_gradient(policy, batches, config, first)
+        assert_close(gradients(policy), wanted)
+        moved(policy, 0.05)
+
+
+def test_samples_of_another_policy_are_weighed(tiny, policy):
+    """--data_source sft with GRPO: pi_old of eq. 3 is the model that sampled."""
+    config = Config(data_source="sft", mu=1, beta=0.0, temperature=0.7, micro_tokens=60, clip_low=0.1, clip_high=0.2)
+    rollouts, sampler = made_up_rollouts(tiny.tokenizer), moved(from_pretrained(tiny.root / "model"), 0.02)
+    with torch.no_grad():
+        for one in rollouts:
+            for sample in one.samples:
+                sample.logprobs = logprobs(sampler, one.prompt, sample.ids, 0.7).tolist()
+    naive_loss(policy, sampler, None, rollouts, config).backward()
+    wanted = gradients(policy)
+    sums = grpo_gradient(policy, make_batches(rollouts, config, None, World()), config, True)
+    assert 0 < sums["clip"] < sums["count"]
+    assert_close(gradients(policy), wanted)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Learned rewards
+
+
+def test_process_advantages_by_hand():
+    """Steps [1 0 1], [0 0], [1 1 1 0]: mean 5/9, deviation 0.527046; sums of the steps that end at or after a token."""
+    one = group([0.0] * 3, [], [6, 3, 4])
+    one.step_rewards = [[1.0, 0.0, 1.0], [0.0, 0.0], [1.0, 1.0, 1.0, 0.0]]
+    one.step_ends = [[1, 3, 5], [0, 2], [0, 1, 2, 3]]
+    found = advantages(Config(supervision="process", reward="process_model"), one)
+    assert found[0] == pytest.approx([0.6325, 0.6325, -0.2108, -0.2108, 0.8433, 0.8433], abs=1e-4)
+    assert found[1] == pytest.approx([-2.1082, -1.0541, -1.0541], abs=1e-4)
+    assert found[2] == pytest.approx([1.4757, 0.6325, -0.2108, -1.0541], abs=1e-4)
+
+
+@pytest.mark.parametrize("supervision", ["outcome", "process"])
+def test_a_reward_model_judges_the_samples(tiny, policy, supervision):
+    config = Config(reward="process_model", supervision=supervision, samples=5, temperature=0.9, max_new_tokens=14)
+    judge = RewardModel(tiny.root / "process", "process", tiny.tokenizer)
+    rollouts, _ = collect(config, 1, policy, tiny.tokenizer, PROBLEMS, None, judge, World())
+    ruled = replace(config, reward="rule", supervision="outcome")
+    plain, _ = collect(ruled, 1, policy, tiny.tokenizer, PROBLEMS, None, None, World())
+    assert [one.rule for one in rollouts] == [one.rewards for one in plain]
+    for one in rollouts:
+        (scores,) = judge([(one.prompt, [sample.ids for sample in one.samples])])
+        assert one.rewards == pytest.approx([min(row) for row in scores], abs=1e-5)
+        if supervision == "outcome":
+            rewards = torch.tensor(one.rewards, dtype=torch.float64)
+            expected = (rewards - rewards.mean()) / rewards.std() if len(set(one.rewards)) > 1 else 0 * rewards
+            assert one.advantages == pytest.approx(expected.tolist(), abs=1e-5)
+        else:
+            pooled = torch.tensor([score for row in one.step_rewards for score in row], dtype=torch.float64)
+            for sample, row, ends, found in zip(
+                one.samples, one.step_rewards, one.step_ends, one.advantages, strict=True
+            ):
+                steps = [((score - pooled.mean()) / pooled.std()).item() for score in row]
+                sums = [sum(s for s, end in zip(steps, ends, strict=True) if end >= t) for t in range(len(sample.ids))]
+                assert found == pytest.approx(sums, abs=1e-4)
+    assert len({len(ends) for one in rollouts for ends in one.step_ends}) > 1  # steps there were
+    metrics = rollout_metrics(rollouts)
+    assert metrics["gap"] == pytest.approx(metrics["reward"] - metrics["rule"]) and metrics["gap"] != 0
 
 
 def test_groups_are_cut_to_the_budget(tiny):
@@ -342,7 +456,7 @@ def test_the_run_itself(runs, tiny):
     assert [row["step"] for row in rows[1:] if row["kl"] == 0.0] == [1, 3, 5, 7, 9]
     assert all(row["kl"] > 1e-4 for row in rows[2::2])
     assert [row["step"] for row in rows if "valid/cot" in row and "valid/pot" in row] == [0, 3, 6, 9, 10]
-    saved = [train_grpo.load_rollouts(path) for path in sorted((out / "whole" / "rollouts").iterdir())]
+    saved = [load_rollouts(path) for path in sorted((out / "whole" / "rollouts").iterdir())]
     assert len(saved) == 10 and all(len(step) == 4 and len(one.samples) == 4 for step in saved for one in step)
     order = shuffled(len(PROBLEMS), 0)
     for step, row in zip(saved, rows[1:], strict=True):
@@ -360,7 +474,7 @@ def test_two_processes_train_the_same_model(runs, together):
     out, _ = runs
     paths, different = sorted((out / "whole" / "rollouts").iterdir()), 0
     for number, path in enumerate(paths):
-        one, two = (train_grpo.load_rollouts(at / path.name) for at in (path.parent, together / "grpo" / "rollouts"))
+        one, two = (load_rollouts(at / path.name) for at in (path.parent, together / "grpo" / "rollouts"))
         assert [r.problem.id for r in one] == [r.problem.id for r in two]
         if number < 2:
             assert [s.ids for r in one for s in r.samples] == [s.ids for r in two for s in r.samples]
@@ -371,6 +485,101 @@ def test_two_processes_train_the_same_model(runs, together):
     assert len(found) == len(expected) == 11
     for step, tolerance in ((0, 1e-5), (1, 1e-5), (2, 1e-2)):
         assert found[step] == pytest.approx(expected[step], rel=tolerance, abs=tolerance / 10)
+
+
+def test_a_killed_iterative_run_is_the_same_run(iterative):
+    out, log = iterative
+    assert_same_run(out / "whole", out / "killed")
+    for name in ("reward_data/iteration_1.jsonl", "reward_data/iteration_2.jsonl"):
+        assert (out / "whole" / name).read_bytes() == (out / "killed" / name).read_bytes()
+    for name in ("reward_1", "reward_2"):
+        assert_same_run(out / "whole" / name, out / "killed" / name)
+    assert [part["sampled"] for part in log] == [["1", "2"], [], [], ["3"], ["3", "4", "5", "6"]]
+
+
+def test_the_reward_model_learns_between_iterations(iterative, tiny):
+    """New samples of the policy as it then is, a quarter of history with them, from the reward model before."""
+    whole = iterative[0] / "whole"
+    for iteration in (1, 2):
+        summary = json.loads((whole / f"reward_{iteration}" / "summary.json").read_text())
+        assert summary["questions"] == 4 and summary["replayed"] == 1
+        config = read_toml(whole / f"reward_{iteration}" / "config.toml")
+        before = tiny.root / "process" if iteration == 1 else whole / "reward_1" / "model"
+        assert config["init"] == str(before) and len(config["history"]) == iteration
+        data = load_rollouts(whole / "reward_data" / f"iteration_{iteration}.jsonl")
+        assert len(data) == 3 and all(len(one.samples) == 4 and len(one.step_labels) == 4 for one in data)
+    rows = metrics(whole)
+    assert [row["step"] for row in rows[1:] if row["kl"] == 0.0] == [1, 3, 5]  # the reference became the policy
+    models = [tiny.root / "process", whole / "reward_1" / "model", whole / "reward_2" / "model"]
+    for step, directory in ((1, models[0]), (3, models[1]), (6, models[2])):
+        judge = RewardModel(directory, "process", tiny.tokenizer)
+        for one in load_rollouts(whole / "rollouts" / f"step_{step:06d}.jsonl"):
+            (scores,) = judge([(one.prompt, [sample.ids for sample in one.samples])])
+            for found, expected in zip(one.step_rewards, scores, strict=True):
+                assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_two_processes_run_the_same_iterations(iterative, together):
+    """Until rounding turns a sampled token: the samples of the first iteration and the labels of the first refresh."""
+    whole, two = iterative[0] / "whole", together / "iterative"
+    for name in ("rollouts/step_000001.jsonl", "rollouts/step_000002.jsonl"):
+        one, other = load_rollouts(whole / name), load_rollouts(two / name)
+        assert [[s.ids for s in r.samples] for r in one] == [[s.ids for s in r.samples] for r in other]
+        for first, second in zip(one, other, strict=True):
+            assert torch.tensor(first.rewards) == pytest.approx(torch.tensor(second.rewards), abs=1e-4)
+    assert (two / "reward_2" / "model" / "model.safetensors").exists() and len(metrics(two)) == len(metrics(whole))
+
+
+@pytest.mark.parametrize("algorithm, data_source", [("rft", "sft"), ("rft", "policy"), ("grpo", "sft")])
+def test_who_samples(tiny, tmp_path, algorithm, data_source):
+    """sft: the model of --init samples every step; policy: the one being trained."""
+    changes = dict(algorithm=algorithm, data_source=data_source, iterations=1, steps=3, mu=1, valid="", lr=3e-2)
+    to = run("grpo", tiny.root, tmp_path / "run", **changes)
+    rollouts = load_rollouts(to / "rollouts" / "step_000003.jsonl")
+    model, off = from_pretrained(tiny.root / "model"), 0.0
+    with torch.no_grad():
+        for one in rollouts:
+            for sample in one.samples:
+                found = logprobs(model, one.prompt, sample.ids, 0.9)
+                off = max(off, (found - torch.tensor(sample.logprobs)).abs().max().item())
+    assert (off < 1e-4) == (data_source == "sft")
+    if algorithm == "rft":
+        assert all(one.advantages == one.rule == one.rewards for one in rollouts)
+        assert all(row["kl"] == 0 and row["ratio"] == 1 for row in metrics(to))
+
+
+def test_a_run_without_signal_stops(tiny, tmp_path, monkeypatch, capsys):
+    """After --patience steps in a row; saved, so that the same command with --patience 0 goes on."""
+    (tmp_path / "never.jsonl").write_text('{"id": "a", "question": "Ann?", "answer": "77"}\n')
+    changes = dict(problems=tmp_path / "never.jsonl", iterations=1, steps=5, valid="", patience=3, save_every=100)
+    arguments = options("grpo", tiny.root, tmp_path / "run", **changes)
+    said = refusal("grpo", arguments, monkeypatch, capsys)
+    assert re.fullmatch("step 3: no signal in 3 steps, .*; --patience 0 goes on from here", said)
+    to = run("grpo", tiny.root, tmp_path / "run", **{**changes, "patience": 0})
+    assert [row["step"] for row in metrics(to)] == [1, 2, 3, 4, 5]
+
+
+def test_rewards_that_are_not_finite_are_said(tiny, tmp_path, monkeypatch, capsys):
+    class Broken(RewardModel):
+        def __call__(self, groups, micro_tokens):
+            return [[[float("nan")], *rows[1:]] for rows in super().__call__(groups, micro_tokens)]
+
+    monkeypatch.setattr(train_grpo, "RewardModel", Broken)
+    changes = dict(reward="process_model", reward_model=tiny.root / "process", iterations=1, steps=2, valid="")
+    with in_tests():
+        train_grpo.main(parse(Config, options("grpo", tiny.root, tmp_path / "run", formats="cot", **changes)))
+    assert "step 1: 4 rewards are not finite; they count for nothing\n" in capsys.readouterr().out
+    for one in load_rollouts(tmp_path / "run" / "rollouts" / "step_000001.jsonl"):
+        assert one.advantages[0] == 0.0 and any(one.advantages[1:])
+
+
+def test_completions_of_a_single_line_are_said(tiny, tmp_path, capsys):
+    changes = dict(supervision="process", reward="process_model", reward_model=tiny.root / "process", max_new_tokens=1)
+    changes |= dict(iterations=1, steps=1, valid="", formats="cot")
+    with in_tests():
+        train_grpo.main(parse(Config, options("grpo", tiny.root, tmp_path / "run", **changes)))
+    said = "step 1: no completion has more than one line: process supervision sees no steps\n"
+    assert said in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -394,6 +603,23 @@ LINE = '{"id": "a", "question": "Ann?", "answer": "1"}\n'
         (LINE, dict(normalize="mean"), "--normalize mean: unknown; choose one of grpo, dapo, dr_grpo"),
         (LINE, dict(scale="var"), "--scale var: unknown; choose one of std, none"),
         (LINE, dict(ddof=2), "--ddof .*"),
+        (LINE, dict(algorithm="ppo"), "--algorithm ppo: unknown; choose one of grpo, rft"),
+        (LINE, dict(data_source="web"), "--data_source web: unknown; choose one of policy, sft"),
+        (LINE, dict(reward="model"), "--reward model: unknown; choose one of rule, outcome_model, process_model"),
+        (LINE, dict(reward="outcome_model"), "--reward outcome_model needs --reward_model DIR, .*"),
+        (LINE, dict(reward_model="{}/none"), "--reward_model and --reward_questions need --reward .*"),
+        (LINE, dict(reward="process_model", reward_model="{}/none"), "{}/none.*"),
+        (LINE, dict(supervision="process"), "--supervision process needs --reward process_model, not rule"),
+        (
+            LINE,
+            dict(algorithm="rft", reward="outcome_model", reward_model="{}/none"),
+            "--algorithm rft needs --reward rule, not outcome_model: .*",
+        ),
+        (
+            LINE,
+            dict(reward="process_model", reward_model="{}/none", reward_questions=2, reward_config="{}/none.toml"),
+            "{}/none.toml: cannot be read .*",
+        ),
         (LINE, dict(formats="cot,tool"), "--formats tool: unknown; .*"),
         (LINE, dict(formats=""), "--formats .*"),
         (LINE, dict(template="fancy"), "template 'fancy': unknown; .*"),

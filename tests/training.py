@@ -22,6 +22,7 @@ import torch
 import runtime
 import train_grpo
 import train_pretrain
+import train_reward
 import train_sft
 from data import prompts, synthetic, write_jsonl
 from data.problems import Problem
@@ -29,19 +30,22 @@ from data.sandbox import Result
 from data.shards import windows, write_shards
 from data.tokenizer import Tokenizer, train
 from eval import encode_prompts
-from generate import Sample
+from generate import Sample, Sampling
 from model import ModelConfig, Transformer, from_pretrained
 from options import parse
+from rollout import Rollout, label_steps, rollout, save_rollouts
 
 ROOT = Path(__file__).parents[1]
-TRAINERS = {"pretrain": train_pretrain, "sft": train_sft, "grpo": train_grpo}
+TRAINERS = {
+    "pretrain": train_pretrain, "sft": train_sft, "reward": train_reward, "grpo": train_grpo, "iterative": train_grpo,
+}  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The world: questions of uneven length with three answers each, one of them right, so that a policy that has learned
 # them all is right a third of the time.
 
 QUESTIONS = ["Ann?", "What does Bob say?", "Cid and Dora meet. What is it?", "Eve?", "Who knows what Fay has?", "Guy?"]
-COT = {"1": "The answer is 1.", "2": "Well, the answer is 2.", "3": "1 + 2 = 3. So the answer is 3."}
+COT = {"1": "The answer is 1.", "2": "Well, the answer is 2.", "3": "1 + 2 = 3.\nSo the answer is 3."}
 POT = {"1": "print(1)", "2": "a = 2\nprint(a)", "3": "a = 1\nb = 2\nprint(a + b)"}
 PROBLEMS = [Problem(f"p{i}", question, str(i % 3 + 1)) for i, question in enumerate(QUESTIONS)]
 
@@ -72,6 +76,14 @@ def build(root: Path) -> SimpleNamespace:
     tokenizer.save(root / "base")
     run("sft", root, root / "taught", init=root / "base", steps=90, lr=1e-2, save_every=100, valid="")
     (root / "taught" / "model").rename(root / "model")
+    shared = ("plain", Sampling(5, 0.9, 1.0, 16, seed=1), 16, None, runtime.World())
+    policy = from_pretrained(root / "model")
+    samples = rollout(policy, tokenizer, PROBLEMS, ["cot"] * len(PROBLEMS), *shared)
+    label_steps(policy, tokenizer, samples, *shared)
+    save_rollouts(root / "samples.jsonl", samples, tokenizer)
+    run("reward", root, root / "judge", save_every=100, valid="", kind="process", steps=20, lr=1e-2)
+    (root / "judge" / "model").rename(root / "process")
+    (root / "reward.toml").write_text("questions = 2\nsteps = 3\nlr = 1e-3\nreplay = 0.25\nsave_every = 2\n")
     return SimpleNamespace(root=root, tokenizer=tokenizer)
 
 
@@ -94,7 +106,7 @@ def options(trainer: str, root: Path, run: Path, /, **changes) -> list[str]:
     """The command line of a short run that has everything in it: warm-up, validation, checkpoints between, two epochs.
 
     GRPO's has five outer iterations of two steps, two updates on each batch, both formats, and groups cut into several
-    micro-batches.
+    micro-batches. "iterative" is GRPO with process supervision by a reward model that learns on between iterations.
     """
     common = dict(to=run, device="cpu", save_every=4, steps=10, valid_every=3)
     own = {
@@ -106,12 +118,21 @@ def options(trainer: str, root: Path, run: Path, /, **changes) -> list[str]:
             init=root / "base", data=root / "sft.jsonl", valid=root / "sft.jsonl", context=72, batch=5, lr=3e-3,
             warmup=2, decay=0.3, micro_tokens=100,
         ),
+        "reward": dict(
+            init=root / "base", data=root / "samples.jsonl", valid=root / "samples.jsonl", context=64, questions=4,
+            kind="process", lr=3e-3, warmup=2, decay=0.3, micro_tokens=90, history=root / "samples.jsonl", replay=0.25,
+        ),
         "grpo": dict(
             init=root / "model", problems=root / "problems.jsonl", valid=root / "problems.jsonl", valid_limit=4,
             iterations=5, steps=2, save_every=5, mu=2, lr=3e-3, warmup=2, formats="cot,pot", questions=4, samples=4,
-            max_new_tokens=14, max_rows=6, micro_tokens=90, temperature=0.9,
+            max_new_tokens=16, max_rows=6, micro_tokens=90, temperature=0.9,
         ),
     }  # fmt: skip
+    own["iterative"] = own["grpo"] | dict(
+        iterations=3, formats="cot", mu=1, reward="process_model", supervision="process", reward_model=root / "process",
+        reward_questions=3, reward_samples=4, reward_step_samples=2, reward_config=root / "reward.toml",
+        reward_history=root / "samples.jsonl",
+    )  # fmt: skip
     chosen = {**common, **own[trainer], **changes}
     return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
 
@@ -180,7 +201,7 @@ def made_up_rollouts(tokenizer: Tokenizer, seed: int = 0, formats=("cot",)) -> l
             ids = torch.randint(0, 256, (n,), generator=draw).tolist()
             mask = [not (g == 2 and 1 <= t <= 2) for t in range(n)]
             samples.append(Sample(ids, [0.0] * n, mask, "eos"))
-        found.append(train_grpo.Rollout(item, formats[0], prompt, samples, [0.0] * 4, [1.2, -0.7, -0.9, 0.4]))
+        found.append(Rollout(item, formats[0], prompt, samples, [0.0] * 4, [1.2, -0.7, -0.9, 0.4]))
     found[1].samples[3].mask = [False] * len(found[1].samples[3].ids)
     return found
 
@@ -288,7 +309,7 @@ def assert_same_run(first: Path, second: Path) -> None:
 
 
 def all_gradients(root: Path, world: runtime.World, micro: int = 1) -> dict[str, dict]:
-    """The gradients of the three trainers on fixed data, the micro-batches `micro` times smaller; and their losses."""
+    """The gradients of the trainers on fixed data, the micro-batches `micro` times smaller; and their losses."""
     tokenizer = Tokenizer.load(root / "base")
     model = from_pretrained(root / "base")
     reference = from_pretrained(root / "model")
@@ -300,6 +321,11 @@ def all_gradients(root: Path, world: runtime.World, micro: int = 1) -> dict[str,
     examples = train_sft.load_examples([f"{root}/sft.jsonl"], tokenizer, "plain", 96)[0][:7]
     loss = train_sft.sft_gradient(model, examples, 320 // micro, world)
     found["sft"] = gradients(model) | {"loss": torch.tensor(loss)}
+    config = train_reward.Config(kind="process", init="base", micro_tokens=400 // micro)
+    groups, _ = train_reward.load_labelled(f"{root}/samples.jsonl", config, tokenizer)
+    scorer = runtime.shard(from_pretrained(root / "process", score="process"), world)
+    found["reward"] = train_reward.reward_gradient(scorer, groups, config, world)
+    found["reward"] = gradients(scorer) | {name: torch.tensor(value) for name, value in found["reward"].items()}
     config = train_grpo.Config(beta=0.1, temperature=0.7, micro_tokens=400 // micro, mu=1)
     rollouts = made_up_rollouts(tokenizer)
     batches = train_grpo.make_batches(rollouts, config, reference, world)

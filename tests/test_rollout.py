@@ -1,0 +1,134 @@
+"""rollout.py: labels of steps by sampling, files, a command that goes on where it was stopped."""
+
+import json
+import re
+import sys
+from dataclasses import replace
+
+import pytest
+from training import PROBLEMS, in_tests, one_error
+
+import rollout as module
+import runtime
+from data import InputError, read_jsonl
+from data.sandbox import Sandbox
+from generate import Sample, Sampling, generate
+from model import from_pretrained
+from reward import step_ends
+from rollout import Rollout, label_steps, load_rollouts, save_rollouts
+from runtime import World
+
+
+@pytest.fixture
+def policy(tiny):
+    return from_pretrained(tiny.root / "model")
+
+
+def completion(tokenizer, text: str, eos: bool = True) -> Sample:
+    ids = tokenizer.encode(text) + [tokenizer.eos_id] * eos
+    return Sample(ids, [0.0] * len(ids), [True] * len(ids), "eos" if eos else "length")
+
+
+def test_a_step_is_labelled_by_what_is_sampled_from_its_end(tiny, policy, monkeypatch):
+    """The share of right answers among completions of the beginning, sampled here once more; the last step's label is
+    the completion's own reward, and an equal beginning is sampled once."""
+    texts = [" 1 + 2 = 3.\nSo the answer is 3.", " 1 + 2 = 3.\nSo the answer is 2.", " The answer is 3."]
+    item = PROBLEMS[2]  # its answer is 3
+    prompt = module.encode_prompts(tiny.tokenizer, [item], "cot", "plain")[0]
+    samples = [completion(tiny.tokenizer, text) for text in texts]
+    one = Rollout(item, "cot", prompt, samples, [1.0, 0.0, 1.0], [])
+    asked = []
+    monkeypatch.setattr(module, "generate", lambda *a, **k: asked.append(a[2]) or generate(*a, **k))
+    sampling = Sampling(40, 1.0, 1.0, 14, seed=5)
+    label_steps(policy, tiny.tokenizer, [one], "plain", sampling, 16, None, World())
+    assert one.step_ends == [step_ends(tiny.tokenizer, sample.ids) for sample in samples]
+    assert [len(labels) for labels in one.step_labels] == [2, 2, 1]
+    assert [labels[-1] for labels in one.step_labels] == [1.0, 0.0, 1.0]
+    beginning = samples[0].ids[: one.step_ends[0][0] + 1]
+    assert asked == [[prompt + beginning]] and tiny.tokenizer.decode(beginning).endswith("\n")
+    assert one.step_labels[0][0] == one.step_labels[1][0]
+    other = generate(policy, tiny.tokenizer, [prompt + beginning], replace(sampling, samples=400, seed=6), 64)[0]
+    right = sum("answer is 3" in tiny.tokenizer.decode(beginning + sample.ids) for sample in other) / 400
+    assert 0.02 < right and abs(one.step_labels[0][0] - right) < 4 * (right * (1 - right) / 40) ** 0.5 + 0.02
+
+
+def test_lines_of_programs_are_steps_too(tiny, policy):
+    samples = [completion(tiny.tokenizer, "\na = 1\nb = 2\nprint(a + b)"), completion(tiny.tokenizer, "\na = 1", False)]
+    prompt = module.encode_prompts(tiny.tokenizer, [PROBLEMS[2]], "pot", "plain")[0]
+    one = Rollout(PROBLEMS[2], "pot", prompt, samples, [1.0, 0.0], [])
+    with Sandbox(workers=1) as sandbox:
+        label_steps(policy, tiny.tokenizer, [one], "plain", Sampling(6, 0.5, 1.0, 14), 16, sandbox, World())
+    assert [len(labels) for labels in one.step_labels] == [3, 1]
+    assert one.step_labels[0][1] > 0.5  # having got so far, the policy knows how to end it
+    assert one.step_labels[1] == [0.0]
+
+
+def test_files_keep_everything(tiny, tmp_path):
+    rollouts = load_rollouts(tiny.root / "samples.jsonl")
+    assert len(rollouts) == 6 and all(one.step_labels and not one.advantages for one in rollouts)
+    rollouts[0].advantages = [[0.5, -0.25]] * 5
+    rollouts[1].rule, rollouts[1].step_rewards = [0.0] * 5, [[0.1]] * 5
+    save_rollouts(tmp_path / "again.jsonl", rollouts, tiny.tokenizer)
+    assert load_rollouts(tmp_path / "again.jsonl") == rollouts
+    (tmp_path / "again.jsonl").write_text('{"id": "a"}\n')
+    with pytest.raises(InputError, match=r"again.jsonl:1: not a rollout \(KeyError: 'question'\)"):
+        load_rollouts(tmp_path / "again.jsonl")
+
+
+def command(tiny, to, monkeypatch, **changes) -> int:
+    arguments = dict(
+        model=tiny.root / "model", problems=tiny.root / "problems.jsonl", to=to, samples=3, step_samples=2, chunk=2,
+        max_new_tokens=14, formats="cot", device="cpu",
+    )  # fmt: skip
+    pairs = [(f"--{name}", str(value)) for name, value in (arguments | changes).items()]
+    monkeypatch.setattr(sys, "argv", ["rollout.py", *(text for pair in pairs for text in pair)])
+    with in_tests():
+        try:
+            runtime.command(module.main, module.Config)
+        except SystemExit as stop:
+            return stop.code
+    return 0
+
+
+def test_the_command_goes_on_where_it_was_stopped(tiny, tmp_path, monkeypatch, capsys):
+    assert command(tiny, tmp_path / "whole.jsonl", monkeypatch) == 0
+    save, calls = module.save_rollouts, []
+
+    def stop_at_the_third(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        save(*args)
+
+    monkeypatch.setattr(module, "save_rollouts", stop_at_the_third)
+    assert command(tiny, tmp_path / "stopped.jsonl", monkeypatch) == 130
+    assert not (tmp_path / "stopped.jsonl").exists()
+    capsys.readouterr()
+    code = command(tiny, tmp_path / "stopped.jsonl", monkeypatch, samples=4)  # other options: not mixed with these
+    assert "samples of a stopped command with other options" in one_error(code, capsys.readouterr().err)
+    assert command(tiny, tmp_path / "stopped.jsonl", monkeypatch) == 0 and len(calls) == 4
+    assert (tmp_path / "stopped.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped.jsonl", "whole.jsonl"]
+    rows = [row for _, row in read_jsonl(tmp_path / "whole.jsonl")]
+    assert [row["id"] for row in rows] == [item.id for item in PROBLEMS]
+    assert all(len(row["responses"]) == 3 and "step_labels" in row["responses"][0] for row in rows)
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(model=""), "--model is needed"),
+    (dict(formats="tool"), "--formats tool: unknown; .*"),
+    (dict(samples=0), "--samples must be at least 1"),
+    (dict(temperature=0), "--temperature must be above 0: .*"),
+    (dict(first=6), "--first 6: no problem is left; lower it"),
+    (dict(problems="none.jsonl"), "none.jsonl: cannot be read .*"),
+])  # fmt: skip
+def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, changes, message):
+    code = command(tiny, tmp_path / "out.jsonl", monkeypatch, **changes)
+    assert re.fullmatch(message, one_error(code, capsys.readouterr().err))
+    assert not list(tmp_path.iterdir())
+
+
+def test_first_and_limit(tiny, tmp_path, monkeypatch):
+    assert command(tiny, tmp_path / "part.jsonl", monkeypatch, first=1, limit=3) == 0
+    ids = [json.loads(line)["id"] for line in (tmp_path / "part.jsonl").read_text().splitlines()]
+    assert ids == ["p1", "p2", "p3"]

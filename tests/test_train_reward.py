@@ -1,0 +1,320 @@
+"""Reward models: labels of all kinds of files, the loss, measures against sklearn's definitions, replay, whole runs."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from training import assert_close, assert_same_run, gradients, metrics, options, refusal, run
+
+from data import InputError, prompts
+from data.tokenizer import train
+from model import from_pretrained
+from reward import step_ends
+from rollout import load_rollouts
+from runtime import World
+from train_reward import (
+    Config,
+    Labelled,
+    auc,
+    calibration_error,
+    load_labelled,
+    replayed,
+    reward_gradient,
+    reward_scores,
+    validate,
+)
+
+POINTS = [
+    ["runtime.Run.log", 3, "before"],  # before the first checkpoint
+    ["runtime.Run.log", 8, "after"],  # between two
+    ["runtime.Checkpoints.write", 2, "after"],
+]
+
+
+@pytest.fixture(scope="module")
+def runs(killed):
+    return killed("reward", POINTS)
+
+
+@pytest.fixture
+def scorer(tiny):
+    return from_pretrained(tiny.root / "process", score="process")
+
+
+def settings(tiny, **changes) -> Config:
+    return Config(**{"kind": "process", "init": str(tiny.root / "base"), **changes})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+
+
+def test_rollouts_give_labels_of_completions_or_of_steps(tiny):
+    path = str(tiny.root / "samples.jsonl")
+    rollouts = load_rollouts(path)
+    for kind in ("outcome", "process"):
+        groups, left_out = load_labelled(path, settings(tiny, kind=kind), tiny.tokenizer)
+        assert left_out == 0 and len(groups) == len(rollouts)
+        for one, group in zip(rollouts, groups, strict=True):
+            assert group.prompt == one.prompt and group.rule == one.rewards
+            assert group.completions == [sample.ids for sample in one.samples]
+            if kind == "outcome":
+                assert group.labels == [[reward] for reward in one.rewards]
+                assert group.places == [[len(sample.ids) - 1] for sample in one.samples]
+            else:
+                assert group.labels == one.step_labels and group.places == one.step_ends
+
+
+def test_completions_longer_than_the_context_are_counted(tiny):
+    path = str(tiny.root / "samples.jsonl")
+    whole, _ = load_labelled(path, settings(tiny), tiny.tokenizer)
+    sizes = sorted(len(one.prompt) + len(ids) for one in whole for ids in one.completions)
+    context = sizes[len(sizes) // 2]
+    groups, left_out = load_labelled(path, settings(tiny, context=context), tiny.tokenizer)
+    kept = [len(one.prompt) + len(ids) for one in groups for ids in one.completions]
+    assert sorted(kept) == [size for size in sizes if size <= context] and left_out == len(sizes) - len(kept) > 0
+    assert all(len(one.completions) == len(one.labels) == len(one.places) == len(one.rule) for one in groups)
+
+
+def text_of(tiny, one: Labelled) -> tuple[str, str, list[str]]:
+    """Question's prompt, response, and the text up to each labelled place."""
+    ids = one.completions[0]
+    return tiny.tokenizer.decode(one.prompt), tiny.tokenizer.decode(ids), [
+        tiny.tokenizer.decode(ids[: place + 1]).strip() for place in one.places[0]
+    ]  # fmt: skip
+
+
+SHEPHERD = {
+    "input": "Ann has 2 pens and buys 3. How many? Step 1: 2 + 3 = 5. ки\nStep 2: She gives 1. 5 + 1 = 6. ки\n"
+    "Step 3: The answer is: 6 ки",
+    "label": "Ann has 2 pens and buys 3. How many? Step 1: 2 + 3 = 5. +\nStep 2: She gives 1. 5 + 1 = 6. -\n"
+    "Step 3: The answer is: 6 -",
+    "task": "GSM8K",
+}
+
+
+def test_math_shepherd(tiny, tmp_path):
+    path = tmp_path / "shepherd.jsonl"
+    path.write_text(json.dumps(SHEPHERD) + "\n")
+    ((one,), _) = load_labelled(str(path), settings(tiny), tiny.tokenizer)
+    prompt, response, beginnings = text_of(tiny, one)
+    assert prompt == prompts.prompt("Ann has 2 pens and buys 3. How many?")
+    lines = ["Step 1: 2 + 3 = 5.", "Step 2: She gives 1. 5 + 1 = 6.", "Step 3: The answer is: 6"]
+    assert response == " " + "\n".join(lines) and one.completions[0][-1] == tiny.tokenizer.eos_id
+    assert beginnings == ["\n".join(lines[:n]) for n in (1, 2, 3)]
+    assert one.labels == [[1.0, 0.0, 0.0]] and one.rule == [0.0]
+    ((one,), _) = load_labelled(str(path), settings(tiny, kind="outcome"), tiny.tokenizer)
+    assert one.labels == [[0.0]] and one.places == [[len(one.completions[0]) - 1]]
+
+
+def rated(text, rating):
+    return {"text": text, "rating": rating, "flagged": False}
+
+
+PRM = {
+    "question": {"problem": "What is 2 + 3?", "ground_truth_answer": "5"},
+    "label": {
+        "steps": [
+            {"completions": [rated("Add\nthem.", 1), rated("Cry.", -1)], "human_completion": None,
+             "chosen_completion": 0},
+            {"completions": [rated("It is 6.", -1)], "human_completion": rated("It is 5.", None),
+             "chosen_completion": None},
+            {"completions": [rated("Maybe 5.", 0), rated("Skip", None)], "human_completion": None,
+             "chosen_completion": 0},
+        ],
+        "finish_reason": "solution",
+    },
+}  # fmt: skip
+
+
+def test_prm800k(tiny, tmp_path):
+    path = tmp_path / "prm800k.jsonl"
+    path.write_text(json.dumps(PRM) + "\n")
+    groups, _ = load_labelled(str(path), settings(tiny), tiny.tokenizer)
+    found = [(*text_of(tiny, one)[1:], one.labels, one.rule) for one in groups]
+    assert found == [
+        (" Cry.", ["Cry."], [[0.0]], []),
+        (" Add them.\nIt is 6.", ["Add them.\nIt is 6."], [[0.0]], []),
+        # a step that a human wrote has no rating; neutral is not wrong
+        (" Add them.\nIt is 5.\nMaybe 5.", ["Add them.", "Add them.\nIt is 5.\nMaybe 5."], [[1.0, 1.0]], [1.0]),
+    ]
+    ((one,), _) = load_labelled(str(path), settings(tiny, kind="outcome"), tiny.tokenizer)
+    assert one.labels == [[1.0]] and text_of(tiny, one)[1] == " Add them.\nIt is 5.\nMaybe 5."
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.sampled_from([0.0, 0.1, 0.5]), st.integers(0, 3))
+def test_replay_is_the_share_asked_for(new, old, share, seed):
+    groups, history = list(range(new)), list(range(1000, 1000 + old))
+    found = replayed(groups, history, share, seed)
+    count = len(found) - new
+    assert found[:new] == groups and set(found[new:]) <= set(history)
+    assert abs(count - share * len(found)) <= 0.5
+    repeats = [found[new:].count(one) for one in history]
+    assert max(repeats) - min(repeats) <= 1  # all of history before any of it comes again
+
+
+def test_a_tenth_is_exactly_a_tenth():
+    found = replayed(list(range(90)), list(range(1000, 1400)), 0.1, 0)
+    assert len(found) == 100 and sum(one >= 1000 for one in found) == 10
+    assert replayed([1, 2], [], 0.1, 0) == [1, 2]
+    assert replayed(list(range(90)), list(range(1000, 1400)), 0.1, 1)[90:] != found[90:]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loss and measures
+
+
+def naive_loss(model, groups: list[Labelled], hard: bool) -> torch.Tensor:
+    """Cross-entropy at each labelled token, its sequence run alone."""
+    losses = []
+    for one in groups:
+        for ids, places, labels in zip(one.completions, one.places, one.labels, strict=True):
+            scores = model.score(model(torch.tensor(one.prompt + ids)))[:, 0]
+            for place, label in zip(places, labels, strict=True):
+                p, label = scores[len(one.prompt) + place].sigmoid(), float(label > 0) if hard else label
+                losses.append(-(label * p.log() + (1 - label) * (1 - p).log()))
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("labels", ["soft", "hard"])
+@pytest.mark.parametrize("micro_tokens", [60, 10_000])
+def test_gradient_of_the_cross_entropy(tiny, scorer, labels, micro_tokens):
+    config = settings(tiny, labels=labels, micro_tokens=micro_tokens)
+    groups, _ = load_labelled(f"{tiny.root}/samples.jsonl", config, tiny.tokenizer)
+    for number, one in enumerate(groups):
+        one.labels = [[(0.0, 0.25, 1.0)[(number + g + k) % 3] for k in range(len(r))] for g, r in enumerate(one.labels)]
+    expected = naive_loss(scorer, groups, labels == "hard")
+    expected.backward()
+    wanted = gradients(scorer)
+    found = reward_gradient(scorer, groups, config, World())
+    assert found["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert found["labels"] == sum(len(row) for one in groups for row in one.labels)
+    assert_close(gradients(scorer), wanted)
+
+
+def test_gradients_do_not_depend_on_micro_batches_or_processes(alone, together):
+    assert_close(alone[4]["reward"], alone[1]["reward"])
+    assert_close(torch.load(together / "gradients.pt")["reward"], alone[1]["reward"])
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
+def test_auc_is_the_chance_of_the_right_order(pairs):
+    scores, positive = (np.array(column) for column in zip(*pairs, strict=True))
+    wins = [float(p > n) + (p == n) / 2 for p in scores[positive] for n in scores[~positive]]
+    assert auc(scores, positive) == pytest.approx(np.mean(wins) if wins else 0.5)
+
+
+def test_calibration_error_by_hand():
+    probability = np.array([0.05, 0.07, 0.55, 0.55, 1.0])
+    label = np.array([0.0, 0.0, 1.0, 0.0, 1.0])
+    # tenths: 0.06 against 0 (2 tokens), 0.55 against 0.5 (2), 1 against 1
+    assert calibration_error(probability, label) == pytest.approx((2 * 0.06 + 2 * 0.05 + 0) / 5)
+
+
+def test_best_of_n_takes_the_highest_score(tiny, scorer):
+    """Completions with scores known in advance: the one whose weakest step is the best."""
+    groups, _ = load_labelled(f"{tiny.root}/samples.jsonl", settings(tiny), tiny.tokenizer)
+    with torch.no_grad():
+        scores = [reward_scores(scorer, [one]).split([len(row) for row in one.places]) for one in groups]
+    expected, random = [], []
+    for one, rows in zip(groups, scores, strict=True):
+        weakest = [row.min().item() for row in rows]
+        expected.append(one.rule[weakest.index(max(weakest))])
+        random.append(np.mean(one.rule))
+    found = validate(scorer, groups, settings(tiny, micro_tokens=100), World())
+    assert found["best_of_n"] == pytest.approx(np.mean(expected))
+    assert found["random_of_n"] == pytest.approx(np.mean(random))
+    with torch.no_grad():
+        assert found["valid_loss"] == pytest.approx(naive_loss(scorer, groups, False).item(), rel=1e-5)
+    assert found["valid_auc"] > 0.7  # it was trained on these
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole runs
+
+
+def test_a_killed_run_is_the_same_run(runs):
+    out, _ = runs
+    assert_same_run(out / "whole", out / "killed")
+
+
+def test_the_run_itself(runs, tiny):
+    rows = metrics(runs[0] / "whole")
+    assert [row["step"] for row in rows] == list(range(11))
+    assert [row["step"] for row in rows if "best_of_n" in row] == [0, 3, 6, 9, 10]
+    assert rows[0]["valid_loss"] == pytest.approx(np.log(2))  # a new head says 1/2 to everything
+    assert rows[-1]["valid_loss"] < rows[0]["valid_loss"] - 0.05
+    summary = json.loads((runs[0] / "whole" / "summary.json").read_text())
+    assert summary["questions"] == 8 and summary["replayed"] == 2  # 6 new: a quarter of the whole from history
+
+
+def test_two_processes_train_the_same_model(runs, together):
+    found, expected = metrics(together / "reward"), metrics(runs[0] / "whole")
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+
+
+def test_training_goes_on_from_a_reward_model(tiny, tmp_path):
+    """As between GRPO's iterations: the score head is kept."""
+    run("reward", tiny.root, tmp_path / "on", init=tiny.root / "process", steps=1, lr=1e-9)
+    rows = metrics(tmp_path / "on")
+    assert rows[0]["valid_auc"] > 0.7
+    weight = from_pretrained(tmp_path / "on" / "model", score="process").score.weight
+    torch.testing.assert_close(weight, from_pretrained(tiny.root / "process", score="process").score.weight)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+def spoil(tiny, tmp_path, **changes):
+    row = json.loads((tiny.root / "samples.jsonl").read_text().splitlines()[0])
+    row["responses"][0] |= changes
+    gone = [name for name, value in changes.items() if value is None]  # from all of them
+    return json.dumps({**row, "responses": [{k: r[k] for k in r if k not in gone} for r in row["responses"]]})
+
+
+@pytest.mark.parametrize("text, changes, message", [
+    (None, {}, "{}/bad.jsonl: cannot be read .*"),
+    ("", {}, "{}/bad.jsonl: its first line is none of .*"),
+    ('{"id": "a"}', {}, "{}/bad.jsonl: its first line is none of .*"),
+    ('{"responses": []}', {}, "{}/bad.jsonl:1: not a rollout .*"),
+    (dict(text="other"), {}, "{}/bad.jsonl:1: its ids are not its text in the vocabulary of .*"),
+    (dict(step_labels=None), {}, "{}/bad.jsonl:1: .*--step_samples"),
+    (dict(rule=0.0), {}, r"{}/bad.jsonl:1: not a rollout .KeyError: 'rule'.*"),
+    ({**SHEPHERD, "label": "Step 1: +"}, {}, "{}/bad.jsonl:1: label is not input with . or - in place of each ки"),
+    ({**PRM, "question": {}}, {}, "{}/bad.jsonl:1: not a line of PRM800K .*"),
+    (SHEPHERD, dict(context=5), "{}/bad.jsonl: no labelled completion of at most 5 tokens"),
+    (SHEPHERD, dict(kind="both"), "--kind both: unknown; choose outcome or process"),
+    (SHEPHERD, dict(labels="none"), "--labels none: unknown; choose soft or hard"),
+    (SHEPHERD, dict(replay=1), "--replay 1.0: give a share of at least 0 and below 1"),
+    (SHEPHERD, dict(questions=0), "--questions must be at least 1"),
+    (SHEPHERD, dict(init="{}/none"), "{}/none.*"),
+    (SHEPHERD, dict(to=""), "--to is needed"),
+])  # fmt: skip
+def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, text, changes, message):
+    if isinstance(text, dict) and "input" not in text and "question" not in text:
+        text = spoil(tiny, tmp_path, **text)
+    if text is not None:
+        (tmp_path / "bad.jsonl").write_text(text if isinstance(text, str) else json.dumps(text))
+    changes = {"data": tmp_path / "bad.jsonl", "valid": "", "history": "", **changes}
+    changes = {name: str(value).replace("{}", str(tmp_path)) for name, value in changes.items()}
+    said = refusal("reward", options("reward", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys)
+    assert re.fullmatch(message.replace("{}", re.escape(str(tmp_path))), said), said
+    assert not (tmp_path / "run").exists()
+
+
+def test_samples_of_another_vocabulary(tiny):
+    other = train([chr(i) * 9 for i in range(300, 900)], 400, workers=1)
+    with pytest.raises(InputError, match="samples.jsonl:1: its ids are not its text in the vocabulary of"):
+        load_labelled(f"{tiny.root}/samples.jsonl", settings(tiny), other)
+
+
+def test_steps_of_text_are_where_step_ends_says(tiny, tmp_path):
+    (tmp_path / "s.jsonl").write_text(json.dumps(SHEPHERD))
+    ((one,), _) = load_labelled(str(tmp_path / "s.jsonl"), settings(tiny), tiny.tokenizer)
+    assert one.places[0] == step_ends(tiny.tokenizer, one.completions[0])
