@@ -3,13 +3,14 @@
 # make test           all tests
 # make word-problems DATA=DIR   the same pipeline on MAWPS, ASDiv and SVAMP
 # make gsm8k DATA=DIR           the same pipeline on GSM8K
+# make figures        the paper's figures 5, 6 and 7 on built-in problems, in runs/figures
 # SEED=1 TO=runs/other changes the seed and the run directory of a pipeline.
 
 PYTHON ?= python3
 SEED ?= 0
 BIN = .venv/bin
 
-.PHONY: setup demo word-problems gsm8k test lint clean
+.PHONY: setup demo word-problems gsm8k figures test lint clean
 
 setup: .venv/.ready
 
@@ -27,6 +28,10 @@ word-problems: setup
 
 gsm8k: setup
 	$(BIN)/python pipeline.py configs/gsm8k/pipeline.toml --data "$(DATA)" --seed $(SEED) $(if $(TO),--to $(TO))
+
+figures: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check matplotlib==3.11.2
+	for figure in 5 6 7; do $(BIN)/python -m experiments.figure$$figure $(if $(TO),--to $(TO)) || exit; done
 
 test: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,172 @@
+"""What the figures share: models to start from, runs that are kept, means and intervals over seeds, pictures.
+
+Every part is a command that can be typed by hand; what has finished is not run again, so that a figure that was stopped
+goes on from there, and figures 5, 6 and 7 share their world and their reward models.
+"""
+
+import json
+import math
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data import InputError, atomic_write
+from options import option
+
+ROOT = Path(__file__).resolve().parents[1]
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
+
+
+@dataclass
+class Config:
+    to: str = option("runs/figures", "directory of the world, the runs, tables and pictures")
+    seeds: int = option(5, "seeds of reinforcement learning (the world and the SFT model are the same for all)")
+    steps: int = option(60, "steps of reinforcement learning")
+    lr: float = option(2e-4, "learning rate of reinforcement learning, the same for all methods")
+    # in place of the built-in world
+    init: str = option("", "SFT model to start from; needs --base, --problems, --valid and --test")
+    base: str = option("", "model that the reward models start from")
+    problems: str = option("", "training problems")
+    valid: str = option("", "problems of the curves")
+    test: str = option("", "problems of the final figures")
+    formats: str = option("cot", "cot or pot")
+    max_new_tokens: int = option(64, "longest completion")
+
+
+@dataclass
+class World:
+    base: str
+    sft: str
+    problems: str
+    valid: str
+    test: str
+
+
+def run(done: Path, *words) -> None:
+    """Run `python words` unless the file that it leaves at its end is there. Ends the program where it fails."""
+    if done.exists():
+        return
+    words = list(map(str, words))
+    print("$ python " + shlex.join(words), flush=True)
+    code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+    if code:
+        print(f"{words[0]} stopped (exit code {code}); the same command goes on from here", file=sys.stderr)
+        sys.exit(code if code > 0 else 128 - code)
+
+
+def flags(**values) -> list[str]:
+    return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+
+
+def world(config: Config) -> World:
+    """The models and problems of the options, or the demo's: built-in problems of one and two steps, with their base
+    and SFT models, as configs/demo trains them."""
+    if config.init:
+        for name in ("base", "problems", "valid", "test"):
+            if not getattr(config, name):
+                raise InputError(f"--{name} is needed with --init")
+        return World(config.base, config.init, config.problems, config.valid, config.test)
+    to = Path(config.to).resolve() / "world"
+    stages = ["data", "tokenizer", "shards", "pretrain", "sft"]
+    marks = to / "stages" / f"{stages[-1]}.json"
+    run(marks, "pipeline.py", "configs/demo/pipeline.toml", *flags(to=to, only=",".join(stages)))
+    data = to / "data"
+    files = [data / f"{name}.jsonl" for name in ("train", "valid", "test")]
+    return World(str(to / "pretrain" / "model"), str(to / "sft" / "model"), *map(str, files))
+
+
+def reward_models(config: Config, here: World) -> dict[str, str]:
+    """{"outcome": DIR, "process": DIR} trained on the same samples of the SFT model, and "samples": their file."""
+    to = Path(config.to).resolve() / "reward"
+    common = dict(model=here.sft, formats=config.formats, max_new_tokens=config.max_new_tokens, step_samples=8)
+    files = {"train": (here.problems, 0, 1200, 8), "valid": (here.valid, 0, 200, 16)}
+    for name, (problems, first, limit, samples) in files.items():
+        chosen = common | dict(problems=problems, first=first, limit=limit, samples=samples, to=to / f"{name}.jsonl")
+        run(to / f"{name}.jsonl", "rollout.py", *flags(**chosen))
+    for kind in ("outcome", "process"):
+        options = dict(kind=kind, init=here.base, data=to / "train.jsonl", valid=to / "valid.jsonl", to=to / kind)
+        run(to / kind / "summary.json", "train_reward.py", "--config", "configs/demo/reward.toml", *flags(**options))
+    return {kind: str(to / kind / "model") for kind in ("outcome", "process")} | {"samples": str(to / "train.jsonl")}
+
+
+def grpo(config: Config, here: World, to: Path, seed: int, **options) -> list[dict]:
+    """One run of train_grpo.py with the demo's configuration; returns its metrics."""
+    chosen = dict(init=here.sft, problems=here.problems, valid=here.valid, valid_every=10, save_every=20, to=to)
+    chosen |= dict(formats=config.formats, max_new_tokens=config.max_new_tokens, steps=config.steps, lr=config.lr)
+    chosen |= dict(decay=0.0, keep=1, seed=seed) | options
+    run(to / "summary.json", "train_grpo.py", "--config", "configs/demo/grpo.toml", *flags(**chosen))
+    return [json.loads(line) for line in (to / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def evaluation(config: Config, here: World, model: Path, to: Path, **options) -> dict:
+    """eval.py's results on the test problems; greedy unless the options say otherwise."""
+    chosen = dict(model=model, problems=here.test, formats=config.formats, max_new_tokens=config.max_new_tokens, to=to)
+    run(to / "results.json", "eval.py", *flags(**(chosen | options)))
+    return next(iter(json.loads((to / "results.json").read_text(encoding="utf-8")).values()))
+
+
+def curve(metrics: list[dict], key: str) -> tuple[list[int], list[float]]:
+    """(steps, values) of the lines that have the key."""
+    rows = [row for row in metrics if key in row]
+    return [row["step"] for row in rows], [row[key] for row in rows]
+
+
+def mean_interval(values) -> tuple[float, float, float]:
+    """(mean, sample deviation, half of the 95 % interval of the mean by Student's t) of one value a seed."""
+    values = np.asarray(values, dtype=float)
+    n = len(values)
+    if n < 2:
+        return float(values.mean()), 0.0, math.nan
+    deviation = float(values.std(ddof=1))
+    t = T_975[n - 2] if n - 2 < len(T_975) else 1.96
+    return float(values.mean()), deviation, t * deviation / math.sqrt(n)
+
+
+def percent(values) -> str:
+    """Shares of several seeds as "81.2 (dev. 1.3, 79.6 - 82.8)"; the range is the 95 % interval of the mean."""
+    mean, deviation, half = (100 * x for x in mean_interval(values))
+    return f"{mean:.1f} (dev. {deviation:.1f}, {mean - half:.1f} - {mean + half:.1f})"
+
+
+def difference(first, second) -> str:
+    """The mean of second - first, seed by seed, with its 95 % interval."""
+    mean, _, half = (100 * x for x in mean_interval(np.subtract(second, first)))
+    verdict = "yes" if mean - half > 0 else "no" if mean + half < 0 else "undecided"
+    return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f}): {verdict}"
+
+
+def save(path: Path, values: dict) -> None:
+    with atomic_write(path) as file:
+        json.dump(values, file, indent=2)
+    print(f"written to {path}")
+
+
+def picture(path: Path, title: str, xlabel: str, ylabel: str, lines: dict[str, tuple], log_x: bool = False) -> None:
+    """Draw lines {name: (x, [values of a seed] x seeds)} with their mean and 95 % interval as a PNG."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError(f"{path}: drawing needs matplotlib; .venv/bin/pip install matplotlib, then repeat") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), dpi=150)
+    for name, (x, seeds) in lines.items():
+        mean, _, half = zip(*(mean_interval(column) for column in zip(*seeds, strict=True)), strict=True)
+        mean, half = np.array(mean), np.nan_to_num(half)
+        (line,) = axes.plot(x, mean, label=name, marker="o", markersize=3)
+        axes.fill_between(x, mean - half, mean + half, alpha=0.15, color=line.get_color(), linewidth=0)
+    if log_x:
+        axes.set_xscale("log", base=2)
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    pyplot.close(figure)
+    print(f"drawn in {path}")

@@ -1,0 +1,48 @@
+"""Figure 5: RFT, Online RFT, GRPO with outcome supervision and with process supervision, over the steps.
+
+    python -m experiments.figure5 [--seeds 5] [--steps 60] [--to runs/figures]
+
+Does Online RFT beat RFT, GRPO Online RFT, and process supervision outcome supervision? Prints the accuracy on test
+problems by method, mean and interval over seeds, and each difference seed by seed; draws the curves on held-out ones.
+"""
+
+from pathlib import Path
+
+import runtime
+from experiments.common import Config, curve, difference, evaluation, grpo, percent, picture, reward_models, save, world
+
+METHODS = {
+    "RFT": dict(algorithm="rft", data_source="sft"),
+    "Online RFT": dict(algorithm="rft", data_source="policy"),
+    "GRPO+OS": dict(reward="outcome_model"),
+    "GRPO+PS": dict(reward="process_model", supervision="process"),
+}
+
+
+def main(config: Config) -> None:
+    here = world(config)
+    models = reward_models(config, here)
+    to = Path(config.to).resolve()
+    curves, final = {}, {name: [] for name in METHODS}
+    sft = evaluation(config, here, here.sft, to / "figure5" / "sft" / "eval")["accuracy"]
+    for seed in range(config.seeds):  # the outer loop: a stopped figure has whole seeds
+        for name, options in METHODS.items():
+            kind = options.get("reward", "rule").removesuffix("_model")
+            judge = {} if kind == "rule" else dict(reward_model=models[kind])
+            run = to / "figure5" / f"{name.replace(' ', '_')}_{seed}"
+            metrics = grpo(config, here, run, seed, **options, **judge)
+            x, values = curve(metrics, f"valid/{config.formats}")
+            curves.setdefault(name, (x, []))[1].append(values)
+            final[name].append(evaluation(config, here, run / "model", run / "eval")["accuracy"])
+    print(f"\ntest accuracy, %, {config.seeds} seeds\n{'SFT':<12} {100 * sft:.1f}")
+    for name, values in final.items():
+        print(f"{name:<12} {percent(values)}")
+    names = list(METHODS)
+    for first, second in zip(names, names[1:], strict=False):
+        print(f"{second} over {first}: {difference(final[first], final[second])}")
+    save(to / "figure5.json", {"sft": sft, "test": final, "curves": curves})
+    picture(to / "figure5.png", "Figure 5: four methods", "steps", "accuracy on held-out problems", curves)
+
+
+if __name__ == "__main__":
+    runtime.command(main, Config)

@@ -1,0 +1,53 @@
+"""Figure 6: iterative reinforcement learning, the reward model trained on between the iterations (4.1.4).
+
+    python -m experiments.figure6 [--seeds 5] [--steps 60] [--to runs/figures]
+
+Three outer iterations of GRPO with process supervision share --steps. Does each add, and the first most? The control is
+the same number of steps in three iterations whose reward model stays as it was.
+"""
+
+from pathlib import Path
+
+import runtime
+from experiments.common import Config, curve, difference, evaluation, grpo, percent, picture, reward_models, save, world
+
+ITERATIONS = 3
+
+
+def main(config: Config) -> None:
+    here = world(config)
+    models = reward_models(config, here)
+    to = Path(config.to).resolve()
+    steps = -(-config.steps // ITERATIONS)
+    common = dict(reward="process_model", supervision="process", reward_model=models["process"], iterations=ITERATIONS)
+    common |= dict(steps=steps, save_every=steps, keep=ITERATIONS)  # a checkpoint at the end of each iteration
+    refresh = dict(reward_questions=180, reward_samples=8, reward_step_samples=8, reward_history=models["samples"])
+    methods = {"renewed": refresh | dict(reward_config="configs/demo/reward_refresh.toml"), "as it was": {}}
+    curves, final = {}, {}
+    for seed in range(config.seeds):
+        for name, options in methods.items():
+            run = to / "figure6" / f"{name.replace(' ', '_')}_{seed}"
+            metrics = grpo(config, here, run, seed, **common, **options)
+            x, values = curve(metrics, f"valid/{config.formats}")
+            curves.setdefault(name, (x, []))[1].append(values)
+            for iteration in range(ITERATIONS):
+                model = run / f"step_{(iteration + 1) * steps:06d}"
+                found = evaluation(config, here, model, run / f"eval_{iteration}")["accuracy"]
+                final.setdefault(f"{name}, after iteration {iteration}", []).append(found)
+    sft = evaluation(config, here, here.sft, to / "figure5" / "sft" / "eval")["accuracy"]
+    print(f"\ntest accuracy, %, {config.seeds} seeds\n{'SFT':<28} {100 * sft:.1f}")
+    for name, values in final.items():
+        print(f"{name:<28} {percent(values)}")
+    before = [sft] * config.seeds
+    for iteration in range(ITERATIONS):
+        after = final[f"renewed, after iteration {iteration}"]
+        print(f"iteration {iteration} adds {difference(before, after)}")
+        before = after
+    last = f"after iteration {ITERATIONS - 1}"
+    print(f"renewed over as it was: {difference(final[f'as it was, {last}'], final[f'renewed, {last}'])}")
+    save(to / "figure6.json", {"sft": sft, "test": final, "curves": curves})
+    picture(to / "figure6.png", "Figure 6: three iterations", "steps", "accuracy on held-out problems", curves)
+
+
+if __name__ == "__main__":
+    runtime.command(main, Config)
