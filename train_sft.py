@@ -94,6 +94,12 @@ def sft_loss(model: Transformer, examples: list[Group], tokens: int) -> torch.Te
     return -logp.sum() / tokens
 
 
+def sft_coefficient() -> float:
+    """The gradient coefficient of every token, eq. 7: 1. The mean here is over the batch's tokens; eq. 6 takes that
+    over an example's tokens first, which would let a token of a short answer weigh more."""
+    return 1.0
+
+
 def sft_gradient(model, examples: list[Group], micro_tokens: int, world: runtime.World) -> float:
     """Accumulate the gradient of the mean loss over all processes' examples; returns that loss.
 

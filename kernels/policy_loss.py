@@ -130,6 +130,16 @@ def policy_loss(
     return loss, dict(zip(STATS, sums.unbind(), strict=True))
 
 
+def grpo_coefficient(
+    advantage: torch.Tensor, logp: torch.Tensor, ref_logp: torch.Tensor | None, beta: float
+) -> torch.Tensor:
+    """GRPO's gradient coefficient of each token, equation 21: A + beta (pi_ref / pi - 1); ref_logp None: A. All [T].
+
+    With one update per rollout the gradient of `policy_loss` is minus weight times this times grad log pi.
+    """
+    return advantage if ref_logp is None else advantage + beta * torch.expm1(ref_logp - logp)
+
+
 def token_weights(
     lengths: torch.Tensor,
     mask: torch.Tensor,
