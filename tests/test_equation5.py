@@ -1,4 +1,4 @@
-"""Equation 5: the gradient of every method's loss is the mean over tokens of coefficient times grad log pi,, in float64.
+"""Equation 5, in float64: the gradient of every loss is the mean over tokens of coefficient times grad log pi.
 
 The loss is the trainer's own, through the model and autograd; the other side is the short coefficient function that
 stands beside it, with each token's log-prob taken from its sequence alone.
