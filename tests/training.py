@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import torch
 
 import runtime
+import train_dpo
 import train_grpo
 import train_pretrain
 import train_sft
@@ -29,12 +30,13 @@ from data.sandbox import Result
 from data.shards import windows, write_shards
 from data.tokenizer import Tokenizer, train
 from eval import encode_prompts
-from generate import Sample
+from generate import Sample, Sampling
 from model import ModelConfig, Transformer, from_pretrained
 from options import parse
+from rollout import rollout, save_rollouts
 
 ROOT = Path(__file__).parents[1]
-TRAINERS = {"pretrain": train_pretrain, "sft": train_sft, "grpo": train_grpo}
+TRAINERS = {"pretrain": train_pretrain, "sft": train_sft, "grpo": train_grpo, "dpo": train_dpo}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The world: questions of uneven length with three answers each, one of them right, so that a policy that has learned
@@ -72,6 +74,10 @@ def build(root: Path) -> SimpleNamespace:
     tokenizer.save(root / "base")
     run("sft", root, root / "taught", init=root / "base", steps=90, lr=1e-2, save_every=100, valid="")
     (root / "taught" / "model").rename(root / "model")
+    sampling = Sampling(samples=6, max_new_tokens=20, seed=2)
+    everything = PROBLEMS, ["cot"] * len(PROBLEMS), "plain", sampling, 36, None, runtime.World()
+    rollouts = rollout(from_pretrained(root / "model"), tokenizer, *everything)
+    save_rollouts(root / "rollouts.jsonl", rollouts, tokenizer)
     return SimpleNamespace(root=root, tokenizer=tokenizer)
 
 
@@ -110,6 +116,10 @@ def options(trainer: str, root: Path, run: Path, /, **changes) -> list[str]:
             init=root / "model", problems=root / "problems.jsonl", valid=root / "problems.jsonl", valid_limit=4,
             iterations=5, steps=2, save_every=5, mu=2, lr=3e-3, warmup=2, formats="cot,pot", questions=4, samples=4,
             max_new_tokens=14, max_rows=6, micro_tokens=90, temperature=0.9,
+        ),
+        "dpo": dict(
+            init=root / "model", data=root / "rollouts.jsonl", valid=root / "rollouts.jsonl", context=96, batch=5,
+            lr=3e-4, warmup=2, decay=0.3, micro_tokens=110,
         ),
     }  # fmt: skip
     chosen = {**common, **own[trainer], **changes}
@@ -288,7 +298,7 @@ def assert_same_run(first: Path, second: Path) -> None:
 
 
 def all_gradients(root: Path, world: runtime.World, micro: int = 1) -> dict[str, dict]:
-    """The gradients of the three trainers on fixed data, the micro-batches `micro` times smaller; and their losses."""
+    """The gradients of the trainers on fixed data, the micro-batches `micro` times smaller; and their losses."""
     tokenizer = Tokenizer.load(root / "base")
     model = from_pretrained(root / "base")
     reference = from_pretrained(root / "model")
@@ -306,6 +316,10 @@ def all_gradients(root: Path, world: runtime.World, micro: int = 1) -> dict[str,
     sums = train_grpo.grpo_gradient(model, batches, config, first=True)
     sums = {name: world.all_sum(value) for name, value in sums.items() if name != "clip"}
     found["grpo"] = gradients(model) | sums
+    config = train_dpo.Config(init=str(root / "model"), micro_tokens=400 // micro)
+    pairs = train_dpo.load_pairs([f"{root}/rollouts.jsonl"], config, tokenizer)[0][:7]
+    measures = train_dpo.dpo_gradient(model, reference, pairs, config, world)
+    found["dpo"] = gradients(model) | {name: torch.tensor(value) for name, value in measures.items()}
     return found
 
 
