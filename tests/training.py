@@ -316,8 +316,8 @@ def all_gradients(root: Path, world: runtime.World, micro: int = 1) -> dict[str,
     sums = train_grpo.grpo_gradient(model, batches, config, first=True)
     sums = {name: world.all_sum(value) for name, value in sums.items() if name != "clip"}
     found["grpo"] = gradients(model) | sums
-    config = train_dpo.Config(init=str(root / "model"), micro_tokens=400 // micro)
-    pairs = train_dpo.load_pairs([f"{root}/rollouts.jsonl"], config, tokenizer)[0][:7]
+    config = train_dpo.Config(init=str(root / "model"), micro_tokens=120 // micro)
+    pairs = train_dpo.load_pairs([f"{root}/rollouts.jsonl"], config, tokenizer)[0][:5]  # two micro-batches and one
     measures = train_dpo.dpo_gradient(model, reference, pairs, config, world)
     found["dpo"] = gradients(model) | {name: torch.tensor(value) for name, value in measures.items()}
     return found
