@@ -42,7 +42,7 @@ class Config:
     context: int = option(4096, "longest prompt and completion; pairs with a longer one are left out and counted")
     # equation 12 (the paper gives no number for DPO)
     length_normalize: bool = option(True, "true: mean of a completion's log-ratios (eq. 12); false: sum (ordinary DPO)")
-    beta: float = option(10.0, "scale of the rewards; 10 on means is at 100 tokens the usual 0.1 on sums")
+    beta: float = option(10.0, "scale of the rewards; 10 on means is at 100 tokens what 0.1 is on sums: use it there")
     # optimization
     batch: int = option(64, "pairs a step, over all processes (64 as DPO's authors)")
     steps: int = option(500, "optimizer steps")
