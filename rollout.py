@@ -11,6 +11,7 @@ last step has nothing left to sample, its label is the completion's own reward.
 """
 
 import json
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -196,6 +197,17 @@ def load_rollouts(path: Path) -> list[Rollout]:
             reason = f"not a rollout ({type(error).__name__}: {error}); rollout.py and train_grpo.py write them"
             raise InputError(f"{path}:{number}: {reason}") from None
     return rollouts
+
+
+def load_samples(path: str, tokenizer: Tokenizer, init: str) -> Iterator[tuple[int, Rollout]]:
+    """(Line number, rollout) of a file that a model learns from as it was sampled: nothing is encoded again. Raises
+    InputError also where ids are not their text in this vocabulary, that of the model directory `init`."""
+    for (number, row), one in zip(read_jsonl(path), load_rollouts(path), strict=True):
+        for response in row["responses"]:
+            if tokenizer.decode(response["ids"]) != response.get("text"):
+                reason = f"its ids are not its text in the vocabulary of {init}"
+                raise InputError(f"{path}:{number}: {reason}; sample with a model that has the same tokenizer")
+        yield number, one
 
 
 def main(config: Config) -> None:

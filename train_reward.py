@@ -30,7 +30,7 @@ from eval import check_tokenizer
 from model import from_pretrained
 from options import option
 from reward import solution_score, step_ends
-from rollout import load_rollouts
+from rollout import load_samples
 
 
 @dataclass
@@ -111,11 +111,7 @@ def load_labelled(path: str, config: Config, tokenizer: Tokenizer) -> tuple[list
 
 
 def _rollouts(path: str, config: Config, tokenizer: Tokenizer) -> Iterator[Labelled]:
-    for (number, row), one in zip(read_jsonl(path), load_rollouts(path), strict=True):
-        for response in row["responses"]:
-            if tokenizer.decode(response["ids"]) != response["text"]:
-                reason = f"its ids are not its text in the vocabulary of {config.init}"
-                raise InputError(f"{path}:{number}: {reason}; sample with a model that has the same tokenizer")
+    for number, one in load_samples(path, tokenizer, config.init):
         rule = one.rule or one.rewards
         completions = [sample.ids for sample in one.samples]
         if config.kind == "outcome":

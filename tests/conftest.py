@@ -26,7 +26,7 @@ def real():
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A tiny world: its `tokenizer`, and a folder `root` of base/, model/, sft.jsonl, problems.jsonl and shards."""
+    """A tiny world: its `tokenizer`, and a folder `root` of base/, model/, data files and shards."""
     import training
 
     return training.build(tmp_path_factory.mktemp("tiny"))

@@ -66,8 +66,8 @@ def test_lines_of_programs_are_steps_too(tiny, policy):
 def test_files_keep_everything(tiny, tmp_path):
     rollouts = load_rollouts(tiny.root / "samples.jsonl")
     assert len(rollouts) == 6 and all(one.step_labels and not one.advantages for one in rollouts)
-    rollouts[0].advantages = [[0.5, -0.25]] * 5
-    rollouts[1].rule, rollouts[1].step_rewards = [0.0] * 5, [[0.1]] * 5
+    rollouts[0].advantages = [[0.5, -0.25]] * 6
+    rollouts[1].rule, rollouts[1].step_rewards = [0.0] * 6, [[0.1]] * 6
     save_rollouts(tmp_path / "again.jsonl", rollouts, tiny.tokenizer)
     assert load_rollouts(tmp_path / "again.jsonl") == rollouts
     (tmp_path / "again.jsonl").write_text('{"id": "a"}\n')

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import torch
 
 import runtime
+import train_dpo
 import train_grpo
 import train_pretrain
 import train_reward
@@ -38,6 +39,7 @@ from rollout import Rollout, label_steps, rollout, save_rollouts
 ROOT = Path(__file__).parents[1]
 TRAINERS = {
     "pretrain": train_pretrain, "sft": train_sft, "reward": train_reward, "grpo": train_grpo, "iterative": train_grpo,
+    "dpo": train_dpo,
 }  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -76,7 +78,7 @@ def build(root: Path) -> SimpleNamespace:
     tokenizer.save(root / "base")
     run("sft", root, root / "taught", init=root / "base", steps=90, lr=1e-2, save_every=100, valid="")
     (root / "taught" / "model").rename(root / "model")
-    shared = ("plain", Sampling(5, 0.9, 1.0, 16, seed=1), 16, None, runtime.World())
+    shared = ("plain", Sampling(6, max_new_tokens=20, seed=2), 36, None, runtime.World())
     policy = from_pretrained(root / "model")
     samples = rollout(policy, tokenizer, PROBLEMS, ["cot"] * len(PROBLEMS), *shared)
     label_steps(policy, tokenizer, samples, *shared)
@@ -126,6 +128,10 @@ def options(trainer: str, root: Path, run: Path, /, **changes) -> list[str]:
             init=root / "model", problems=root / "problems.jsonl", valid=root / "problems.jsonl", valid_limit=4,
             iterations=5, steps=2, save_every=5, mu=2, lr=3e-3, warmup=2, formats="cot,pot", questions=4, samples=4,
             max_new_tokens=16, max_rows=6, micro_tokens=90, temperature=0.9,
+        ),
+        "dpo": dict(
+            init=root / "model", data=root / "samples.jsonl", valid=root / "samples.jsonl", context=96, batch=5,
+            lr=3e-4, warmup=2, decay=0.3, micro_tokens=110,
         ),
     }  # fmt: skip
     own["iterative"] = own["grpo"] | dict(
@@ -332,6 +338,10 @@ def all_gradients(root: Path, world: runtime.World, micro: int = 1) -> dict[str,
     sums = train_grpo.grpo_gradient(model, batches, config, first=True)
     sums = {name: world.all_sum(value) for name, value in sums.items() if name != "clip"}
     found["grpo"] = gradients(model) | sums
+    config = train_dpo.Config(init=str(root / "model"), micro_tokens=120 // micro)
+    pairs = train_dpo.load_pairs([f"{root}/rollouts.jsonl"], config, tokenizer)[0][:5]  # two micro-batches and one
+    measures = train_dpo.dpo_gradient(model, reference, pairs, config, world)
+    found["dpo"] = gradients(model) | {name: torch.tensor(value) for name, value in measures.items()}
     return found
 
 

@@ -1,0 +1,261 @@
+"""DPO (paper A.1.4): direct preference optimization on pairs of a right and a wrong completion of the SFT model.
+
+    rollout.py samples completions of training questions from the SFT model and judges them by the rule
+    `pairs` draws (right, wrong) pairs of each question's completions
+    a step minimises -log sigmoid(reward of the right one - reward of the wrong one), the mean over its pairs (eq. 12)
+
+where a completion's implicit reward is beta times the mean over its tokens of log(policy / reference), and the
+reference is the model of --init, frozen. Ordinary DPO has the sum in place of the mean: --length_normalize false.
+
+    python rollout.py --model runs/demo/sft/model --problems runs/demo/data/train.jsonl --to runs/samples.jsonl
+    python train_dpo.py --init runs/demo/sft/model --data runs/samples.jsonl --to runs/dpo
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import runtime
+from batch import Group, pack_completions, token_logprobs
+from data import InputError
+from data.packing import micro_batches
+from data.tokenizer import Tokenizer
+from eval import check_tokenizer
+from generate import Sample
+from model import from_pretrained
+from options import option
+from rollout import Rollout, load_samples
+from runtime import World, seeded
+
+
+@dataclass
+class Config:
+    init: str = option("", "model directory to start from, which is also the reference: the model that was sampled")
+    data: list[str] = option([], "files of rollout.py, comma-separated")
+    to: str = option("", "run directory; the result is TO/model")
+    valid: str = option("", "such a file held out for validation")
+    pairs: int = option(4, "pairs of a right and a wrong completion of each question, at most")
+    context: int = option(4096, "longest prompt and completion; pairs with a longer one are left out and counted")
+    # equation 12 (the paper gives no number for DPO)
+    length_normalize: bool = option(True, "true: mean of a completion's log-ratios (eq. 12); false: sum (ordinary DPO)")
+    beta: float = option(10.0, "scale of the rewards; 10 on means is at 100 tokens what 0.1 is on sums: use it there")
+    # optimization
+    batch: int = option(64, "pairs a step, over all processes (64 as DPO's authors)")
+    steps: int = option(500, "optimizer steps")
+    lr: float = option(1e-6, "learning rate, constant after the warm-up (1e-6 as DPO's authors and the paper's GRPO)")
+    warmup: int = option(0, "steps of linear warm-up")
+    decay: float = option(0.0, "share of the steps, the last, over which the rate falls linearly to a tenth (0: none)")
+    weight_decay: float = option(0.0, "AdamW weight decay, on matrices")
+    beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
+    clip: float = option(1.0, "largest gradient norm")
+    micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
+    activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
+    # the run
+    valid_every: int = option(100, "steps between validations")
+    save_every: int = option(100, "steps between checkpoints")
+    keep: int = option(2, "checkpoints kept")
+    seed: int = option(0, "seed of the pairs and their order")
+    device: str = option("auto", "auto, cpu or cuda")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pairs
+
+
+@dataclass
+class Pair:
+    """A question with a right and a wrong completion, as sampled."""
+
+    prompt: list[int]
+    right: Sample
+    wrong: Sample
+
+    @property
+    def group(self) -> Group:
+        return self.prompt, [self.right.ids, self.wrong.ids]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt) + len(self.right.ids) + len(self.wrong.ids)
+
+
+def pairs(one: Rollout, count: int, context: int, seed: int) -> tuple[list[Pair], int]:
+    """Up to `count` different pairs of a group, drawn by (seed, problem id) from all that it has; and how many of those
+    are left out because prompt and completion are longer than `context`.
+
+    A completion that was sampled twice counts once. A group that is all right or all wrong has no pair.
+    """
+    kinds: list[dict[tuple, Sample]] = [{}, {}]  # wrong, right
+    for sample, right in zip(one.samples, one.rule or one.rewards, strict=True):
+        if any(sample.mask):  # else nothing in it is the policy's
+            kinds[right > 0].setdefault(tuple(sample.ids), sample)
+    longest = context - len(one.prompt)
+    wrong, right = ([sample for ids, sample in kind.items() if len(ids) <= longest] for kind in kinds)
+    draw = np.random.default_rng(seeded(seed, "pairs", one.problem.id))
+    drawn = draw.permutation(len(right) * len(wrong))[:count].tolist()
+    found = [Pair(one.prompt, right[i // len(wrong)], wrong[i % len(wrong)]) for i in drawn]
+    return found, len(kinds[0]) * len(kinds[1]) - len(right) * len(wrong)
+
+
+def load_pairs(paths: list[str], config: Config, tokenizer: Tokenizer) -> tuple[list[Pair], dict]:
+    """The pairs of some files; and counts of them, of their questions, and of pairs left out. Raises InputError."""
+    rollouts = [one for path in paths for _, one in load_samples(path, tokenizer, config.init)]
+    drawn = [pairs(one, config.pairs, config.context, config.seed) for one in rollouts]
+    found, left_out = [pair for own, _ in drawn for pair in own], sum(count for _, count in drawn)
+    if not found:
+        reason = f"no question has a right and a wrong completion of at most {config.context} tokens with the prompt"
+        advice = "raise --context" if left_out else "sample more of each, or other problems (rollout.py --samples)"
+        raise InputError(f"{', '.join(paths)}: {reason}; {advice}")
+    return found, {"pairs": len(found), "questions": sum(bool(own) for own, _ in drawn), "left_out": left_out}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Equation 12. Completions come in pairs: right, wrong, right, wrong ... Tensors [N] hold their tokens one behind the
+# other, [2P] a value of each completion; lengths, a list of 2P numbers, says how many tokens each has.
+
+
+def per_completion(values: Tensor, lengths: list[int]) -> Tensor:
+    """Sums [2P] of values [N] over each completion's tokens."""
+    return torch.stack([part.sum() for part in values.split(lengths)])
+
+
+def implicit_rewards(logp: Tensor, ref_logp: Tensor, weight: Tensor, lengths: list[int]) -> Tensor:
+    """r(o) [2P] = sum_t weight_t (log pi_t - log ref_t); weight [N] is beta / |o| for eq. 12, beta for ordinary DPO."""
+    return per_completion(weight * (logp - ref_logp), lengths)
+
+
+def dpo_loss(rewards: Tensor, count: int) -> Tensor:
+    """Eq. 12, to minimise: the sum over these pairs of -log sigmoid(r(o+) - r(o-)), over `count`, those of the batch.
+
+    rewards [2P]. Where the policy is the reference this is log 2 a pair.
+    """
+    right, wrong = rewards.view(-1, 2).unbind(1)
+    return -F.logsigmoid(right - wrong).sum() / count
+
+
+def dpo_coefficient(rewards: Tensor, weight: Tensor, lengths: list[int], count: int) -> Tensor:
+    """The gradient of eq. 12 is the sum over tokens of this coefficient [N] times grad log pi: minus d loss / d logp.
+
+        o+:   weight_t sigmoid(r(o-) - r(o+)) / count        o-:   minus the same
+
+    with weight beta / |o|. Eq. 14 as printed is not the gradient of eq. 12: it lacks the factor beta, and the mean over
+    tokens inside the sigmoid, where it has each token's own log-ratio.
+    """
+    right, wrong = rewards.view(-1, 2).unbind(1)
+    doubt = torch.sigmoid(wrong - right) / count  # near 0 once the pair is told apart
+    each = torch.stack([doubt, -doubt], dim=1).flatten()
+    return weight * each.repeat_interleave(torch.tensor(lengths, device=each.device))
+
+
+METRICS = (
+    "loss",
+    "accuracy",  # share of pairs in which the right completion has the larger implicit reward
+    "margin",  # by how much it is larger
+    "reward_right",
+    "reward_wrong",
+    "logp_right",  # mean log-prob of a token under the policy: of each completion, then over them
+    "logp_wrong",
+)
+
+
+def pair_loss(model, reference, chosen: list[Pair], config: Config, count: int) -> tuple[Tensor, Tensor]:
+    """The part of some pairs in the loss of `count` pairs, and in METRICS [7], detached."""
+    samples = [sample for pair in chosen for sample in (pair.right, pair.wrong)]
+    lengths = [len(sample.ids) for sample in samples]
+    batch = pack_completions([pair.group for pair in chosen], device=model.device)
+    mask = torch.tensor([own for sample in samples for own in sample.mask], device=model.device).float()
+    mean = mask / per_completion(mask, lengths)[batch.completion]  # [N]: 1 / |o|; 0 where a tool wrote
+    weight = config.beta * (mean if config.length_normalize else mask)
+    logp, _ = token_logprobs(model, batch)
+    with torch.no_grad():
+        ref_logp, _ = token_logprobs(reference, batch)
+    rewards = implicit_rewards(logp, ref_logp, weight, lengths)
+    loss = dpo_loss(rewards, count)
+    right, wrong = rewards.detach().view(-1, 2).unbind(1)
+    logp_right, logp_wrong = per_completion(mean * logp.detach(), lengths).view(-1, 2).unbind(1)
+    parts = [(right > wrong).float(), right - wrong, right, wrong, logp_right, logp_wrong]
+    return loss, torch.stack([loss.detach(), *(part.sum() / count for part in parts)])
+
+
+def dpo_gradient(model, reference, chosen: list[Pair], config: Config, world: World) -> dict:
+    """Accumulate the gradient of the mean loss over all processes' pairs (where gradients are on); returns METRICS.
+
+    Every process holds all pairs and takes its share of the micro-batches, in equal number.
+    """
+    total = torch.zeros(len(METRICS), device=world.device)
+    for micro in micro_batches([pair.tokens for pair in chosen], config.micro_tokens, world.size)[world.rank]:
+        loss, parts = pair_loss(model, reference, [chosen[i] for i in micro or [0]], config, len(chosen))
+        if torch.is_grad_enabled():
+            (loss if micro else 0.0 * loss).backward()  # nothing left for this process: run along without loss
+        if micro:
+            total += parts
+    return dict(zip(METRICS, world.all_sum(total).tolist(), strict=True))
+
+
+@torch.no_grad()
+def validate(model, reference, held_out: list[Pair], config: Config, world: World) -> dict:
+    """Loss, accuracy and margin of held-out pairs."""
+    found = dpo_gradient(model, reference, held_out, config, world)
+    return {f"valid_{name}": found[name] for name in ("loss", "accuracy", "margin")}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def check(config: Config) -> None:
+    for name in ("init", "data", "to"):
+        if not getattr(config, name):
+            raise InputError(f"--{name} is needed")
+    for name in ("pairs", "context", "batch", "steps", "micro_tokens", "valid_every", "save_every"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name} must be at least 1")
+    if not config.beta > 0:
+        raise InputError(f"--beta {config.beta}: must be above 0; without it nothing is learned")
+
+
+def main(config: Config) -> None:
+    check(config)
+    world = runtime.setup(config.device)
+    run = runtime.Run(config, world)
+    tokenizer = Tokenizer.load(config.init)
+    model = from_pretrained(config.init, world.device)
+    check_tokenizer(tokenizer, model, config.init)
+    train, counts = load_pairs(config.data, config, tokenizer)
+    valid = load_pairs([config.valid], config, tokenizer)[0] if config.valid else []
+    run.say("{pairs} pairs of {questions} questions; {left_out} possible ones were too long".format(**counts))
+
+    model.activation_checkpointing = config.activation_checkpointing
+    model = runtime.shard(model, world)  # one after the other, so that whole copies do not pile up
+    reference = runtime.shard(from_pretrained(config.init, world.device), world)
+    optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
+    start, _ = run.resume(model, optimizer)
+    order = runtime.shuffled(len(train), config.seed)
+    for _ in range(start * config.batch):
+        next(order)
+
+    for step in range(start + 1, config.steps + 1):
+        began = time.perf_counter()
+        rate = config.lr * runtime.lr_linear_decay(step, config.warmup, config.steps, config.decay)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        chosen = [train[next(order)] for _ in range(config.batch)]
+        metrics = dpo_gradient(model, reference, chosen, config, world)
+        metrics |= {"grad_norm": runtime.clip_grad_norm(model, config.clip), "lr": rate}
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if valid and (step % config.valid_every == 0 or step == config.steps):
+            metrics |= validate(model, reference, valid, config, world)
+        seconds = time.perf_counter() - began
+        tokens = sum(pair.tokens for pair in chosen)
+        run.log(step, metrics, {"seconds": seconds, "tokens_per_second": tokens / seconds})
+        run.checkpoint(step, model, tokenizer, optimizer)
+    run.finish(model, tokenizer, counts)
+
+
+if __name__ == "__main__":
+    runtime.command(main, Config)
