@@ -8,7 +8,6 @@ import pytest
 import torch
 from training import gradients, logprobs, made_up_rollouts
 
-import train_dpo
 import train_grpo
 from kernels.policy_loss import grpo_coefficient
 from model import from_pretrained
