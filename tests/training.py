@@ -21,6 +21,7 @@ import torch
 
 import runtime
 import train_grpo
+import train_ppo
 import train_pretrain
 import train_sft
 from data import prompts, synthetic, write_jsonl
@@ -34,7 +35,7 @@ from model import ModelConfig, Transformer, from_pretrained
 from options import parse
 
 ROOT = Path(__file__).parents[1]
-TRAINERS = {"pretrain": train_pretrain, "sft": train_sft, "grpo": train_grpo}
+TRAINERS = {"pretrain": train_pretrain, "sft": train_sft, "grpo": train_grpo, "ppo": train_ppo}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The world: questions of uneven length with three answers each, one of them right, so that a policy that has learned
@@ -111,6 +112,11 @@ def options(trainer: str, root: Path, run: Path, /, **changes) -> list[str]:
             iterations=5, steps=2, save_every=5, mu=2, lr=3e-3, warmup=2, formats="cot,pot", questions=4, samples=4,
             max_new_tokens=14, max_rows=6, micro_tokens=90, temperature=0.9,
         ),
+        "ppo": dict(
+            init=root / "model", problems=root / "problems.jsonl", valid=root / "problems.jsonl", valid_limit=4, mu=2,
+            lr=3e-3, value_lr=1e-2, warmup=2, formats="cot,pot", questions=4, samples=2, max_new_tokens=14, max_rows=6,
+            micro_tokens=60, temperature=0.9,
+        ),
     }  # fmt: skip
     chosen = {**common, **own[trainer], **changes}
     return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
@@ -129,13 +135,14 @@ def in_tests():
     """Training as fast as tests want it, on one thread: how sums are split over threads decides their last bits."""
     threads, sandbox, fsync = torch.get_num_threads(), train_grpo.Sandbox, os.fsync
     torch.set_num_threads(1)
-    train_grpo.Sandbox = Calculator
+    train_grpo.Sandbox = train_ppo.Sandbox = Calculator
     os.fsync = lambda file: None  # it guards against power cuts alone, and takes a second on a busy disk
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        train_grpo.Sandbox, os.fsync = sandbox, fsync
+        train_grpo.Sandbox = train_ppo.Sandbox = sandbox
+        os.fsync = fsync
 
 
 def metrics(directory: Path) -> list[dict]:
@@ -160,6 +167,15 @@ def assert_close(found: dict, expected: dict, relative: float = 1e-5) -> None:
         assert tensor.abs().max() > 0, name
         error = (found[name] - tensor).abs().max() / tensor.abs().max()
         assert error <= relative, f"{name}: off by {error:.2g}"
+
+
+def scoring(directory: Path, kind: str = "value", seed: int = 0):
+    """The model of a directory with a score head of random weights: a new one's would say 0 whatever it reads."""
+    model = from_pretrained(directory, score=kind)
+    with torch.no_grad():
+        model.score.weight.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(seed))
+        model.score.bias.fill_(0.3)
+    return model
 
 
 def logprobs(model, prompt: list[int], completion: list[int], temperature: float = 1.0) -> torch.Tensor:
@@ -226,7 +242,7 @@ def in_fork(function) -> int:
 
 def kill_main(trainer: str, world: str, out: str, points: str) -> None:
     """OUT/whole: a run that nothing happens to. OUT/killed: the same command, killed at each point in turn and run to
-    its end. Writes the exit statuses, and the steps that GRPO sampled, run by run, to OUT/log.json."""
+    its end. Writes the exit statuses, and the steps that GRPO or PPO sampled, run by run, to OUT/log.json."""
     sampled = Path(out) / "sampled"
     import torch.distributed.checkpoint.state_dict  # noqa: F401  (what copies share need not be loaded by each)
 
@@ -241,7 +257,7 @@ def kill_main(trainer: str, world: str, out: str, points: str) -> None:
                     file.write(f"{step} ")
                 return collect(config, step, *rest)
 
-            train_grpo.collect = noted
+            train_grpo.collect = train_ppo.collect = noted
             if point:
                 die(*point)
             run(trainer, Path(world), Path(out) / to)
@@ -288,7 +304,7 @@ def assert_same_run(first: Path, second: Path) -> None:
 
 
 def all_gradients(root: Path, world: runtime.World, micro: int = 1) -> dict[str, dict]:
-    """The gradients of the three trainers on fixed data, the micro-batches `micro` times smaller; and their losses."""
+    """The gradients of the trainers on fixed data, the micro-batches `micro` times smaller; and their losses."""
     tokenizer = Tokenizer.load(root / "base")
     model = from_pretrained(root / "base")
     reference = from_pretrained(root / "model")
@@ -306,6 +322,15 @@ def all_gradients(root: Path, world: runtime.World, micro: int = 1) -> dict[str,
     sums = train_grpo.grpo_gradient(model, batches, config, first=True)
     sums = {name: world.all_sum(value) for name, value in sums.items() if name != "clip"}
     found["grpo"] = gradients(model) | sums
+    value = runtime.shard(scoring(root / "model"), world)
+    config = train_ppo.Config(beta=0.1, temperature=0.7, micro_tokens=400 // micro, clip_value=0.5)
+    train_ppo.assess(config, rollouts, reference, value, world)
+    estimates = train_ppo.estimate(config, rollouts)
+    batches = train_grpo.make_batches(rollouts, train_ppo.as_grpo(config), None, world)
+    train_grpo.grpo_gradient(model, batches, train_ppo.as_grpo(config), first=True)
+    found["ppo"] = gradients(model) | {name: torch.tensor(number) for name, number in estimates.items()}
+    loss = train_ppo.value_gradient(value, batches, config)["value_loss"]
+    found["ppo_value"] = gradients(value) | {"loss": world.all_sum(loss)}
     return found
 
 
