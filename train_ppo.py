@@ -187,7 +187,8 @@ def estimate(config: Config, rollouts: list[Rollout]) -> dict:
                 advantages.append(gae(token_rewards(config, one, g), values[-1], config.gamma, config.lam))
     flat, value = (np.array([x for row in rows for x in row] or [0.0]) for rows in (advantages, values))
     returns = flat + value
-    mean, deviation = (flat.mean(), flat.std() if flat.min() < flat.max() else 1.0) if config.whiten else (0.0, 1.0)
+    # below 1e-4 it is rounding, of the log-ratios in the first step above all, which must not be blown up to 1
+    mean, deviation = (flat.mean(), math.sqrt(flat.var() + 1e-8)) if config.whiten else (0.0, 1.0)
     for (one, g, own), advantage, before in zip(places, advantages, values, strict=True):
         for t, a, v in zip(own, advantage, before, strict=True):
             one.advantages[g][t], one.returns[g][t] = float((a - mean) / deviation), a + v
