@@ -18,8 +18,7 @@ with it the r_t of a completion sum to its reward minus beta times its log-ratio
 length ends there like any other: it is judged as it is, and no value of what might have followed is added. Tokens that
 the policy did not choose (a tool's output) are no actions: GAE steps over them.
 
-    python train_ppo.py --config configs/demo/ppo.toml --init runs/demo/sft/model \
-        --problems runs/demo/data/train.jsonl --to runs/demo/ppo
+    python train_ppo.py --init runs/demo/sft/model --problems runs/demo/data/train.jsonl --to runs/demo/ppo
 """
 
 import math
