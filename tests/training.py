@@ -331,6 +331,11 @@ def all_gradients(root: Path, world: runtime.World, micro: int = 1) -> dict[str,
     found["ppo"] = gradients(model) | {name: torch.tensor(number) for name, number in estimates.items()}
     loss = train_ppo.value_gradient(value, batches, config)["value_loss"]
     found["ppo_value"] = gradients(value) | {"loss": world.all_sum(loss)}
+    lone = rollouts[:1]  # one micro-batch: the second process runs along
+    train_ppo.assess(config, lone, reference, value, world)
+    train_ppo.estimate(config, lone)
+    train_ppo.value_gradient(value, train_grpo.make_batches(lone, train_ppo.as_grpo(config), None, world), config)
+    found["ppo_lone"] = gradients(value)
     return found
 
 
