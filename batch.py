@@ -99,6 +99,13 @@ def token_logprobs(
     return linear_logprob(hidden, model.head_weight, batch.targets, temperature=temperature, entropy=entropy)
 
 
+def token_values(model: Transformer, batch: Batch) -> Tensor:
+    """V(s_t) [N] float32 of every completion token, of a model with a score head: the score at the token that predicts
+    it, the last of the state s_t. For a completion's first token that is the prompt's last."""
+    hidden = model(batch.ids, batch.layout).index_select(0, batch.index)
+    return model.score(hidden).float()[:, 0]
+
+
 def token_scores(model: Transformer, groups: list[Group], places: list[list[int]]) -> Tensor:
     """Scores [S] float32 of a model with a score head at tokens of the completions: places, a list for each completion
     in order, counts a completion's tokens from 0; -1 is the last token of its prompt.

@@ -636,16 +636,17 @@ def from_pretrained(
     takes its own size. dtype None keeps the stored type.
 
     `score` asks for a model that scores tokens ("outcome", "process", "value"); a language model gets a new head for
-    it, which scores 0 until it is trained. Raises InputError naming the file, tensor and shapes at fault, and for a
+    it, which scores 0 until it is trained. So does a reward model that is to become a value model: its own head gives
+    the logit of a probability, not a value. Raises InputError naming the file, tensor and shapes at fault, and for a
     model of another kind than asked for.
     """
     directory = Path(directory)
     config = read_config(directory)
-    if config.score and config.score != score:
+    if config.score and config.score != score and score != "value":
         kind = f"a model that scores {score}" if score else "a language model"
         raise InputError(f"{directory}: a model that scores {config.score}; give {kind}")
     readers = _open_weights(directory)
-    if score and not config.score:
+    if score != config.score:
         config.score = score
         readers |= {"score.weight": lambda: torch.zeros(1, config.width), "score.bias": lambda: torch.zeros(1)}
     with torch.device("meta"):

@@ -62,6 +62,9 @@ class Rollout:
     step_ends: list[list[int]] = field(default_factory=list)  # G x steps: place of each step's last token
     step_rewards: list[list[float]] = field(default_factory=list)  # G x steps, of a process reward model
     step_labels: list[list[float]] = field(default_factory=list)  # G x steps, by sampling: see label_steps
+    ref_logprobs: list[list[float]] = field(default_factory=list)  # G x tokens, of the reference (PPO; as what follows)
+    values: list[list[float]] = field(default_factory=list)  # G x tokens: V(s_t), of the state before each token
+    returns: list[list[float]] = field(default_factory=list)  # G x tokens: what V(s_t) should have been
 
 
 def rollout(
@@ -160,7 +163,7 @@ def label_steps(
 
 def save_rollouts(path: Path, rollouts: list[Rollout], tokenizer: Tokenizer) -> None:
     """A line a question: {id, question, answer, format, prompt, responses}; a response is {text, ids, logprobs, mask,
-    reward, advantage, finish} and, where there are any, {rule, step_ends, step_rewards, step_labels}."""
+    reward, advantage, finish} and, where there are any, those of _OPTIONAL."""
 
     def response(one: Rollout, g: int) -> dict:
         sample = one.samples[g]
@@ -177,7 +180,7 @@ def save_rollouts(path: Path, rollouts: list[Rollout], tokenizer: Tokenizer) -> 
     write_jsonl(path, map(row, rollouts))
 
 
-_OPTIONAL = ("rule", "step_ends", "step_rewards", "step_labels")
+_OPTIONAL = ("rule", "step_ends", "step_rewards", "step_labels", "ref_logprobs", "values", "returns")
 
 
 def load_rollouts(path: Path) -> list[Rollout]:

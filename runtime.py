@@ -341,6 +341,8 @@ class Interrupt:
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints, metrics, and the run that holds them
 
+Others = dict[str, tuple[nn.Module, torch.optim.Optimizer]] | None  # trained beside the model: PPO's value model
+
 
 class Checkpoints:
     """run_dir/step_000123/: a Hugging Face model directory with, in trainer/, what only a resume needs.
@@ -357,25 +359,27 @@ class Checkpoints:
         found = [path for path in self.directory.glob("step_*") if path.name[5:].isdigit()]
         return sorted(found, key=lambda path: int(path.name[5:]))
 
-    def save(self, step: int, model, tokenizer, optimizer, state: dict | None = None) -> Path:
+    def save(self, step: int, model, tokenizer, optimizer, state: dict | None = None, others: Others = None) -> Path:
         """Write a step's checkpoint and remove the oldest beyond `keep`. `state`: plain values and tensors, the same on
-        every process."""
+        every process. `others`: what else is trained, by name; it goes into trainer/ alone."""
         path = self.directory / f"step_{step:06d}"
-        self.write(path, model, tokenizer, optimizer, {"step": step, **(state or {})})
+        self.write(path, model, tokenizer, optimizer, {"step": step, **(state or {})}, others)
         if self.world.main:
             for old in self.complete()[: -self.keep]:
                 _remove(old)
         return path
 
-    def load_latest(self, model, optimizer) -> tuple[int, dict] | None:
-        """Load the newest checkpoint into model and optimizer: (its step, its state), or None where there is none."""
+    def load_latest(self, model, optimizer, others: Others = None) -> tuple[int, dict] | None:
+        """Load the newest checkpoint into models and optimizers: (its step, its state), or None where there is none."""
         path = self.world.broadcast_object(next(reversed(self.complete()), None))
         if path is None:
             return None
-        state = self.read(path, model, optimizer)
+        state = self.read(path, model, optimizer, others)
         return state.pop("step"), state
 
-    def write(self, path: Path, model, tokenizer, optimizer=None, state: dict | None = None) -> None:
+    def write(
+        self, path: Path, model, tokenizer, optimizer=None, state: dict | None = None, others: Others = None
+    ) -> None:
         """A model directory; with trainer/ where an optimizer or a state is given. A collective."""
         temporary = path.with_name(f".{path.name}.tmp")
         if self.world.main:
@@ -391,7 +395,7 @@ class Checkpoints:
             import torch.distributed.checkpoint as dcp
 
             with _quiet():
-                dcp.save(_training_state(model, optimizer), checkpoint_id=temporary / "trainer")
+                dcp.save(_training_state(model, optimizer, others), checkpoint_id=temporary / "trainer")
             if self.world.main:
                 torch.save(state, temporary / "trainer" / "state.pt")
         self.world.barrier()
@@ -403,18 +407,20 @@ class Checkpoints:
             temporary.rename(path)
         self.world.barrier()
 
-    def read(self, path: Path, model, optimizer=None) -> dict:
+    def read(self, path: Path, model, optimizer=None, others: Others = None) -> dict:
         """Load what `write` put into trainer/; returns the state. Raises InputError for a damaged directory."""
         import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
         try:
-            tensors = _training_state(model, optimizer)
+            tensors = _training_state(model, optimizer, others)
             with _quiet():
                 dcp.load(tensors, checkpoint_id=path / "trainer")
             if optimizer is not None:
                 set_optimizer_state_dict(model, optimizer, tensors["optimizer"])
+            for name, (other, its_optimizer) in (others or {}).items():
+                set_optimizer_state_dict(other, its_optimizer, tensors[name]["optimizer"])
             # A full unpickle, as dcp's own metadata is: resume only from runs of your own.
             return torch.load(path / "trainer" / "state.pt", map_location="cpu", weights_only=False)
         except (Exception, CheckpointException) as error:
@@ -430,11 +436,11 @@ def _quiet():
         yield
 
 
-def _training_state(model, optimizer) -> dict:
+def _training_state(model, optimizer, others: Others = None) -> dict:
     """The tensors of a resume, by name and sharded as they are; loading writes into them."""
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-    state = {"model": model.state_dict()}
+    state = {"model": model.state_dict()} | {name: _training_state(*pair) for name, pair in (others or {}).items()}
     return state if optimizer is None else state | {"optimizer": get_optimizer_state_dict(model, optimizer)}
 
 
@@ -529,12 +535,12 @@ class Run:
         if self.world.main:
             print(text, flush=True)
 
-    def resume(self, model, optimizer) -> tuple[int, dict]:
-        """(last finished step, its state) with model and optimizer as they were then; (0, {}) at the start.
+    def resume(self, model, optimizer, others: Others = None) -> tuple[int, dict]:
+        """(last finished step, its state) with models and optimizers as they were then; (0, {}) at the start.
 
         From here on Ctrl-C and SIGTERM are answered by `checkpoint`.
         """
-        found = self.checkpoints.load_latest(model, optimizer)
+        found = self.checkpoints.load_latest(model, optimizer, others)
         step, state = found or (0, {})
         self.metrics.truncate(step if found else -1)
         if self.world.main:
@@ -548,11 +554,13 @@ class Run:
     def log(self, step: int, metrics: dict, timing: dict) -> None:
         self.metrics.write(step, metrics, timing)
 
-    def checkpoint(self, step: int, model, tokenizer, optimizer, state: dict | None = None) -> None:
+    def checkpoint(
+        self, step: int, model, tokenizer, optimizer, state: dict | None = None, others: Others = None
+    ) -> None:
         """Save every `save_every` steps, at the last one, and when asked to stop: then it raises Interrupted."""
         signum = self.interrupt.requested(self.world)
         if signum or step % self.config.save_every == 0 or step == self.total:
-            path = self.checkpoints.save(step, model, tokenizer, optimizer, state)
+            path = self.checkpoints.save(step, model, tokenizer, optimizer, state, others)
             if signum:
                 self.interrupt.stop()
                 raise Interrupted(signum, path)

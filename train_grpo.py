@@ -255,6 +255,7 @@ class MicroBatch:
             for unit in parts
             for g in unit.members
         ]
+        self.parts = parts
         self.batch = pack_completions([unit.group for unit in parts], config.shared_prompts, device)
         mask = torch.tensor([chosen for sample in samples for chosen in sample.mask], device=device)
         self.advantage = torch.tensor(np.concatenate(advantages), dtype=torch.float32, device=device)  # [N]
@@ -319,14 +320,19 @@ def update(model, optimizer, rollouts: list[Rollout], config: Config, reference,
         norm = runtime.clip_grad_norm(model, config.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        keys = sorted(sums)
-        values = world.all_sum(torch.stack([sums[key].double() for key in keys])).tolist()
-        total = dict(zip(keys, values, strict=True))
-        count = max(total.pop("count"), 1.0)
-        last = {key: value if key == "loss" else value / count for key, value in total.items()} | {"grad_norm": norm}
+        last = averaged(sums, world) | {"grad_norm": norm}
         metrics = {**last, **metrics, "clip_fraction": last["clip"], "ratio": last["ratio"]}
     metrics.pop("clip")
     return metrics
+
+
+def averaged(sums: dict[str, Tensor], world: World) -> dict[str, float]:
+    """Sums over a process's policy tokens as means over those of all processes; losses hold their means already."""
+    keys = sorted(sums)
+    values = world.all_sum(torch.stack([sums[key].double() for key in keys])).tolist()
+    total = dict(zip(keys, values, strict=True))
+    count = max(total.pop("count"), 1.0)
+    return {key: value if key.endswith("loss") else value / count for key, value in total.items()}
 
 
 def rollout_metrics(rollouts: list[Rollout]) -> dict:
@@ -414,6 +420,20 @@ def check(config: Config) -> None:
         raise InputError("--temperature must be above 0: greedy samples of a group are all the same")
 
 
+def load_problems(config: Config, tokenizer: Tokenizer, context: int) -> tuple[list[Problem], list[Problem]]:
+    """Those to train on and those held out. Raises InputError for a prompt that leaves no room in the context: better
+    refused now than when its turn comes."""
+    items = [item for path in config.problems for item in problems.load(path)]
+    held_out = problems.load(config.valid)[: config.valid_limit] if config.valid else []
+    for format in dict.fromkeys(config.formats):
+        asked = items + held_out
+        for item, ids in zip(asked, encode_prompts(tokenizer, asked, format, config.template), strict=True):
+            if len(ids) >= context:
+                reason = f"its prompt is as long as the model's context, {context}; leave it out"
+                raise InputError(f"problem {item.id}{f' ({item.source})' if item.source else ''}: {reason}")
+    return items, held_out
+
+
 def main(config: Config) -> None:
     check(config)
     world = runtime.setup(config.device)
@@ -421,14 +441,7 @@ def main(config: Config) -> None:
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, model, config.init)
-    items = [item for path in config.problems for item in problems.load(path)]
-    held_out = problems.load(config.valid)[: config.valid_limit] if config.valid else []
-    for format in dict.fromkeys(config.formats):
-        asked = items + held_out
-        for item, ids in zip(asked, encode_prompts(tokenizer, asked, format, config.template), strict=True):
-            if len(ids) >= model.config.context:
-                reason = f"its prompt is as long as the model's context, {model.config.context}; leave it out"
-                raise InputError(f"problem {item.id}{f' ({item.source})' if item.source else ''}: {reason}")
+    items, held_out = load_problems(config, tokenizer, model.config.context)
     run.say(f"{len(items)} problems, {config.questions} x {config.samples} completions a step")
 
     model.activation_checkpointing = config.activation_checkpointing

@@ -22,6 +22,7 @@ import torch
 import runtime
 import train_dpo
 import train_grpo
+import train_ppo
 import train_pretrain
 import train_reward
 import train_sft
@@ -39,7 +40,7 @@ from rollout import Rollout, label_steps, rollout, save_rollouts
 ROOT = Path(__file__).parents[1]
 TRAINERS = {
     "pretrain": train_pretrain, "sft": train_sft, "reward": train_reward, "grpo": train_grpo, "iterative": train_grpo,
-    "dpo": train_dpo,
+    "dpo": train_dpo, "ppo": train_ppo,
 }  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -133,6 +134,11 @@ def options(trainer: str, root: Path, run: Path, /, **changes) -> list[str]:
             init=root / "model", data=root / "samples.jsonl", valid=root / "samples.jsonl", context=96, batch=5,
             lr=3e-4, warmup=2, decay=0.3, micro_tokens=110,
         ),
+        "ppo": dict(
+            init=root / "model", problems=root / "problems.jsonl", valid=root / "problems.jsonl", valid_limit=4, mu=2,
+            lr=3e-3, value_lr=1e-2, warmup=2, formats="cot,pot", questions=4, samples=2, max_new_tokens=14, max_rows=6,
+            micro_tokens=60, temperature=0.9,
+        ),
     }  # fmt: skip
     own["iterative"] = own["grpo"] | dict(
         iterations=3, formats="cot", mu=1, reward="process_model", supervision="process", reward_model=root / "process",
@@ -156,13 +162,14 @@ def in_tests():
     """Training as fast as tests want it, on one thread: how sums are split over threads decides their last bits."""
     threads, sandbox, fsync = torch.get_num_threads(), train_grpo.Sandbox, os.fsync
     torch.set_num_threads(1)
-    train_grpo.Sandbox = Calculator
+    train_grpo.Sandbox = train_ppo.Sandbox = Calculator
     os.fsync = lambda file: None  # it guards against power cuts alone, and takes a second on a busy disk
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        train_grpo.Sandbox, os.fsync = sandbox, fsync
+        train_grpo.Sandbox = train_ppo.Sandbox = sandbox
+        os.fsync = fsync
 
 
 def metrics(directory: Path) -> list[dict]:
@@ -187,6 +194,15 @@ def assert_close(found: dict, expected: dict, relative: float = 1e-5) -> None:
         assert tensor.abs().max() > 0, name
         error = (found[name] - tensor).abs().max() / tensor.abs().max()
         assert error <= relative, f"{name}: off by {error:.2g}"
+
+
+def scoring(directory: Path, kind: str = "value", seed: int = 0):
+    """The model of a directory with a score head of random weights: a new one's would say 0 whatever it reads."""
+    model = from_pretrained(directory, score=kind)
+    with torch.no_grad():
+        model.score.weight.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(seed))
+        model.score.bias.fill_(0.3)
+    return model
 
 
 def logprobs(model, prompt: list[int], completion: list[int], temperature: float = 1.0) -> torch.Tensor:
@@ -253,7 +269,7 @@ def in_fork(function) -> int:
 
 def kill_main(trainer: str, world: str, out: str, points: str) -> None:
     """OUT/whole: a run that nothing happens to. OUT/killed: the same command, killed at each point in turn and run to
-    its end. Writes the exit statuses, and the steps that GRPO sampled, run by run, to OUT/log.json."""
+    its end. Writes the exit statuses, and the steps that GRPO or PPO sampled, run by run, to OUT/log.json."""
     sampled = Path(out) / "sampled"
     import torch.distributed.checkpoint.state_dict  # noqa: F401  (what copies share need not be loaded by each)
 
@@ -268,7 +284,7 @@ def kill_main(trainer: str, world: str, out: str, points: str) -> None:
                     file.write(f"{step} ")
                 return collect(config, step, *rest)
 
-            train_grpo.collect = noted
+            train_grpo.collect = train_ppo.collect = noted
             if point:
                 die(*point)
             run(trainer, Path(world), Path(out) / to)
@@ -339,9 +355,23 @@ def all_gradients(root: Path, world: runtime.World, micro: int = 1) -> dict[str,
     sums = {name: world.all_sum(value) for name, value in sums.items() if name != "clip"}
     found["grpo"] = gradients(model) | sums
     config = train_dpo.Config(init=str(root / "model"), micro_tokens=120 // micro)
-    pairs = train_dpo.load_pairs([f"{root}/rollouts.jsonl"], config, tokenizer)[0][:5]  # two micro-batches and one
+    pairs = train_dpo.load_pairs([f"{root}/samples.jsonl"], config, tokenizer)[0][:5]  # two micro-batches and one
     measures = train_dpo.dpo_gradient(model, reference, pairs, config, world)
     found["dpo"] = gradients(model) | {name: torch.tensor(value) for name, value in measures.items()}
+    value = runtime.shard(scoring(root / "model"), world)
+    config = train_ppo.Config(beta=0.1, temperature=0.7, micro_tokens=400 // micro, clip_value=0.5)
+    train_ppo.assess(config, rollouts, reference, value, world)
+    estimates = train_ppo.estimate(config, rollouts)
+    batches = train_grpo.make_batches(rollouts, train_ppo.as_grpo(config), None, world)
+    train_grpo.grpo_gradient(model, batches, train_ppo.as_grpo(config), first=True)
+    found["ppo"] = gradients(model) | {name: torch.tensor(number) for name, number in estimates.items()}
+    loss = train_ppo.value_gradient(value, batches, config)["value_loss"]
+    found["ppo_value"] = gradients(value) | {"loss": world.all_sum(loss)}
+    lone = rollouts[:1]  # one micro-batch: the second process runs along
+    train_ppo.assess(config, lone, reference, value, world)
+    train_ppo.estimate(config, lone)
+    train_ppo.value_gradient(value, train_grpo.make_batches(lone, train_ppo.as_grpo(config), None, world), config)
+    found["ppo_lone"] = gradients(value)
     return found
 
 

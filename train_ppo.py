@@ -1,0 +1,348 @@
+"""PPO (paper 4.1.1, A.1.5): proximal policy optimization, with the value model that GRPO does without.
+
+    for step in 1..M:                              a batch of questions
+        sample completions, reward them            as GRPO does (train_grpo.collect): a rule or a reward model
+        log pi_ref(o_t) and V(s_t)                 `assess`: the reference and the value model read the batch
+        r_t, advantages A_t, returns R_t           `estimate`: eq. 2, then generalized advantage estimation (`gae`)
+        for update in 1..mu:                       `update`: one step of each optimizer
+            policy: maximise eq. 15                ratio, clip: GRPO's loss with A_t for every token, no KL in it
+            value: minimise (V(s_t) - R_t)^2       `value_loss`, clipped likewise
+
+What differs from GRPO is where the advantage comes from: a second trained model as large as the policy, with its own
+gradients and optimizer state (bench/ppo_grpo.py counts them), in place of the mean of a group. And the KL to the
+reference is a reward of every token (eq. 2), not a term of the loss (eq. 3). Under the unified view (eq. 5, table 10):
+samples of the policy, a reward model, the coefficient of eq. 18 (`ppo_coefficient`).
+
+What the paper leaves open: gamma is 1, since the reward comes at the end and a discount would pay for short answers;
+with it the r_t of a completion sum to its reward minus beta times its log-ratio to the reference. A completion cut by
+length ends there like any other: it is judged as it is, and no value of what might have followed is added. Tokens that
+the policy did not choose (a tool's output) are no actions: GAE steps over them.
+
+    python train_ppo.py --init runs/demo/sft/model --problems runs/demo/data/train.jsonl --to runs/demo/ppo
+"""
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import runtime
+import train_grpo
+from batch import pack_completions, token_logprobs, token_values
+from data import InputError
+from data.packing import micro_batches
+from data.sandbox import Sandbox
+from data.tokenizer import Tokenizer
+from eval import check_tokenizer
+from model import Transformer, from_pretrained
+from options import option
+from reward import RewardModel
+from rollout import Rollout, load_rollouts, save_rollouts
+from runtime import World
+from train_grpo import (
+    MicroBatch,
+    averaged,
+    collect,
+    grpo_gradient,
+    load_problems,
+    make_batches,
+    rollout_metrics,
+    units,
+    validate,
+)
+
+
+@dataclass
+class Config:
+    init: str = option("", "model directory to start from: the first policy and the reference")
+    value_init: str = option("", "directory the value model starts from: any of the same tokenizer (default: --init)")
+    problems: list[str] = option([], "training problems with answers, comma-separated files")
+    to: str = option("", "run directory; the results are TO/model and TO/value_model")
+    formats: list[str] = option(["cot"], "in turn over the questions of a batch: cot, pot, or both (cot,cot,pot)")
+    template: str = option("plain", "prompt template: plain, deepseek or qwen")
+    reward: str = option("rule", "at the last token: rule, outcome_model or process_model (its weakest step's)")
+    reward_model: str = option("", "model directory of train_reward.py; its tokenizer must be the policy's")
+    steps: int = option(1000, "steps")
+    questions: int = option(1024, "questions a step, over all processes")
+    samples: int = option(1, "completions of a question: PPO needs no group, and other questions tell more")
+    mu: int = option(1, "optimizer steps on each batch of samples")
+    # equations 2 and 15
+    lr: float = option(1e-6, "learning rate of the policy, constant after the warm-up")
+    value_lr: float = option(1e-5, "learning rate of the value model, on the same schedule")
+    warmup: int = option(0, "steps of linear warm-up")
+    decay: float = option(0.0, "share of the steps, the last, over which the rates fall linearly to a tenth (0: none)")
+    beta: float = option(0.04, "weight of the KL to the reference in the reward; 0 needs no reference")
+    gamma: float = option(1.0, "discount; 1: when a reward comes does not matter")
+    lam: float = option(0.95, "GAE's lambda: 1 takes what was earned (no bias), 0 what the value model foresees")
+    whiten: bool = option(True, "advantages of the whole batch are brought to mean 0 and deviation 1")
+    clip_low: float = option(0.2, "ratios are clipped below 1 - clip_low")
+    clip_high: float = option(0.2, "ratios are clipped above 1 + clip_high")
+    clip_value: float = option(0.2, "values further than this from those before the step are clipped; 0: none are")
+    # sampling
+    temperature: float = option(1.0, "sampling temperature; the log-probs in the loss use it too")
+    max_new_tokens: int = option(1024, "longest completion; a longer one is cut and judged as it is")
+    max_rows: int = option(256, "completions decoded at once by one process")
+    # optimization
+    weight_decay: float = option(0.0, "AdamW weight decay, on matrices")
+    beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
+    clip: float = option(1.0, "largest gradient norm, of each model")
+    micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
+    shared_prompts: bool = option(True, "run a question once for all its completions; false repeats it (same gradient)")
+    activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
+    # the run
+    valid: str = option("", "problems held out for evaluation during training (greedy)")
+    valid_limit: int = option(200, "number of those problems used")
+    valid_every: int = option(20, "steps between evaluations; the start and the end are always evaluated")
+    save_every: int = option(20, "steps between checkpoints")
+    keep: int = option(2, "checkpoints kept")
+    keep_rollouts: bool = option(True, "write rollouts to TO/rollouts (a resumed run reads those after its checkpoint)")
+    seed: int = option(0, "seed of questions and samples")
+    device: str = option("auto", "auto, cpu or cuda")
+
+
+def as_grpo(config: Config) -> train_grpo.Config:
+    """The options of what PPO and GRPO share: sampling, rewarding, and the policy's loss, which for PPO has no KL."""
+    names = {field.name for field in fields(train_grpo.Config)}
+    shared = {name: value for name, value in vars(config).items() if name in names}
+    return train_grpo.Config(**{**shared, "beta": 0.0, "normalize": "grpo"})  # the means of eq. 15 are those of eq. 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reward, value and advantage of every token
+
+
+@torch.no_grad()
+def assess(config: Config, rollouts: list[Rollout], reference, value, world: World) -> None:
+    """Fill in values and, with a reference, ref_logprobs of every completion token. Processes share the work."""
+    parts, found = units(rollouts, config.micro_tokens), {}
+    for micro in micro_batches([unit.tokens for unit in parts], config.micro_tokens, world.size)[world.rank]:
+        chosen = micro or [0]  # nothing left for this process: run along
+        batch = pack_completions([parts[i].group for i in chosen], config.shared_prompts, world.device)
+        told = [token_values(value, batch)]
+        if reference is not None:
+            told.append(token_logprobs(reference, batch, config.temperature)[0])
+        rows = iter(torch.stack(told).split(batch.completion.bincount().tolist(), dim=1))  # one [2, n] a completion
+        found |= {i: [next(rows).tolist() for _ in parts[i].members] for i in micro}
+    found = {i: rows for part in world.all_gather_objects(found) for i, rows in part.items()}
+    for one in rollouts:
+        one.values, one.ref_logprobs = [], []
+    for i, unit in enumerate(parts):  # in the order of the completions
+        for values, *ref in found[i]:
+            unit.rollout.values.append(values)
+            unit.rollout.ref_logprobs += ref
+
+
+def gae(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
+    """Generalized advantage estimation of one completion: A_t = sum_k (gamma lam)^k delta_(t+k), where
+    delta_t = r_t + gamma V(s_(t+1)) - V(s_t). Behind the last token nothing is to be had: V is 0 there.
+
+    Example: rewards [0, 0, 1], values [0.5, 0.6, 0.8], gamma 1, lam 0.5. The deltas are [0.1, 0.2, 0.2], the advantages
+    from behind 0.2, 0.2 + 0.2 / 2 = 0.3 and 0.1 + 0.3 / 2 = 0.25: [0.25, 0.3, 0.2]. Advantage plus value is the return,
+    what the value should have been: [0.75, 0.9, 1].
+    """
+    advantages, after, next_value = [], 0.0, 0.0
+    for reward, value in zip(reversed(rewards), reversed(values), strict=True):
+        after = reward + gamma * next_value - value + gamma * lam * after
+        next_value = value
+        advantages.append(after)
+    return advantages[::-1]
+
+
+def token_rewards(config: Config, one: Rollout, g: int) -> list[float]:
+    """Equation 2, of the tokens that the policy chose: the completion's reward at the last of them, and from each
+    beta (log pi_old - log pi_ref). pi_old is the policy that sampled: what it said then is in the rollout."""
+    rewards = [-config.beta * ratio for ratio in log_ratios(one, g)]
+    rewards[-1] += one.rewards[g]
+    return rewards
+
+
+def log_ratios(one: Rollout, g: int) -> list[float]:
+    """log pi_old(o_t) - log pi_ref(o_t) of a completion's tokens that the policy chose: k1, the KL in expectation."""
+    sample = one.samples[g]
+    reference = one.ref_logprobs[g] if one.ref_logprobs else sample.logprobs  # no reference: no KL
+    return [old - ref for old, ref, own in zip(sample.logprobs, reference, sample.mask, strict=True) if own]
+
+
+def estimate(config: Config, rollouts: list[Rollout]) -> dict:
+    """Fill in advantages and returns of every token, and return their metrics. Every process does it for all.
+
+    A completion whose reward is not finite counts for nothing: its advantages are 0, its returns its values.
+    """
+    advantages, values, ratios, places = [], [], [], []  # of each completion's policy tokens
+    for one in rollouts:
+        one.advantages, one.returns = [], []
+        for g, sample in enumerate(one.samples):
+            one.advantages.append([0.0] * len(sample.ids))
+            one.returns.append(list(one.values[g]))
+            own = [t for t, chosen in enumerate(sample.mask) if chosen]
+            if own and math.isfinite(one.rewards[g]):
+                places.append((one, g, own))
+                values.append([one.values[g][t] for t in own])
+                ratios += log_ratios(one, g)
+                advantages.append(gae(token_rewards(config, one, g), values[-1], config.gamma, config.lam))
+    flat, value = (np.array([x for row in rows for x in row] or [0.0]) for rows in (advantages, values))
+    returns = flat + value
+    # below 1e-4 it is rounding, of the log-ratios in the first step above all, which must not be blown up to 1
+    mean, deviation = (flat.mean(), math.sqrt(flat.var() + 1e-8)) if config.whiten else (0.0, 1.0)
+    for (one, g, own), advantage, before in zip(places, advantages, values, strict=True):
+        for t, a, v in zip(own, advantage, before, strict=True):
+            one.advantages[g][t], one.returns[g][t] = float((a - mean) / deviation), a + v
+    spread = returns.var()
+    return {
+        "kl": float(np.mean(ratios or [0.0])),
+        "returns": float(returns.mean()),
+        "explained_variance": float(1 - flat.var() / spread) if spread > 0 else 0.0,  # of the returns, by the values
+    }
+
+
+def ppo_coefficient(advantage: Tensor, ratio: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """The gradient coefficient: what grad log pi of each token is multiplied by, [T]. In the first update of a batch
+    the ratio is 1, and the coefficient is eq. 18, A_t; later A_t times the ratio, 0 where the clip holds it."""
+    clipped = torch.where(advantage > 0, ratio > 1 + clip_high, ratio < 1 - clip_low)
+    return (advantage * ratio).where(~clipped, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Update
+
+
+def value_loss(value: Tensor, old: Tensor, returns: Tensor, weight: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """sum_t weight_t max((V_t - R_t)^2, (clip(V_t, V_old_t - c, V_old_t + c) - R_t)^2) / 2, and the number of tokens
+    where the clipped side is the larger: they have no gradient. All [T]; clip 0 does without."""
+    error = (value - returns) ** 2
+    near = value.clamp(old - clip, old + clip) if clip else value
+    bounded = (near - returns) ** 2
+    return 0.5 * (weight * torch.maximum(error, bounded)).sum(), ((bounded > error) & (weight != 0)).sum()
+
+
+def value_gradient(model, batches: list[MicroBatch], config: Config) -> dict[str, Tensor]:
+    """Accumulate the gradient of `value_loss` over this process's micro-batches, with the weights of the policy's."""
+    sums = {"value_loss": 0.0, "value_clip": 0.0}
+    for micro in batches:
+        rows = [(unit.rollout, g) for unit in micro.parts for g in unit.members]
+        flat = ([x for one, g in rows for x in getattr(one, name)[g]] for name in ("values", "returns"))
+        old, returns = (torch.tensor(numbers, device=micro.weight.device) for numbers in flat)
+        value = token_values(model, micro.batch)
+        loss, clipped = value_loss(value, old, returns, micro.weight, config.clip_value)
+        loss.backward()
+        sums["value_loss"] += loss.detach()
+        sums["value_clip"] += clipped
+    return sums
+
+
+def update(model, optimizer, value, value_optimizer, rollouts: list[Rollout], config: Config, world: World) -> dict:
+    """mu optimizer steps of both models on a batch of rollouts. Returns its metrics (the first step's, but for the
+    clip fractions and the ratio: the last step's)."""
+    options = as_grpo(config)
+    batches = make_batches(rollouts, options, None, world)
+    metrics = {}
+    for inner in range(config.mu):
+        norms = {}
+        sums = grpo_gradient(model, batches, options, first=inner == 0) | value_gradient(value, batches, config)
+        for name, one, its_optimizer in (("", model, optimizer), ("value_", value, value_optimizer)):
+            norms[f"{name}grad_norm"] = runtime.clip_grad_norm(one, config.clip)
+            its_optimizer.step()
+            its_optimizer.zero_grad(set_to_none=True)
+        last = averaged(sums, world) | norms
+        latest = {"clip_fraction": last.pop("clip"), "ratio": last["ratio"], "value_clip": last["value_clip"]}
+        metrics = {**last, **metrics, **latest}
+    return metrics
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run
+
+
+def check(config: Config) -> None:
+    if config.reward == "rule" and config.reward_model:
+        raise InputError("--reward_model needs --reward outcome_model or process_model")
+    train_grpo.check(as_grpo(config))
+    for name in ("gamma", "lam"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise InputError(f"--{name} {getattr(config, name)}: give a number from 0 to 1")
+    if config.clip_value < 0:
+        raise InputError(f"--clip_value {config.clip_value}: give a distance above 0, or 0 for none")
+
+
+def load_value(config: Config, tokenizer: Tokenizer, device) -> Transformer:
+    """The first value model. Raises InputError where its directory has another tokenizer than the policy's."""
+    directory = config.value_init or config.init
+    if Tokenizer.load(directory).hash != tokenizer.hash:
+        raise InputError(f"{directory}: its tokenizer is not the policy's; start the value model from one that has it")
+    value = from_pretrained(directory, device, score="value")
+    check_tokenizer(tokenizer, value, directory)
+    value.activation_checkpointing = config.activation_checkpointing
+    return value
+
+
+def main(config: Config) -> None:
+    check(config)
+    world = runtime.setup(config.device)
+    run = runtime.Run(config, world)
+    tokenizer = Tokenizer.load(config.init)
+    model = from_pretrained(config.init, world.device)
+    check_tokenizer(tokenizer, model, config.init)
+    items, held_out = load_problems(config, tokenizer, model.config.context)
+    model.activation_checkpointing = config.activation_checkpointing
+    model = runtime.shard(model, world)  # one after the other, so that whole copies do not pile up
+    value = runtime.shard(load_value(config, tokenizer, world.device), world)
+    reference = runtime.shard(from_pretrained(config.init, world.device), world) if config.beta else None
+    policy = from_pretrained(config.init, world.device, world.dtype)  # whole: decoding never waits for another process
+    kind, learned = config.reward.removesuffix("_model"), config.reward != "rule"
+    reward_model = RewardModel(config.reward_model, kind, tokenizer, world.device, world.dtype) if learned else None
+    run.say(f"{len(items)} problems, {config.questions} x {config.samples} completions a step")
+
+    options = as_grpo(config)
+    optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
+    value_optimizer = runtime.adamw(value, config.value_lr, (0.9, config.beta2), config.weight_decay)
+    others = {"value": (value, value_optimizer)}
+    start, _ = run.resume(model, optimizer, others)
+    order = runtime.shuffled(len(items), config.seed)
+    for _ in range(start * config.questions):
+        next(order)
+
+    with Sandbox() if "pot" in config.formats else nullcontext() as sandbox:
+        if start == 0 and held_out:
+            runtime.gather_into(model, policy)
+            run.log(0, validate(config, policy, tokenizer, held_out, sandbox, world), {})
+        for step in range(start + 1, config.steps + 1):
+            batch = [items[next(order)] for _ in range(config.questions)]
+            path = run.directory / "rollouts" / f"step_{step:06d}.jsonl"
+            seconds = {}
+            if world.broadcast_object(path.exists()):
+                rollouts = load_rollouts(path)
+            else:
+                runtime.gather_into(model, policy)
+                rollouts, seconds = collect(options, step, policy, tokenizer, batch, sandbox, reward_model, world)
+                began = time.perf_counter()
+                assess(config, rollouts, reference, value, world)
+                seconds["assess"] = time.perf_counter() - began
+            estimates = estimate(config, rollouts)  # in place of the groups' advantages, which `collect` gave them
+            metrics = rollout_metrics(rollouts) | estimates
+            if world.main and config.keep_rollouts and not path.exists():
+                save_rollouts(path, rollouts, tokenizer)
+            began = time.perf_counter()
+            share = runtime.lr_linear_decay(step, config.warmup, config.steps, config.decay)
+            rates = {"lr": config.lr * share, "value_lr": config.value_lr * share}
+            for one, rate in zip((optimizer, value_optimizer), rates.values(), strict=True):
+                for group in one.param_groups:
+                    group["lr"] = rate
+            metrics = update(model, optimizer, value, value_optimizer, rollouts, config, world) | metrics | rates
+            seconds["update"] = time.perf_counter() - began
+            if held_out and (step % config.valid_every == 0 or step == config.steps):
+                runtime.gather_into(model, policy)
+                metrics |= validate(config, policy, tokenizer, held_out, sandbox, world)
+            run.log(step, metrics, {"seconds": sum(seconds.values()), **seconds})
+            if metrics["reward_not_finite"]:
+                run.say(f"step {step}: {metrics['reward_not_finite']} rewards are not finite; they count for nothing")
+            run.checkpoint(step, model, tokenizer, optimizer, others=others)
+    run.checkpoints.write(run.directory / "value_model", value, tokenizer)
+    run.finish(model, tokenizer, {"problems": len(items)})
+
+
+if __name__ == "__main__":
+    runtime.command(main, Config)
