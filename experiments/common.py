@@ -93,12 +93,14 @@ def reward_models(config: Config, here: World) -> dict[str, str]:
     return {kind: str(to / kind / "model") for kind in ("outcome", "process")} | {"samples": str(to / "train.jsonl")}
 
 
-def grpo(config: Config, here: World, to: Path, seed: int, **options) -> list[dict]:
-    """One run of train_grpo.py with the demo's configuration; returns its metrics."""
+def grpo(
+    config: Config, here: World, to: Path, seed: int, configuration: str = "configs/demo/grpo.toml", **options
+) -> list[dict]:
+    """One run of train_grpo.py, with the demo's configuration unless another is named; returns its metrics."""
     chosen = dict(init=here.sft, problems=here.problems, valid=here.valid, valid_every=10, save_every=20, to=to)
     chosen |= dict(formats=config.formats, max_new_tokens=config.max_new_tokens, steps=config.steps, lr=config.lr)
     chosen |= dict(decay=0.0, keep=1, seed=seed) | options
-    run(to / "summary.json", "train_grpo.py", "--config", "configs/demo/grpo.toml", *flags(**chosen))
+    run(to / "summary.json", "train_grpo.py", "--config", configuration, *flags(**chosen))
     return [json.loads(line) for line in (to / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
