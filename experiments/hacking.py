@@ -31,7 +31,8 @@ def main(config: Config) -> None:
             metrics = grpo(config, here, to / f"{name}_{seed}", seed, **own, beta=0.0, lr=3 * config.lr)[1:]
             for key, title in (("reward", "its reward"), ("rule", "right answers")):
                 x, values = curve(metrics, key)
-                smooth = [sum(values[max(0, i - 9) : i + 1]) / len(values[max(0, i - 9) : i + 1]) for i in range(len(x))]
+                windows = [values[max(0, i - 9) : i + 1] for i in range(len(values))]
+                smooth = [sum(window) / len(window) for window in windows]
                 lines.setdefault(f"{name} judge: {title}", (x, []))[1].append(smooth)
                 last.setdefault(f"{name} judge: {title}", []).append(smooth[-1])
     print(f"\nmean of the last ten steps' samples, %, {config.seeds} seeds")
