@@ -1,0 +1,31 @@
+"""Every file in configs/ is read by the program it is for: no option misspelt, none of another type."""
+
+from pathlib import Path
+
+import pytest
+
+import eval
+import pipeline
+import train_dpo
+import train_grpo
+import train_ppo
+import train_pretrain
+import train_reward
+import train_sft
+from options import parse
+
+ROOT = Path(__file__).parents[1] / "configs"
+PROGRAMS = {
+    "pretrain": train_pretrain, "sft": train_sft, "grpo": train_grpo, "hacked": train_grpo, "dpo": train_dpo,
+    "ppo": train_ppo, "reward": train_reward, "reward_refresh": train_reward, "eval": eval,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*/*.toml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_configs_are_read(path):
+    if path.stem == "pipeline":
+        stages = pipeline.load(str(path))["stage"]
+        used = {word for stage in stages for command in stage["run"] for word in command.split() if "{configs}/" in word}
+        assert all((path.parent / word.removeprefix("{configs}/")).exists() for word in used)
+    else:
+        parse(PROGRAMS[path.stem].Config, ["--config", str(path)])
