@@ -225,6 +225,8 @@ def main(config: Config) -> None:
             raise InputError(f"--{name} must be at least 1")
     if config.temperature <= 0 and (config.samples > 1 or config.step_samples > 1):
         raise InputError("--temperature must be above 0: greedy samples are all the same")
+    if Path(config.to).exists():
+        raise InputError(f"--to {config.to}: exists; give another name, or remove it")
     world = runtime.setup(config.device)
     tokenizer = Tokenizer.load(config.model)
     policy = from_pretrained(config.model, world.device, world.dtype)

@@ -130,5 +130,6 @@ def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, changes, mes
 
 def test_first_and_limit(tiny, tmp_path, monkeypatch):
     assert command(tiny, tmp_path / "part.jsonl", monkeypatch, first=1, limit=3) == 0
+    assert command(tiny, tmp_path / "part.jsonl", monkeypatch, first=2, limit=3) == 2  # what is there is not lost
     ids = [json.loads(line)["id"] for line in (tmp_path / "part.jsonl").read_text().splitlines()]
     assert ids == ["p1", "p2", "p3"]
