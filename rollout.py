@@ -223,6 +223,9 @@ def main(config: Config) -> None:
     for name in ("samples", "max_new_tokens", "max_rows", "chunk"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} must be at least 1")
+    for name in ("step_samples", "first", "limit"):
+        if getattr(config, name) < 0:
+            raise InputError(f"--{name} must be at least 0")
     if config.temperature <= 0 and (config.samples > 1 or config.step_samples > 1):
         raise InputError("--temperature must be above 0: greedy samples are all the same")
     if Path(config.to).exists():

@@ -408,6 +408,16 @@ def check(config: Config) -> None:
         raise InputError(f"--supervision process needs --reward process_model, not {config.reward}")
     if config.algorithm == "rft" and config.reward != "rule":
         raise InputError(f"--algorithm rft needs --reward rule, not {config.reward}: it learns what is right")
+    if config.supervision == "process" and config.scale != "std":
+        raise InputError("--scale none: process supervision (4.1.3) divides by the deviation; leave --scale out")
+    if config.reward_questions and config.iterations == 1:
+        raise InputError("--reward_questions needs --iterations above 1: the reward model learns on between them")
+    for name in ("reward_samples", "reward_step_samples"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name} must be at least 1")
+    for name in ("patience", "reward_questions"):
+        if getattr(config, name) < 0:
+            raise InputError(f"--{name} must be at least 0")
     if config.reward_questions and config.reward_config:
         parse(train_reward.Config, ["--config", config.reward_config])  # better refused now than after an iteration
     if config.ddof not in (0, 1):

@@ -104,15 +104,6 @@ def group_advantage(
     return out
 
 
-def group_stats(rewards: torch.Tensor) -> dict[str, float]:
-    """For the metrics, of rewards [Q, G]: share of groups whose advantages are all 0, count of non-finite rewards."""
-    no_signal = (_normalise(rewards, 0, "none", 0.0) == 0).all(-1)
-    return {
-        "no_signal": no_signal.double().mean().item() if len(no_signal) else 0.0,
-        "non_finite": float((~rewards.isfinite()).sum()),
-    }
-
-
 def process_advantage(
     step_rewards: list[torch.Tensor],
     step_ends: list[torch.Tensor],

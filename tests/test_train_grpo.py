@@ -609,6 +609,19 @@ LINE = '{"id": "a", "question": "Ann?", "answer": "1"}\n'
         (LINE, dict(reward="outcome_model"), "--reward outcome_model needs --reward_model DIR, .*"),
         (LINE, dict(reward_model="{}/none"), "--reward_model and --reward_questions need --reward .*"),
         (LINE, dict(reward="process_model", reward_model="{}/none"), "{}/none.*"),
+        (LINE, dict(reward_samples=0), "--reward_samples must be at least 1"),
+        (LINE, dict(reward_step_samples=0), "--reward_step_samples must be at least 1"),
+        (LINE, dict(patience=-1), "--patience must be at least 0"),
+        (
+            LINE,
+            dict(reward="process_model", reward_model="{}/none", supervision="process", scale="none"),
+            "--scale none: process supervision .*",
+        ),
+        (
+            LINE,
+            dict(reward="process_model", reward_model="{}/none", reward_questions=2, iterations=1),
+            "--reward_questions needs --iterations above 1: .*",
+        ),
         (LINE, dict(supervision="process"), "--supervision process needs --reward process_model, not rule"),
         (
             LINE,

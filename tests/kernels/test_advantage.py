@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.advantage import group_advantage, group_stats, process_advantage
+from kernels.advantage import group_advantage, process_advantage
 
 
 def test_three_right_one_wrong():
@@ -42,7 +42,6 @@ def test_non_finite_rewards_are_left_out():
     advantage = group_advantage(rewards)
     assert advantage[0].tolist() == pytest.approx([math.sqrt(0.5), 0, -math.sqrt(0.5), 0])
     assert (advantage[1:] == 0).all()
-    assert group_stats(rewards) == {"no_signal": pytest.approx(2 / 3), "non_finite": 9.0}
 
 
 def test_scale_none_and_eps():
@@ -64,11 +63,6 @@ def test_against_the_statistics_module(rewards, ddof):
     else:
         std = (statistics.stdev if ddof else statistics.pstdev)(rewards)
         assert got == pytest.approx([(r - statistics.mean(rewards)) / std for r in rewards], rel=1e-5, abs=1e-6)
-
-
-def test_stats_of_groups():
-    stats = group_stats(torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [0.1, 0.1]]))
-    assert stats == {"no_signal": 0.75, "non_finite": 0.0}
 
 
 STEPS = [[1, 0, 1], [0, 0], [1, 1, 1, 0]]
