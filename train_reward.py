@@ -258,8 +258,9 @@ def calibration_error(probability: np.ndarray, label: np.ndarray, bins: int = 10
 @torch.no_grad()
 def validate(model, groups: list[Labelled], config: Config, world: runtime.World) -> dict:
     """On held-out questions: loss, accuracy, area under the ROC curve and calibration of labelled tokens; and, of
-    questions with several judged completions, how often the best-scored one is right, and how often one is at random.
-    """
+    questions with several judged completions, how often the best-scored one is right, how often one is at random, and
+    the mean over questions of the area under the curve within a question: the area over all tokens is large already
+    for a model that tells easy questions from hard ones, which is of no use to best-of-N or GRPO."""
     found = []
     for micro in micro_batches([one.tokens for one in groups], config.micro_tokens, world.size)[world.rank]:
         chosen = [groups[i] for i in micro or [0]]
@@ -269,12 +270,9 @@ def validate(model, groups: list[Labelled], config: Config, world: runtime.World
     found = dict(pair for part in world.all_gather_objects(found) for pair in part)
     scores = torch.tensor([score for i in range(len(groups)) for row in found[i] for score in row])
     labels = wanted(groups, config.labels)
-    best = [
-        one.rule[max(range(len(one.rule)), key=lambda g, i=i: solution_score(found[i][g]))]
-        for i, one in enumerate(groups)
-        if len(one.rule) > 1
-    ]
-    random = [sum(one.rule) / len(one.rule) for one in groups if len(one.rule) > 1]
+    groups_found = [(np.array(one.rule), np.array([*map(solution_score, found[i])])) for i, one in enumerate(groups)]
+    several = [(rule, score) for rule, score in groups_found if len(rule) > 1]
+    mixed = [(rule, score) for rule, score in several if 0 < rule.sum() < len(rule)]
     positive = (labels > 0.5).numpy()
     metrics = {
         "valid_loss": F.binary_cross_entropy_with_logits(scores, labels).item(),
@@ -282,8 +280,11 @@ def validate(model, groups: list[Labelled], config: Config, world: runtime.World
         "valid_auc": auc(scores.numpy(), positive),
         "valid_calibration_error": calibration_error(scores.sigmoid().numpy(), labels.numpy()),
     }
-    if best:
-        metrics |= {"best_of_n": sum(best) / len(best), "random_of_n": sum(random) / len(random)}
+    if several:
+        metrics["best_of_n"] = float(np.mean([rule[score.argmax()] for rule, score in several]))
+        metrics["random_of_n"] = float(np.mean([rule.mean() for rule, _ in several]))
+    if mixed:
+        metrics["valid_auc_within"] = float(np.mean([auc(score, rule > 0) for rule, score in mixed]))
     return metrics
 
 

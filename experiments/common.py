@@ -6,10 +6,14 @@ goes on from there, and figures 5, 6 and 7 share their world and their reward mo
 
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +31,14 @@ class Config:
     seeds: int = option(5, "seeds of reinforcement learning (the world and the SFT model are the same for all)")
     steps: int = option(60, "steps of reinforcement learning")
     lr: float = option(2e-4, "learning rate of reinforcement learning, the same for all methods")
+    jobs: int = option(2, "runs at the same time, each with its share of the processors")
     # in place of the built-in world
     init: str = option("", "SFT model to start from; needs --base, --problems, --valid and --test")
     base: str = option("", "model that the reward models start from")
     problems: str = option("", "training problems")
     valid: str = option("", "problems of the curves")
     test: str = option("", "problems of the final figures")
-    formats: str = option("cot", "cot or pot")
+    formats: str = option("pot", "cot or pot")
     max_new_tokens: int = option(64, "longest completion")
 
 
@@ -51,11 +56,24 @@ def run(done: Path, *words) -> None:
     if done.exists():
         return
     words = list(map(str, words))
-    print("$ python " + shlex.join(words), flush=True)
-    code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+    log = done.with_name(f"{done.name}.log")
+    print(f"$ python {shlex.join(words)}  > {log}", flush=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as output:
+        code = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=output, stderr=output).returncode
     if code:
-        print(f"{words[0]} stopped (exit code {code}); the same command goes on from here", file=sys.stderr)
+        end = "\n".join(log.read_text(encoding="utf-8").splitlines()[-3:])
+        reason = f"{words[0]} stopped (exit code {code}, {log}); the same command goes on from here"
+        print(f"{end}\n{reason}", file=sys.stderr)
         sys.exit(code if code > 0 else 128 - code)
+
+
+def parallel(config: Config, tasks: list[Callable]) -> list:
+    """The results of the tasks, which call `run`: `config.jobs` at a time, with the processors shared out among them,
+    which gives models this small more than threads do. Where one fails no other is begun and the program ends."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.jobs)))
+    with ThreadPoolExecutor(config.jobs) as pool:
+        return list(pool.map(lambda task: task(), tasks))
 
 
 def flags(**values) -> list[str]:
@@ -63,8 +81,9 @@ def flags(**values) -> list[str]:
 
 
 def world(config: Config) -> World:
-    """The models and problems of the options, or the demo's: built-in problems of one and two steps, with their base
-    and SFT models, as configs/demo trains them."""
+    """The models and problems of the options, or the demo's base and SFT models (configs/demo) and built-in problems of
+    two steps, to be solved by programs: these leave arithmetic to Python, so that what is wrong is the reasoning, which
+    a reward model of this size can learn to see (docs/BENCHMARKS.md)."""
     if config.init:
         for name in ("base", "problems", "valid", "test"):
             if not getattr(config, name):
@@ -74,23 +93,32 @@ def world(config: Config) -> World:
     stages = ["data", "tokenizer", "shards", "pretrain", "sft"]
     marks = to / "stages" / f"{stages[-1]}.json"
     run(marks, "pipeline.py", "configs/demo/pipeline.toml", *flags(to=to, only=",".join(stages)))
-    data = to / "data"
-    files = [data / f"{name}.jsonl" for name in ("train", "valid", "test")]
+    counts = dict(train=20_000, valid=400, test=500, documents=0)
+    chosen = dict(to=to / "problems", levels=2, langs="en", **counts)
+    run(to / "problems" / "sft.jsonl", "-m", "data.synthetic", *flags(**chosen))
+    files = [to / "problems" / f"{name}.jsonl" for name in ("train", "valid", "test")]
     return World(str(to / "pretrain" / "model"), str(to / "sft" / "model"), *map(str, files))
 
 
 def reward_models(config: Config, here: World) -> dict[str, str]:
-    """{"outcome": DIR, "process": DIR} trained on the same samples of the SFT model, and "samples": their file."""
+    """{"outcome": DIR, "process": DIR} trained on the same samples of the SFT model, and "samples": their files."""
     to = Path(config.to).resolve() / "reward"
-    common = dict(model=here.sft, formats=config.formats, max_new_tokens=config.max_new_tokens, step_samples=8)
-    files = {"train": (here.problems, 0, 1200, 8), "valid": (here.valid, 0, 200, 16)}
-    for name, (problems, first, limit, samples) in files.items():
-        chosen = common | dict(problems=problems, first=first, limit=limit, samples=samples, to=to / f"{name}.jsonl")
-        run(to / f"{name}.jsonl", "rollout.py", *flags(**chosen))
-    for kind in ("outcome", "process"):
-        options = dict(kind=kind, init=here.base, data=to / "train.jsonl", valid=to / "valid.jsonl", to=to / kind)
-        run(to / kind / "summary.json", "train_reward.py", "--config", "configs/demo/reward.toml", *flags(**options))
-    return {kind: str(to / kind / "model") for kind in ("outcome", "process")} | {"samples": str(to / "train.jsonl")}
+    common = dict(model=here.sft, formats=config.formats, max_new_tokens=config.max_new_tokens, step_samples=4)
+    train = {f"train_{i}": dict(problems=here.problems, first=2000 * i, limit=2000, samples=4) for i in range(2)}
+    files = train | {"valid": dict(problems=here.valid, limit=200, samples=16)}
+    data = ",".join(str(to / f"{name}.jsonl") for name in train)
+
+    def sample(name: str) -> None:
+        own = files[name] | dict(to=to / f"{name}.jsonl")
+        run(to / f"{name}.jsonl", "rollout.py", *flags(**common, **own))
+
+    def learn(kind: str) -> None:
+        own = dict(kind=kind, init=here.base, data=data, valid=to / "valid.jsonl", to=to / kind)
+        run(to / kind / "summary.json", "train_reward.py", "--config", "configs/demo/reward.toml", *flags(**own))
+
+    parallel(config, [partial(sample, name) for name in files])
+    parallel(config, [partial(learn, kind) for kind in ("outcome", "process")])
+    return {kind: str(to / kind / "model") for kind in ("outcome", "process")} | {"samples": data}
 
 
 def grpo(

@@ -6,10 +6,23 @@ Does Online RFT beat RFT, GRPO Online RFT, and process supervision outcome super
 problems by method, mean and interval over seeds, and each difference seed by seed; draws the curves on held-out ones.
 """
 
+from functools import partial
 from pathlib import Path
 
 import runtime
-from experiments.common import Config, curve, difference, evaluation, grpo, percent, picture, reward_models, save, world
+from experiments.common import (
+    Config,
+    curve,
+    difference,
+    evaluation,
+    grpo,
+    parallel,
+    percent,
+    picture,
+    reward_models,
+    save,
+    world,
+)
 
 METHODS = {
     "RFT": dict(algorithm="rft", data_source="sft"),
@@ -25,15 +38,20 @@ def main(config: Config) -> None:
     to = Path(config.to).resolve()
     curves, final = {}, {name: [] for name in METHODS}
     sft = evaluation(config, here, here.sft, to / "figure5" / "sft" / "eval")["accuracy"]
-    for seed in range(config.seeds):  # the outer loop: a stopped figure has whole seeds
-        for name, options in METHODS.items():
-            kind = options.get("reward", "rule").removesuffix("_model")
-            judge = {} if kind == "rule" else dict(reward_model=models[kind])
-            run = to / "figure5" / f"{name.replace(' ', '_')}_{seed}"
-            metrics = grpo(config, here, run, seed, **options, **judge)
-            x, values = curve(metrics, f"valid/{config.formats}")
-            curves.setdefault(name, (x, []))[1].append(values)
-            final[name].append(evaluation(config, here, run / "model", run / "eval")["accuracy"])
+
+    def one(seed: int, name: str) -> tuple[list[dict], float]:
+        options = METHODS[name]
+        kind = options.get("reward", "rule").removesuffix("_model")
+        judge = {} if kind == "rule" else dict(reward_model=models[kind])
+        run = to / "figure5" / f"{name.replace(' ', '_')}_{seed}"
+        metrics = grpo(config, here, run, seed, **options, **judge)
+        return metrics, evaluation(config, here, run / "model", run / "eval")["accuracy"]
+
+    runs = [(seed, name) for seed in range(config.seeds) for name in METHODS]  # a stopped figure has whole seeds
+    for (_, name), (metrics, accuracy) in zip(runs, parallel(config, [partial(one, *r) for r in runs]), strict=True):
+        x, values = curve(metrics, f"valid/{config.formats}")
+        curves.setdefault(name, (x, []))[1].append(values)
+        final[name].append(accuracy)
     print(f"\ntest accuracy, %, {config.seeds} seeds\n{'SFT':<12} {100 * sft:.1f}")
     for name, values in final.items():
         print(f"{name:<12} {percent(values)}")

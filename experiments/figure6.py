@@ -6,10 +6,23 @@ Three outer iterations of GRPO with process supervision share --steps. Does each
 the same number of steps in three iterations whose reward model stays as it was.
 """
 
+from functools import partial
 from pathlib import Path
 
 import runtime
-from experiments.common import Config, curve, difference, evaluation, grpo, percent, picture, reward_models, save, world
+from experiments.common import (
+    Config,
+    curve,
+    difference,
+    evaluation,
+    grpo,
+    parallel,
+    percent,
+    picture,
+    reward_models,
+    save,
+    world,
+)
 
 ITERATIONS = 3
 
@@ -24,16 +37,20 @@ def main(config: Config) -> None:
     refresh = dict(reward_questions=180, reward_samples=8, reward_step_samples=8, reward_history=models["samples"])
     methods = {"renewed": refresh | dict(reward_config="configs/demo/reward_refresh.toml"), "as it was": {}}
     curves, final = {}, {}
-    for seed in range(config.seeds):
-        for name, options in methods.items():
-            run = to / "figure6" / f"{name.replace(' ', '_')}_{seed}"
-            metrics = grpo(config, here, run, seed, **common, **options)
-            x, values = curve(metrics, f"valid/{config.formats}")
-            curves.setdefault(name, (x, []))[1].append(values)
-            for iteration in range(ITERATIONS):
-                model = run / f"step_{(iteration + 1) * steps:06d}"
-                found = evaluation(config, here, model, run / f"eval_{iteration}")["accuracy"]
-                final.setdefault(f"{name}, after iteration {iteration}", []).append(found)
+
+    def one(seed: int, name: str) -> tuple[list[dict], list[float]]:
+        run = to / "figure6" / f"{name.replace(' ', '_')}_{seed}"
+        metrics = grpo(config, here, run, seed, **common, **methods[name])
+        models = [run / f"step_{(iteration + 1) * steps:06d}" for iteration in range(ITERATIONS)]
+        found = [evaluation(config, here, model, run / f"eval_{i}")["accuracy"] for i, model in enumerate(models)]
+        return metrics, found
+
+    runs = [(seed, name) for seed in range(config.seeds) for name in methods]
+    for (_, name), (metrics, found) in zip(runs, parallel(config, [partial(one, *r) for r in runs]), strict=True):
+        x, values = curve(metrics, f"valid/{config.formats}")
+        curves.setdefault(name, (x, []))[1].append(values)
+        for iteration, accuracy in enumerate(found):
+            final.setdefault(f"{name}, after iteration {iteration}", []).append(accuracy)
     sft = evaluation(config, here, here.sft, to / "figure5" / "sft" / "eval")["accuracy"]
     print(f"\ntest accuracy, %, {config.seeds} seeds\n{'SFT':<28} {100 * sft:.1f}")
     for name, values in final.items():

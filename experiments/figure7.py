@@ -6,10 +6,22 @@ Uses figure 5's runs of GRPO with process supervision (and makes those that are 
 at large K does not?
 """
 
+from functools import partial
 from pathlib import Path
 
 import runtime
-from experiments.common import Config, difference, evaluation, grpo, percent, picture, reward_models, save, world
+from experiments.common import (
+    Config,
+    difference,
+    evaluation,
+    grpo,
+    parallel,
+    percent,
+    picture,
+    reward_models,
+    save,
+    world,
+)
 from experiments.figure5 import METHODS
 
 KS = (1, 2, 4, 8, 16, 32, 64)
@@ -21,14 +33,20 @@ def main(config: Config) -> None:
     to = Path(config.to).resolve()
     sampling = dict(samples=KS[-1], temperature=0.7, limit=250)
     found: dict[str, list[list[float]]] = {}
-    for seed in range(config.seeds):
-        run = to / "figure5" / f"GRPO+PS_{seed}"
-        grpo(config, here, run, seed, **METHODS["GRPO+PS"], reward_model=models["process"])
-        for name, model in (("SFT", here.sft), ("RL", run / "model")):
-            results = evaluation(config, here, model, to / "figure7" / f"{name}_{seed}", seed=seed, **sampling)
-            for measure in ("maj", "pass"):
-                row = [results[f"{measure}@{k}"] for k in KS]
-                found.setdefault(f"{measure.capitalize()}@K, {name}", []).append(row)
+
+    def one(seed: int, name: str) -> dict:
+        model = here.sft
+        if name == "RL":
+            run = to / "figure5" / f"GRPO+PS_{seed}"
+            grpo(config, here, run, seed, **METHODS["GRPO+PS"], reward_model=models["process"])
+            model = run / "model"
+        return evaluation(config, here, model, to / "figure7" / f"{name}_{seed}", seed=seed, **sampling)
+
+    runs = [(seed, name) for seed in range(config.seeds) for name in ("SFT", "RL")]
+    for (_, name), results in zip(runs, parallel(config, [partial(one, *r) for r in runs]), strict=True):
+        for measure in ("maj", "pass"):
+            row = [results[f"{measure}@{k}"] for k in KS]
+            found.setdefault(f"{measure.capitalize()}@K, {name}", []).append(row)
     print(f"\n{'K':<14}" + "".join(f"{k:>34}" for k in (1, 8, 64)))
     for name, seeds in found.items():
         print(f"{name:<14}" + "".join(f"{percent([row[KS.index(k)] for row in seeds]):>34}" for k in (1, 8, 64)))

@@ -6,10 +6,11 @@ The weak one has seen 24 questions for 60 steps. Its reward goes on rising while
 that is what `gap` in metrics.jsonl is for. Draws both curves for both judges, with mean and interval over seeds.
 """
 
+from functools import partial
 from pathlib import Path
 
 import runtime
-from experiments.common import Config, curve, flags, grpo, percent, picture, reward_models, run, save, world
+from experiments.common import Config, curve, flags, grpo, parallel, percent, picture, reward_models, run, save, world
 
 WEAK = dict(limit=24, samples=8, steps=60)
 
@@ -25,16 +26,19 @@ def main(config: Config) -> None:
     run(to / "weak" / "summary.json", "train_reward.py", "--config", "configs/demo/reward.toml", *flags(**options))
     judges = {"weak": str(to / "weak" / "model"), "usual": models["outcome"]}
     lines, last = {}, {}
-    for seed in range(config.seeds):
-        for name, directory in judges.items():
-            own = dict(configuration="configs/demo/hacked.toml", reward_model=directory, reward="outcome_model")
-            metrics = grpo(config, here, to / f"{name}_{seed}", seed, **own, beta=0.0, lr=3 * config.lr)[1:]
-            for key, title in (("reward", "its reward"), ("rule", "right answers")):
-                x, values = curve(metrics, key)
-                windows = [values[max(0, i - 9) : i + 1] for i in range(len(values))]
-                smooth = [sum(window) / len(window) for window in windows]
-                lines.setdefault(f"{name} judge: {title}", (x, []))[1].append(smooth)
-                last.setdefault(f"{name} judge: {title}", []).append(smooth[-1])
+
+    def one(seed: int, name: str) -> list[dict]:
+        own = dict(configuration="configs/demo/hacked.toml", reward_model=judges[name], reward="outcome_model")
+        return grpo(config, here, to / f"{name}_{seed}", seed, **own, beta=0.0, lr=3 * config.lr)[1:]
+
+    runs = [(seed, name) for seed in range(config.seeds) for name in judges]
+    for (_, name), metrics in zip(runs, parallel(config, [partial(one, *r) for r in runs]), strict=True):
+        for key, title in (("reward", "its reward"), ("rule", "right answers")):
+            x, values = curve(metrics, key)
+            windows = [values[max(0, i - 9) : i + 1] for i in range(len(values))]
+            smooth = [sum(window) / len(window) for window in windows]
+            lines.setdefault(f"{name} judge: {title}", (x, []))[1].append(smooth)
+            last.setdefault(f"{name} judge: {title}", []).append(smooth[-1])
     print(f"\nmean of the last ten steps' samples, %, {config.seeds} seeds")
     for name, values in last.items():
         print(f"{name:<28} {percent(values)}")

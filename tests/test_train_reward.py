@@ -220,14 +220,18 @@ def test_best_of_n_takes_the_highest_score(tiny, scorer):
     groups, _ = load_labelled(f"{tiny.root}/samples.jsonl", settings(tiny), tiny.tokenizer)
     with torch.no_grad():
         scores = [reward_scores(scorer, [one]).split([len(row) for row in one.places]) for one in groups]
-    expected, random = [], []
+    expected, random, within = [], [], []
     for one, rows in zip(groups, scores, strict=True):
         weakest = [row.min().item() for row in rows]
+        judged = list(zip(weakest, one.rule, strict=True))
+        pairs = [(a, b) for a, x in judged for b, y in judged if x > y]
+        within += [np.mean([(a > b) + (a == b) / 2 for a, b in pairs])] if pairs else []
         expected.append(one.rule[weakest.index(max(weakest))])
         random.append(np.mean(one.rule))
     found = validate(scorer, groups, settings(tiny, micro_tokens=100), World())
     assert found["best_of_n"] == pytest.approx(np.mean(expected))
     assert found["random_of_n"] == pytest.approx(np.mean(random))
+    assert within and found["valid_auc_within"] == pytest.approx(np.mean(within))
     with torch.no_grad():
         assert found["valid_loss"] == pytest.approx(naive_loss(scorer, groups, False).item(), rel=1e-5)
     assert found["valid_auc"] > 0.7  # it was trained on these

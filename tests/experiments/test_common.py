@@ -2,13 +2,15 @@
 
 import json
 import sys
+import time
+from functools import partial
 
 import numpy as np
 import pytest
 
 from data import InputError
 from experiments import common
-from experiments.common import Config, curve, difference, mean_interval, percent, picture, run, world
+from experiments.common import Config, curve, difference, mean_interval, parallel, percent, picture, run, world
 
 
 def test_mean_deviation_and_interval_by_hand():
@@ -40,6 +42,11 @@ def test_curves_take_the_lines_that_have_the_key():
     assert curve([{"step": 0, "a": 1.0}, {"step": 1}, {"step": 2, "a": 3.0}], "a") == ([0, 2], [1.0, 3.0])
 
 
+@pytest.fixture(autouse=True)
+def threads(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # set by `parallel` where it is not
+
+
 def test_a_command_is_run_once_and_its_failure_ends_the_program(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(common, "ROOT", tmp_path)
     (tmp_path / "once.py").write_text("import sys; open(sys.argv[1], 'a').write('x'); sys.exit(int(sys.argv[2]))")
@@ -48,7 +55,22 @@ def test_a_command_is_run_once_and_its_failure_ends_the_program(tmp_path, monkey
     assert (tmp_path / "done").read_text() == "x"
     with pytest.raises(SystemExit) as stop:
         run(tmp_path / "other", "once.py", tmp_path / "else", 3)
-    assert stop.value.code == 3 and "once.py stopped (exit code 3)" in capfd.readouterr().err
+    assert stop.value.code == 3 and "once.py stopped (exit code 3, " in capfd.readouterr().err
+
+
+def test_tasks_keep_their_order_and_a_failure_stops_the_rest():
+    config, done = Config(jobs=2), []
+    assert parallel(config, [lambda i=i: i for i in range(7)]) == list(range(7))
+
+    def task(i: int) -> None:
+        if i == 1:
+            raise SystemExit(3)
+        time.sleep(0.05)
+        done.append(i)
+
+    with pytest.raises(SystemExit) as stop:
+        parallel(config, [partial(task, i) for i in range(40)])
+    assert stop.value.code == 3 and len(done) < 10
 
 
 def test_models_of_ones_own_need_problems():
