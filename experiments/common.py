@@ -30,7 +30,7 @@ class Config:
     to: str = option("runs/figures", "directory of the world, the runs, tables and pictures")
     seeds: int = option(5, "seeds of reinforcement learning (the world and the SFT model are the same for all)")
     steps: int = option(60, "steps of reinforcement learning")
-    lr: float = option(2e-4, "learning rate of reinforcement learning, the same for all methods")
+    lr: float = option(5e-5, "learning rate of reinforcement learning, the same for all methods")
     jobs: int = option(2, "runs at the same time, each with its share of the processors")
     # in place of the built-in world
     init: str = option("", "SFT model to start from; needs --base, --problems, --valid and --test")

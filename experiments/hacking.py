@@ -29,7 +29,7 @@ def main(config: Config) -> None:
 
     def one(seed: int, name: str) -> list[dict]:
         own = dict(configuration="configs/demo/hacked.toml", reward_model=judges[name], reward="outcome_model")
-        return grpo(config, here, to / f"{name}_{seed}", seed, **own, beta=0.0, lr=3 * config.lr)[1:]
+        return grpo(config, here, to / f"{name}_{seed}", seed, **own, beta=0.0, lr=4 * config.lr)[1:]
 
     runs = [(seed, name) for seed in range(config.seeds) for name in judges]
     for (_, name), metrics in zip(runs, parallel(config, [partial(one, *r) for r in runs]), strict=True):
