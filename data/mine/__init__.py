@@ -1,0 +1,1 @@
+"""The data engine (paper 2.1): from raw web crawls to a mathematical corpus."""

@@ -1,0 +1,86 @@
+"""data/mine/ngrams.py against a plain split in Python, over random text of many scripts."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.mine.ngrams import ngram_hashes, normalize, unit_hashes
+
+CJK = "[\u3040-\u9fff]"
+LETTERS = "aAzZ09é ß\u0431Ωअ한"
+ALPHABET = LETTERS + "_-.,$\\{}^=+ \n\t\r\x00∑“数学题カ、。１Ａ．𝑥🙂"
+text = st.text(st.sampled_from(ALPHABET), max_size=40)
+
+
+def plain_units(text: str, kind: str) -> list[str]:
+    """The definition, a character at a time."""
+    if kind == "word":
+        text = normalize(text)
+    units, word = [], ""
+    for c in text + " ":
+        alone = re.fullmatch(CJK, c) or ord(c) > 0xFFFF or (kind == "space" and "\u3000" <= c <= "\u303f")
+        if kind == "space":
+            part = c not in " \t\n\r\x0b\x0c"
+        else:
+            part = c.isalnum() and not (c.isascii() and not c.isalnum())
+        if word and (alone or not part):
+            units.append(word)
+            word = ""
+        if alone:
+            units.append(c)
+        elif part:
+            word += c
+    return units
+
+
+@pytest.mark.parametrize("kind", ["space", "word"])
+@given(texts=st.lists(text, max_size=6))
+def test_units_are_those_of_a_plain_split(kind, texts):
+    found = unit_hashes(texts, kind)
+    wanted = [plain_units(text, kind) for text in texts]
+    assert found.counts.tolist() == [len(units) for units in wanted]
+    flat = [unit for units in wanted for unit in units]
+    alone = {unit: unit_hashes([unit], kind).values for unit in set(flat)}
+    assert all(len(hashes) == 1 for hashes in alone.values())
+    assert len({int(h[0]) for h in alone.values()}) == len(alone)  # different units, different hashes
+    assert found.values.tolist() == [int(alone[unit][0]) for unit in flat]
+
+
+@given(texts=st.lists(text, max_size=6), n=st.integers(1, 5))
+def test_ngrams_are_those_of_each_text_alone(texts, n):
+    together = ngram_hashes(unit_hashes(texts), n)
+    seen = {}
+    for i, text in enumerate(texts):
+        units = plain_units(text, "word")
+        grams = [tuple(units[k : k + n]) for k in range(len(units) - n + 1)]
+        assert len(together[i]) == len(grams)
+        for gram, value in zip(grams, together[i].tolist(), strict=True):
+            assert seen.setdefault(gram, value) == value
+    assert len(set(seen.values())) == len(seen)
+    assert together.owners.tolist() == [i for i in range(len(texts)) for _ in together[i]]
+
+
+def test_long_words_differ_in_every_byte():
+    words = ["x" * 40, *("x" * k + "y" + "x" * (39 - k) for k in range(40)), "x" * 39, "x" * 41]
+    assert len(np.unique(unit_hashes([" ".join(words)]).values)) == len(words)
+
+
+def test_example_of_the_docstring():
+    found = unit_hashes(["A b.", "数学 a"])
+    assert found.counts.tolist() == [2, 3] and found[0][0] == found[1][2]
+
+
+def test_no_texts():
+    assert len(unit_hashes([])) == 0 and len(ngram_hashes(unit_hashes([]), 3)) == 0
+
+
+def test_hashes_are_the_same_for_ever():
+    """Shards of hashes are kept on disk: a change here would make them wrong without a word."""
+    assert unit_hashes(["one"]).values.tolist() == [FIXED["one"]]
+    assert ngram_hashes(unit_hashes(["one two 数"]), 3).values.tolist() == [FIXED["one two 数"]]
+
+
+FIXED = {"one": 1804972247423837952, "one two 数": 2419127840330204959}
