@@ -1,9 +1,9 @@
-"""Hashes of word n-grams over whole batches of text at once: what the classifier, near-deduplication and decontamination
-all stand on.
+"""Hashes of word n-grams over whole batches of text at once: what classifier, near-deduplication and decontamination
+stand on.
 
 A text is a sequence of units: words, and each CJK character by itself (the paper does not say how Chinese is split).
-A unit is a 64-bit hash of its bytes, an n-gram a hash of n units in a row; both are made by numpy over the bytes of many
-texts together, without a Python loop over texts or words.
+A unit is a 64-bit hash of its bytes, an n-gram a hash of n units in a row; both are made by numpy over the bytes of
+many texts together, without a Python loop over texts or words.
 
     kind "space"  what stands between spaces, as it is: for the classifier, to which "x^2" and "=" say something
     kind "word"   runs of letters and digits in lower case after NFKC, punctuation left out: to compare texts
@@ -75,7 +75,8 @@ def normalize(text: str) -> str:
 
 
 def _borders(data: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """(first byte, byte after the last) of every unit, both int64 [N] in order. `data` begins and ends in a separator."""
+    """(first byte, byte after the last) of every unit, both int64 [N] in order. `data` begins and ends in
+    a separator."""
     classes = _TABLES[kind][data]
     rest = np.flatnonzero(classes == _REST)
     for _ in range(3):  # a character has at most three later bytes
