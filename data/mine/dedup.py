@@ -109,17 +109,17 @@ def normalize_url(url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https"):
             return url.partition("#")[0]
-        host, port = (parts.hostname or "").strip("."), parts.port
+        labels, port = re.split(r"[.\u3002\uff0e\uff61]+", parts.hostname or ""), parts.port
     except ValueError:
         return url
+    host = ".".join(filter(None, labels))
     try:
         encoded = host.encode("idna").decode().lower()
         host = encoded if re.fullmatch(r"[a-z0-9_.-]*", encoded) else host
     except UnicodeError:
-        pass  # labels that are empty or too long, as crawls have them
-    host = host.strip(".")
-    while host.startswith("www.") and "." in (rest := host[4:].strip(".")):
-        host = rest
+        pass  # a label that is too long, as crawls have them
+    while host.startswith("www.") and "." in host[4:]:
+        host = host[4:]
     if ":" in host:  # IPv6
         host = f"[{host}]"
     if port not in (None, 80, 443):
