@@ -57,6 +57,13 @@ def test_the_rule(tmp_path, text, found):
                             "ignored": 1, "grams": 3 + 3 + 2}
 
 
+def test_what_lies_between_two_matches_is_in_neither(tmp_path):
+    letters = "a b c d e f g h i j k"
+    known = index(tmp_path, {"question": f"{TEN} and {letters}"})
+    assert [match.text for match in known.matches([f"{TEN} or {letters}"])[0]] == [TEN, letters]
+    assert [match.text for match in known.matches([f"{TEN} and {letters}"])[0]] == [f"{TEN} and {letters}"]
+
+
 def test_short_answers_may_be_left_out(tmp_path):
     rows = {"question": "what is it", "answer": "1, 2, 3"}, {"question": f"{TEN} so", "answer": f"well {TEN}"}
     assert [len(found) for found in index(tmp_path, *rows).matches(["1 2 3", "what is it", f"well {TEN}"])] == [1, 1, 2]
