@@ -8,7 +8,7 @@ The benchmarks are a folder of problem files. Their grams are looked up by 64-bi
 what is found is compared unit by unit, so a page is never dropped for a collision.
 
 A short answer is matched wherever it stands, as the paper has it, and that can cost much: an answer 2\\sqrt{3} drops
-every page with that number. Of 3,322 pieces of source code, half of them of a computer algebra system, 196 went by the
+every page with that number. Of 3,322 pieces of source code, most of it of a computer algebra system, 196 went by the
 paper's rule with AGIEval's answers among the benchmarks, and 25 with `short_answers=False`, which leaves short texts to
 the questions. The counts by benchmark and the record of matches show such cases.
 """
