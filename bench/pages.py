@@ -111,18 +111,18 @@ def page(draw: random.Random, kind: str) -> tuple[str, list[tuple[str, str]]]:
         formulas.append((latex, ascii))
         display = draw.random() < 0.3
         one = markup(kind, latex, mathml, ascii, display)
-        blocks.append(f"<p>{prose(40)}</p><div>{one}</div><p>{prose(20)}</p>" if display else
-                      f"<p>{prose(30)} {one} {prose(30)} <a href='/{prose(1)}'>{prose(2)}</a>.</p>")
+        blocks.append(f"<p>{prose(60)}</p><div>{one}</div><p>{prose(20)}</p>" if display else
+                      f"<p>{prose(50)} {one} {prose(40)} <a href='/{prose(1)}'>{prose(2)}</a>.</p>")
     for at, one in ((4, f"<table>{'<tr><td>1</td><td>two</td></tr>' * 8}</table>"), (8, f"<ul>{links(6)}</ul>")):
         blocks.insert(at, f"<h2>{prose(3)}</h2>{one}")
     loads = {"AsciiMath": "/ASCIIMathML.js", "KaTeX": "/katex.min.js"}.get(kind, "/MathJax.js?config=TeX-AMS")
-    style = "".join(f".c{k} {{ margin: {k}px; color: #0{k % 10}f; padding: 0 {k}em; }}\n" for k in range(60))
-    data = json.dumps([prose(8) for _ in range(20)])
+    style = "".join(f".c{k} {{ margin: {k}px; color: #0{k % 10}f; padding: 0 {k}em; }}\n" for k in range(200))
+    data = json.dumps([prose(8) for _ in range(60)])
     return f"""<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{prose(4)}</title>
 <style>{style}</style><script src="{loads}"></script><script>var a = {data};</script></head>
-<body class="home"><header><a href="/">{prose(2)}</a></header><nav class="navbar"><ul>{links(25)}</ul></nav>
+<body class="home"><header><a href="/">{prose(2)}</a></header><nav class="navbar"><ul>{links(40)}</ul></nav>
 <div class="container"><main><article><h1>{prose(5)}</h1>{"".join(blocks)}</article></main>
-<aside class="sidebar"><ul>{links(20)}</ul></aside></div><footer><ul>{links(15)}</ul>{prose(12)}</footer>
+<aside class="sidebar"><ul>{links(30)}</ul></aside></div><footer><ul>{links(15)}</ul>{prose(12)}</footer>
 <script>{'window.dataLayer.push(1);' * 40}</script></body></html>""", formulas
 
 

@@ -2,6 +2,7 @@
 around it that differ from page to page. What comes out stands between $...$, or $$...$$ on a line of its own.
 """
 
+import functools
 import re
 import unicodedata
 from html import unescape
@@ -91,11 +92,13 @@ def _character(char: str) -> str:
     return f"\\{style}{{{plain}}}" if style else plain
 
 
+@functools.lru_cache(4096)
 def _symbols(text: str) -> str:
     return _join(map(_character, text))
 
 
-def _word(text: str, variant: str = "") -> str:
+@functools.lru_cache(4096)
+def _word(text: str, variant: str | None) -> str:
     """A name (mi) or an operator (mo) of one letter or more."""
     text = text.strip()
     if text in _FUNCTIONS:
@@ -117,33 +120,37 @@ class _Element:
         return attribute(self._attributes, name)
 
 
+@functools.cache
+def _attribute(name: str) -> re.Pattern:
+    return re.compile(rf"""(?<![\w:-]){name}\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
+
+
 def attribute(tag: str, name: str) -> str | None:
     """The value of an attribute in the text of a tag, or None."""
-    match = re.search(rf"""(?<![\w-]){name}\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", tag, re.I) if tag else None
-    return unescape(next(group for group in match.groups() if group is not None)) if match else None
+    match = _attribute(name).search(tag) if name in tag else None
+    return unescape(match[match.lastindex]) if match else None
 
 
-_TAG = re.compile(r"<!--.*?-->|<(/?)(?:[\w-]+:)?([\w-]+)((?:[^>\"']|\"[^\"]*\"|'[^']*')*?)(/?)>|([^<]+|<)", re.DOTALL)
+_TAG = re.compile(r"<(/?)([\w:-]+)([^>]*)>([^<]*)")
 _DEEPEST = 150  # elements in one another; what is deeper stands beside what it is in
 
 
 def _elements(markup: str) -> _Element:
     """The tree of a piece of MathML. Elements that are not closed are closed with what they are in."""
     stack = [_Element("mrow")]
-    for closing, tag, attributes, empty, text in _TAG.findall(markup):
-        if text:
-            stack[-1].text += unescape(text)
-        elif closing:
-            if any(one.tag == tag for one in stack[1:]):
-                while True:
-                    done = stack.pop()
-                    stack[-1].text += done.text
-                    if done.tag == tag:
-                        break
-        elif tag:
+    for closing, tag, attributes, text in _TAG.findall(markup):
+        tag = tag.rpartition(":")[2]
+        if not closing:
             stack[-1].children.append(one := _Element(tag, attributes))
-            if not empty and len(stack) < _DEEPEST:
+            if not attributes.endswith("/") and len(stack) < _DEEPEST:
                 stack.append(one)
+        elif any(one.tag == tag for one in stack[:0:-1]):
+            closed = None
+            while closed != tag:
+                done = stack.pop()
+                stack[-1].text += done.text
+                closed = done.tag
+        stack[-1].text += unescape(text)
     return stack[0]
 
 
@@ -195,7 +202,7 @@ def mathml(markup: str) -> str:
 def _latex(element: _Element) -> str:
     tag = element.tag
     if tag in ("mi", "mo"):
-        return _word(element.text, element.get("mathvariant") or "")
+        return _word(element.text, element.get("mathvariant"))
     if tag == "mn":
         return _symbols(element.text.strip())
     if tag in ("mtext", "ms"):
@@ -274,7 +281,12 @@ _RIGHT = {")": ")", "]": "]", "}": r"\}", ":)": r"\rangle", ">>": r"\rangle", ":
 # fmt: on
 _WORDS = sorted([*_ASCII, *_ONE_PART, *_TWO_PARTS, *_LEFT, *_RIGHT, "abs", "floor", "ceil", "norm", "text"],
                 key=len, reverse=True)
-_TOKEN = re.compile(r'"[^"]*"|text\([^()]*\)|\d+(?:\.\d+)?|' + "|".join(map(re.escape, _WORDS)) + r"|\S")
+_WORDS_BY_LETTER = {word[0]: [one for one in _WORDS if one[0] == word[0]] for word in _WORDS}
+_TOKEN = re.compile(  # the alternatives in groups by the first letter, of which only one is gone through
+    r'"[^"]*"|text\([^()]*\)|\d+(?:\.\d+)?|' + "|".join(
+        f"{re.escape(first)}(?:{'|'.join(re.escape(word[1:]) for word in words)})"
+        for first, words in _WORDS_BY_LETTER.items()
+    ) + r"|\S")
 
 
 def asciimath(source: str) -> str:
@@ -352,7 +364,7 @@ def _simple(tokens: list[str]) -> tuple[str, str]:
 
 _COMMENT = re.compile(r"(?<!\\)%[^\n]*\n?|<!\[CDATA\[|\]\]>")
 _OUTER = re.compile(r"\$\$(.*)\$\$|\$(.*)\$|\\\((.*)\\\)|\\\[(.*)\\\]|\{\\(?:display|text)style\b(.*)\}", re.DOTALL)
-_SETTINGS = re.compile(r"\\(?:bg_\w+|fn_\w+|dpi\{\d+\}|inline\b|displaystyle\b|textstyle\b)")
+_SETTINGS = re.compile(r"\\(?:bg_\w+|fn_\w+|dpi\{\d+\}|inline\b|displaystyle\b|textstyle\b) ?")
 _ENVIRONMENTS = {"equation": "", "displaymath": "", "math": "", "align": "aligned", "alignat": "alignedat",
                  "eqnarray": "aligned", "flalign": "aligned", "gather": "gathered", "multline": "gathered"}
 _ENVIRONMENT = re.compile(rf"\\begin\{{({'|'.join(_ENVIRONMENTS)})(\*?)\}}(.*?)\\end\{{\1\2\}}", re.DOTALL)
@@ -385,17 +397,17 @@ def tidy(latex: str) -> str:
         if "$" in inside or not _balanced(inside):  # two formulas, or braces that do not belong together
             break
         latex = inside
-    if "\\" in latex:
-        latex = " ".join(_SETTINGS.sub("", _ENVIRONMENT.sub(_environment, latex)).split())
-    return latex
+    if "\\begin" in latex:
+        latex = _ENVIRONMENT.sub(_environment, latex)
+    return _SETTINGS.sub("", latex).strip() if "\\" in latex else latex
 
 
 _FORMULA = re.compile(  # the first that begins counts, so that nothing inside of a formula is taken for one
-    r"\$\$(?P<dollars>[^$]{1,10000}?)\$\$"
-    r"|(?<![\\$])\$(?=[^\s$])[^$\n]{0,999}?(?<=[^\s\\])\$(?!\d)"
-    r"|(?<!\\)\\\((?P<round>(?:(?!\\\(|\n\n).){1,5000}?)\\\)"
-    r"|(?<!\\)\\\[(?P<square>(?:(?!\\\[|\n\n).){1,10000}?)(?<!\\)\\\]"
-    r"|\\begin\{(?P<name>" + "|".join(_ENVIRONMENTS) + r")(?P<star>\*?)\}.{1,20000}?\\end\{(?P=name)(?P=star)\}",
+    r"\$(?<![\\$].)(?:\$(?P<dollars>[^$]{1,10000})\$\$|(?=[^\s$])[^$\n]{0,999}(?<=[^\s\\])\$(?!\d))"
+    r"|\\(?<!\\.)(?:"
+    r"\((?P<round>(?:(?!\\\(|\n\n).){1,5000}?)\\\)"
+    r"|\[(?P<square>(?:(?!\\\[|\n\n).){1,10000}?)(?<!\\)\\\]"
+    r"|begin\{(?P<name>" + "|".join(_ENVIRONMENTS) + r")(?P<star>\*?)\}.{1,20000}?\\end\{(?P=name)(?P=star)\})",
     re.DOTALL,
 )
 

@@ -32,23 +32,18 @@ except ImportError:  # said where it is first needed
 
 # Resiliparse's own choice of the main content takes about twice the time and loses formulas. Left out here is what
 # pages themselves mark as navigation and the like. Not header and form, which often hold the title or the whole page.
-_BOILERPLATE = [
-    *("nav", "footer", "aside", "dialog", "svg"),
-    *("[role=navigation]", "[role=banner]", "[role=contentinfo]", "[role=search]"),
-    *("#footer", "#nav", "#navigation", "#menu", "#sidebar"),
-    *(".nav", ".navbar", ".navigation", ".menu", ".footer", ".sidebar", ".breadcrumb", ".breadcrumbs"),
-    *(".noprint", ".navbox", ".mw-editsection", ".mw-jump-link"),
-]
-_MARKUP = re.compile(
-    r"<(?:((?:[a-z]+:)?math\b[^>]*)>(.{0,50000}?)</(?:[a-z]+:)?math\s*>"
-    r"|(script\b[^>]*\bmath/[^>]*)>(.{0,50000}?)</script\s*>"
-    r"|(img\b[^>]*)>)", re.DOTALL | re.IGNORECASE
-)
-_ANNOTATION = re.compile(r"<(?:[a-z]+:)?annotation\b[^>]*\btex\b[^>]*>(.*?)</", re.DOTALL | re.IGNORECASE)
-_IMAGE_SOURCE = re.compile(r"latex\.php|codecogs\.com|mathtex|mimetex|equation\?tex=|latex\?|texrender|[?&]cht=tx|"
-                           r"/media/math/render/")
-_IMAGE_CLASS = re.compile(r"(?:^|\s)(?:tex|latex|math|mathjax|formula|texrender|mwe-math-fallback\S*)(?:\s|$)", re.I)
-_ASCIIMATH = re.compile(r"asciimath|AM_(?:CHTML|HTMLorMML|SVG)", re.I)
+_BOILERPLATE = ["nav", "footer", "aside", ".navbar", ".footer", ".sidebar"]  # each takes 1 to 3 % of the time
+_RENDERED = [".MathJax_Preview", ".MathJax", ".MathJax_Display", ".MathJax_CHTML", ".MathJax_SVG",
+             ".MathJax_SVG_Display"]  # what MathJax 2 shows beside its scripts
+_NAMED = re.compile("math")
+_MATH = re.compile(r"<(math\b[^>]*)>(.{0,50000}?)</math>", re.DOTALL)
+_SCRIPT = re.compile(r"<(script\b[^>]*\bmath/[^>]*)>(.{0,50000}?)</script>", re.DOTALL)
+_IMAGE = re.compile(r"<(img\b[^>]*)>")
+_ANNOTATION = re.compile(r"annotation\b[^>]*\b(?:tex|TeX|LaTeX|latex)\b[^>]*>(.*?)</", re.DOTALL)
+_IMAGE_SOURCE = re.compile(r"latex\.php|codecogs\.com|mathtex|mimetex|equation\?tex=|latex\?|/media/math/render/")
+_IMAGE_CLASS = re.compile(r"(?:^|\s)(?:tex|latex|math|mathjax|mwe-math-fallback\S*)(?:\s|$)", re.I)
+_DISPLAYED = re.compile(r"""display=["']?block|mode\s*=\s*["']?display|fallback-image-display""")
+_ASCIIMATH = ("ASCIIMathML", "AsciiMath", "asciimath", "AM_CHTML", "AM_HTMLorMML", "AM_SVG")  # a page that loads it
 _BACKTICKS = re.compile(r"`([^`\n]{1,500})`")
 
 
@@ -77,33 +72,43 @@ def _of_image(tag: str) -> str:
     return (attribute(tag, "alt") or "") if _IMAGE_CLASS.search(attribute(tag, "class") or "") else ""
 
 
-def _with_formulas(html: str) -> tuple[str, list[str]]:
+def _with_formulas(html: str) -> tuple[str, list[str] | None]:
     """HTML in which formulas in elements, scripts and images have become text, and the selectors of what shows the
-    same formulas once more. That is done before the page is parsed: MathML and the like is much of what there would
-    be to parse."""
-    shown = set()
+    same formulas once more; None where the page names neither mathematics nor LaTeX. That is done before the page is
+    parsed: MathML and the like is much of what there would be to parse."""
+    named = {html[match.start() - 1 : match.end() + 1] for match in _NAMED.finditer(html)}
+    if not named and "latex" not in html:
+        return html, None
 
-    def put(match: re.Match) -> str:
-        math, inside, script, source, image = match.groups()
-        if image:
-            if "tex" not in image and "math" not in image and "formula" not in image:
-                return match[0]
-            latex, display = _of_image(image), "fallback-image-display" in image
-            if not latex or ("mwe-math" in image and "mwe-math-mathml" in html):  # the math element is there
-                return match[0]
-        elif math:
-            latex, display = _of_math(math, inside), re.search(r"""(?:display=["']?block|mode=["']?display)""", math)
-            shown.add(".katex-html")
-        else:
-            display = re.search(r"mode\s*=\s*display", script)
-            latex = mathml(source) if "math/mml" in script else source
-            latex = asciimath(source) if "math/asciimath" in script else latex
-            shown.update((".MathJax_Preview", ".MathJax", ".MathJax_Display", ".MathJax_CHTML", ".MathJax_SVG",
-                          ".MathJax_SVG_Display", ".MJX_Assistive_MathML"))
+    def put(latex: str, tag: str) -> str:
         latex = escape(tidy(latex), quote=False)
-        return (f"<br>$${latex}$$<br>" if display else f"${latex}$") if latex else " "
+        if not latex:
+            return " "
+        return f"<br>$${latex}$$<br>" if _DISPLAYED.search(tag) else f"${latex}$"
 
-    return _MARKUP.sub(put, html), list(shown)
+    def script(match: re.Match) -> str:
+        tag, source = match.groups()
+        read = mathml if "math/mml" in tag else asciimath if "math/asciimath" in tag else str
+        return put(read(source), tag)
+
+    def image(match: re.Match) -> str:
+        tag = match[1]
+        latex = _of_image(tag) if "tex" in tag or "math" in tag else ""
+        if not latex or ("mwe-math" in tag and "mwe-math-mathml" in html):  # its math element is there
+            return match[0]
+        return put(latex, tag)
+
+    page, shown = html, []
+    if any(one[0] == ":" for one in named):  # with the prefix of its namespace
+        page = re.sub(r"<(/?)\w+:math\b", r"<\1math", page)
+    if any(one[0] in "<:" for one in named):
+        page = _MATH.sub(lambda match: put(_of_math(*match.groups()), match[1]), page)
+        if "katex-mathml" in page:
+            shown.append(".katex-html")
+    if any(one[-1] == "/" for one in named):
+        page, count = _SCRIPT.subn(script, page)
+        shown += _RENDERED if count else []
+    return _IMAGE.sub(image, page), shown
 
 
 def _decoded(html: bytes | str, encoding: str | None) -> str:
@@ -111,25 +116,28 @@ def _decoded(html: bytes | str, encoding: str | None) -> str:
         return html
     if html.startswith(b"\xef\xbb\xbf"):
         encoding = "utf-8"
-    encoding = encoding or detect_encoding(html, from_html_meta=True) or "utf-8"
-    return bytes_to_str(html, map_encoding_to_html5(encoding), "replace")
+    encoding = map_encoding_to_html5(encoding or detect_encoding(html, from_html_meta=True) or "utf-8")
+    return bytes_to_str(html, encoding, "replace")
 
 
 def _extract(html: str) -> tuple[str, str]:
     """(text, declared language) of a page."""
-    replaced, shown = _with_formulas(html)
-    tree = HTMLTree.parse(replaced)
-    root = tree.document.document_element
-    declared = (root.getattr("lang") or root.getattr("xml:lang") or "") if root else ""
-    while "tex=" in html and (node := tree.document.query_selector("[data-latex], [data-tex]")):  # the outermost first
-        latex = tidy(node.getattr("data-latex") or node.getattr("data-tex") or "")
-        node.replace_with(tree.create_text_node(f"${latex}$" if latex else " "))
-    text = extract_plain_text(tree, skip_elements=_BOILERPLATE + shown, alt_texts=False)
+    page, shown = _with_formulas(html)
+    tree = HTMLTree.parse(page)
+    if shown is not None and "tex=" in page:  # data-latex and data-tex
+        for node in tree.document.query_selector_all("[data-latex], [data-tex]").values():
+            latex = tidy(node.getattr("data-latex") or node.getattr("data-tex") or "")
+            node.replace_with(tree.create_text_node(f"${latex}$" if latex else " "))
+    text = extract_plain_text(tree, skip_elements=_BOILERPLATE + (shown or []), alt_texts=False)
     if not text.strip():  # the whole page stands in something of the kind
         text = extract_plain_text(tree, alt_texts=False)
-    if "`" in text and _ASCIIMATH.search(html):
+    if "`" in text and any(name in html for name in _ASCIIMATH):
         text = _BACKTICKS.sub(lambda match: f"${asciimath(match[1])}$", text)
-    return re.sub("\n{3,}", "\n\n", normal_delimiters(text)).strip(), declared
+    text = normal_delimiters(text)
+    while "\n\n\n" in text:
+        text = text.replace("\n\n\n", "\n\n")
+    begin = html[: html.find(">", html.find("<html")) + 1]
+    return text.strip(), attribute(begin, "lang") or attribute(begin, "xml:lang") or ""
 
 
 def html_text(html: bytes | str, encoding: str | None = None) -> str:
