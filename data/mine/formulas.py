@@ -403,12 +403,12 @@ def tidy(latex: str) -> str:
 
 
 _FORMULA = re.compile(  # the first that begins counts, so that nothing inside of a formula is taken for one
-    r"\$(?<![\\$].)(?:\$(?P<dollars>[^$]{1,10000})\$\$|(?=[^\s$])[^$\n]{0,999}(?<=[^\s\\])\$(?!\d))"
+    r"\$(?<![\\$].)(?:\$(?P<dollars>[^$]++)\$\$|(?=[^\s$])[^$\n]{0,999}(?<=[^\s\\])\$(?!\d))"
     r"|\\(?<!\\.)(?:"
-    r"\((?P<round>(?:(?!\\\(|\n\n).){1,5000}?)\\\)"
-    r"|\[(?P<square>(?:(?!\\\[|\n\n).){1,10000}?)(?<!\\)\\\]"
-    r"|begin\{(?P<name>" + "|".join(_ENVIRONMENTS) + r")(?P<star>\*?)\}.{1,20000}?\\end\{(?P=name)(?P=star)\})",
-    re.DOTALL,
+    r"\((?P<round>(?:[^\\\n]++|\n(?!\n)|\\[^()])*+)\\\)"
+    r"|\[(?P<square>(?:[^\\\n]++|\n(?!\n)|\\[^][])*+)\\\]"
+    r"|begin\{(?P<name>" + "|".join(_ENVIRONMENTS) + r")(?P<star>\*?)\}"
+    r"(?:[^\\]++|\\(?!(?:begin|end)\{(?P=name)(?P=star)\}))*+\\end\{(?P=name)(?P=star)\})"
 )
 
 

@@ -36,9 +36,9 @@ _BOILERPLATE = ["nav", "footer", "aside", ".navbar", ".footer", ".sidebar"]  # e
 _RENDERED = [".MathJax_Preview", ".MathJax", ".MathJax_Display", ".MathJax_CHTML", ".MathJax_SVG",
              ".MathJax_SVG_Display"]  # what MathJax 2 shows beside its scripts
 _NAMED = re.compile("math")
-_MATH = re.compile(r"<(math\b[^>]*)>(.{0,50000}?)</math>", re.DOTALL)
-_SCRIPT = re.compile(r"<(script\b[^>]*\bmath/[^>]*)>(.{0,50000}?)</script>", re.DOTALL)
-_IMAGE = re.compile(r"<(img\b[^>]*)>")
+_MATH = re.compile(r"<(math\b[^>]*+)>((?:[^<]++|<(?!/?math\b))*+)</math>")
+_SCRIPT = re.compile(r"<(script\b[^>]*\bmath/[^>]*+)>((?:[^<]++|<(?!/?script\b))*+)</script>")
+_IMAGE = re.compile(r"<(img\b[^>]*+)>")
 _ANNOTATION = re.compile(r"annotation\b[^>]*\b(?:tex|TeX|LaTeX|latex)\b[^>]*>(.*?)</", re.DOTALL)
 _IMAGE_SOURCE = re.compile(r"latex\.php|codecogs\.com|mathtex|mimetex|equation\?tex=|latex\?|/media/math/render/")
 _IMAGE_CLASS = re.compile(r"(?:^|\s)(?:tex|latex|math|mathjax|mwe-math-fallback\S*)(?:\s|$)", re.I)
@@ -99,23 +99,26 @@ def _with_formulas(html: str) -> tuple[str, list[str] | None]:
         return put(latex, tag)
 
     page, shown = html, []
+    if any(one[-1] == "/" for one in named):
+        page, count = _SCRIPT.subn(script, page)
+        shown += _RENDERED if count else []
     if any(one[0] == ":" for one in named):  # with the prefix of its namespace
         page = re.sub(r"<(/?)\w+:math\b", r"<\1math", page)
     if any(one[0] in "<:" for one in named):
         page = _MATH.sub(lambda match: put(_of_math(*match.groups()), match[1]), page)
         if "katex-mathml" in page:
             shown.append(".katex-html")
-    if any(one[-1] == "/" for one in named):
-        page, count = _SCRIPT.subn(script, page)
-        shown += _RENDERED if count else []
     return _IMAGE.sub(image, page), shown
 
 
 def _decoded(html: bytes | str, encoding: str | None) -> str:
     if isinstance(html, str):
         return html
-    if html.startswith(b"\xef\xbb\xbf"):
-        encoding = "utf-8"
+    if b"\x1b" not in html and not (encoding or "").lower().startswith("utf-16"):  # neither is told from UTF-8 by bytes
+        try:
+            return html.decode("utf-8-sig")  # what is valid as UTF-8 is not anything else, whatever is declared
+        except UnicodeDecodeError:
+            pass
     encoding = map_encoding_to_html5(encoding or detect_encoding(html, from_html_meta=True) or "utf-8")
     return bytes_to_str(html, encoding, "replace")
 
@@ -187,7 +190,8 @@ _READ, _PIECE = 2**16, 2**20  # bytes read at once, and handed on at once
 _HEAD, _LARGEST = 2**15, 2**25  # of a record's header, and of what follows it, at most
 _MEMBER = re.compile(rb"\x1f\x8b\x08[\x00-\x1f]")  # how a gzip member begins
 _WARC = re.compile(rb"WARC/\d\.\d\r?\n")
-_ARC = re.compile(rb"([a-z]+:\S+) \S+ (\d{14}) \S+ (?:[^\r\n]* )?(\d+)\r?\n")
+_ARC = re.compile(rb"(?<!\S)([a-z]+:\S+) \S+ (\d{14}) \S+ (?:[^\r\n]* )?(\d+)\r?\n")
+_ENDING, _NEWLINES = re.compile(rb"\r?\n\r?\n"), re.compile(rb"[\r\n]*")
 _JSONL = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*["}]')
 _ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
@@ -255,18 +259,15 @@ class _Stream:
         return missing <= 0
 
     def seek(self, begin: re.Pattern) -> bool:
-        """Go to the next line that `begin` matches, or to the end."""
-        while True:
-            newline = self.data.find(b"\n", self.at)
-            while newline >= 0:
-                self.at = newline + 1
-                self.fill(_HEAD)
-                if begin.match(self.data, self.at):
-                    return True
-                newline = self.data.find(b"\n", self.at)
-            self.at = len(self.data)
-            if not self.fill(1):
+        """Go to the next place behind `at` that `begin` matches, or to the end."""
+        self.at += 1
+        while not (found := begin.search(self.data, self.at)):
+            self.at = max(self.at, len(self.data) - 4096)  # what is looked for may have begun there
+            if not self.fill(len(self.data) - self.at + 1):
+                self.at = len(self.data)
                 return False
+        self.at = found.start()
+        return True
 
     def go_on(self) -> None:
         self.data, self.at, self.fault = b"", 0, None
@@ -274,7 +275,7 @@ class _Stream:
 
 def _warc_head(data: bytes, at: int) -> tuple[dict, int, int] | None:
     """(fields with names in lower case, bytes of the header, bytes of what follows) of a WARC record that is sound."""
-    end = re.compile(rb"\r?\n\r?\n").search(data, at, at + _HEAD)
+    end = _ENDING.search(data, at, at + _HEAD)
     if not end or not _WARC.match(data, at):
         return None
     lines = data[at : end.start()].decode("utf-8", "replace").splitlines()[1:]
@@ -297,8 +298,8 @@ def _arc_head(data: bytes, at: int) -> tuple[dict, int, int] | None:
 
 
 def _records(stream: _Stream, begin: re.Pattern, head, counts: Counter) -> Iterator[tuple[dict, bytes]]:
-    """(fields, block) of every sound record: one whose block is there, and is followed by a record or by the end.
-    The others are counted, and the next line that looks like the beginning of a record is gone to."""
+    """(fields, block) of every sound record: one whose block is there and followed by two newlines, a record or the
+    end. The others are counted, and what next looks like the beginning of a record is gone to."""
     while True:
         stream.fill(_HEAD)
         if stream.at == len(stream.data):
@@ -313,8 +314,9 @@ def _records(stream: _Stream, begin: re.Pattern, head, counts: Counter) -> Itera
             whole = stream.fill(start + size)
             stream.fill(start + size + _HEAD)
             end = stream.at + start + size
-            after = re.compile(rb"[\r\n]*").match(stream.data, end).end()
-            if whole and (after == len(stream.data) or begin.match(stream.data, after)):
+            after = _NEWLINES.match(stream.data, end).end()
+            ended = _ENDING.match(stream.data, end) or after == len(stream.data) or begin.match(stream.data, after)
+            if whole and ended:
                 counts["records"] += 1
                 block = stream.data[end - size : end]
                 stream.at = after
@@ -416,7 +418,8 @@ def _of_row(row) -> dict | str:
     text = field("text", "raw_content", "content")
     if not text and (html := field("html")):
         text = html_text(html)
-    if not text.strip():
+    text = text.strip()
+    if not text:
         return "empty"
     lang = language(text, field("lang", "language"))
     return _page(field("url"), text, lang, field("date", "created", "date_download", "timestamp")[:10])
@@ -432,10 +435,10 @@ def read_pages(path: str | os.PathLike, counts: Counter) -> Iterator[dict]:
     try:
         with open(path, "rb") as file:
             stream = _Stream(_pieces(file))
-            while not stream.fill(_HEAD) and not stream.data and stream.fault:
+            while not stream.fill(_HEAD) and len(stream.data) < 20 and stream.fault:  # too little to tell the kind
                 counts.update(["records", stream.fault])
                 stream.go_on()
-            if not stream.data and not counts.get("records"):
+            if not stream.data:
                 return
             if _JSONL.match(stream.data):
                 yield from _jsonl_pages(stream, counts)
