@@ -30,8 +30,9 @@ except ImportError:  # said where it is first needed
 
 # --- HTML to text -------------------------------------------------------------------------------------------------
 
-# Resiliparse's own choice of the main content takes about twice the time and loses formulas. Left out here is what
-# pages themselves mark as navigation and the like. Not header and form, which often hold the title or the whole page.
+# Resiliparse's own choice of the main content takes more than twice as long and loses formulas, such as those in lists.
+# Left out here is what pages themselves mark as navigation and the like: not header and form, which often hold the
+# title or the whole page.
 _BOILERPLATE = ["nav", "footer", "aside", ".navbar", ".footer", ".sidebar"]  # each takes 1 to 3 % of the time
 _RENDERED = [".MathJax_Preview", ".MathJax", ".MathJax_Display", ".MathJax_CHTML", ".MathJax_SVG",
              ".MathJax_SVG_Display"]  # what MathJax 2 shows beside its scripts
@@ -76,7 +77,7 @@ def _with_formulas(html: str) -> tuple[str, list[str] | None]:
     """HTML in which formulas in elements, scripts and images have become text, and the selectors of what shows the
     same formulas once more; None where the page names neither mathematics nor LaTeX. That is done before the page is
     parsed: MathML and the like is much of what there would be to parse."""
-    named = {html[match.start() - 1 : match.end() + 1] for match in _NAMED.finditer(html)}
+    named = {html[max(0, match.start() - 1) : match.end() + 1] for match in _NAMED.finditer(html)}
     if not named and "latex" not in html:
         return html, None
 
@@ -133,7 +134,7 @@ def _extract(html: str) -> tuple[str, str]:
             node.replace_with(tree.create_text_node(f"${latex}$" if latex else " "))
     text = extract_plain_text(tree, skip_elements=_BOILERPLATE + (shown or []), alt_texts=False)
     if not text.strip():  # the whole page stands in something of the kind
-        text = extract_plain_text(tree, alt_texts=False)
+        text = extract_plain_text(tree, skip_elements=shown or [], alt_texts=False)
     if "`" in text and any(name in html for name in _ASCIIMATH):
         text = _BACKTICKS.sub(lambda match: f"${asciimath(match[1])}$", text)
     text = normal_delimiters(text)

@@ -108,6 +108,7 @@ def test_tidy(latex, expected):
 @pytest.mark.parametrize("text, expected", [
     (r"Let \(x^2\) be, \[ y = 1 \] so.", "Let $x^2$ be, $$y = 1$$ so."),
     (r"It costs $5 and \(x\) is $6.", "It costs $5 and $x$ is $6."),
+    (r"\$5, \(x\), 6$", r"\$5, $x$, 6$"),
     (r"\begin{align} a &= b \end{align}", r"$$\begin{aligned} a &= b \end{aligned}$$"),
     (r"$$\begin{align} a \end{align}$$", r"$$\begin{aligned} a \end{aligned}$$"),
     (r"$x \text{ with \(y\)}$ stays", r"$x \text{ with \(y\)}$ stays"),

@@ -248,7 +248,7 @@ def test_real_files(real, name):
     for one in found:
         assert one["url"].encode() in data and re.fullmatch(r"\d{4}-\d\d-\d\d", one["date"])
         assert one["text"].strip() == one["text"] != ""
-        assert "<script" not in one["text"] and "\n\n\n" not in one["text"]
+        assert "jsonl" in name or not re.search("<script|\n\n\n", one["text"])
 
 
 @needs_libraries
@@ -315,7 +315,7 @@ def test_paragraphs_and_what_is_left_out():
         <div class="sidebar">side</div><footer>foot</footer></body></html>""")
     assert text == "Title\n\nOne two\nthree\n\nFour\n\n  • a\n  • b\n  code\n    more"
     assert html_text("<body class='sidebar'><p>all of it</p></body>") == "all of it"
-    assert html_text("") == html_text(b"<p></p>") == ""
+    assert html_text("") == html_text(b"<p></p>") == "" and html_text("math") == "math"
 
 
 @needs_libraries
