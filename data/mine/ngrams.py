@@ -11,9 +11,8 @@ many texts together, without a Python loop over texts or words.
 """
 
 import hashlib
-import itertools
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,16 +138,34 @@ def _hash_batch(texts: Sequence[str], kind: str) -> tuple[np.ndarray, np.ndarray
     return values, np.searchsorted(starts, ends)
 
 
+def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts in order, in lists of about as many characters as are best handled at a time."""
+    batch, size = [], 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def units(text: str, kind: str = "word") -> list[str]:
+    """The units of one text themselves. Example: units("A b.") is ["a", "b"]."""
+    raw = b"\n" + (normalize(text) if kind == "word" else text).encode("utf-8", "replace") + b"\n"
+    edges = _edges(raw, kind, raw.isascii()).tolist()
+    return [raw[start:end].decode() for start, end in zip(edges[::2], edges[1::2], strict=True)]
+
+
 def unit_hashes(texts: Sequence[str], kind: str = "word") -> Hashes:
     """The units of texts. Example: unit_hashes(["A b.", "数学 a"]) has 2 and 3, the first equal to the last."""
     if kind == "word":
         texts = [normalize(text) for text in texts]
     np.empty(2**24, np.uint8)  # freed at once: glibc's malloc then keeps what is freed below, for a third less time
-    places = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts))) // _BATCH
-    starts = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(texts)]
     values, offsets, total = [np.zeros(0, np.uint64)], [np.zeros(1, np.int64)], 0
-    for begin, end in itertools.pairwise(starts):
-        hashes, ends = _hash_batch(texts[begin:end], kind)
+    for batch in batches(texts):
+        hashes, ends = _hash_batch(batch, kind)
         values.append(hashes)
         offsets.append(ends + total)
         total += len(hashes)
