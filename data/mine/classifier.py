@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from data import InputError, atomic_write
-from data.mine.ngrams import Hashes, batches, ngram_hashes, unit_hashes, units
+from data.mine.ngrams import Hashes, batches, crossing, rolling, unit_hashes, units
 
 _BLOCK = 32  # texts whose steps are taken together
 _SLICE = 4096  # vectors that a thread updates at a time
@@ -54,40 +54,46 @@ class Settings:
             raise InputError(f"classifier: rate is {self.rate}; give a number above 0")
 
 
-def bucket_numbers(hashes: np.ndarray, buckets: int) -> np.ndarray:
-    """Which bucket each n-gram falls into: int64 [N] in 0..buckets - 1."""
-    return (((hashes >> np.uint64(32)) * np.uint64(buckets)) >> np.uint64(32)).view(np.int64)
+def bucket_numbers(hashes: np.ndarray, n: int, buckets: int) -> np.ndarray:
+    """The bucket of every n words in a row (also of those from two texts): int64 [max(N - n + 1, 0)]."""
+    if len(hashes) < n:
+        return np.zeros(0, np.int64)
+    numbers = rolling(hashes, n)
+    numbers >>= np.uint64(32)
+    numbers *= np.uint64(buckets)
+    numbers >>= np.uint64(32)
+    return numbers.view(np.int64)
 
 
-class Vocabulary:
-    """A set of words by their hashes (uint64 [V], sorted, distinct). `find` says where each word stands in it."""
+class Table:
+    """From hashes (uint64 [V], distinct) to values [V] of any type: open addressing with 4 to 8 slots for each. No
+    hash is 0, which marks a slot as free."""
 
-    def __init__(self, hashes: np.ndarray):
-        self.hashes = hashes
-        bits = max(int(2 * len(hashes)).bit_length(), 1)  # two to four times as many slots as words
-        self._shift = np.uint64(64 - bits)
-        slots = np.arange(2**bits, dtype=np.uint64) << self._shift
-        self._starts = np.append(np.searchsorted(hashes, slots), len(hashes)).astype(np.int32)
-        self._padded = np.append(hashes, np.uint64(0))
+    def __init__(self, hashes: np.ndarray, values: np.ndarray):
+        bits = (4 * len(hashes)).bit_length() or 1
+        self._shift, self._mask = np.uint64(64 - bits), 2**bits - 1
+        self._keys, self._values = np.zeros(2**bits, np.uint64), np.zeros(2**bits, values.dtype)
+        left, at = np.arange(len(hashes)), (hashes >> self._shift).view(np.int64)
+        while len(left):
+            free = self._keys[at] == 0
+            self._keys[at[free]] = hashes[left[free]]  # of several for one slot one gets it
+            placed = self._keys[at] == hashes[left]
+            self._values[at[placed]] = values[left[placed]]
+            left, at = left[~placed], (at[~placed] + 1) & self._mask
 
-    def __len__(self) -> int:
-        return len(self.hashes)
-
-    def find(self, hashes: np.ndarray) -> np.ndarray:
-        """Place of each in the vocabulary, -1 for those that are not there: int64 [N]."""
-        slots = (hashes >> self._shift).view(np.int64)
-        places = self._starts[slots].astype(np.int64)
-        missing = np.flatnonzero(self._padded[places] != hashes)
-        wanted, candidates, ends = hashes[missing], places[missing], self._starts[slots[missing] + 1]
-        places[missing] = -1
-        while len(missing):
-            hit = (candidates < ends) & (self._padded[candidates] == wanted)
-            places[missing[hit]] = candidates[hit]
-            left = ~hit & (candidates < ends)
-            missing, wanted, candidates, ends = missing[left], wanted[left], candidates[left] + 1, ends[left]
-        # the padding could be taken for a word of hash 0
-        places[places == len(self.hashes)] = -1
-        return places
+    def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(the value of each hash, bool [N] whether it is there); where it is not the value means nothing."""
+        at = (hashes >> self._shift).view(np.int64)
+        keys = self._keys[at]
+        known = keys == hashes
+        left = np.flatnonzero((keys != 0) & ~known)
+        while len(left):
+            at[left] = next = (at[left] + 1) & self._mask
+            keys = self._keys[next]
+            hit = keys == hashes[left]
+            known[left[hit]] = True
+            left = left[(keys != 0) & ~hit]
+        return self._values[at], known
 
 
 def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -108,7 +114,7 @@ class Classifier:
     """A number for each feature; made by `train` or `load`."""
 
     settings: Settings
-    words: Vocabulary
+    words: np.ndarray  # uint64 [V]: hashes of the words with a number of their own
     word_weights: np.ndarray  # float32 [V]
     bucket_weights: np.ndarray  # float32 [buckets]
 
@@ -119,28 +125,29 @@ class Classifier:
 
     def _scores(self, texts: Sequence[str]) -> np.ndarray:
         hashes = unit_hashes(texts, "space")
-        places = self.words.find(hashes.values)
-        known = places >= 0
-        total = _sums(np.where(known, self._padded[places], np.float32(0)), hashes.offsets)
-        count = _sums(known.astype(np.int64), hashes.offsets)
+        weights, known = self._table.find(hashes.values)
+        weights = np.where(known, weights, np.float32(0))
+        count = _sums(known.astype(np.float32), hashes.offsets)
         for n in range(2, self.settings.ngrams + 1):
-            grams = ngram_hashes(hashes, n)
-            total += _sums(self.bucket_weights[bucket_numbers(grams.values, self.settings.buckets)], grams.offsets)
-            count += grams.counts
-        return _sigmoid(total / np.maximum(count, 1)).astype(np.float32)
+            grams = self.bucket_weights[bucket_numbers(hashes.values, n, self.settings.buckets)]
+            grams[crossing(hashes, n)] = 0
+            weights[: len(grams)] += grams  # each with its first word
+            count += np.maximum(hashes.counts - n + 1, 0).astype(np.float32)
+        total = _sums(weights, hashes.offsets)
+        return _sigmoid(total / np.maximum(count, np.float32(1)))
 
     @functools.cached_property
-    def _padded(self) -> np.ndarray:
-        return np.append(self.word_weights, np.float32(0))  # place -1 is the last
+    def _table(self) -> Table:
+        return Table(self.words, self.word_weights)
 
     def explain(self, text: str, count: int = 10) -> list[tuple[str, float]]:
         """The n-grams that weigh most in a text's logit, with their shares of it; positive ones speak for mathematics.
         All shares together are the logit, log(score / (1 - score))."""
         hashes, strings = unit_hashes([text], "space"), units(text, "space")
-        places = self.words.find(hashes.values)
-        found = [(strings[i], self.word_weights[places[i]]) for i in np.flatnonzero(places >= 0)]
+        weights, known = self._table.find(hashes.values)
+        found = [(strings[i], weights[i]) for i in np.flatnonzero(known)]
         for n in range(2, self.settings.ngrams + 1):
-            weights = self.bucket_weights[bucket_numbers(ngram_hashes(hashes, n).values, self.settings.buckets)]
+            weights = self.bucket_weights[bucket_numbers(hashes.values, n, self.settings.buckets)]
             found += [(" ".join(strings[i : i + n]), weight) for i, weight in enumerate(weights)]
         shares: dict[str, float] = {}
         for string, weight in found:
@@ -151,7 +158,7 @@ class Classifier:
         """Write one .npz file (atomically): settings as JSON, the words' hashes, the weights."""
         about = json.dumps({"format": _FORMAT, "settings": asdict(self.settings)})
         with atomic_write(path, "wb") as file:
-            np.savez(file, about=np.array(about), words=self.words.hashes, word_weights=self.word_weights,
+            np.savez(file, about=np.array(about), words=self.words, word_weights=self.word_weights,
                      bucket_weights=self.bucket_weights)
 
 
@@ -173,7 +180,7 @@ def load(path: str | os.PathLike) -> Classifier:
                          ) from None
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         raise InputError(f"{path}: not a classifier, or not whole; train it again") from None
-    return Classifier(settings, Vocabulary(words), word_weights, bucket_weights)
+    return Classifier(settings, words, word_weights, bucket_weights)
 
 
 # ---- Training --------------------------------------------------------------------------------------------------------
@@ -194,18 +201,18 @@ class Features:
     """From hashes of words to numbers of vectors: first those of words, then those of the buckets in use."""
 
     settings: Settings
-    words: Vocabulary
+    words: Table
     rows: np.ndarray  # int32 [buckets]: the vector of each bucket
 
     def __call__(self, hashes: Hashes) -> list[Hashes]:
         """The vectors of texts, a Hashes of int64 for each n."""
-        places = self.words.find(hashes.values)
-        known = places >= 0
+        places, known = self.words.find(hashes.values)
         found = [Hashes(places[known], np.concatenate([[0], np.cumsum(known)])[hashes.offsets])]
         for n in range(2, self.settings.ngrams + 1):
-            grams = ngram_hashes(hashes, n)
-            numbers = bucket_numbers(grams.values, self.settings.buckets)
-            found.append(Hashes(self.rows[numbers].astype(np.int64), grams.offsets))
+            rows = self.rows[bucket_numbers(hashes.values, n, self.settings.buckets)].astype(np.int64)
+            rows[crossing(hashes, n)] = -1
+            counts = np.maximum(hashes.counts - n + 1, 0)
+            found.append(Hashes(rows[rows >= 0], np.concatenate([[0], np.cumsum(counts)])))
         return found
 
 
@@ -290,14 +297,17 @@ def train(positives: Iterable[str], negatives: Iterable[str], settings: Settings
     parts = parts[0] + parts[1]
     hashes = Hashes(np.concatenate([one.values for one in parts]),
                     np.concatenate([[0], np.cumsum(np.concatenate([one.counts for one in parts]))]))
-    words = Vocabulary(count_words(hashes.values, settings.min_count))
+    words = count_words(hashes.values, settings.min_count)
     used = np.zeros(settings.buckets, bool)
     for one in parts:
         for n in range(2, settings.ngrams + 1):
-            used[bucket_numbers(ngram_hashes(one, n).values, settings.buckets)] = True
+            numbers = bucket_numbers(one.values, n, settings.buckets)
+            numbers[crossing(one, n)] = -1
+            used[numbers[numbers >= 0]] = True
     del parts
     rows = (np.cumsum(used, dtype=np.int64) - 1 + len(words)).astype(np.int32)
-    vectors, d = _fit(Features(settings, words, rows), len(words) + int(used.sum()), hashes, labels, seed, threads)
+    vectors, d = _fit(Features(settings, Table(words, np.arange(len(words))), rows), len(words) + int(used.sum()),
+                      hashes, labels, seed, threads)
     weights = np.einsum("rw,w->r", vectors, d.astype(np.float32))
     buckets = np.zeros(settings.buckets, np.float32)
     buckets[used] = weights[len(words) :]

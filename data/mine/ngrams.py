@@ -10,7 +10,6 @@ many texts together, without a Python loop over texts or words.
                   (outside ASCII a whole block of Unicode counts as one or the other, as the first byte tells)
 """
 
-import hashlib
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ import numpy as np
 
 _M = np.uint64(0x9E3779B97F4A7C15)
 _BATCH = 2**17  # characters at a time: what is made of them on the way stays in the processor's cache
-_LONG = 64  # bytes; the few units above it (addresses, base64) are hashed one by one
 _KEEP = np.array([2 ** (8 * n) - 1 for n in range(9)], np.uint64)  # of eight bytes the first n
 
 
@@ -84,7 +82,7 @@ def _edges(raw: bytes, kind: str, ascii: bool) -> np.ndarray:
         inside = np.frombuffer(raw.translate(_WORD), bool)
     if ascii:
         return np.flatnonzero(inside[1:] != inside[:-1]) + 1
-    high = np.flatnonzero(data & np.uint8(0x80))  # few in most texts: what follows is cheap for them
+    high = np.flatnonzero(data >= 0x80)  # few in most texts: what follows is cheap for them
     byte = data[high]
     if kind == "word":
         inside = inside.copy()
@@ -118,22 +116,22 @@ def _hash_batch(texts: Sequence[str], kind: str) -> tuple[np.ndarray, np.ndarray
     starts = np.ascontiguousarray(edges[:, 0])
     sizes = edges[:, 1] - starts
     blocks = np.ndarray(len(raw) - 7, "<u8", raw, strides=(1,))  # the eight bytes from every place
-    values = sizes.view(np.uint64) * _M
-    left, at, which = sizes, starts, slice(None)
-    for _ in range(0, _LONG, 8):
-        block = blocks[at]
-        block &= _KEEP[np.minimum(left, 8)]
-        block += values[which]
-        block *= _M
-        values[which] = mix(block)
-        more = np.flatnonzero(left > 8)
-        if not len(more):
-            break
-        which = more if isinstance(which, slice) else which[more]
-        left, at = left[more] - 8, at[more] + 8
-    for i in np.flatnonzero(sizes > _LONG).tolist():
-        digest = hashlib.blake2b(raw[edges[i, 0] : edges[i, 1]], digest_size=8).digest()
-        values[i] = int.from_bytes(digest, "little")
+    values = blocks[starts]
+    values &= _KEEP[np.minimum(sizes, 8)]
+    values += sizes.view(np.uint64) * _M
+    values *= _M
+    values = mix(values)
+    long = np.flatnonzero(sizes > 8)
+    if len(long):  # their further bytes, eight at a time, all of them at once
+        further = (sizes[long] - 1) >> 3
+        begins = np.cumsum(further) - further
+        place = np.arange(1, begins[-1] + further[-1] + 1) - np.repeat(begins, further)  # 1, 2, ... within each unit
+        at = 8 * place
+        left = np.repeat(sizes[long], further) - at
+        at += np.repeat(starts[long], further)
+        parts = blocks[at] & _KEEP[np.minimum(left, 8)]
+        parts += mix(place.view(np.uint64))  # so that their order counts
+        values[long] = mix(values[long] + np.add.reduceat(mix(parts * _M), begins) * _M)
     ends = np.cumsum(np.fromiter(lengths, np.int64, len(texts)) + 1)
     return values, np.searchsorted(starts, ends)
 
@@ -176,23 +174,29 @@ def ngram_hashes(units: Hashes, n: int) -> Hashes:
     """The n-grams of each text, in order; a text of fewer than n units has none. ngram_hashes(units, 1) is `units`."""
     if n == 1:
         return units
-    size = len(units.values) - n + 1
     offsets = np.concatenate([[0], np.cumsum(np.maximum(units.counts - n + 1, 0))])
-    if size <= 0:
-        return Hashes(np.zeros(0, np.uint64), offsets)
+    size = max(len(units.values) - n + 1, 0)
     values = np.empty(size, np.uint64)
     for i in range(0, size, _BATCH // 8):
-        last = units.values[i : i + _BATCH // 8 + n - 1]
-        rolled = last[: len(last) - n + 1] * _M
-        for k in range(1, n - 1):
-            rolled += last[k : k + len(rolled)]
-            rolled *= _M
-        rolled += last[n - 1 :]
-        values[i : i + len(rolled)] = mix(rolled)
-    if len(units) > 1:  # leave out those that would reach into the next text
+        values[i : i + _BATCH // 8] = mix(rolling(units.values[i : i + _BATCH // 8 + n - 1], n))
+    if len(units) > 1:
         whole = np.ones(size, bool)
-        for k in range(1, n):
-            crossing = units.offsets[1:-1] - k
-            whole[crossing[(crossing >= 0) & (crossing < size)]] = False
+        whole[crossing(units, n)] = False
         values = values[whole]
     return Hashes(values, offsets)
+
+
+def rolling(values: np.ndarray, n: int) -> np.ndarray:
+    """A number for every n units in a row, whatever texts they belong to: uint64 [N - n + 1], for N >= n. Its high
+    bits serve to pick a bucket; ngram_hashes mixes all of them."""
+    rolled = values[: len(values) - n + 1]
+    for k in range(1, n):
+        rolled = rolled * _M
+        rolled += values[k : k + len(rolled)]
+    return rolled
+
+
+def crossing(units: Hashes, n: int) -> np.ndarray:
+    """Where in `rolling` of units.values an n-gram reaches into another text: int64, some of them several times."""
+    places = (units.offsets[1:-1, None] - np.arange(1, n)).ravel()
+    return places[(places >= 0) & (places <= len(units.values) - n)]
