@@ -33,7 +33,8 @@ from data import InputError, atomic_write
 from data.mine.ngrams import Hashes, batches, crossing, rolling, unit_hashes, units
 
 _BLOCK = 32  # texts whose steps are taken together
-_SLICE = 4096  # vectors that a thread updates at a time
+_SLICE = 1024  # vectors that a thread sets or updates at a time
+_COUNTED = 2**22  # words counted at a time
 _FORMAT = "word n-gram classifier 1"
 
 
@@ -189,11 +190,31 @@ def load(path: str | os.PathLike) -> Classifier:
 def count_words(values: np.ndarray, min_count: int) -> np.ndarray:
     """The distinct hashes that occur `min_count` times or more, sorted. Counted in pieces: memory for the distinct."""
     words, counts = np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    for i in range(0, len(values), 2**22):
-        new, times = np.unique(values[i : i + 2**22], return_counts=True)
+    for i in range(0, len(values), _COUNTED):
+        new, times = np.unique(values[i : i + _COUNTED], return_counts=True)
         words, where = np.unique(np.concatenate([words, new]), return_inverse=True)
         counts = np.bincount(where, weights=np.concatenate([counts, times])).astype(np.int64)
     return words[counts >= min_count]
+
+
+def initial_vectors(start: int, count: int, width: int, seed: int) -> np.ndarray:
+    """The vectors start .. start + count - 1 before training, uniform within 1 / width of 0; `start` is a whole number
+    of slices, `count` at most one. float32 [count, width]."""
+    vectors = np.random.default_rng([seed, 1, start]).random((count, width), dtype=np.float32)
+    vectors -= np.float32(0.5)
+    vectors *= np.float32(2 / width)
+    return vectors
+
+
+def schedule(counts: np.ndarray, settings: Settings, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(which texts, the rate of each) of every block. The rate falls with the words passed, `counts` in each text."""
+    total = settings.epochs * counts.sum()
+    for epoch in range(settings.epochs):
+        order = np.random.default_rng([seed, 0, epoch]).permutation(len(counts))
+        passed = np.cumsum(counts[order]) - counts[order] + epoch * counts.sum()
+        rates = settings.rate * (1 - passed / total)
+        for i in range(0, len(order), _BLOCK):
+            yield order[i : i + _BLOCK], rates[i : i + _BLOCK]
 
 
 @dataclass(frozen=True)
@@ -291,6 +312,8 @@ def train(positives: Iterable[str], negatives: Iterable[str], settings: Settings
     Memory: 8 bytes for each word of the texts, 4 * width bytes for each vector in use. Raises InputError."""
     settings = settings or Settings()
     settings.check()
+    if threads < 1:
+        raise InputError(f"classifier: threads is {threads}; give a whole number of 1 or more")
     parts = [read_texts(positives, "the positives"), read_texts(negatives, "the negatives")]
     texts = [sum(map(len, part)) for part in parts]
     labels = np.repeat([1.0, 0.0], texts)
@@ -323,22 +346,9 @@ def _fit(features: Features, count: int, hashes: Hashes, labels: np.ndarray, see
     settings = features.settings
     vectors = np.empty((count, settings.width), np.float32)
     matrix, d = torch.from_numpy(vectors), np.zeros(settings.width)
-    done, total = np.concatenate([[0], np.cumsum(hashes.counts)]), settings.epochs * len(hashes.values)
 
     def initialise(start: int) -> None:
-        part = vectors[start : start + _SLICE]
-        np.random.default_rng([seed, 1, start]).random(out=part, dtype=np.float32)
-        part -= np.float32(0.5)
-        part *= np.float32(2 / settings.width)
-
-    def schedule() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(texts, their rates) of every block."""
-        for epoch in range(settings.epochs):
-            order = np.random.default_rng([seed, 0, epoch]).permutation(len(hashes))
-            before = np.concatenate([[0], np.cumsum(hashes.counts[order])[:-1]]) + epoch * done[-1]
-            rates = settings.rate * (1 - before / total)
-            for i in range(0, len(order), _BLOCK):
-                yield order[i : i + _BLOCK], rates[i : i + _BLOCK]
+        vectors[start : start + _SLICE] = initial_vectors(start, min(count - start, _SLICE), settings.width, seed)
 
     def prepare(item: tuple[np.ndarray, np.ndarray]) -> tuple[Block, np.ndarray, np.ndarray]:
         texts, rates = item
@@ -360,12 +370,13 @@ def _fit(features: Features, count: int, hashes: Hashes, labels: np.ndarray, see
         change = F.embedding_bag(owners, added, torch.from_numpy(starts[: len(rows)] - starts[0]), mode="sum")
         matrix.index_add_(0, torch.from_numpy(rows), change)
 
+    plan = schedule(hashes.counts, settings, seed)
     inside = torch.get_num_threads()
     torch.set_num_threads(1)  # each of ours works alone
     try:
         with ThreadPoolExecutor(threads) as pool, torch.no_grad():
             list(pool.map(initialise, range(0, count, _SLICE)))
-            for block, wanted, rates in _ahead(pool, prepare, schedule(), 2 * threads):
+            for block, wanted, rates in _ahead(pool, prepare, plan, 2 * threads):
                 texts = len(wanted)
                 cuts = range(0, len(block.bags), max(texts // 4, 1))
                 ends = [*cuts[1:], len(block.bags)]
