@@ -11,13 +11,14 @@ many texts together, without a Python loop over texts or words.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-_SEPARATOR, _LETTER, _CJK, _REST = 0, 1, 2, 3  # _REST: the later bytes of a character, of its first one's class
 _M = np.uint64(0x9E3779B97F4A7C15)
+_BATCH = 2**17  # characters at a time: what is made of them on the way stays in the processor's cache
+_KEEP = np.array([2 ** (8 * n) - 1 for n in range(9)], np.uint64)  # of eight bytes the first n
 
 
 @dataclass(frozen=True)
@@ -45,28 +46,12 @@ class Hashes:
 
 def mix(x: np.ndarray) -> np.ndarray:
     """A bijection of 64-bit integers after which every bit depends on all (splitmix64's finisher)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _classes(kind: str) -> np.ndarray:
-    """The class of each byte of UTF-8, by the first byte of its character: [256]."""
-    table = np.full(256, _LETTER, np.uint8)
-    table[0x80:0xC0] = _REST
-    if kind == "space":
-        table[[0x09, 0x0A, 0x0B, 0x0C, 0x0D, 0x20]] = _SEPARATOR
-    else:
-        plain = np.frombuffer(bytes(range(128)), np.uint8)
-        keep = [chr(b).isalnum() for b in plain]
-        table[:128] = np.where(keep, _LETTER, _SEPARATOR)
-        table[[0xC2, 0xE2, 0xEE, 0xEF]] = _SEPARATOR  # U+0080-00BF, U+2000-2FFF, U+E000-FFFF: signs and symbols
-    table[0xE3:0xEA] = _CJK  # U+3000-9FFF; U+F900-FAFF become these by NFKC
-    table[0xF0] = _CJK  # U+10000-3FFFF: rare characters, and emoji
-    return table
-
-
-_TABLES = {kind: _classes(kind) for kind in ("space", "word")}
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def normalize(text: str) -> str:
@@ -74,67 +59,144 @@ def normalize(text: str) -> str:
     return (text if text.isascii() else unicodedata.normalize("NFKC", text)).lower()
 
 
-def _borders(data: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """(first byte, byte after the last) of every unit, both int64 [N] in order. `data` begins and ends in
-    a separator."""
-    classes = _TABLES[kind][data]
-    rest = np.flatnonzero(classes == _REST)
-    for _ in range(3):  # a character has at most three later bytes
-        if not len(rest):
-            break
-        classes[rest] = classes[rest - 1]
-        rest = rest[classes[rest] == _REST]
-    if kind == "word":  # U+3000-303F: punctuation of Chinese and Japanese
-        at = np.flatnonzero((data[:-2] == 0xE3) & (data[1:-1] == 0x80))
+def _word_bytes() -> bytes:
+    """A table for bytes.translate: 1 for bytes of UTF-8 that belong to a unit of kind "word", 0 for the others. What
+    follows the first byte of a character that does not belong counts as belonging: _edges corrects that."""
+    table = np.ones(256, np.uint8)
+    table[:128] = [chr(byte).isalnum() for byte in range(128)]
+    table[_SIGNS] = 0
+    return table.tobytes()
+
+
+_SIGNS = [0xC2, 0xE2, 0xEE, 0xEF]  # U+0080-00BF, U+2000-2FFF, U+E000-FFFF: signs and symbols, by their first byte
+_WORD = _word_bytes()
+
+
+def _edges(raw: bytes, kind: str, ascii: bool) -> np.ndarray:
+    """Where units begin and end, in turn: int64 [2 N], even ones the first byte of a unit, odd ones the byte after its
+    last. `raw` begins and ends with a separator."""
+    data = np.frombuffer(raw, np.uint8)
+    if kind == "space":
+        inside = ((data - np.uint8(9)) > 4) & (data != 32)  # not \t \n \v \f \r, nor a space
+    else:
+        inside = np.frombuffer(raw.translate(_WORD), bool)
+    if ascii:
+        return np.flatnonzero(inside[1:] != inside[:-1]) + 1
+    high = np.flatnonzero(data >= 0x80)  # few in most texts: what follows is cheap for them
+    byte = data[high]
+    if kind == "word":
+        inside = inside.copy()
+        sign = high[np.isin(byte, _SIGNS)]
+        inside[sign + 1] = False
+        inside[sign[data[sign] != 0xC2] + 2] = False
+        stop = high[(byte == 0xE3) & (data[high + 1] == 0x80)]  # U+3000-303F: punctuation of Chinese and Japanese
         for k in range(3):
-            classes[at + k] = _SEPARATOR
-    letter, cjk = classes == _LETTER, classes == _CJK
-    starts, ends = np.zeros(len(data), bool), np.zeros(len(data), bool)
-    starts[1:] = letter[1:] & ~letter[:-1]
-    ends[1:] = letter[:-1] & ~letter[1:]
-    if cjk.any():
-        first = cjk & (data >= 0xC0)  # each character is a unit
-        starts |= first
-        ends[1:] |= cjk[:-1] & (first[1:] | ~cjk[1:])
-    return np.flatnonzero(starts), np.flatnonzero(ends)
+            inside[stop + k] = False
+    edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
+    # CJK, each character a unit: U+3000-9FFF (U+F900-FAFF become these by NFKC), and U+10000-3FFFF: rare ones, emoji
+    first = high[((byte - np.uint8(0xE3)) < 7) | (byte == 0xF0)]
+    if len(first):
+        last = first + 3 + (data[first] == 0xF0)
+        cut = np.concatenate([first, last[:-1][last[:-1] < first[1:]], last[-1:]])
+        cut = cut[inside[cut] & inside[cut - 1]]  # where text begins or ends there is an edge already
+        edges = np.sort(np.concatenate([edges, cut, cut]))  # a unit ends and the next begins
+    return edges
+
+
+def _hash_batch(texts: Sequence[str], kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """(hashes of all units, uint64 [N]; how many units begin before the end of each text, int64 [texts])."""
+    joined = "\n".join(texts)
+    if ascii := joined.isascii():
+        raw, lengths = joined.encode(), map(len, texts)
+    else:
+        encoded = [text.encode("utf-8", "replace") for text in texts]
+        raw, lengths = b"\n".join(encoded), map(len, encoded)
+    raw = b"\n" + raw + b"\n" + b" " * 8  # eight more, so that eight can be read from anywhere
+    edges = _edges(raw, kind, ascii).reshape(-1, 2)
+    starts = np.ascontiguousarray(edges[:, 0])
+    sizes = edges[:, 1] - starts
+    blocks = np.ndarray(len(raw) - 7, "<u8", raw, strides=(1,))  # the eight bytes from every place
+    values = blocks[starts]
+    values &= _KEEP[np.minimum(sizes, 8)]
+    values += sizes.view(np.uint64) * _M
+    values *= _M
+    values = mix(values)
+    long = np.flatnonzero(sizes > 8)
+    if len(long):  # their further bytes, eight at a time, all of them at once
+        further = (sizes[long] - 1) >> 3
+        begins = np.cumsum(further) - further
+        place = np.arange(1, begins[-1] + further[-1] + 1) - np.repeat(begins, further)  # 1, 2, ... within each unit
+        at = 8 * place
+        left = np.repeat(sizes[long], further) - at
+        at += np.repeat(starts[long], further)
+        parts = blocks[at] & _KEEP[np.minimum(left, 8)]
+        parts += mix(place.view(np.uint64))  # so that their order counts
+        values[long] = mix(values[long] + np.add.reduceat(mix(parts * _M), begins) * _M)
+    ends = np.cumsum(np.fromiter(lengths, np.int64, len(texts)) + 1)
+    return values, np.searchsorted(starts, ends)
+
+
+def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts in order, in lists of about as many characters as are best handled at a time."""
+    batch, size = [], 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def units(text: str, kind: str = "word") -> list[str]:
+    """The units of one text themselves. Example: units("A b.") is ["a", "b"]."""
+    raw = b"\n" + (normalize(text) if kind == "word" else text).encode("utf-8", "replace") + b"\n"
+    edges = _edges(raw, kind, raw.isascii()).tolist()
+    return [raw[start:end].decode() for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def unit_hashes(texts: Sequence[str], kind: str = "word") -> Hashes:
     """The units of texts. Example: unit_hashes(["A b.", "数学 a"]) has 2 and 3, the first equal to the last."""
     if kind == "word":
         texts = [normalize(text) for text in texts]
-    encoded = [text.encode("utf-8", "replace") for text in texts]
-    data = b"\n" + b"\n".join(encoded) + b"\n" + bytes(8)  # eight more, so that eight can be read from anywhere
-    lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-    data = np.frombuffer(data, np.uint8)
-    starts, ends = _borders(data[:-8], kind)
-    blocks = np.ndarray(len(data) - 7, "<u8", data.data, strides=(1,))  # the eight bytes from every place
-    sizes = ends - starts
-    values = np.full(len(starts), _M) * sizes.astype(np.uint64)
-    left, at, which = sizes, starts, slice(None)
-    while len(left):
-        keep = np.uint64(0xFFFFFFFFFFFFFFFF) >> ((8 - np.minimum(left, 8)) * 8).astype(np.uint64)
-        values[which] = mix((values[which] + (blocks[at] & keep)) * _M)
-        more = np.flatnonzero(left > 8)
-        which = more if isinstance(which, slice) else which[more]
-        left, at = left[more] - 8, at[more] + 8
-    begins = np.concatenate([[0], np.cumsum(lengths + 1)])
-    return Hashes(values, np.searchsorted(starts, begins + 1))
+    np.empty(2**24, np.uint8)  # freed at once: glibc's malloc then keeps what is freed below, for a third less time
+    values, offsets, total = [np.zeros(0, np.uint64)], [np.zeros(1, np.int64)], 0
+    for batch in batches(texts):
+        hashes, ends = _hash_batch(batch, kind)
+        values.append(hashes)
+        offsets.append(ends + total)
+        total += len(hashes)
+    return Hashes(np.concatenate(values), np.concatenate(offsets))
 
 
 def ngram_hashes(units: Hashes, n: int) -> Hashes:
     """The n-grams of each text, in order; a text of fewer than n units has none. ngram_hashes(units, 1) is `units`."""
     if n == 1:
         return units
-    size = len(units.values) - n + 1
     offsets = np.concatenate([[0], np.cumsum(np.maximum(units.counts - n + 1, 0))])
-    if size <= 0:
-        return Hashes(np.zeros(0, np.uint64), offsets)
-    values = units.values[:size].copy()
+    size = max(len(units.values) - n + 1, 0)
+    values = np.empty(size, np.uint64)
+    for i in range(0, size, _BATCH // 8):
+        values[i : i + _BATCH // 8] = mix(rolling(units.values[i : i + _BATCH // 8 + n - 1], n))
+    if len(units) > 1:
+        whole = np.ones(size, bool)
+        whole[crossing(units, n)] = False
+        values = values[whole]
+    return Hashes(values, offsets)
+
+
+def rolling(values: np.ndarray, n: int) -> np.ndarray:
+    """A number for every n units in a row, whatever texts they belong to: uint64 [N - n + 1], for N >= n. Its high
+    bits serve to pick a bucket; ngram_hashes mixes all of them."""
+    rolled = values[: len(values) - n + 1]
     for k in range(1, n):
-        values = values * _M + units.values[k : k + size]
-    whole = np.ones(size, bool)
-    for k in range(1, n):  # those that would reach into the next text
-        crossing = units.offsets[1:-1] - k
-        whole[crossing[(crossing >= 0) & (crossing < size)]] = False
-    return Hashes(mix(values[whole]), offsets)
+        rolled = rolled * _M
+        rolled += values[k : k + len(rolled)]
+    return rolled
+
+
+def crossing(units: Hashes, n: int) -> np.ndarray:
+    """Where in `rolling` of units.values an n-gram reaches into another text: int64, some of them several times."""
+    places = (units.offsets[1:-1, None] - np.arange(1, n)).ravel()
+    return places[(places >= 0) & (places <= len(units.values) - n)]

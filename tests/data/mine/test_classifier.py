@@ -1,0 +1,248 @@
+"""data/mine/classifier.py against plain SGD, one text at a time in float64, and against the fastText library."""
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data import InputError
+from data.mine import classifier, ngrams
+from data.mine.classifier import Settings, Table, bucket_numbers, count_words, load, train
+from data.mine.ngrams import unit_hashes
+
+SMALL = Settings(width=8, buckets=97, epochs=2, rate=3.0, min_count=2)
+MATH = "theorem proof sum x^2 = integral lemma 证 明 数".split()
+OTHER = "market game price the team news money of 新 闻".split()
+
+
+def make_texts(words: list[str], count: int, seed: int, length: int = 30) -> list[str]:
+    """Texts half of whose words are of the kind, the others of either or of no other text."""
+    draw = random.Random(seed)
+    rare = [f"rare{seed}{i}" for i in range(200)]
+    pick = [words, MATH + OTHER, MATH + OTHER + rare]
+    return [" ".join(draw.choice(draw.choice(pick)) for _ in range(draw.randrange(length))) for _ in range(count)]
+
+
+POSITIVES, NEGATIVES = make_texts(MATH, 40, 1), make_texts(OTHER, 45, 2)
+
+
+def features(text: str, words: set[str], settings: Settings) -> list:
+    """The features of a text: kept words by themselves, n-grams by their bucket."""
+    parts = text.split()  # these texts have no CJK character inside a word
+    found = [part for part in parts if part in words]
+    for n in range(2, settings.ngrams + 1):
+        for i in range(len(parts) - n + 1):
+            hashes = unit_hashes([" ".join(parts[i : i + n])], "space").values
+            found.append(int(bucket_numbers(hashes, n, settings.buckets)[0]))
+    return found
+
+
+def kept_words(texts: list[str], settings: Settings) -> set[str]:
+    return {word for word, count in Counter(" ".join(texts).split()).items() if count >= settings.min_count}
+
+
+def plain_sgd(positives, negatives, settings, seed) -> dict:
+    """The logit's weight of each feature after SGD as fastText has it, with two output vectors."""
+    texts = [*positives, *negatives]
+    words = kept_words(texts, settings)
+    bags = [features(text, words, settings) for text in texts]
+    by_hash = sorted(words, key=lambda word: int(unit_hashes([word], "space").values[0]))
+    rows = [*by_hash, *sorted({f for bag in bags for f in bag if isinstance(f, int)})]
+    start = classifier.initial_vectors(0, len(rows), settings.width, seed).astype(np.float64)
+    vectors = dict(zip(rows, start, strict=True))
+    output = np.zeros((2, settings.width))
+    counts = np.array([len(text.split()) for text in texts])
+    for block, rates in classifier.schedule(counts, settings, seed):
+        for i, rate in zip(block, rates, strict=True):
+            if not bags[i]:
+                continue
+            mean = sum(vectors[f] for f in bags[i]) / len(bags[i])
+            p = np.exp(output @ mean)
+            p /= p.sum()
+            error = rate * (np.array([0, 1] if i < len(positives) else [1, 0]) - p)
+            change = error @ output / len(bags[i])
+            output += error[:, None] * mean
+            for f in bags[i]:
+                vectors[f] = vectors[f] + change
+    return {f: v @ (output[1] - output[0]) for f, v in vectors.items()}
+
+
+@pytest.mark.parametrize("block", [1, 7, 32])
+def test_training_is_plain_sgd(block, monkeypatch):
+    monkeypatch.setattr(classifier, "_BLOCK", block)
+    found = train(POSITIVES, NEGATIVES, SMALL, seed=3)
+    wanted = plain_sgd(POSITIVES, NEGATIVES, SMALL, seed=3)
+    assert max(map(abs, wanted.values())) > 0.5  # it has learned something
+    words = {f: w for f, w in wanted.items() if isinstance(f, str)}
+    assert len(found.words) == len(words)
+    values, known = Table(found.words, found.word_weights).find(unit_hashes([" ".join(words)], "space").values)
+    assert known.all()
+    np.testing.assert_allclose(values, list(words.values()), rtol=1e-4, atol=1e-5)
+    buckets = {f: w for f, w in wanted.items() if isinstance(f, int)}
+    np.testing.assert_allclose(found.bucket_weights[list(buckets)], list(buckets.values()), rtol=1e-4, atol=1e-5)
+    assert set(np.flatnonzero(found.bucket_weights)) <= set(buckets)
+
+
+def test_rate_falls_with_the_words_passed():
+    settings = Settings(rate=1.0, epochs=2)
+    (first, rates), (second, later) = classifier.schedule(np.array([1, 2, 5]), settings, 0)
+    sizes = np.array([1, 2, 5])
+    assert rates[0] == 1 and rates[1] == 1 - sizes[first[0]] / 16 and later[0] == 0.5
+    assert later[2] == 1 - (16 - sizes[second[2]]) / 16
+
+
+def test_threads_and_the_grouping_of_texts_change_nothing(monkeypatch):
+    one = train(POSITIVES, NEGATIVES, SMALL, seed=1)
+    monkeypatch.setattr(classifier, "_SLICE", 1024)
+    monkeypatch.setattr(classifier, "_COUNTED", 100)
+    monkeypatch.setattr(ngrams, "_BATCH", 50)
+    other = train(iter(POSITIVES), iter(NEGATIVES), SMALL, seed=1, threads=3)
+    for name in ("words", "word_weights", "bucket_weights"):
+        assert (getattr(one, name) == getattr(other, name)).all()
+    assert (train(POSITIVES, NEGATIVES, SMALL, seed=2).word_weights != one.word_weights).all()
+
+
+def test_scores_are_those_of_a_plain_mean():
+    found = train(POSITIVES, NEGATIVES, SMALL)
+    words = kept_words(POSITIVES + NEGATIVES, SMALL)
+    table = Table(found.words, found.word_weights)
+    texts = [*make_texts(MATH, 10, 3), *make_texts(OTHER, 10, 4), "", "never seen", "alone", "数", " \n"]
+    for text, score in zip(texts, found.scores(texts), strict=True):
+        weights = [
+            table.find(unit_hashes([f], "space").values)[0][0] if isinstance(f, str) else found.bucket_weights[f]
+            for f in features(text, words, SMALL)
+        ]
+        mean = np.mean(weights) if weights else 0.0
+        assert score == pytest.approx(1 / (1 + np.exp(-mean)), abs=1e-6)
+
+
+@given(order=st.permutations(range(12)), batch=st.sampled_from([1, 40, 400, 10**6]))
+def test_a_score_does_not_depend_on_its_neighbours(order, batch):
+    texts = [*make_texts(MATH, 6, 5, 80), "", *make_texts(OTHER, 5, 6, 80)]
+    before, ngrams._BATCH = ngrams._BATCH, batch
+    try:
+        together = TRAINED.scores(texts[i] for i in order)
+    finally:
+        ngrams._BATCH = before
+    assert together.dtype == np.float32
+    assert together.tolist() == [TRAINED.scores([texts[i]])[0] for i in order]
+
+
+TRAINED = train(POSITIVES, NEGATIVES, SMALL)
+
+
+def test_it_tells_new_texts_apart():
+    texts = make_texts(MATH, 100, 7) + make_texts(OTHER, 100, 8)
+    right = (TRAINED.scores(texts) > 0.5) == np.repeat([True, False], 100)
+    assert right[[len(text.split()) > 9 for text in texts]].mean() > 0.9
+
+
+@pytest.mark.parametrize("rate, width", [(0.1, 256), (2.0, 32)])
+def test_as_accurate_as_the_library(rate, width, tmp_path):
+    fasttext = pytest.importorskip("fasttext", reason="needs the fasttext package: pip install fasttext")
+    positives, negatives = make_texts(MATH, 400, 9, 60), make_texts(OTHER, 400, 10, 60)
+    rows = [f"__label__math {text}" for text in positives] + [f"__label__other {text}" for text in negatives]
+    random.Random(0).shuffle(rows)
+    (tmp_path / "train.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    library = fasttext.train_supervised(
+        str(tmp_path / "train.txt"), dim=width, lr=rate, wordNgrams=3, minCount=3, epoch=3, bucket=10_000, thread=1,
+        verbose=0,
+    )
+    ours = train(positives, negatives, Settings(width=width, rate=rate, buckets=10_000))
+    texts = make_texts(MATH, 1000, 11, 60) + make_texts(OTHER, 1000, 12, 60)
+    labels = np.repeat([True, False], 1000)
+    # the method of the library's Python class fails under NumPy 2; the one that it calls does not
+    theirs = [dict((b, a) for a, b in library.f.predict(text + "\n", 2, 0.0, "strict")) for text in texts]
+    theirs = np.array([one["__label__math"] for one in theirs])
+    scores = ours.scores(texts)
+    assert abs(((scores > 0.5) == labels).mean() - ((theirs > 0.5) == labels).mean()) <= 0.005
+    assert np.corrcoef(scores, theirs)[0, 1] > 0.98
+
+
+def test_a_rare_word_has_no_number_but_its_ngrams_do():
+    settings = Settings(width=4, buckets=10_000, min_count=3)
+    found = train(["a a a b"], ["c c c"], settings)
+    hashes = unit_hashes(["a b c"], "space").values
+    assert sorted(found.words.tolist()) == sorted([int(hashes[0]), int(hashes[2])])
+    bigram = bucket_numbers(hashes[:2], 2, settings.buckets)
+    assert found.bucket_weights[bigram] != 0
+    assert np.count_nonzero(found.bucket_weights) == 6  # aa ab aaa aab cc ccc
+
+
+def test_explained_shares_are_the_logit():
+    text = POSITIVES[3]
+    shares = TRAINED.explain(text, 10**6)
+    score = float(TRAINED.scores([text])[0])
+    assert sum(share for _, share in shares) == pytest.approx(np.log(score / (1 - score)), abs=1e-5)
+    assert [abs(share) for _, share in shares] == sorted((abs(share) for _, share in shares), reverse=True)
+    assert TRAINED.explain(text, 2) == shares[:2] and len(TRAINED.explain("", 5)) == 0
+    assert dict(TRAINED.explain("theorem 证明", 10)).keys() == {
+        "theorem", "证", "明", "theorem 证", "证 明", "theorem 证 明"
+    }
+
+
+@given(st.lists(st.integers(1, 2**64 - 1), unique=True, max_size=60), st.lists(st.integers(0, 2**64 - 1), max_size=9))
+def test_table_is_a_dictionary(keys, others):
+    values = np.arange(len(keys)) * 3
+    asked = np.array([*keys, *others, *others], np.uint64)
+    found, known = Table(np.array(keys, np.uint64), values).find(asked)
+    assert known.tolist() == [int(key) in keys for key in asked]
+    assert found[known].tolist() == [3 * keys.index(int(key)) for key in asked[known]]
+
+
+def test_table_where_all_want_one_slot():
+    keys = np.arange(1, 200, dtype=np.uint64) | np.uint64(2**64 - 2**32)
+    found, known = Table(keys[::2], np.arange(100)).find(keys)
+    assert known.tolist() == [i % 2 == 0 for i in range(199)] and found[::2].tolist() == list(range(100))
+
+
+@given(st.lists(st.integers(0, 20), max_size=80), st.integers(1, 5))
+def test_counted_words_are_those_of_a_counter(values, least):
+    before, classifier._COUNTED = classifier._COUNTED, 7
+    try:
+        found = count_words(np.array(values, np.uint64), least)
+    finally:
+        classifier._COUNTED = before
+    assert found.tolist() == sorted(value for value, count in Counter(values).items() if count >= least)
+
+
+def test_saved_and_loaded(tmp_path):
+    path = tmp_path / "deep" / "classifier.npz"
+    TRAINED.save(path)
+    back = load(path)
+    assert back.settings == TRAINED.settings and (back.scores(POSITIVES) == TRAINED.scores(POSITIVES)).all()
+    first = path.read_bytes()
+    back.save(path)
+    assert path.read_bytes() == first and list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_is_no_classifier(tmp_path):
+    whole = tmp_path / "whole.npz"
+    TRAINED.save(whole)
+    data = whole.read_bytes()
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    np.savez(tmp_path / "objects.npz", about=np.array([{}], dtype=object))
+    files = {"cut.npz": data[:-100], "short.npz": data[:50], "empty.npz": b"", "text.npz": b"hello"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    for name in [*files, "other.npz", "objects.npz", "missing.npz", "."]:
+        with pytest.raises(InputError, match=f"(?s){tmp_path}.*classifier"):
+            load(tmp_path / name)
+
+
+def test_bad_input():
+    for positives, negatives, name in (([], ["a"], "positives"), (["a"], ["", " "], "negatives")):
+        with pytest.raises(InputError, match=f"the {name} have no text"):
+            train(positives, negatives, SMALL)
+    for settings, name in (
+        (Settings(width=0), "width"),
+        (Settings(buckets=2**32), "buckets"),
+        (Settings(rate=float("nan")), "rate"),
+    ):
+        with pytest.raises(InputError, match=f"classifier: {name} is"):
+            train(["a"], ["b"], settings)
+    with pytest.raises(InputError, match="threads"):
+        train(["a"], ["b"], SMALL, threads=0)
