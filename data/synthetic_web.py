@@ -8,13 +8,13 @@ truth about every page, so that what was mined can be scored.
     DIR/seed/positives.jsonl, negatives.jsonl   pages that a classifier can begin with; none of them is in the crawl
     DIR/benchmark/english.jsonl ...    problem files; the questions named in `planted` stand on pages of the crawl
 
-Kinds of page: math (in six styles), physics, accounting, sports and code, which share much of its vocabulary, general,
-and spam. Sites: all of one kind, or mixed, with the mathematics under one path. Some sites hold pages in both
+Kinds of page: math (in seven styles), physics, accounting, sports and code, which share much of its vocabulary,
+general, and spam. Sites: all of one kind, or mixed, with the mathematics under one path. Some sites hold pages in both
 languages. `copy` says how a page repeats the earlier page `copy_of`: "url" (the same page with a session or tracking id
 in its address), "mirror" (the same bytes on another site) or "near" (small edits, the boilerplate of another site).
 
-The seed corpus knows two of the six styles, in one language: as in section 2.1 of the paper, the first round of mining
-lacks diversity and what it finds on the way, by sites, must enrich it.
+The seed corpus knows two of the seven styles, in one language: as in section 2.1 of the paper, the first round of
+mining lacks diversity, and what it finds on the way, by sites, must enrich it.
 
 Word problems are of the train split, but for the planted ones, which are of the test split. Every page has a generator
 of its own: page 17 of a (seed, domains, langs, levels, benchmark) is the same however many pages were asked for.
@@ -41,6 +41,9 @@ SITE_KINDS = ("math general mixed physics math general copies code math mixed ge
               "sports math general copies spam").split()  # fmt: skip
 STYLES = tuple(texts.STYLES)
 SEED_STYLES = ("textbook", "notes")
+# The style that stands beside another on a site: what is found leads on to what is not, round by round.
+BESIDE = {"textbook": "notes", "notes": "proofs", "proofs": "bank", "bank": "forum", "forum": "blog",
+          "blog": "geometry", "geometry": "blog"}  # fmt: skip
 # The path under which a site keeps pages of a style or kind; {i} is the number of the page.
 PATHS = {
     "textbook": ("/book/chapter-{i}.html", "/textbook/arithmetic/{i}"),
@@ -48,6 +51,7 @@ PATHS = {
     "blog": ("/blog/post-{i}", "/diary/2021/entry-{i}"),
     "forum": ("/viewtopic.php?f=2&t={i}", "/questions/{i}/help"),
     "bank": ("/problems/{i}", "/tiku/item?id={i}"),
+    "geometry": ("/figures/{i}.html", "/gallery/geometry/{i}"),
     "proofs": ("/wiki/Proof_{i}", "/theorems/{i}.html"),
     "math": ("/math/{i}.html", "/q/{i}", "/shuxue/{i}.html"),
     "general": ("/news/{i}.html", "/{i}.html", "/pages/show?page={i}"),
@@ -139,7 +143,7 @@ class Web:
         lang = self.langs[draw(0, len(self.langs) - 1)]
         other = self.langs[-1 - self.langs.index(lang)] if draw(1, 3) == 1 else lang
         first = STYLES[turn % len(STYLES)]
-        second = pick(draw, [style for style in STYLES if style != first])
+        second = BESIDE[first]
 
         def section(kind: str, style: str, paths: str, weight: int):
             return kind, style, pick(draw, PATHS[paths]), weight
@@ -285,14 +289,17 @@ def with_tracking(url: str, draw: Callable[[int, int], int]) -> str:
 
 
 def edited(blocks: list[texts.Block], lang: str, draw: Callable[[int, int], int]) -> list[texts.Block]:
-    """The blocks with a small edit or two: a note at the end, a word before the title, the last paragraph cut."""
-    note = texts.fill(texts.NOTES, lang, draw, texts.slots_of(lang, draw))
+    """The blocks with up to three small edits: a note at the end, a word before the title, a short paragraph
+    left out. No number or name changes: a word problem with another name may be of another split."""
+    which = draw(1, 7)
     blocks = list(blocks)
-    which = draw(0, 2)
-    if which != 0:
-        blocks.append(("p", note))
-    if which != 1:
+    if which & 1:
+        blocks.append(("p", texts.fill(texts.NOTES, lang, draw, texts.slots_of(lang, draw))))
+    if which & 2:
         blocks[0] = ("h1", say(lang, "Archive: ", "存档：") + blocks[0][1])
+    shortest = min(blocks[1:], key=lambda block: len(block[1]))
+    if which & 4 and 15 * len(shortest[1]) < sum(len(text) for _, text in blocks):
+        blocks.remove(shortest)
     return blocks
 
 

@@ -1,4 +1,4 @@
-"""What the pages of the built-in web (data/synthetic_web.py) say: mathematics in six styles, what only looks like it,
+"""What the pages of the built-in web (data/synthetic_web.py) say: mathematics in seven styles, what only looks like it,
 everyday pages and spam, in English and Chinese; and the little typesetting that formulas need.
 
 A page is a list of blocks: (tag, text), the tag one of h1, h2, p, pre. In a text `$...$` is an inline formula in LaTeX
@@ -133,6 +133,39 @@ PROOFS = rows("""
     ~ 推论：若两个整数的积是奇数，则两个因数都是奇数。证明：若有偶因数，积必为偶数。所以{q}没有偶数因数。
 """)
 
+POINTS = "ABCDEFGHKLMNOPQRSTXYZ"
+# Geometry without numbers or formulas; {A}, {B}, {C} are three points.
+CONSTRUCTIONS = rows("""
+    Draw a circle about {A} through {B} and a second one about {B} through {A}; they cross in {C}.
+    ~ 以{A}为圆心过{B}作圆，再以{B}为圆心过{A}作圆，两圆交于{C}。
+    Join {A} and {B} with the ruler and bisect the segment with the compass.
+    ~ 用直尺连接{A}和{B}，再用圆规作线段的垂直平分线。
+    The bisectors of the angles of triangle {A}{B}{C} meet in one point, the center of the inscribed circle.
+    ~ 三角形{A}{B}{C}的三条角平分线交于一点，即内切圆的圆心。
+    Since {A}{B} and {A}{C} are radii of the same circle, the triangle is isosceles.
+    ~ 因为{A}{B}与{A}{C}是同一个圆的半径，所以三角形是等腰的。
+    Drop a perpendicular from {C} to the line {A}{B} and call its foot the base of the altitude.
+    ~ 过{C}作直线{A}{B}的垂线，垂足就是高的底端。
+    Alternate angles at the parallel through {C} are equal, hence the angles of the triangle form a straight angle.
+    ~ 过{C}作平行线，内错角相等，因此三角形的内角合成一个平角。
+    The angle at {C} over the diameter {A}{B} is a right angle, by the theorem of Thales.
+    ~ 由泰勒斯定理，直径{A}{B}所对的圆周角{C}是直角。
+    Reflect {A} in the line {B}{C}; the image is as far from the line as {A} itself.
+    ~ 作{A}关于直线{B}{C}的对称点，它到直线的距离与{A}相等。
+    The triangles with vertex {A} and vertex {B} are congruent, since two sides and the angle between them agree.
+    ~ 以{A}和{B}为顶点的两个三角形全等，因为两边及其夹角相等。
+    A tangent at {B} is perpendicular to the radius from the center {A}.
+    ~ 过{B}的切线垂直于从圆心{A}引出的半径。
+    The medians from {A}, {B} and {C} pass through the centroid, which divides each of them.
+    ~ 从{A}、{B}、{C}引出的中线都经过重心，并被重心分割。
+    The quadrilateral is a parallelogram, because its diagonals through {A} and {B} bisect each other in {C}.
+    ~ 这个四边形是平行四边形，因为过{A}和{B}的对角线在{C}互相平分。
+    Rotate the figure about {C} until {A} falls on {B}; lengths and angles are preserved.
+    ~ 将图形绕{C}旋转，使{A}与{B}重合，长度和角度不变。
+    Opposite angles of a quadrilateral inscribed in the circle through {A}, {B} and {C} are supplementary.
+    ~ 内接于过{A}、{B}、{C}的圆的四边形，对角互补。
+""")
+
 
 @dataclass(frozen=True)
 class Style:
@@ -148,6 +181,7 @@ class Style:
     facts: int = 0
     proofs: tuple[int, int] = (0, 0)
     programs: int = 0  # at most
+    constructions: tuple[int, int] = (0, 0)  # paragraphs of them
 
 
 STYLES = {
@@ -182,7 +216,7 @@ STYLES = {
             ~ 章末习题用其他数重复这些步骤。
             In the next chapter these results on {t} are generalized. ~ 下一章将推广有关{t}的结论。
         """),
-        solved=(3, 5), drills=(2, 4), facts=3,
+        solved=(0, 1), drills=(4, 7), facts=4,
     ),
     "notes": Style(
         titles=rows("""
@@ -208,7 +242,7 @@ STYLES = {
             Homework: derive the formula for {t} again without these notes. ~ 作业：不看讲义重新推导{t}的公式。
             References for lecture {i} are listed on the page of the course. ~ 第{i}讲的参考书目见课程主页。
         """),
-        solved=(2, 4), drills=(1, 3), facts=4, proofs=(0, 1),
+        solved=(0, 0), drills=(3, 5), facts=6, proofs=(1, 2),
     ),
     "blog": Style(
         titles=rows("""
@@ -240,7 +274,7 @@ STYLES = {
             ~ 欢迎留言告诉我你家孩子做得怎样，别忘了关注。
             Next {day} I will share what we did with pizza slices. ~ 下个{day}再分享我们切披萨的故事。
         """),
-        solved=(3, 5), drills=(0, 2), facts=0, programs=1,
+        solved=(5, 7), drills=(0, 0), programs=1,
     ),
     "forum": Style(
         titles=rows("""
@@ -271,7 +305,7 @@ STYLES = {
             Upvoted. Closing this thread. ~ 已点赞，结帖。
             Log in to reply or to follow this topic. ~ 登录后才能回复或关注本帖。
         """),
-        solved=(4, 6), drills=(0, 1), programs=1,
+        solved=(5, 7), drills=(0, 0), programs=1,
     ),
     "bank": Style(
         titles=rows("""
@@ -300,7 +334,7 @@ STYLES = {
             End of the set. Next set | Previous set | Print this sheet ~ 本卷结束。下一套 | 上一套 | 打印试卷
             Report an error in an item. Average score of {i} users: 71 points. ~ 题目报错。{i}名用户平均分：71分。
         """),
-        solved=(5, 8), drills=(0, 2),
+        solved=(6, 9), drills=(0, 0),
     ),
     "proofs": Style(
         titles=rows("""
@@ -323,7 +357,26 @@ STYLES = {
             This completes the argument. Further statements are proved in entry {i}. ~ 证毕。其他命题见第{i}条。
             The converse is left to the reader. ~ 逆命题留给读者。
         """),
-        solved=(1, 2), drills=(1, 2), facts=1, proofs=(3, 5),
+        solved=(1, 2), drills=(2, 3), facts=1, proofs=(4, 6),
+    ),
+    "geometry": Style(
+        titles=rows("""
+            Constructions with ruler and compass ~ 尺规作图
+            Circles, chords and tangents ~ 圆、弦与切线
+            Congruent triangles, a gallery ~ 全等三角形图集
+            Figures that fold and turn ~ 折叠与旋转的图形
+        """),
+        openings=rows("""
+            All figures on this page can be drawn with ruler and compass alone. ~ 本页的图形只用直尺和圆规就能作出。
+            Drag the points of the figure to see which lines stay perpendicular. ~ 拖动图中的点，看哪些直线始终垂直。
+            Paper, a pencil and a pair of compasses are enough for the evening. ~ 有纸、铅笔和圆规，今晚就够了。
+        """),
+        leads=(), between=(),
+        closings=rows("""
+            Download the figures as a drawing. ~ 下载本页图形。
+            More figures are in the gallery of {n}. ~ 更多图形见{n}的图集。
+        """),
+        solved=(0, 0), drills=(0, 0), constructions=(5, 8),
     ),
 }  # fmt: skip
 
@@ -379,6 +432,11 @@ def math_blocks(style_name: str, lang: str, draw: Draw, exercise: Exercise, leve
         items.append([("p", fact)])
     for proof in shuffled(PROOFS, draw)[: draw(*style.proofs)]:
         items.append([("p", proof[lang == "zh"].format_map(slots_of(lang, draw)))])
+    for _ in range(draw(*style.constructions)):
+        some = shuffled(CONSTRUCTIONS, draw)[: draw(3, 4)]
+        text = [each[lang == "zh"].format_map(slots | dict(zip("ABC", shuffled(POINTS, draw), strict=False)))
+                for each in some]  # fmt: skip
+        items.append([("p", say(lang, " ", "").join(text))])
     for _ in range(draw(0, style.programs)):
         items.append([("p", say(lang, "The same in Python:", "用 Python 来算：")),
                       ("pre", word_program(lang, draw, exercise))])  # fmt: skip
@@ -629,7 +687,7 @@ def other_blocks(kind: str, lang: str, draw: Draw) -> list[Block]:
 def general_blocks(lang: str, draw: Draw) -> list[Block]:
     """A page about people, towns, shops, animals: what data/synthetic_documents.py tells of them, train split only."""
     blocks: list[Block] = [("h1", fill(GENERAL_TITLES, lang, draw, slots_of(lang, draw)))]
-    for _ in range(draw(4, 7)):
+    for _ in range(draw(6, 8)):
         text = general(lang, draw, None)
         while split_of(text) != "train":
             text = general(lang, draw, None)
