@@ -39,8 +39,9 @@ from data.synthetic_documents import pick, say
 # Sites by turns, so that any twenty in a row hold all kinds.
 SITE_KINDS = ("math general mixed physics math general copies code math mixed general accounting math general mixed "
               "sports math general copies spam").split()  # fmt: skip
-STYLES = tuple(texts.STYLES)
 SEED_STYLES = ("textbook", "notes")
+# The style that a site is mostly of, by turns: most of them of the three full of word problems.
+MAIN_STYLES = "textbook bank forum notes blog proofs bank forum geometry blog".split()
 # The style that stands beside another on a site: what is found leads on to what is not, round by round.
 BESIDE = {"textbook": "notes", "notes": "proofs", "proofs": "bank", "bank": "forum", "forum": "blog",
           "blog": "geometry", "geometry": "blog"}  # fmt: skip
@@ -142,7 +143,7 @@ class Web:
         kind, turn = SITE_KINDS[d % len(SITE_KINDS)], d // len(SITE_KINDS) + d % len(SITE_KINDS)
         lang = self.langs[draw(0, len(self.langs) - 1)]
         other = self.langs[-1 - self.langs.index(lang)] if draw(1, 3) == 1 else lang
-        first = STYLES[turn % len(STYLES)]
+        first = MAIN_STYLES[turn % len(MAIN_STYLES)]
         second = BESIDE[first]
 
         def section(kind: str, style: str, paths: str, weight: int):
@@ -227,7 +228,10 @@ class Web:
 
     def page(self, i: int) -> Page:
         """Page number i; it may copy an earlier one."""
-        head = self.head(i)
+        return self._write(self.head(i))
+
+    def _write(self, head: Head) -> Page:
+        i = head.number
         source = self.head(head.original) if head.copy else head
         blocks, planted = self._blocks(source)
         site = self.sites[head.site]
@@ -259,23 +263,26 @@ class Web:
             return p.question, p.answer, p.cot, p.pot
 
         planted = []
-        if draw(1, 25) == 1 and head.number < ELSEWHERE and self._plantable[lang]:
+        if draw(1, 15) == 1 and head.number < ELSEWHERE and self._plantable[lang]:
             planted = [pick(draw, self._plantable[lang]) for _ in range(draw(1, 2))]
         questions = [row["question"] for row in planted]
         blocks = texts.math_blocks(head.style, lang, draw, exercise, max(self.levels), questions)
         return blocks, sorted({row["id"] for row in planted})
 
     def seed_pages(self, count: int, positive: bool) -> Iterator[dict]:
-        """`count` pages of the seed corpus. Positives: mathematics in SEED_STYLES in the first language. Negatives:
-        whatever else the web holds but mathematics, which on the real web a random page hardly ever is."""
-        i = ELSEWHERE
-        while count:
-            head = self.head(i)
-            i += 1
-            wanted = head.style in SEED_STYLES and head.lang == self.langs[0] if positive else head.kind != "math"
-            if wanted:
-                count -= 1
-                yield self.page(head.number).row()
+        """`count` pages of the seed corpus. Positives: mathematics in SEED_STYLES in the first language, from sites of
+        their own. Negatives: pages of this web but no mathematics, which a random page of the real one hardly ever is.
+        """
+        number = ELSEWHERE
+        for i in range(ELSEWHERE, ELSEWHERE + count):
+            if positive:
+                style = SEED_STYLES[i % len(SEED_STYLES)]
+                head = Head(i, 0, "math", style, self.langs[0], f"https://handbook{i % 9}.example/{style}/{i}.html")
+            else:
+                while (head := self.head(number)).kind == "math":
+                    number += 1
+                number += 1
+            yield self._write(head).row()
 
 
 def with_tracking(url: str, draw: Callable[[int, int], int]) -> str:

@@ -274,7 +274,7 @@ STYLES = {
             ~ 欢迎留言告诉我你家孩子做得怎样，别忘了关注。
             Next {day} I will share what we did with pizza slices. ~ 下个{day}再分享我们切披萨的故事。
         """),
-        solved=(5, 7), drills=(0, 0), programs=1,
+        solved=(7, 10), drills=(0, 0), programs=2,
     ),
     "forum": Style(
         titles=rows("""
@@ -305,7 +305,7 @@ STYLES = {
             Upvoted. Closing this thread. ~ 已点赞，结帖。
             Log in to reply or to follow this topic. ~ 登录后才能回复或关注本帖。
         """),
-        solved=(5, 7), drills=(0, 0), programs=1,
+        solved=(7, 10), drills=(0, 0), programs=2,
     ),
     "bank": Style(
         titles=rows("""
@@ -334,7 +334,7 @@ STYLES = {
             End of the set. Next set | Previous set | Print this sheet ~ 本卷结束。下一套 | 上一套 | 打印试卷
             Report an error in an item. Average score of {i} users: 71 points. ~ 题目报错。{i}名用户平均分：71分。
         """),
-        solved=(6, 9), drills=(0, 0),
+        solved=(8, 12), drills=(0, 0),
     ),
     "proofs": Style(
         titles=rows("""

@@ -18,30 +18,35 @@ the order in which they finish changes a count or an example.
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from data import InputError, atomic_write
 
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _HOST = re.compile(r"(?:[\w-]+\.)+[\w-]+")
 
 
 def base_url(url: str) -> str:
     """The host of a URL in lower case, without scheme, user, port and "www."; "" where there is none."""
     try:
-        host = urlsplit(url if "://" in url else "//" + url).hostname or ""
+        host = urlsplit(url if _SCHEME.match(url) else "//" + url).hostname or ""
     except ValueError:
         return ""
     return host.rstrip(".").removeprefix("www.")
 
 
 def _segments(url: str) -> tuple[str, list[str], bool]:
-    """(domain, segments of the path, whether the last of them is a folder or takes a query)."""
-    rest = url.partition("://")[2] or url
-    path, mark = re.match(r"[^/?#]*([^?#;]*)([?#;]?)", rest).groups()
-    return base_url(url), [part for part in path.split("/") if part], mark == "?" or path.endswith("/")
+    """(domain, segments of the path, whether the last of them is a folder or takes a query). The domain is "" where
+    the host has no dot in it."""
+    url = re.sub(r"\s", "%20", url.strip().encode("utf-8", "replace").decode())
+    path, mark = re.match(r"[^/?#]*([^?#;]*)([?#;]?)", _SCHEME.sub("", url, count=1)).groups()
+    domain = base_url(url)
+    parts = [part for part in path.split("/") if part]
+    return domain if _HOST.fullmatch(domain) else "", parts, mark == "?" or path.endswith("/")
 
 
 def prefixes(url: str, depth: int = 2) -> list[str]:
@@ -65,7 +70,7 @@ def domain_counts(pages: Iterable[tuple[str, bool]]) -> dict[str, list[int]]:
     """{domain: [pages, kept pages]} of (url, kept) pairs; URLs without a host are left out."""
     counts: dict[str, list[int]] = {}
     for url, kept in pages:
-        if domain := base_url(url):
+        if domain := _segments(url)[0]:
             count = counts.setdefault(domain, [0, 0])
             count[0] += 1
             count[1] += bool(kept)
@@ -94,27 +99,35 @@ def math_domains(counts: dict[str, list[int]], share: float = 0.10, minimum: int
 
 @dataclass
 class Prefix:
-    """Counts of the pages under a URL prefix, and examples [(url, title)] of what was kept and what was not."""
+    """Counts of the pages under a URL prefix, and examples [(url, title)] of pages that were kept and of others.
+    Prefix(**asdict(prefix)) is the same again, through JSON too."""
 
     total: int = 0
     kept: int = 0
-    examples: dict[bool, list[tuple[str, str]]] = field(default_factory=lambda: {True: [], False: []})
+    kept_examples: list[tuple[str, str]] = field(default_factory=list)
+    other_examples: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def share(self) -> float:
         return self.kept / self.total
 
+    def keep_few(self, count: int) -> None:
+        """Only the first examples in the order of their URLs' hashes: as good as random, and the same in any order of
+        arrival."""
 
-def _smallest(examples: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
-    """The first `count` in the order of their URLs' hashes: as good as random, and the same in any order of arrival."""
-    key = lambda example: (blake2b(example[0].encode("utf-8", "replace"), digest_size=8).digest(), example)  # noqa: E731
-    return sorted(set(examples), key=key)[:count]
+        def key(example: tuple[str, str]) -> tuple:
+            return blake2b(example[0].encode("utf-8", "replace"), digest_size=8).digest(), example
+
+        self.kept_examples = sorted(set(map(tuple, self.kept_examples)), key=key)[:count]
+        self.other_examples = sorted(set(map(tuple, self.other_examples)), key=key)[:count]
 
 
 def prefix_counts(pages: Iterable[tuple[str, bool, str]], domains: Iterable[str], depth: int = 2,
                   examples: int = 3) -> dict[str, Prefix]:
-    """{prefix: Prefix} of (url, kept, title) triples whose domain is among `domains`."""
-    wanted, found = set(domains), {}
+    """{prefix: Prefix} of (url, kept, title) triples whose domain is among `domains`: all mathematical ones, or a part
+    of them where memory is short."""
+    wanted = set(domains)
+    found: dict[str, Prefix] = {}
     for url, kept, title in pages:
         names = prefixes(url, depth)
         if names[0] not in wanted:
@@ -123,13 +136,12 @@ def prefix_counts(pages: Iterable[tuple[str, bool, str]], domains: Iterable[str]
             prefix = found.setdefault(name, Prefix())
             prefix.total += 1
             prefix.kept += bool(kept)
-            some = prefix.examples[bool(kept)]
+            some = prefix.kept_examples if kept else prefix.other_examples
             some.append((url, title))
             if len(some) > 50 + examples:
-                some[:] = _smallest(some, examples)
+                prefix.keep_few(examples)
     for prefix in found.values():
-        for kept in (True, False):
-            prefix.examples[kept] = _smallest(prefix.examples[kept], examples)
+        prefix.keep_few(examples)
     return found
 
 
@@ -141,57 +153,76 @@ def merge_prefixes(tables: Iterable[dict[str, Prefix]], examples: int = 3) -> di
             whole = merged.setdefault(name, Prefix())
             whole.total += part.total
             whole.kept += part.kept
-            for kept in (True, False):
-                whole.examples[kept] = _smallest(whole.examples[kept] + part.examples[kept], examples)
+            whole.kept_examples += part.kept_examples
+            whole.other_examples += part.other_examples
+            whole.keep_few(examples)
     return merged
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A mathematical domain and those of its prefixes that are worth a question, parents before children."""
+    """A mathematical domain and all of its prefixes, parents before children."""
 
     domain: str
     total: int
     kept: int
     prefixes: dict[str, Prefix]
 
+    @cached_property
+    def _children(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self.prefixes:
+            found.setdefault(name.rpartition("/")[0], []).append(name)
+        return found
 
-def domain_table(counts: dict[str, list[int]], found: dict[str, Prefix], domains: Sequence[str],
-                 minimum: int = 3, most: int = 20) -> list[Domain]:
-    """The domains, in the order given, with their prefixes of at least `minimum` pages, at most `most` of each domain.
+    def children(self, name: str) -> list[str]:
+        """The prefixes one segment longer."""
+        return self._children.get(name, [])
 
-    A prefix all of whose pages lie under a longer one is left out in favor of that, and so are prefixes without a kept
-    page: nothing speaks for them.
-    """
+    def questions(self, minimum: int = 3, most: int = 20) -> list[str]:
+        """The prefixes worth a person's look: at least `minimum` pages and one of them kept, the `most` with most kept
+        pages. One whose pages all lie under a longer one gives way to that."""
+        names = [
+            name for name, prefix in self.prefixes.items()
+            if prefix.total >= minimum and prefix.kept
+            and all(self.prefixes[child].total < prefix.total for child in self.children(name))
+        ]  # fmt: skip
+        return sorted(sorted(names, key=lambda name: (-self.prefixes[name].kept, name))[:most])
+
+
+def domain_table(counts: dict[str, list[int]], found: dict[str, Prefix], domains: Sequence[str]) -> list[Domain]:
+    """The domains, in the order given, with the prefixes found in them."""
     by_domain: dict[str, list[str]] = {}
-    for name, prefix in found.items():
-        if prefix.total >= minimum and prefix.kept:
-            by_domain.setdefault(name.partition("/")[0], []).append(name)
-    table = []
-    for domain in domains:
-        names = by_domain.get(domain, [])
-        whole = {name for name in names
-                 if any(other.startswith(name + "/") and found[other].total == found[name].total for other in names)}
-        names = sorted((n for n in names if n not in whole), key=lambda n: (-found[n].kept, n.count("/"), n))[:most]
-        table.append(Domain(domain, *counts[domain], {name: found[name] for name in sorted(names)}))
-    return table
+    for name in found:
+        by_domain.setdefault(name.partition("/")[0], []).append(name)
+    return [Domain(domain, *counts[domain], {name: found[name] for name in sorted(by_domain.get(domain, []))})
+            for domain in domains]  # fmt: skip
 
 
 def describe(name: str, prefix: Prefix) -> str:
     """Lines for a person: counts, and examples marked + (kept) and - (not kept)."""
     lines = [f"{name}   {prefix.kept} of {prefix.total} pages kept ({100 * prefix.share:.0f} %)"]
-    for kept, sign in ((True, "+"), (False, "-")):
-        lines += [f"    {sign} {url}   {' '.join(title.split())[:60]}" for url, title in prefix.examples[kept]]
+    for sign, examples in (("+", prefix.kept_examples), ("-", prefix.other_examples)):
+        lines += [f"    {sign} {url}   {' '.join(title.split())[:60]}" for url, title in examples]
     return "\n".join(lines)
 
 
-def table_text(table: Sequence[Domain]) -> str:
-    """The whole table for a person: each domain with its prefixes and examples."""
-    blocks = []
+def table_text(table: Sequence[Domain], minimum: int = 3, most: int = 20) -> str:
+    """The whole table for a person: each domain with the prefixes worth a look and their examples."""
+    lines = []
     for row in table:
-        head = f"{row.domain}: {row.kept} of {row.total} pages kept ({100 * row.kept / row.total:.0f} %)"
-        blocks.append("\n".join([head, *("  " + describe(*item).replace("\n", "\n  ") for item in row.prefixes.items())]))
-    return "\n\n".join(blocks) + "\n"
+        lines.append(f"{row.domain}: {row.kept} of {row.total} pages kept ({100 * row.kept / row.total:.0f} %)")
+        for name in row.questions(minimum, most):
+            lines.append("  " + describe(name, row.prefixes[name]).replace("\n", "\n  "))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def table_rows(table: Sequence[Domain], minimum: int = 3, most: int = 20) -> list[dict]:
+    """The same as plain objects, for a report: {domain, total, kept, prefixes: [{prefix, total, kept, ...}]}."""
+    return [{"domain": row.domain, "total": row.total, "kept": row.kept, "prefixes": [
+        {"prefix": name} | asdict(row.prefixes[name]) for name in row.questions(minimum, most)]}
+        for row in table]  # fmt: skip
 
 
 # ---- Annotation ------------------------------------------------------------------------------------------------------
@@ -201,7 +232,7 @@ _NO = "# no: "  # how a prefix that was declined is remembered: as a comment
 
 def _parse_prefix(text: str, where: str) -> str:
     """A prefix as written by a person, in the spelling of `prefixes`. Raises InputError."""
-    host, _, path = re.sub(r"^[a-z]+://", "", text, flags=re.IGNORECASE).partition("/")
+    host, _, path = _SCHEME.sub("", text, count=1).partition("/")
     host = base_url(host)
     problem = (
         "holds a space" if len(text.split()) > 1 else
@@ -223,7 +254,7 @@ def _decisions(path: str | Path) -> list[tuple[str, bool]]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a file of URL prefixes, one a line") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a file of URL prefixes") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text; give a file of URL prefixes, one a line") from None
     found = []
@@ -237,8 +268,8 @@ def _decisions(path: str | Path) -> list[tuple[str, bool]]:
 
 
 def annotate(table: Sequence[Domain], path: str | Path, ask: Callable[[str], str] = input,
-             show: Callable[[str], None] = print) -> dict[str, int]:
-    """Ask a person about every prefix of the table; what is answered is in the file at `path` at once.
+             show: Callable[[str], None] = print, minimum: int = 3, most: int = 20) -> dict[str, int]:
+    """Ask a person about the prefixes of the table (Domain.questions); each answer is in the file at `path` at once.
 
     Prefixes that the file decides already, or that lie under one it accepts, are not asked about; so the questionnaire
     can be left (q, Ctrl-C or end of input) and taken up again. Lines that were in the file stay. Returns counts of
@@ -247,7 +278,7 @@ def annotate(table: Sequence[Domain], path: str | Path, ask: Callable[[str], str
     decisions = _decisions(path) if Path(path).exists() else []
     accepted, declined = [n for n, yes in decisions if yes], {n for n, yes in decisions if not yes}
     counts = dict(yes=0, no=0, skip=0, left=0)
-    questions = [(row, name) for row in table for name in row.prefixes]
+    questions = [(row, name) for row in table for name in row.questions(minimum, most)]
     asking, shown = True, None
     for row, name in questions:
         if name in declined or under(accepted, [name])[0]:
@@ -285,22 +316,42 @@ def _answer(ask: Callable[[str], str]) -> str:
 
 
 def _add_line(path: Path, line: str) -> None:
-    old = path.read_text(encoding="utf-8-sig") if path.exists() else "# URL prefixes of mathematical pages, one a line\n"
+    old = path.read_text(encoding="utf-8-sig") if path.exists() else "# URL prefixes of mathematical pages\n"
     with atomic_write(path) as file:
         file.write(old + "\n" * (bool(old) and not old.endswith("\n")) + line + "\n")
 
 
-def auto_annotate(table: Sequence[Domain], share: float = 0.25) -> list[str]:
+def auto_annotate(table: Sequence[Domain], share: float = 0.25, minimum: int = 3) -> list[str]:
     """The prefixes that a rule takes for mathematical, in place of a person: those with more than `share` of their
-    pages kept. A prefix is taken whole only if that holds for every prefix below it too; of a mixed site, only the
-    part. (A person sees what the pages say; a report that uses this rule must say so.)"""
+    pages kept. One is taken whole only if the same holds for each of its parts of `minimum` pages or more, that is the
+    prefixes right below it and the pages in none of these; of a mixed site only the part with mathematics is taken.
+    (A person reads the pages; a report of a run with this rule must say that none did.)"""
     chosen = []
+
+    def good(total: int, kept: int) -> bool:
+        return kept > share * total
+
+    def whole(row: Domain, name: str) -> bool:
+        prefix, below = row.prefixes[name], row.children(name)
+        total = prefix.total - sum(row.prefixes[child].total for child in below)
+        kept = prefix.kept - sum(row.prefixes[child].kept for child in below)
+        return (good(prefix.total, prefix.kept) and (total < minimum or good(total, kept))
+                and all(whole(row, child) for child in below if row.prefixes[child].total >= minimum))  # fmt: skip
+
+    def visit(row: Domain, name: str) -> None:
+        prefix, below = row.prefixes[name], row.children(name)
+        if prefix.total < minimum:
+            return
+        same = any(row.prefixes[child].total == prefix.total for child in below)  # the longer prefix says more
+        if whole(row, name) and not same:
+            chosen.append(name)
+        else:
+            for child in below:
+                visit(row, child)
+
     for row in table:
-        good = {name for name, prefix in row.prefixes.items() if prefix.share > share}
-        for name in row.prefixes:  # parents come first
-            below = [other for other in row.prefixes if other.startswith(name + "/")]
-            if name in good and good.issuperset(below) and not under(chosen, [name])[0]:
-                chosen.append(name)
+        if row.domain in row.prefixes:
+            visit(row, row.domain)
     return chosen
 
 
