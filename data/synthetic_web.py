@@ -117,7 +117,8 @@ class Page:
         return {"url": self.url, "text": self.text, "lang": self.lang, "date": self.date}
 
     def truth(self) -> dict:
-        fields = dict(kind=self.kind, style=self.style, lang=self.lang, domain=urlsplit(self.url).hostname,
+        domain = urlsplit(self.url).hostname.removeprefix("www.")
+        fields = dict(kind=self.kind, style=self.style, lang=self.lang, domain=domain,
                       copy=self.copy, copy_of=self.copy_of, planted=list(self.planted))  # fmt: skip
         return {"url": self.url} | {name: value for name, value in fields.items() if value}
 
