@@ -117,7 +117,8 @@ class Page:
         return {"url": self.url, "text": self.text, "lang": self.lang, "date": self.date}
 
     def truth(self) -> dict:
-        fields = dict(kind=self.kind, style=self.style, lang=self.lang, domain=urlsplit(self.url).hostname,
+        domain = urlsplit(self.url).hostname.removeprefix("www.")
+        fields = dict(kind=self.kind, style=self.style, lang=self.lang, domain=domain,
                       copy=self.copy, copy_of=self.copy_of, planted=list(self.planted))  # fmt: skip
         return {"url": self.url} | {name: value for name, value in fields.items() if value}
 
@@ -296,17 +297,16 @@ def with_tracking(url: str, draw: Callable[[int, int], int]) -> str:
 
 
 def edited(blocks: list[texts.Block], lang: str, draw: Callable[[int, int], int]) -> list[texts.Block]:
-    """The blocks with up to three small edits: a note at the end, a word before the title, a short paragraph
-    left out. No number or name changes: a word problem with another name may be of another split."""
-    which = draw(1, 7)
-    blocks = list(blocks)
-    if which & 1:
-        blocks.append(("p", texts.fill(texts.NOTES, lang, draw, texts.slots_of(lang, draw))))
-    if which & 2:
-        blocks[0] = ("h1", say(lang, "Archive: ", "存档：") + blocks[0][1])
+    """The blocks with one to three small edits: a short paragraph left out, a word before the title, a note at the end.
+    No number or name changes: a word problem with another name may be of another split."""
+    cut, title, note = draw(0, 1), draw(0, 1), draw(0, 1)
     shortest = min(blocks[1:], key=lambda block: len(block[1]))
-    if which & 4 and 15 * len(shortest[1]) < sum(len(text) for _, text in blocks):
-        blocks.remove(shortest)
+    cut = cut and 15 * len(shortest[1]) < sum(len(text) for _, text in blocks)
+    blocks = [block for block in blocks if not (cut and block is shortest)]
+    if title:
+        blocks[0] = ("h1", say(lang, "Archive: ", "存档：") + blocks[0][1])
+    if note or not (cut or title):
+        blocks.append(("p", texts.fill(texts.NOTES, lang, draw, texts.slots_of(lang, draw))))
     return blocks
 
 

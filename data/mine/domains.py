@@ -19,7 +19,7 @@ the order in which they finish changes a count or an example.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -27,13 +27,14 @@ from urllib.parse import urlsplit
 from data import InputError, atomic_write
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_URL = re.compile(r"(?:[a-z][a-z0-9+.-]*://|//)?([^/?#]*)([^?#;]*)([?#;]?)", re.IGNORECASE)  # host, path, what follows
 _HOST = re.compile(r"(?:[\w-]+\.)+[\w-]+")
 
 
 def base_url(url: str) -> str:
     """The host of a URL in lower case, without scheme, user, port and "www."; "" where there is none."""
     try:
-        host = urlsplit(url if _SCHEME.match(url) else "//" + url).hostname or ""
+        host = urlsplit(url if _SCHEME.match(url) else "//" + url.lstrip("/")).hostname or ""
     except ValueError:
         return ""
     return host.rstrip(".").removeprefix("www.")
@@ -42,11 +43,17 @@ def base_url(url: str) -> str:
 def _segments(url: str) -> tuple[str, list[str], bool]:
     """(domain, segments of the path, whether the last of them is a folder or takes a query). The domain is "" where
     the host has no dot in it."""
-    url = re.sub(r"\s", "%20", url.strip().encode("utf-8", "replace").decode())
-    path, mark = re.match(r"[^/?#]*([^?#;]*)([?#;]?)", _SCHEME.sub("", url, count=1)).groups()
-    domain = base_url(url)
-    parts = [part for part in path.split("/") if part]
-    return domain if _HOST.fullmatch(domain) else "", parts, mark == "?" or path.endswith("/")
+    url = url.strip()
+    if not url.isprintable() or " " in url:  # white space, and what UTF-8 cannot hold
+        url = re.sub(r"\s", "%20", url.encode("utf-8", "replace").decode())
+    host, path, mark = _URL.match(url).groups()
+    return _domain(host), [part for part in path.split("/") if part], mark == "?" or path.endswith("/")
+
+
+@lru_cache(2**16)  # the pages of a host come again and again
+def _domain(host: str) -> str:
+    domain = base_url("//" + host)
+    return domain if _HOST.fullmatch(domain) else ""
 
 
 def prefixes(url: str, depth: int = 2) -> list[str]:

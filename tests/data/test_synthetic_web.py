@@ -76,7 +76,7 @@ def test_all_kinds_of_page_and_site(web, pages):
         assert (page.lang == "zh") == bool(re.search("[一-鿿]", page.text))
         assert not re.search(r"\{[A-Za-z_]+\d?\}|~ |^\s*\|", re.sub(r"\$+[^$]+\$+", "", page.text)), page.text
     assert len({page.url for page in pages}) == COUNT
-    assert len({page.text for page in pages if page.copy in ("", "near")}) == sum(p.copy in ("", "near") for p in pages)
+    assert len({page.text for page in pages if not page.copy}) == sum(not page.copy for page in pages)
 
 
 def test_the_truth_about_sites(web, pages):
@@ -115,11 +115,12 @@ def test_copies_are_what_they_are_called(pages):
         if page.copy == "near":
             one, other = set(grams[i].tolist()), set(grams[at[original.url]].tolist())
             near.append(len(one & other) / len(one | other))
+            assert page.text != original.text
         else:
             assert page.html == original.html and page.text == original.text
         if page.copy == "url":
             assert page.url.startswith(original.url)
-    assert 0.8 < min(near) < 1
+    assert 0.8 < min(near) < 0.95
     # Pages that are no copies of each other are far from it.
     originals = [set(grams[i].tolist()) for i, page in enumerate(pages) if not page.copy][:250]
     assert max(len(a & b) / len(a | b) for k, a in enumerate(originals) for b in originals[:k]) < 0.5

@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from data import InputError
@@ -31,7 +32,7 @@ POSITIVES, NEGATIVES = make_texts(MATH, 40, 1), make_texts(OTHER, 45, 2)
 
 def features(text: str, words: set[str], settings: Settings) -> list:
     """The features of a text: kept words by themselves, n-grams by their bucket."""
-    parts = text.split()  # these texts have no CJK character inside a word
+    parts = [*text.split(), "</s>"]  # these texts have no CJK character inside a word
     found = [part for part in parts if part in words]
     for n in range(2, settings.ngrams + 1):
         for i in range(len(parts) - n + 1):
@@ -41,7 +42,7 @@ def features(text: str, words: set[str], settings: Settings) -> list:
 
 
 def kept_words(texts: list[str], settings: Settings) -> set[str]:
-    return {word for word, count in Counter(" ".join(texts).split()).items() if count >= settings.min_count}
+    return {word for word, count in Counter(" </s> ".join([*texts, ""]).split()).items() if count >= settings.min_count}
 
 
 def plain_sgd(positives, negatives, settings, seed) -> dict:
@@ -54,7 +55,7 @@ def plain_sgd(positives, negatives, settings, seed) -> dict:
     start = classifier.initial_vectors(0, len(rows), settings.width, seed).astype(np.float64)
     vectors = dict(zip(rows, start, strict=True))
     output = np.zeros((2, settings.width))
-    counts = np.array([len(text.split()) for text in texts])
+    counts = np.array([len(text.split()) + 1 for text in texts])
     for block, rates in classifier.schedule(counts, settings, seed):
         for i, rate in zip(block, rates, strict=True):
             if not bags[i]:
@@ -119,6 +120,7 @@ def test_scores_are_those_of_a_plain_mean():
         assert score == pytest.approx(1 / (1 + np.exp(-mean)), abs=1e-6)
 
 
+@hypothesis_settings(max_examples=30, deadline=None)
 @given(order=st.permutations(range(12)), batch=st.sampled_from([1, 40, 400, 10**6]))
 def test_a_score_does_not_depend_on_its_neighbours(order, batch):
     texts = [*make_texts(MATH, 6, 5, 80), "", *make_texts(OTHER, 5, 6, 80)]
@@ -140,26 +142,26 @@ def test_it_tells_new_texts_apart():
     assert right[[len(text.split()) > 9 for text in texts]].mean() > 0.9
 
 
-@pytest.mark.parametrize("rate, width", [(0.1, 256), (2.0, 32)])
+@pytest.mark.parametrize("rate, width", [(0.1, 256), (0.5, 64)])
 def test_as_accurate_as_the_library(rate, width, tmp_path):
+    """Within half a point in the mean over seeds: with (0.1, 256) hardly trained, with (0.5, 64) well."""
     fasttext = pytest.importorskip("fasttext", reason="needs the fasttext package: pip install fasttext")
     positives, negatives = make_texts(MATH, 400, 9, 60), make_texts(OTHER, 400, 10, 60)
+    texts, labels = make_texts(MATH, 1000, 11, 60) + make_texts(OTHER, 1000, 12, 60), np.repeat([True, False], 1000)
     rows = [f"__label__math {text}" for text in positives] + [f"__label__other {text}" for text in negatives]
-    random.Random(0).shuffle(rows)
-    (tmp_path / "train.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    library = fasttext.train_supervised(
-        str(tmp_path / "train.txt"), dim=width, lr=rate, wordNgrams=3, minCount=3, epoch=3, bucket=10_000, thread=1,
-        verbose=0,
-    )
-    ours = train(positives, negatives, Settings(width=width, rate=rate, buckets=10_000))
-    texts = make_texts(MATH, 1000, 11, 60) + make_texts(OTHER, 1000, 12, 60)
-    labels = np.repeat([True, False], 1000)
-    # the method of the library's Python class fails under NumPy 2; the one that it calls does not
-    theirs = [dict((b, a) for a, b in library.f.predict(text + "\n", 2, 0.0, "strict")) for text in texts]
-    theirs = np.array([one["__label__math"] for one in theirs])
-    scores = ours.scores(texts)
-    assert abs(((scores > 0.5) == labels).mean() - ((theirs > 0.5) == labels).mean()) <= 0.005
-    assert np.corrcoef(scores, theirs)[0, 1] > 0.98
+    path, ours, theirs = tmp_path / "train.txt", [], []
+    for seed in range(3):
+        random.Random(seed).shuffle(rows)
+        path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        library = fasttext.train_supervised(str(path), dim=width, lr=rate, wordNgrams=3, minCount=3, epoch=3,
+                                            bucket=2**16, thread=1, seed=seed, verbose=0)
+        # the method of the library's Python class fails under NumPy 2; the one that it calls does not
+        found = [dict((b, a) for a, b in library.f.predict(text + "\n", 2, 0.0, "strict")) for text in texts]
+        theirs.append([one["__label__math"] for one in found])
+        ours.append(train(positives, negatives, Settings(width=width, rate=rate, buckets=2**16), seed).scores(texts))
+    accuracy = [((np.array(scores) > 0.5) == labels).mean() for scores in (ours, theirs)]
+    assert accuracy[1] > 0.9 and abs(accuracy[0] - accuracy[1]) <= 0.005
+    assert np.corrcoef(np.mean(ours, 0), np.mean(theirs, 0))[0, 1] > 0.97
 
 
 def test_a_rare_word_has_no_number_but_its_ngrams_do():
@@ -169,7 +171,7 @@ def test_a_rare_word_has_no_number_but_its_ngrams_do():
     assert sorted(found.words.tolist()) == sorted([int(hashes[0]), int(hashes[2])])
     bigram = bucket_numbers(hashes[:2], 2, settings.buckets)
     assert found.bucket_weights[bigram] != 0
-    assert np.count_nonzero(found.bucket_weights) == 6  # aa ab aaa aab cc ccc
+    assert np.count_nonzero(found.bucket_weights) == 10  # aa ab b/ aaa aab ab/ cc c/ ccc cc/
 
 
 def test_explained_shares_are_the_logit():
@@ -178,13 +180,13 @@ def test_explained_shares_are_the_logit():
     score = float(TRAINED.scores([text])[0])
     assert sum(share for _, share in shares) == pytest.approx(np.log(score / (1 - score)), abs=1e-5)
     assert [abs(share) for _, share in shares] == sorted((abs(share) for _, share in shares), reverse=True)
-    assert TRAINED.explain(text, 2) == shares[:2] and len(TRAINED.explain("", 5)) == 0
+    assert TRAINED.explain(text, 2) == shares[:2] and [string for string, _ in TRAINED.explain("", 5)] == ["</s>"]
     assert dict(TRAINED.explain("theorem 证明", 10)).keys() == {
-        "theorem", "证", "明", "theorem 证", "证 明", "theorem 证 明"
+        "theorem", "证", "明", "</s>", "theorem 证", "证 明", "明 </s>", "theorem 证 明", "证 明 </s>"
     }
 
 
-@given(st.lists(st.integers(1, 2**64 - 1), unique=True, max_size=60), st.lists(st.integers(0, 2**64 - 1), max_size=9))
+@given(st.lists(st.integers(1, 2**64 - 1), unique=True, max_size=60), st.lists(st.integers(1, 2**64 - 1), max_size=9))
 def test_table_is_a_dictionary(keys, others):
     values = np.arange(len(keys)) * 3
     asked = np.array([*keys, *others, *others], np.uint64)

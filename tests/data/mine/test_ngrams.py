@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.mine.ngrams import ngram_hashes, normalize, unit_hashes
+from data.mine import ngrams
+from data.mine.ngrams import batches, ngram_hashes, normalize, unit_hashes, units
 
 CJK = "[\u3040-\u9fff]"
 LETTERS = "aAzZ09é ß\u0431Ωअ한"
@@ -61,6 +62,51 @@ def test_ngrams_are_those_of_each_text_alone(texts, n):
             assert seen.setdefault(gram, value) == value
     assert len(set(seen.values())) == len(seen)
     assert together.owners.tolist() == [i for i in range(len(texts)) for _ in together[i]]
+
+
+def plain_mix(x: int) -> int:
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31
+
+
+def plain_hash(unit: str) -> int:
+    """The definition, eight bytes at a time."""
+    data, m = unit.encode(), 0x9E3779B97F4A7C15
+    parts = [int.from_bytes(data[i : i + 8], "little") for i in range(0, len(data), 8)]
+    value = plain_mix((parts[0] + len(data) * m) * m % 2**64)
+    if parts[1:]:
+        further = (plain_mix((part + plain_mix(place)) * m % 2**64) for place, part in enumerate(parts[1:], 1))
+        value = plain_mix((value + sum(further) * m) % 2**64)
+    return value
+
+
+@given(st.lists(st.text("abc\u00e9\u0431", min_size=1, max_size=40), min_size=1), st.integers(1, 99))
+def test_hashes_are_those_of_the_definition_in_batches_of_any_size(words, batch):
+    grams = ngram_hashes(unit_hashes([" ".join(words), *words]), 3).values.tolist()
+    before, ngrams._BATCH = ngrams._BATCH, 8 * batch
+    try:
+        one, each = unit_hashes([" ".join(words)], "space"), unit_hashes(words, "space")
+        assert ngram_hashes(unit_hashes([" ".join(words), *words]), 3).values.tolist() == grams
+    finally:
+        ngrams._BATCH = before
+    assert one.values.tolist() == each.values.tolist() == [plain_hash(word) for word in words]
+
+
+@given(text, st.sampled_from(["space", "word"]))
+def test_units_themselves(text, kind):
+    assert units(text, kind) == plain_units(text, kind)
+
+
+@given(st.lists(st.text(max_size=5)), st.integers(1, 9))
+def test_batches_keep_all_texts_in_order(texts, size):
+    before, ngrams._BATCH = ngrams._BATCH, size
+    try:
+        parts = list(batches(iter(texts)))
+    finally:
+        ngrams._BATCH = before
+    assert [text for part in parts for text in part] == texts and all(parts)
+    assert all(sum(map(len, part[:-1])) < size for part in parts)
 
 
 def test_long_words_differ_in_every_byte():
