@@ -35,7 +35,7 @@ from data.mine import classifier, decontaminate, dedup, domains
 from data.mine.dedup import run_once, shard_name, shard_numbers
 from data.mine.ngrams import unit_hashes
 from data.mine.pages import read_pages
-from options import option
+from options import option, parse
 
 ANNOTATE = ("file", "ask", "auto")
 
@@ -431,3 +431,13 @@ def mine(config: Config, map: Callable) -> dict:
     if not run.report["corpus"]["out"]:
         raise InputError(f"--benchmarks {config.benchmarks}: every page holds text of it; is the crawl in that folder?")
     return run.report
+
+
+def main() -> None:
+    config = parse(Config, description=__doc__)
+    check(config)
+    with executor(config) as map:
+        report = mine(config, map)
+    with atomic_write(Path(config.to) / "report.json") as file:
+        json.dump(report, file, indent=1, ensure_ascii=False)
+    print(f"wrote {Path(config.to) / 'report.json'}")
