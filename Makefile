@@ -3,7 +3,7 @@
 # make test           all tests
 # make word-problems DATA=DIR   the same pipeline on MAWPS, ASDiv and SVAMP
 # make gsm8k DATA=DIR           the same pipeline on GSM8K
-# make figures        the paper's figures 5, 6 and 7 on built-in problems, in runs/figures
+# make figures        the paper's figures 5, 6 and 7, best-of-N and reward hacking on built-in problems, in runs/figures
 # SEED=1 TO=runs/other changes the seed and the run directory of a pipeline.
 
 PYTHON ?= python3
@@ -31,7 +31,8 @@ gsm8k: setup
 
 figures: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check matplotlib==3.11.2
-	for figure in 5 6 7; do $(BIN)/python -m experiments.figure$$figure $(if $(TO),--to $(TO)) || exit; done
+	for figure in figure5 figure6 figure7; do $(BIN)/python -m experiments.$$figure $(if $(TO),--to $(TO)) || exit; done
+	for figure in best_of_n hacking; do $(BIN)/python -m experiments.$$figure --seeds 3 $(if $(TO),--to $(TO)) || exit; done
 
 test: setup
 	$(BIN)/ruff check .

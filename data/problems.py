@@ -234,7 +234,8 @@ def _sft_row(question: str, response: str, format: str) -> dict:
 
 
 def word_problems(
-    data: Path, to: Path, seed: int = 0, copies: int = 20, fold: int = 0, formats: str = "pot", solved: float = 0.8
+    data: Path, to: Path, seed: int = 0, copies: int = 20, fold: int = 0, formats: str = "pot", solved: float = 0.8,
+    lines: bool = False,
 ) -> None:
     """Train on MAWPS and ASDiv without a fold of MAWPS, test on that fold and on SVAMP.
 
@@ -283,7 +284,7 @@ def word_problems(
                     variants[variant] = None
             for index, variant in enumerate(variants):
                 question = variant.text()
-                responses = {"cot": variant.cot(), "pot": variant.program()}
+                responses = {"cot": variant.cot(), "pot": variant.program(lines)}
                 if key in unsolved:
                     rl.append(Problem(f"{name}-{index}", question, variant.answer(), source="mawps_asdiv"))
                     text.append({"text": question})
@@ -327,6 +328,7 @@ def main(arguments: list[str] | None = None) -> None:
     words.add_argument("--copies", type=int, default=20, help="variants of each question with other numbers and words")
     words.add_argument("--solved", type=float, default=0.8, help="share of the questions with solutions, for sft.jsonl")
     words.add_argument("--fold", type=int, default=0, help="the fold of MAWPS to test on, 0 to 4")
+    words.add_argument("--lines", action="store_true", help="programs of an operation a line, for process supervision")
     words.set_defaults(run=word_problems, formats="pot")
     school = commands.add_parser("gsm8k", help="GSM8K: train.jsonl and test.jsonl")
     school.add_argument("--valid", type=int, default=200, help="train problems held out for tuning")

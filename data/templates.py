@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from string import ascii_lowercase
 
 from data import InputError
 
@@ -122,9 +123,23 @@ class WordTemplate:
         """The value, exact: an integer, a finite decimal or a fraction."""
         return number_text(self.value())
 
-    def program(self) -> str:
-        """One line of Python, with no parentheses that arithmetic does not need: print((5 + 3) / 2)."""
-        return f"print({self._infix(_parse(self.equation))[0]})"
+    def program(self, lines: bool = False) -> str:
+        """One line of Python, with no parentheses that arithmetic does not need: print((5 + 3) / 2). With `lines` an
+        operation a line, the steps of process supervision: a = 5 + 3, b = a / 2, print(b)."""
+        if not lines:
+            return f"print({self._infix(_parse(self.equation))[0]})"
+        made: list[str] = []
+
+        def name(tree) -> str:
+            if not isinstance(tree, tuple):
+                text = number_text(self._leaf(tree))
+                return f"({text})" if "/" in text else text
+            left, right = name(tree[1]), name(tree[2])
+            made.append(f"{ascii_lowercase[len(made)]} = {left} {tree[0]} {right}")
+            return made[-1][0]
+
+        last = name(_parse(self.equation))
+        return "\n".join([*made, f"print({last})"])
 
     def cot(self) -> str:
         """One operation a line, then the answer; results are rounded to 4 decimals, what follows from them is not."""

@@ -1,4 +1,7 @@
 import ast
+import contextlib
+import io
+import math
 import random
 import re
 from fractions import Fraction
@@ -51,6 +54,12 @@ def test_program_and_cot(equation, program, cot):
     assert made.program() == f"print({program})"
     assert made.cot() == (cot + "\n" if cot else "") + f"The answer is {last}."
     assert made.value() == Fraction(eval(program)).limit_denominator(1000)
+
+
+def test_program_of_an_operation_a_line():
+    made = template("q", "5.0 3 0.5 0.16666666666666666", "/ * number2 + number1 number0 number3")
+    assert made.program(lines=True) == "a = 5 + 3\nb = a * 0.5\nc = b / (1/6)\nprint(c)"
+    assert template("q", "3", "number0").program(lines=True) == "print(3)"
 
 
 TREES = st.recursive(st.integers(0, 5), lambda child: st.tuples(st.sampled_from("+-*/"), child, child), max_leaves=6)
@@ -164,6 +173,9 @@ def test_real_templates_agree_with_their_programs(real):
     assert len(wrong) == 8
     for _, row, made in rows[::7]:
         value = float(eval(made.program().removeprefix("print")))
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(made.program(lines=True), {})
+        assert math.isclose(float(printed.getvalue()), value, rel_tol=1e-12)
         stack = []  # another way to read prefix form
         for token in reversed(row["Equation"].split()):
             if token in "+-*/":
