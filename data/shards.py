@@ -22,6 +22,51 @@ from data import InputError, atomic_write, read_jsonl, run_cli
 _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
+def write_tokens(documents: Iterable[list[int]], path, vocab_size: int, eos_id: int | None, source: str,
+                 limit: int | None = None, first: int = 0) -> dict:
+    """Write documents (token ids) as one file, up to the document that brings it to `limit` tokens; `eos_id`, where
+    given, is put after each. Returns {name, documents, tokens, sha256}. Raises InputError for an id outside the
+    vocabulary, naming the document, the first of which has the number `first`."""
+    end = [] if eos_id is None else [eos_id]
+    dtype, digest, tokens, count = _DTYPES[_dtype(vocab_size)], hashlib.sha256(), 0, 0
+    with atomic_write(path, "wb") as file:
+        for document in documents:
+            ids = np.asarray([*document, *end], dtype=np.int64)
+            if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+                raise InputError(f"{source}: document {first + count} has a token id outside 0..{vocab_size - 1}; "
+                                 "encode it with the tokenizer of this vocabulary")
+            data = ids.astype(dtype).tobytes()
+            file.write(data)
+            digest.update(data)
+            tokens, count = tokens + ids.size, count + 1
+            if limit is not None and tokens >= limit:
+                break
+    return {"name": Path(path).name, "documents": count, "tokens": tokens, "sha256": digest.hexdigest()}
+
+
+def _dtype(vocab_size: int) -> str:
+    return "uint16" if vocab_size <= 2**16 else "uint32"
+
+
+def write_manifest(files: list[dict], directory, tokenizer_hash: str, source: str, vocab_size: int,
+                   eos_id: int | None = None) -> dict:
+    """Make a folder of the files that `write_tokens` returned a set of shards; other token files in it are removed.
+    Returns the manifest. Raises InputError for a set without tokens."""
+    directory = Path(directory)
+    total = sum(file["tokens"] for file in files)
+    if not total:
+        raise InputError(f"{source}: no tokens to write to {directory}; give at least one document with text")
+    for stale in set(directory.glob("tokens-*.bin")) - {directory / file["name"] for file in files}:
+        stale.unlink()
+    parts = [{name: file[name] for name in ("name", "tokens", "sha256")} for file in files]
+    manifest = {"source": source, "tokenizer": tokenizer_hash, "vocab_size": vocab_size, "eos_id": eos_id,
+                "dtype": _dtype(vocab_size), "documents": sum(file["documents"] for file in files), "tokens": total,
+                "files": parts}  # fmt: skip
+    with atomic_write(directory / "manifest.json") as file:
+        json.dump(manifest, file, indent=1)
+    return manifest
+
+
 def write_shards(documents: Iterable[list[int]], directory, tokenizer_hash: str, source: str, vocab_size: int,
                  eos_id: int | None = None, shard_tokens: int = 2**28) -> dict:
     """Write documents (token ids) as shards; returns the manifest. `eos_id`, where given, is put after each document.
@@ -30,35 +75,13 @@ def write_shards(documents: Iterable[list[int]], directory, tokenizer_hash: str,
     vocabulary and for a set without tokens."""
     directory = Path(directory)
     (directory / "manifest.json").unlink(missing_ok=True)  # until the new one is there, the folder counts as unfinished
-    dtype = "uint16" if vocab_size <= 2**16 else "uint32"
-    end = [] if eos_id is None else [eos_id]
     files, count = [], 0
     documents = iter(documents)
-    for first in documents:
-        name, tokens, digest = f"tokens-{len(files):05d}.bin", 0, hashlib.sha256()
-        with atomic_write(directory / name, "wb") as file:
-            for document in itertools.chain([first], documents):
-                ids = np.asarray([*document, *end], dtype=np.int64)
-                if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
-                    raise InputError(f"{source}: document {count} has a token id outside 0..{vocab_size - 1}; "
-                                     "encode it with the tokenizer of this vocabulary")
-                data = ids.astype(_DTYPES[dtype]).tobytes()
-                file.write(data)
-                digest.update(data)
-                tokens, count = tokens + ids.size, count + 1
-                if tokens >= shard_tokens:
-                    break
-        files.append({"name": name, "tokens": tokens, "sha256": digest.hexdigest()})
-    total = sum(file["tokens"] for file in files)
-    if not total:
-        raise InputError(f"{source}: no tokens to write to {directory}; give at least one document with text")
-    for stale in set(directory.glob("tokens-*.bin")) - {directory / file["name"] for file in files}:
-        stale.unlink()
-    manifest = {"source": source, "tokenizer": tokenizer_hash, "vocab_size": vocab_size, "eos_id": eos_id,
-                "dtype": dtype, "documents": count, "tokens": total, "files": files}
-    with atomic_write(directory / "manifest.json") as file:
-        json.dump(manifest, file, indent=1)
-    return manifest
+    for document in documents:
+        path, rest = directory / f"tokens-{len(files):05d}.bin", itertools.chain([document], documents)
+        files.append(write_tokens(rest, path, vocab_size, eos_id, source, shard_tokens, count))
+        count += files[-1]["documents"]
+    return write_manifest(files, directory, tokenizer_hash, source, vocab_size, eos_id)
 
 
 class Shards:

@@ -129,9 +129,13 @@ class Classifier:
     def scores(self, texts: Iterable[str]) -> np.ndarray:
         """The probability that each text is mathematical: float32 [texts]. A text's score does not
         depend on the texts around it."""
-        return np.concatenate([np.zeros(0, np.float32), *map(self._scores, batches(texts))])
+        return _sigmoid(self.margins(texts))
 
-    def _scores(self, texts: Sequence[str]) -> np.ndarray:
+    def margins(self, texts: Iterable[str]) -> np.ndarray:
+        """log(p / (1 - p)) of those probabilities: float32 [texts]."""
+        return np.concatenate([np.zeros(0, np.float32), *map(self._margins, batches(texts))])
+
+    def _margins(self, texts: Sequence[str]) -> np.ndarray:
         hashes = read_words(texts)
         weights, known = self._table.find(hashes.values)
         weights = np.where(known, weights, np.float32(0))
@@ -142,7 +146,7 @@ class Classifier:
             weights[: len(grams)] += grams  # each with its first word
             count += np.maximum(hashes.counts - n + 1, 0).astype(np.float32)
         total = _sums(weights, hashes.offsets)
-        return _sigmoid(total / np.maximum(count, np.float32(1)))
+        return total / np.maximum(count, np.float32(1))
 
     @functools.cached_property
     def _table(self) -> Table:

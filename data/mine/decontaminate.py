@@ -31,6 +31,7 @@ from data import InputError, atomic_write, problems, read_jsonl, write_jsonl
 from data.mine.ngrams import Hashes, ngram_hashes, normalize, unit_hashes
 
 GRAM, SHORTEST = 10, 3
+PARTS = ("page", "paragraph")
 _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".tsv")
 _QUESTIONS = {"question", "problem", "input", "prompt", "query", "content", "text", "passage", "informal_statement",
               "formal_statement"}  # fmt: skip
@@ -319,31 +320,47 @@ def _loaded_index(path: Path, changed: int) -> Index:
     return Index.load(path)
 
 
-def decontaminate_shard(source, index, to, drops, batch: int = 2**22) -> dict[str, int]:
+def decontaminate_shard(source, index, to, drops, part: str = "page", batch: int = 2**22) -> dict[str, int]:
     """Write the pages of a shard that have nothing of the benchmarks in the index file `index` to the file `to`, and
     to the file `drops`, for each that has, {line (from 1), url, matches: [{benchmark, id, field, text}]}.
 
-    Returns counts: in, out, dropped, and for each benchmark the pages dropped that have something of it. `batch`
-    characters of pages are looked up at a time. Raises InputError for a line that is no page."""
+    With `part` "paragraph" a page loses only the paragraphs (between blank lines) that have a match, and goes as a
+    whole if nothing is left of it or if what is left still matches, across paragraphs.
+
+    Returns counts: in, out, dropped pages, cut pages, and for each benchmark the pages that had something of it.
+    `batch` characters of pages are looked up at a time. Raises InputError for a line that is no page."""
+    if part not in PARTS:
+        raise InputError(f"part {part!r}: unknown; choose one of {', '.join(PARTS)}")
     index = Path(index)
     known = _loaded_index(index, index.stat().st_mtime_ns) if index.exists() else Index.load(index)
-    counts, dropped = Counter({"in": 0, "out": 0, "dropped": 0}), []
+    counts, dropped = Counter({"in": 0, "out": 0, "dropped": 0, "cut": 0}), []
 
     def left():
         for pages in _batches(source, batch):
             for (line, page), found in zip(pages, known.matches([page["text"] for _, page in pages]), strict=True):
                 counts["in"] += 1
+                rest = page["text"]
                 if found:
+                    rest = _without_matches(known, rest) if part == "paragraph" else ""
                     rows = [match._asdict() for match in found]
-                    dropped.append({"line": line, "url": page.get("url", ""), "matches": rows})
-                    counts.update(["dropped", *sorted({f"benchmark {match.benchmark}" for match in found})])
-                else:
+                    dropped.append({"line": line, "url": page.get("url", ""), "page": not rest, "matches": rows})
+                    names = sorted({f"benchmark {match.benchmark}" for match in found})
+                    counts.update(["cut" if rest else "dropped", *names])
+                if rest or not found:
                     counts["out"] += 1
-                    yield page
+                    yield page | {"text": rest}
 
     write_jsonl(to, left())
     write_jsonl(drops, dropped)
     return dict(counts)
+
+
+def _without_matches(known: Index, text: str) -> str:
+    """The paragraphs without a match, if they have none together; else nothing."""
+    paragraphs = re.split(r"\n\s*\n", text)
+    left = [one for one, found in zip(paragraphs, known.matches(paragraphs), strict=True) if not found]
+    rest = "\n\n".join(left).strip()
+    return "" if not rest or known.matches([rest])[0] else rest
 
 
 def _batches(source, size: int) -> Iterator[list[tuple[int, dict]]]:

@@ -491,8 +491,14 @@ def run_once(marker: Path, function: Callable[..., dict], *arguments) -> dict:
     return counts
 
 
-def _run_once(task: tuple) -> dict:
-    return run_once(*task)
+def run_task(task: tuple) -> dict:
+    """run_once(*task), for `map`. Raises InputError, with the marker's name, where a file cannot be read or written."""
+    try:
+        return run_once(*task)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        reason = f"{error.strerror or error}{where}"
+        raise InputError(f"{task[0]}: step stopped: {reason}; when that is mended, the same command goes on") from None
 
 
 def deduplicate(store, to, work, settings: Settings | None = None, map: Callable = map) -> dict[str, dict[str, int]]:
@@ -517,7 +523,7 @@ def deduplicate(store, to, work, settings: Settings | None = None, map: Callable
     def step(name: str, function: Callable, indices: Iterable[int], *arguments) -> dict[str, int]:
         tasks = [(work / "done" / f"{name}-{i:05d}.json", function, plan, i, *arguments) for i in indices]
         counts = Counter()
-        for one in map(_run_once, tasks):
+        for one in map(run_task, tasks):
             counts.update(one)
         return dict(counts)
 

@@ -1,29 +1,37 @@
 """The data engine (paper 2.1, figure 2): crawl files in, a decontaminated mathematical corpus out.
 
-    python -m data.mine --config FILE.toml [--workers 8 | --executor dask://HOST:PORT]
+    python -m data.mine --config FILE.toml --to DIR [--workers 8 | --executor dask://HOST:PORT]
 
     pages      crawl files                                        -> TO/pages       pages.py
     clean      without repeated URLs, texts and near-duplicates   -> TO/clean       dedup.py
     round 1..  a classifier of positives against random pages     -> TO/round_K     classifier.py
-               a score for every page; the best are collected, up to `keep_tokens`
+               a score for every page; the best are collected, up to `keep_tokens`  recall.py
                domains more than 10 % collected; annotated URLs   -> more positives domains.py
                until `stop` of what a round collects was collected in the round before
     corpus     the last collection, without benchmark text        -> TO/corpus      decontaminate.py
-    report     what happened, and the manifest to repeat it from  -> TO/report.md, report.json, manifest.json
+    shards     the corpus as tokens, with --tokenizer             -> TO/shards      for train_pretrain.py
+    report     what happened, and how to repeat it                -> TO/report.md, report.json, manifest.json
 
 Every step is a function of one shard (a crawl file) or of one partition, which writes a file and then a marker with
-its counts: a run that was killed goes on from the markers, and neither the number of workers nor the kind of executor
-changes a byte of the result. Memory is bounded by the shard. Run with other options in the same folder it refuses.
+its counts: a run that was killed goes on from the markers with the same command, and neither the number of workers nor
+the kind of executor changes a byte of the result. Memory is bounded by the shard, the partition and `examples`; only
+the URL prefixes of mathematical domains, which are for a person to read, are held whole. Run with other options in the
+same folder it refuses, but `workers`, `executor` and `tokenizer` may change.
+
+With --repeat MANIFEST the options and inputs are those of an earlier run; the result must be the same, and it is an
+error if it is not.
 """
 
+import heapq
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,8 +39,8 @@ from pathlib import Path
 import numpy as np
 
 from data import InputError, atomic_write, read_jsonl, write_jsonl
-from data.mine import classifier, decontaminate, dedup, domains
-from data.mine.dedup import run_once, shard_name, shard_numbers
+from data.mine import classifier, decontaminate, dedup, domains, recall, report
+from data.mine.dedup import run_once, run_task, shard_name, shard_numbers
 from data.mine.ngrams import unit_hashes
 from data.mine.pages import read_pages
 from options import option, parse
@@ -47,6 +55,7 @@ class Config:
     negatives: list[str] = option([], "JSONL files with the text of other pages; none: random pages of the crawl")
     benchmarks: str = option("", "folder of problem files whose text must not be in the corpus")
     to: str = option("", "run directory")
+    repeat: str = option("", "manifest.json of a run to repeat, in place of all options above but --to")
     # the classifier (2.1)
     examples: int = option(500_000, "most positives, and as many negatives")
     width: int = option(256, "dimension of the vectors")
@@ -56,7 +65,10 @@ class Config:
     epochs: int = option(3, "times each example is seen")
     buckets: int = option(2**21, "vectors that n-grams share")
     # recall
-    keep_tokens: int = option(40_000_000_000, "tokens (words, CJK characters) that a round collects, the best first")
+    keep_tokens: list[int] = option(
+        [40_000_000_000, 80_000_000_000, 120_000_000_000],
+        "tokens (words, CJK characters) that each round collects, the best first; later rounds take the last number",
+    )
     rounds: int = option(4, "most rounds")
     stop: float = option(0.98, "stop when this share of what a round collects was collected in the round before")
     # domains
@@ -65,32 +77,46 @@ class Config:
     domain_share: float = option(0.10, "a domain of whose pages more than this share is collected is mathematical")
     domain_pages: int = option(10, "pages that such a domain has at least")
     auto_share: float = option(0.25, "auto: prefixes of whose pages more than this share is collected are taken")
-    # deduplication
+    # deduplication and decontamination
     threshold: float = option(0.8, "Jaccard similarity of word 5-grams from which pages are near-duplicates")
     permutations: int = option(128, "length of a MinHash signature")
-    partitions: int = option(8, "parts of every reduce: more parts need less memory each")
+    contaminated: str = option("page", "what goes where benchmark text is found: page or paragraph")
     # the run
+    tokenizer: str = option("", "folder of a tokenizer: the corpus is written as token shards too; may be given later")
+    round_corpora: bool = option(False, "write the corpus of every round, not only the last, as TO/round_K/corpus")
+    truth: str = option("", "JSONL of {url, kind}: the report tells how much of kind math each round found")
+    partitions: int = option(8, "parts of every reduce: more parts need less memory each")
     seed: int = option(0, "seed of the classifier and of what is sampled")
     workers: int = option(max(1, os.cpu_count() or 1), "processes")
     executor: str = option("processes", "processes, or dask://HOST:PORT, the scheduler of a cluster that shares TO")
 
 
+FREE = ("to", "repeat", "workers", "executor", "tokenizer")  # what may differ between two commands of one run
+
+
 def check(config: Config) -> None:
-    for name in ("crawl", "positives", "benchmarks", "to"):
+    for name in ("crawl", "positives", "benchmarks", "to", "keep_tokens"):
         if not getattr(config, name):
-            raise InputError(f"--{name} is needed")
-    if config.annotate not in ANNOTATE:
-        raise InputError(f"--annotate {config.annotate}: unknown; choose one of {', '.join(ANNOTATE)}")
-    for name in ("examples", "keep_tokens", "rounds", "partitions", "workers", "domain_pages"):
+            raise InputError(f"--{name} is needed (python -m data.mine --help)")
+    for name, choices in {"annotate": ANNOTATE, "contaminated": decontaminate.PARTS}.items():
+        if getattr(config, name) not in choices:
+            raise InputError(f"--{name} {getattr(config, name)}: unknown; choose one of {', '.join(choices)}")
+    for name in ("examples", "rounds", "partitions", "workers", "domain_pages"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} must be at least 1")
+    if min(config.keep_tokens) < 1:
+        raise InputError(f"--keep_tokens {min(config.keep_tokens)}: must be at least 1")
     for name in ("stop", "domain_share", "auto_share"):
         if not 0 < getattr(config, name) <= 1:
             raise InputError(f"--{name} {getattr(config, name)}: give a share above 0, at most 1")
+    inputs = {"positives": config.positives, "negatives": config.negatives,
+              **{name: [getattr(config, name)] for name in ("annotation", "tokenizer", "truth")}}  # fmt: skip
+    for name, path in ((name, path) for name, paths in inputs.items() for path in paths if path):
+        if not Path(path).exists():
+            raise InputError(f"--{name} {path}: does not exist")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Where the work runs
+# ---- Where the work runs ---------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -101,8 +127,12 @@ def executor(config: Config) -> Iterator[Callable]:
             from distributed import Client
         except ImportError:
             raise InputError(f"--executor {config.executor} needs Dask; pip install 'dask[distributed]'") from None
-        with Client(f"tcp://{config.executor.removeprefix('dask://')}") as client:
-            yield client.get_executor().map
+        try:
+            client = Client(f"tcp://{config.executor.removeprefix('dask://')}", timeout=10)
+        except (OSError, ValueError) as error:
+            raise InputError(f"--executor {config.executor}: no scheduler answers there ({error})") from None
+        with client, client.get_executor(pure=False) as pool:
+            yield pool.map
     elif config.executor != "processes":
         raise InputError(f"--executor {config.executor}: unknown; give processes or dask://HOST:PORT")
     elif config.workers == 1:
@@ -112,247 +142,264 @@ def executor(config: Config) -> Iterator[Callable]:
             yield pool.map
 
 
-def _run_once(task: tuple) -> dict:
-    return run_once(*task)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Steps of one shard
+# ---- Steps of one shard or partition ---------------------------------------------------------------------------------
 
 
 def extract(source: Path, target: Path) -> dict:
-    """A crawl file -> a shard of pages."""
+    """A crawl file -> a shard of pages. Counts: of pages and of records that are none; the file's SHA-256."""
     counts: Counter = Counter()
     counts["pages"] = write_jsonl(target, read_pages(source, counts))
-    return dict(counts)
+    return counts | {"sha256": report.sha256(source)}
 
 
-def batches(path: Path, characters: int = 2**22) -> Iterator[list[dict]]:
-    """The pages of a shard, so many characters of text at a time."""
-    pages, size = [], 0
-    for _, page in read_jsonl(path):
-        pages.append(page)
-        size += len(page["text"])
-        if size >= characters:
-            yield pages
-            pages, size = [], 0
-    if pages:
-        yield pages
+def _draw(seed: int, *place) -> int:
+    """64 bits that depend on the seed and the place alone."""
+    return int.from_bytes(blake2b(repr((seed, *place)).encode(), digest_size=8).digest(), "big")
 
 
-@lru_cache(maxsize=1)
-def _classifier(path: Path) -> classifier.Classifier:
-    return classifier.load(path)
-
-
-def score_shard(shard: Path, model: Path, target: Path) -> dict:
-    """A shard -> its pages' scores float32 and tokens int64, as one array [pages, 2] of float64."""
-    rows = [np.zeros((0, 2))]
-    for pages in batches(shard):
-        texts = [page["text"] for page in pages]
-        tokens = unit_hashes(texts, "space").counts
-        rows.append(np.stack([_classifier(model).scores(texts), tokens], axis=1))
-    found = np.concatenate(rows)
-    with atomic_write(target, "wb") as file:
-        np.save(file, found)
-    return {"pages": len(found), "tokens": int(found[:, 1].sum())}
-
-
-def cutoff(scores: Iterable[Path], keep_tokens: int) -> tuple[float, dict]:
-    """The score from which pages are collected: the lowest whose pages, with all better ones, have at most
-    `keep_tokens` tokens. Holds a number for each different score, not each page. And a histogram of the scores."""
-    values, tokens, histogram = np.zeros(0), np.zeros(0), np.zeros(20, int)
-    for path in scores:
-        found = np.load(path)
-        histogram += np.histogram(found[:, 0], 20, (0, 1))[0]
-        score = np.round(found[:, 0], 5)
-        values, index = np.unique(np.concatenate([values, score]), return_inverse=True)
-        tokens = np.bincount(index, np.concatenate([tokens, found[:, 1]]), len(values))
-    best_first = np.cumsum(tokens[::-1])
-    chosen = int((best_first <= keep_tokens).sum())
-    if chosen == len(values):
-        held = int(best_first[-1])
-        raise InputError(f"--keep_tokens {keep_tokens}: the crawl has {held} tokens, so all would be kept; give less")
-    if chosen == 0:
-        raise InputError(f"--keep_tokens {keep_tokens}: the best page alone has more tokens; give more")
-    return float(values[::-1][chosen - 1]), {"histogram": histogram.tolist()}
-
-
-def collect_shard(shard: Path, scores: Path, least: float, before: Path | None, target: Path) -> dict:
-    """A shard -> which of its pages are collected, bool [pages], and its domains {domain: [pages, collected]}; in the
-    counts, how many were collected in the round before, and the pages nearest the cutoff on either side."""
-    found = np.load(scores)
-    kept = np.round(found[:, 0], 5) >= least
-    urls, nearest = [], {"kept": [], "dropped": []}
-    for (_, page), score, chosen in zip(read_jsonl(shard), found[:, 0].tolist(), kept.tolist(), strict=True):
-        urls.append((page["url"], chosen))
-        some = nearest["kept" if chosen else "dropped"]
-        some.append([abs(score - least), score, page["url"], " ".join(page["text"].split())[:200]])
-        if len(some) > 100:
-            some[:] = sorted(some)[:3]
-    with atomic_write(target.with_suffix(".json")) as file:
-        json.dump(domains.domain_counts(urls), file)
-    with atomic_write(target, "wb") as file:
-        np.save(file, kept)
-    again = int((kept & np.load(before)).sum()) if before else 0
-    counts = {"pages": len(kept), "collected": int(kept.sum()), "again": again}
-    counts["tokens"] = int(found[kept, 1].sum())
-    return counts | {"nearest": {name: sorted(some)[:3] for name, some in nearest.items()}}
-
-
-def prefix_shard(shard: Path, kept: Path, chosen: Path, target: Path) -> dict:
-    """The URL prefixes of a shard's pages on mathematical domains, whose names are in the file `chosen`."""
-    pairs = zip(read_jsonl(shard), np.load(kept).tolist(), strict=True)
-    rows = ((page["url"], k, page["text"].strip().partition("\n")[0]) for (_, page), k in pairs)
-    found = domains.prefix_counts(rows, json.loads(chosen.read_text(encoding="utf-8")))
-    with atomic_write(target) as file:
-        json.dump({name: asdict(prefix) for name, prefix in found.items()}, file)
-    return {"prefixes": len(found)}
-
-
-def sample_shard(
-    shard: Path, kept: Path | None, annotation: Path | None, share: float, seed: int, target: Path
-) -> dict:
-    """Examples of a shard for the classifier: target.positives, the pages under annotated prefixes that were not
-    collected, and target.negatives, a share, drawn by a hash of seed and place, of the pages that are neither under
-    them nor collected."""
-    names = domains.read_annotations(annotation) if annotation else []
-    collected = np.load(kept) if kept else None
-    counts: Counter = Counter(positives=0, negatives=0)
+def sample_shard(shard: Path, kept: Path | None, added: Path | None, annotation: Path | None, share: float, seed: int,
+                 target: Path) -> dict:
+    """Examples of a shard for the classifier, beside the seed corpus: target.positives.jsonl, the pages under annotated
+    prefixes that the round before did not collect, and those of earlier rounds (`added`, bool [pages]; target.npy is
+    the new one); target.negatives.jsonl, a share, drawn by a hash of seed and place, of the pages that are neither
+    annotated nor collected."""
+    pages = [page["url"] for _, page in read_jsonl(shard)]
+    collected = np.load(kept) if kept else np.zeros(len(pages), bool)
+    annotated = np.array(domains.under(domains.read_annotations(annotation) if annotation else [], pages), bool)
+    positive = annotated & ~collected | (np.load(added) if added else False)
+    negative = ~(annotated | collected | positive)
+    counts = Counter(positives=0, negatives=0)
 
     def chosen(kind: str) -> Iterator[dict]:
         for line, page in read_jsonl(shard):
-            annotated = bool(names) and domains.under(names, [page["url"]])[0]
-            before = collected is not None and bool(collected[line - 1])
-            draw = int.from_bytes(blake2b(f"{seed} {shard.name} {line}".encode(), digest_size=8).digest(), "big")
-            take = annotated and not before if kind == "positives" else not annotated and not before
-            if take and (kind == "positives" or draw < share * 2**64):
+            if positive[line - 1] if kind == "positives" else (
+                negative[line - 1] and _draw(seed, shard.name, line) < share * 2**64
+            ):  # fmt: skip
                 counts[kind] += 1
                 yield {"text": page["text"]}
 
-    for kind in ("positives", "negatives"):
+    for kind in counts:
         write_jsonl(target.with_suffix(f".{kind}.jsonl"), chosen(kind))
+    recall.save(target, positive)
     return dict(counts)
 
 
-def corpus_shard(shard: Path, kept: Path, index: Path, target: Path, drops: Path) -> dict:
-    """The collected pages of a shard without those that hold benchmark text."""
+def domains_shard(shard: Path, kept: Path, partitions: int, target: Path) -> dict:
+    """The domains of a shard, {domain: [pages, collected]}: a line for each partition of them."""
+    pairs = zip((page["url"] for _, page in read_jsonl(shard)), np.load(kept).tolist(), strict=True)
+    parts: list[dict] = [{} for _ in range(partitions)]
+    for name, counts in domains.domain_counts(pairs).items():
+        parts[_draw(0, name) % partitions][name] = counts
+    return {"domains": write_jsonl(target, parts) and sum(map(len, parts))}
+
+
+def domains_part(tables: list[Path], part: int, share: float, minimum: int, target: Path) -> dict:
+    """The mathematical domains of a partition: {domain: [pages, collected]}."""
+
+    def lines() -> Iterator[dict]:
+        for path in tables:
+            with open(path, encoding="utf-8") as file:
+                yield next(json.loads(line) for i, line in enumerate(file) if i == part)
+
+    counts = domains.merge_domains(lines())
+    chosen = domains.math_domains(counts, share, minimum)
+    write_json(target, {name: counts[name] for name in chosen})
+    return {"domains": len(counts), "math_domains": len(chosen)}
+
+
+def prefix_shard(shard: Path, kept: Path, chosen: Path, target: Path) -> dict:
+    """The URL prefixes of a shard's pages on the mathematical domains, whose names are in the file `chosen`."""
+    pairs = zip(read_jsonl(shard), np.load(kept).tolist(), strict=True)
+    rows = ((page["url"], k, page["text"].strip().partition("\n")[0]) for (_, page), k in pairs)
+    found = domains.prefix_counts(rows, read_json(chosen))
+    write_json(target, {name: asdict(prefix) for name, prefix in found.items()})
+    return {"prefixes": len(found)}
+
+
+def corpus_shard(shard: Path, kept: Path, index: Path, part: str, target: Path, drops: Path) -> dict:
+    """The collected pages of a shard without benchmark text. Counts: those of decontaminate_shard, pages, tokens and
+    characters by language, and the SHA-256 of what is left."""
     collected = target.with_name(f".{target.name}.collected")
     chosen = np.load(kept)
     write_jsonl(collected, (page for (_, page), k in zip(read_jsonl(shard), chosen, strict=True) if k))
     try:
-        return decontaminate.decontaminate_shard(collected, index, target, drops)
+        counts = decontaminate.decontaminate_shard(collected, index, target, drops, part)
     finally:
         collected.unlink()
+    languages: dict[str, Counter] = {}
+    for pages in recall.batches(target):
+        for page, tokens in zip(pages, unit_hashes([page["text"] for page in pages]).counts.tolist(), strict=True):
+            row = {"pages": 1, "tokens": tokens, "characters": len(page["text"])}
+            languages.setdefault(page["lang"], Counter()).update(row)
+    by_name = {name: dict(row) for name, row in sorted(languages.items())}
+    return counts | {"languages": by_name, "sha256": report.sha256(target)}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The whole
+def tokens_shard(source: Path, tokenizer: str, target: Path) -> dict:
+    """A shard of the corpus -> a file of tokens, each document ended by the end-of-text token."""
+    from data.shards import encode_documents, texts, write_tokens
+    from data.tokenizer import Tokenizer
+
+    known = Tokenizer.load(tokenizer)
+    documents = encode_documents(texts(source), known)
+    return write_tokens(documents, target, known.vocab_size, known.eos_id, str(source))
+
+
+def write_json(path: Path, value) -> None:
+    with atomic_write(path) as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+# ---- The whole -------------------------------------------------------------------------------------------------------
 
 
 class Run:
-    """The folders of a run, its shards, and the map that its steps go through."""
+    """The folders of a run, its shards of clean pages, and the map that its steps go through."""
 
     def __init__(self, config: Config, map: Callable):
         self.config, self.map, self.to = config, map, Path(config.to)
-        self.report: dict = {"rounds": []}
+        self.pages = 0  # clean ones
 
-    def step(self, name: str, function: Callable, tasks: Iterable[tuple]) -> dict:
-        """The counts of a step over all shards, summed; what has a marker is not run again."""
+    def step(self, name: str, function: Callable, tasks: Iterable[tuple]) -> list[dict]:
+        """The counts of a step for each task, in order; what has a marker is not run again."""
         tasks = [(self.to / "done" / f"{name}-{i:05d}.json", function, *own) for i, own in enumerate(tasks)]
-        total: Counter = Counter()
-        for counts in self.map(_run_once, tasks):
-            total.update({key: value for key, value in counts.items() if isinstance(value, int)})
-        return dict(total)
+        began = time.perf_counter()
+        counts = list(self.map(run_task, tasks))
+        self.took(name, began)
+        return counts
 
-    def files(self, folder: str, suffix: str) -> list[Path]:
+    def took(self, name: str, began: float) -> None:
+        with open(self.to / "timing.jsonl", "a", encoding="utf-8") as file:  # apart from the report, which repeats
+            file.write(json.dumps({"step": name, "seconds": round(time.perf_counter() - began, 3)}) + "\n")
+
+    def files(self, folder: str, suffix: str = ".jsonl") -> list[Path]:
         """One file a shard of clean pages."""
         return [self.to / folder / f"part-{number:05d}{suffix}" for number in shard_numbers(self.to / "clean")]
 
-    @property
-    def clean(self) -> list[Path]:
-        return [self.to / "clean" / shard_name(number) for number in shard_numbers(self.to / "clean")]
+    def each(self, name: str, function: Callable, *columns) -> list[dict]:
+        """A step over the shards of clean pages: a column is a list with a value a shard, or a value for all."""
+        shards = self.files("clean")
+        rows = [column if isinstance(column, list) else [column] * len(shards) for column in columns]
+        return self.step(name, function, zip(shards, *rows, strict=True))
 
 
-def crawl_files(paths: Iterable[str]) -> list[Path]:
-    """The files, and those in the folders, in the order of their names."""
+def total(counts: Iterable[dict]) -> dict:
+    """The sums of the counts that are whole numbers."""
+    sums: Counter = Counter()
+    for one in counts:
+        sums.update({key: value for key, value in one.items() if isinstance(value, int)})
+    return dict(sums)
+
+
+def crawl_files(paths: Iterable[str]) -> list[tuple[str, Path]]:
+    """(source, file): the files, and those in the folders, in the order of their names."""
     found = []
     for path in map(Path, paths):
         if not path.exists():
             raise InputError(f"--crawl {path}: does not exist; give files or folders of WARC, WET or JSONL pages")
-        found += sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+        inside = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+        found += [(str(path), file) for file in inside]
     if not found:
         raise InputError(f"--crawl {', '.join(map(str, paths))}: no file in it; give files of WARC, WET or JSONL pages")
     return found
 
 
-def texts(paths: Iterable[str | Path]) -> Iterator[str]:
-    """The texts of JSONL files. Raises InputError for a line without one."""
-    for path in paths:
-        for number, row in read_jsonl(path):
-            if not isinstance(row.get("text"), str):
-                raise InputError(f"{path}:{number}: no text in it; each line must be an object with 'text'")
-            yield row["text"]
+def some_texts(paths: Iterable[Path], most: int, seed: int, option: str) -> list[str]:
+    """At most so many texts of JSONL files, drawn without repetition, in an order drawn too; no more are held. Raises
+    InputError for a line without text, and where there is none."""
+
+    def rows() -> Iterator[tuple[int, str]]:
+        for path in paths:
+            for number, row in read_jsonl(path):
+                if not isinstance(row.get("text"), str):
+                    raise InputError(f"{path}:{number}: no text in it; each line must be an object with 'text'")
+                yield _draw(seed, path.name, number), row["text"]
+
+    found = [text for _, text in heapq.nsmallest(most, rows(), key=lambda row: row[0])]
+    if not found:
+        raise InputError(f"{option}: no text in it, and the classifier needs examples of both kinds; give more")
+    return found
 
 
-def some(rows: list, most: int, seed: int) -> list:
-    """At most so many, drawn without repetition, in their order."""
-    if len(rows) <= most:
-        return rows
-    return [rows[i] for i in sorted(np.random.default_rng(seed).choice(len(rows), most, replace=False).tolist())]
-
-
-def annotation_file(config: Config) -> Path:
-    return Path(config.annotation or Path(config.to) / "annotation.txt")
-
-
-def learn(run: Run, number: int, before: list[Path]) -> dict:
+def learn(run: Run, number: int) -> dict:
     """Train the round's classifier: the seed corpus and what was annotated, against random other pages."""
     config, folder = run.config, run.to / f"round_{number}"
-    annotated = run.to / f"round_{number - 1}" / "annotation.txt" if number > 1 else None
-    share = min(1.0, 2.0 * config.examples / max(run.report["clean"]["out"], 1))
-    targets = run.files(f"round_{number}/examples", "")
-    kept = before or [None] * len(targets)
-    tasks = [(s, k, annotated, share, config.seed, t) for s, k, t in zip(run.clean, kept, targets, strict=True)]
-    run.step(f"examples_{number}", sample_shard, tasks)
+    before, kept, added = run.to / f"round_{number - 1}", None, None
+    if number > 1:
+        kept, added = run.files(f"{before.name}/kept", ".npy"), run.files(f"{before.name}/examples", ".npy")
+    share = min(1.0, 4.0 * config.examples / run.pages)  # more than are needed, as some are annotated or collected
+    targets = run.files(f"round_{number}/examples", ".npy")
+    annotation = before / "annotation.txt" if number > 1 else None
+    found = total(run.each(f"examples_{number}", sample_shard, kept, added, annotation, share, config.seed, targets))
 
     def train() -> dict:
-        found = [t.with_suffix(".positives.jsonl") for t in targets]
-        new, seed = list(texts(found)), list(texts(config.positives))
-        positives = some(seed + new, config.examples, config.seed)
-        others = config.negatives or [t.with_suffix(".negatives.jsonl") for t in targets]
-        negatives = some(list(texts(others)), max(len(positives), 1), config.seed + 1)
+        new = [target.with_suffix(".positives.jsonl") for target in targets]
+        seeds = [Path(path) for path in config.positives]
+        positives = some_texts(seeds + new, config.examples, config.seed, f"--positives {', '.join(config.positives)}")
+        others = [Path(path) for path in config.negatives] or [t.with_suffix(".negatives.jsonl") for t in targets]
+        where = f"--negatives {', '.join(config.negatives)}" if config.negatives else f"round {number}: pages left over"
+        negatives = some_texts(others, len(positives), config.seed, where)
         names = ("width", "rate", "ngrams", "min_count", "epochs", "buckets")
         settings = classifier.Settings(**{name: getattr(config, name) for name in names})
-        model = classifier.train(positives, negatives, settings, config.seed, threads=config.workers)
+        model = classifier.train(positives, negatives, settings, config.seed, min(config.workers, os.cpu_count() or 1))
         model.save(folder / "classifier.npz")
-        return {"positives": len(positives), "from_sites": len(new), "negatives": len(negatives)}
+        return {"positives": len(positives), "from_sites": found["positives"], "negatives": len(negatives)}
 
-    return run_once(run.to / "done" / f"classifier_{number}.json", train)
+    began = time.perf_counter()
+    counts = run_once(run.to / "done" / f"classifier_{number}.json", train)
+    run.took(f"classifier_{number}", began)
+    return counts
+
+
+def collect(run: Run, number: int) -> tuple[list[Path], dict]:
+    """Score all pages, find the cut, collect what is above it."""
+    limit = run.config.keep_tokens[min(number, len(run.config.keep_tokens)) - 1]
+    scores = run.files(f"round_{number}/scores", ".npy")
+    scored = run.each(f"scores_{number}", recall.score_shard, run.to / f"round_{number}" / "classifier.npz", scores)
+
+    def bins(name: str, upper: int | None) -> np.ndarray:
+        targets = run.files(f"round_{number}/{name}", ".npy")
+        tasks = [(path, upper, target) for path, target in zip(scores, targets, strict=True)]
+        run.step(f"{name}_{number}", recall.tokens_by_key, tasks)
+        return recall.sum_bins(targets)
+
+    least = recall.cutoff(bins("upper", None), partial(bins, "lower"), limit)
+    kept = run.files(f"round_{number}/kept", ".npy")
+    before = run.files(f"round_{number - 1}/kept", ".npy") if number > 1 else None
+    found = run.each(f"kept_{number}", recall.collect_shard, scores, least, before, kept)
+    sums, pages = total(found), total(scored)
+    share = sums["again"] / sums["collected"] if number > 1 else None
+    histogram = np.sum([one["histogram"] for one in scored], axis=0).tolist()
+    return kept, {"limit": limit, "cutoff": least, "collected": sums["collected"], "tokens": sums["tokens"],
+                  "of_pages": pages["pages"], "of_tokens": pages["tokens"], "collected_before": share,
+                  "histogram": histogram, "nearest": recall.nearest(found, least)}  # fmt: skip
 
 
 def annotate(run: Run, number: int, kept: list[Path]) -> dict:
-    """Find the mathematical domains, have their URL prefixes annotated; leaves round_K/domains.json and
+    """Find the mathematical domains and have their URL prefixes annotated; leaves round_K/domains.txt and
     round_K/annotation.txt, the prefixes that the next round uses."""
     config, folder = run.config, run.to / f"round_{number}"
-    tables = (json.loads(k.with_suffix(".json").read_text(encoding="utf-8")) for k in kept)
-    counts = domains.merge_domains(tables)
-    chosen = domains.math_domains(counts, config.domain_share, config.domain_pages)
+    tables = run.files(f"round_{number}/domains")
+    run.each(f"domains_{number}", domains_shard, kept, config.partitions, tables)
+    parts = [folder / "domains" / f"math-{part:05d}.json" for part in range(config.partitions)]
+    tasks = [(tables, i, config.domain_share, config.domain_pages, part) for i, part in enumerate(parts)]
+    sums = total(run.step(f"math_domains_{number}", domains_part, tasks))
+    counts = {name: row for part in parts for name, row in read_json(part).items()}
     names = folder / "math_domains.json"
-    run_once(names, lambda: chosen)
+    run_once(names, lambda: sorted(counts, key=lambda name: (-counts[name][1], name)))
     targets = run.files(f"round_{number}/prefixes", ".json")
-    tasks = [(s, k, names, t) for s, k, t in zip(run.clean, kept, targets, strict=True)]
-    run.step(f"prefixes_{number}", prefix_shard, tasks)
-
-    def parts() -> Iterator[dict]:
-        for path in targets:
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            yield {name: domains.Prefix(**prefix) for name, prefix in rows.items()}
-
-    table = domains.domain_table(counts, domains.merge_prefixes(parts()), chosen)
+    run.each(f"prefixes_{number}", prefix_shard, kept, names, targets)
+    merged = domains.merge_prefixes(
+        {name: domains.Prefix(**prefix) for name, prefix in read_json(path).items()} for path in targets
+    )
+    table = domains.domain_table(counts, merged, read_json(names))
     with atomic_write(folder / "domains.txt") as file:
         file.write(domains.table_text(table))
-    own = annotation_file(config)
+    own = Path(config.annotation or run.to / "annotation.txt")
     done = folder / "annotation.txt"
     if not done.exists():
         if config.annotate == "auto":
@@ -363,81 +410,108 @@ def annotate(run: Run, number: int, kept: list[Path]) -> dict:
         elif config.annotate == "ask":
             domains.annotate(table, own)
         prefixes = domains.read_annotations(own) if own.exists() else []
-        domains.write_annotations(done, prefixes, f"{own} after round {number}")
-    rows = domains.table_rows(table)
-    return {"domains": len(counts), "math_domains": len(chosen), "table": rows,
-            "annotated": len(domains.read_annotations(done))}  # fmt: skip
+        domains.write_annotations(done, prefixes, f"After round {number}.")
+    return sums | {"annotated": len(domains.read_annotations(done)), "table": domains.table_rows(table)}
 
 
-def one_round(run: Run, number: int, before: list[Path]) -> list[Path]:
-    """A round; returns the files that say what was collected, and adds to the report."""
-    config, folder = run.config, run.to / f"round_{number}"
-    row = {"round": number, **learn(run, number, before)}
-    scores = run.files(f"round_{number}/scores", ".npy")
-    model = folder / "classifier.npz"
-    scored = run.step(f"scores_{number}", score_shard, [(s, model, t) for s, t in zip(run.clean, scores, strict=True)])
-    least, shape = cutoff(scores, config.keep_tokens)
-    kept = run.files(f"round_{number}/kept", ".npy")
-    previous = before or [None] * len(kept)
-    tasks = [(s, c, least, p, k) for s, c, p, k in zip(run.clean, scores, previous, kept, strict=True)]
-    found = run.step(f"kept_{number}", collect_shard, tasks)
-    marks = [run.to / "done" / f"kept_{number}-{i:05d}.json" for i in range(len(kept))]
-    nearest: dict[str, list] = {"kept": [], "dropped": []}
-    for mark in marks:
-        for name, rows in json.loads(mark.read_text(encoding="utf-8"))["nearest"].items():
-            nearest[name] = sorted(nearest[name] + rows)[:3]
-    row |= {"cutoff": least, **shape, **found, "of_pages": scored["pages"], "of_tokens": scored["tokens"]}
-    row |= {"collected_before": found["again"] / found["collected"] if before else None, "nearest": nearest}
-    row |= annotate(run, number, kept)
-    run.report["rounds"].append(row)
-    share = row["collected_before"]
-    again = f" ({100 * share:.1f} % of them before)" if before else ""
-    print(f"round {number}: {row['positives']} positives, {found['collected']} of {scored['pages']} pages{again}, "
+def decontaminated(run: Run, kept: list[Path], name: str, folder: str) -> list[dict]:
+    targets, drops = run.files(folder), run.files(f"{folder}/drops")
+    index, part = run.to / "benchmarks.npz", run.config.contaminated
+    return run.each(name, corpus_shard, kept, index, part, targets, drops)
+
+
+def one_round(run: Run, number: int) -> tuple[list[Path], dict]:
+    """A round: what was collected, and its row of the report, which TO/round_K/report.json holds too."""
+    learned = learn(run, number)
+    kept, found = collect(run, number)
+    row = {"round": number} | learned | found | annotate(run, number, kept)
+    if run.config.round_corpora:
+        decontaminated(run, kept, f"corpus_{number}", f"round_{number}/corpus")
+    write_json(run.to / f"round_{number}" / "report.json", row)
+    again = f" ({100 * row['collected_before']:.1f} % of them before)" if number > 1 else ""
+    print(f"round {number}: {row['positives']} positives, {row['collected']} of {row['of_pages']} pages{again}, "
           f"{row['math_domains']} mathematical domains, {row['annotated']} URL prefixes", flush=True)  # fmt: skip
-    return kept
+    return kept, row
+
+
+def token_shards(run: Run, corpus: list[Path]) -> dict:
+    """TO/shards as train_pretrain.py reads them: a file of tokens for each shard of the corpus that has text."""
+    from data.shards import write_manifest
+    from data.tokenizer import Tokenizer
+
+    known, folder = Tokenizer.load(run.config.tokenizer), run.to / "shards"
+    made = run_once(run.to / "done" / "tokenizer.json", lambda: {"hash": known.hash})
+    if made != {"hash": known.hash}:
+        raise InputError(f"--tokenizer {run.config.tokenizer}: {folder} was made with another; remove that folder and "
+                         f"{run.to}/done/to*.json to make it again")  # fmt: skip
+    sources = [path for path in corpus if path.stat().st_size]
+    targets = [folder / f"tokens-{i:05d}.bin" for i in range(len(sources))]
+    tasks = [(source, run.config.tokenizer, target) for source, target in zip(sources, targets, strict=True)]
+    files = run.step("tokens", tokens_shard, tasks)
+    return write_manifest(files, folder, known.hash, "mined", known.vocab_size, known.eos_id)
 
 
 def mine(config: Config, map: Callable) -> dict:
     """The whole run; returns the report."""
     run = Run(config, map)
     files = crawl_files(config.crawl)
-    shaping = {k: v for k, v in asdict(config).items() if k not in ("workers", "executor", "to")}
-    setup = {"options": shaping, "crawl": [[str(file), file.stat().st_size] for file in files]}
+    options = {name: value for name, value in asdict(config).items() if name not in FREE}
+    setup = {"options": options, "crawl": [[str(file), file.stat().st_size] for _, file in files]}
     if run_once(run.to / "setup.json", lambda: setup) != json.loads(json.dumps(setup)):
         raise InputError(f"{run.to}: holds a run with other options or files; give another --to, or remove it")
-    pages = run.to / "pages"
-    run.report["pages"] = run.step("pages", extract, [(f, pages / shard_name(i)) for i, f in enumerate(files)])
-    if not run.report["pages"]["pages"]:
-        raise InputError(f"--crawl: no page in {len(files)} files ({run.report['pages']}); give files of web pages")
-    print(f"{run.report['pages']['pages']} pages of {len(files)} files", flush=True)
-    settings = dedup.Settings(config.permutations, threshold=config.threshold, partitions=config.partitions)
-    counts = dedup.deduplicate(pages, run.to / "clean", run.to / "dedup", settings, map)
-    run.report["clean"] = counts["clean"]
-    print(f"{counts['clean']['out']} left without repeated URLs ({counts['clean']['url']}), texts "
-          f"({counts['clean']['exact']}) and near-duplicates ({counts['clean']['near']})", flush=True)  # fmt: skip
     index = run.to / "benchmarks.npz"
     if not index.exists():  # now, so that a missing folder is said before the work is done
         decontaminate.Index.build(config.benchmarks).save(index)
-    kept: list[Path] = []
+    pages = run.to / "pages"
+    extracted = run.step("pages", extract, [(file, pages / shard_name(i)) for i, (_, file) in enumerate(files)])
+    if not total(extracted)["pages"]:
+        raise InputError(f"--crawl: no page in {len(files)} files ({total(extracted)}); give files of web pages")
+    digests = {str(file): one["sha256"] for (_, file), one in zip(files, extracted, strict=True)}
+    if config.repeat:
+        report.compare_crawl(Path(config.repeat), digests)
+    print(f"{total(extracted)['pages']} pages of {len(files)} files", flush=True)
+    settings = dedup.Settings(config.permutations, threshold=config.threshold, partitions=config.partitions)
+    began = time.perf_counter()
+    clean = dedup.deduplicate(pages, run.to / "clean", run.to / "dedup", settings, map)["clean"]
+    run.took("dedup", began)
+    run.pages = clean["out"]
+    print(f"{clean['out']} left without repeated URLs ({clean['url']}), texts ({clean['exact']}) and near-duplicates "
+          f"({clean['near']})", flush=True)  # fmt: skip
+    rounds, row = [], {}
     for number in range(1, config.rounds + 1):
-        kept = one_round(run, number, kept)
-        share = run.report["rounds"][-1]["collected_before"]
-        if share is not None and share >= config.stop:
+        kept, row = one_round(run, number)
+        rounds.append(row)
+        if number > 1 and row["collected_before"] >= config.stop:
             break
-    run.report["stopped"] = "rule" if share is not None and share >= config.stop else "rounds"
-    shards, drops = run.files("corpus", ".jsonl"), run.files("corpus/drops", ".jsonl")
-    tasks = [(s, k, index, t, d) for s, k, t, d in zip(run.clean, kept, shards, drops, strict=True)]
-    run.report["corpus"] = run.step("corpus", corpus_shard, tasks)
-    if not run.report["corpus"]["out"]:
+    corpus = decontaminated(run, kept, "corpus", "corpus")
+    if not total(corpus)["out"]:
         raise InputError(f"--benchmarks {config.benchmarks}: every page holds text of it; is the crawl in that folder?")
-    return run.report
+    print(f"{total(corpus)['out']} pages without benchmark text in {run.to / 'corpus'}", flush=True)
+    tokens = token_shards(run, run.files("corpus")) if config.tokenizer else None
+    stopped = "rule" if number > 1 and row["collected_before"] >= config.stop else "rounds"
+    found = {"options": options, "pages": total(extracted), "clean": clean, "rounds": rounds, "stopped": stopped,
+             "corpus": total(corpus), "languages": report.by_language(corpus),
+             "sources": report.by_source([source for source, _ in files], extracted, corpus),
+             "shards": tokens}  # fmt: skip
+    if config.truth:
+        found["truth"] = report.against_truth(config.truth, config.benchmarks, run.to, len(rounds))
+    report.write(run.to, found)
+    made = {path.name: one["sha256"] for path, one in zip(run.files("corpus"), corpus, strict=True)}
+    report.write_manifest(run.to, options, digests, made, tokens)
+    return found
 
 
 def main() -> None:
     config = parse(Config, description=__doc__)
+    if config.repeat:
+        config = replace(config, **report.read_manifest(Path(config.repeat))["options"])
     check(config)
-    with executor(config) as map:
-        report = mine(config, map)
-    with atomic_write(Path(config.to) / "report.json") as file:
-        json.dump(report, file, indent=1, ensure_ascii=False)
-    print(f"wrote {Path(config.to) / 'report.json'}")
+    try:
+        with executor(config) as map:
+            mine(config, map)
+    except BrokenExecutor:
+        raise InputError("a worker process was killed, perhaps for want of memory; the same command, with fewer "
+                         "--workers, goes on from what is done") from None  # fmt: skip
+    if config.repeat:
+        report.compare(Path(config.repeat), Path(config.to) / "manifest.json")
+    print(f"wrote {Path(config.to) / 'report.md'}")

@@ -309,25 +309,46 @@ def test_shard(tmp_path):
     files = source, tmp_path / "index.npz", tmp_path / "to.jsonl", tmp_path / "drops.jsonl"
     write_jsonl(source, pages)
     for batch in (1, 100, 2**22):
-        counts = decontaminate_shard(*files, batch)
-        assert counts == {"in": 40, "out": 38, "dropped": 2, "benchmark b.jsonl": 2}
+        counts = decontaminate_shard(*files, batch=batch)
+        assert counts == {"in": 40, "out": 38, "dropped": 2, "cut": 0, "benchmark b.jsonl": 2}
         left = [json.loads(line) for line in (tmp_path / "to.jsonl").read_text().splitlines()]
         assert left == pages[:7] + pages[8:30] + pages[31:]
         drops = [json.loads(line) for line in (tmp_path / "drops.jsonl").read_text().splitlines()]
         first = {"benchmark": "b.jsonl", "id": "5", "field": "question", "text": TEN}
         second = {"benchmark": "b.jsonl", "id": "2", "field": "question", "text": "x equals seven"}
-        assert drops == [{"line": 8, "url": "u7", "matches": [first, second]},
-                         {"line": 31, "url": "u30", "matches": [first]}]
+        assert drops == [{"line": 8, "url": "u7", "page": True, "matches": [first, second]},
+                         {"line": 31, "url": "u30", "page": True, "matches": [first]}]
     # another index under the same name is seen
     index(tmp_path / "benchmarks", {"question": "page 3 of many"}).save(tmp_path / "index.npz")
     counts = decontaminate_shard(*files)
     assert counts["dropped"] == 1
     write_jsonl(source, [])
     counts = decontaminate_shard(*files)
-    assert counts == {"in": 0, "out": 0, "dropped": 0} and (tmp_path / "to.jsonl").read_text() == ""
+    assert counts == {"in": 0, "out": 0, "dropped": 0, "cut": 0} and (tmp_path / "to.jsonl").read_text() == ""
     source.write_text('{"url": "u"}\n')
     with pytest.raises(InputError, match="part-00000.jsonl:1: not a page"):
         decontaminate_shard(*files)
+
+
+def test_only_paragraphs_with_a_match_go(tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    known = index(tmp_path / "benchmarks", {"question": TEN, "id": 5})
+    known.save(tmp_path / "index.npz")
+    half = " ".join(TEN.split()[:5]), " ".join(TEN.split()[5:])
+    texts = [f"before\n\n{TEN}, that is it\n \nafter", TEN, "", "as it was\n\n\nhere", "\n\n".join(half),
+             f"a\n\n{half[0]}\n\n{TEN}\n\n{half[1]}"]  # fmt: skip
+    source = tmp_path / "part-00000.jsonl"
+    write_jsonl(source, ({"url": str(i), "text": text} for i, text in enumerate(texts)))
+    files = source, tmp_path / "index.npz", tmp_path / "to.jsonl", tmp_path / "drops.jsonl"
+    counts = decontaminate_shard(*files, part="paragraph")
+    assert counts == {"in": 6, "out": 3, "dropped": 3, "cut": 1, "benchmark b.jsonl": 4}
+    left = [json.loads(line) for line in (tmp_path / "to.jsonl").read_text().splitlines()]
+    # what a paragraph break hides goes with the page, also where it comes together only by the cut
+    assert left == [{"url": "0", "text": "before\n\nafter"}, {"url": "2", "text": ""}, {"url": "3", "text": texts[3]}]
+    rows = [json.loads(line) for line in (tmp_path / "drops.jsonl").read_text().splitlines()]
+    assert [(row["line"], row["page"]) for row in rows] == [(1, False), (2, True), (5, True), (6, True)]
+    with pytest.raises(InputError, match="part 'line': unknown; choose one of page, paragraph"):
+        decontaminate_shard(*files, part="line")
 
 
 def test_no_texts(tmp_path):
