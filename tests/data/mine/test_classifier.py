@@ -1,5 +1,6 @@
 """data/mine/classifier.py against plain SGD, one text at a time in float64, and against the fastText library."""
 
+import functools
 import random
 from collections import Counter
 
@@ -126,19 +127,21 @@ def test_a_score_does_not_depend_on_its_neighbours(order, batch):
     texts = [*make_texts(MATH, 6, 5, 80), "", *make_texts(OTHER, 5, 6, 80)]
     before, ngrams._BATCH = ngrams._BATCH, batch
     try:
-        together = TRAINED.scores(texts[i] for i in order)
+        together = trained().scores(texts[i] for i in order)
     finally:
         ngrams._BATCH = before
     assert together.dtype == np.float32
-    assert together.tolist() == [TRAINED.scores([texts[i]])[0] for i in order]
+    assert together.tolist() == [trained().scores([texts[i]])[0] for i in order]
 
 
-TRAINED = train(POSITIVES, NEGATIVES, SMALL)
+@functools.cache
+def trained() -> classifier.Classifier:
+    return train(POSITIVES, NEGATIVES, SMALL)
 
 
 def test_it_tells_new_texts_apart():
     texts = make_texts(MATH, 100, 7) + make_texts(OTHER, 100, 8)
-    right = (TRAINED.scores(texts) > 0.5) == np.repeat([True, False], 100)
+    right = (trained().scores(texts) > 0.5) == np.repeat([True, False], 100)
     assert right[[len(text.split()) > 9 for text in texts]].mean() > 0.9
 
 
@@ -176,12 +179,12 @@ def test_a_rare_word_has_no_number_but_its_ngrams_do():
 
 def test_explained_shares_are_the_logit():
     text = POSITIVES[3]
-    shares = TRAINED.explain(text, 10**6)
-    score = float(TRAINED.scores([text])[0])
+    shares = trained().explain(text, 10**6)
+    score = float(trained().scores([text])[0])
     assert sum(share for _, share in shares) == pytest.approx(np.log(score / (1 - score)), abs=1e-5)
     assert [abs(share) for _, share in shares] == sorted((abs(share) for _, share in shares), reverse=True)
-    assert TRAINED.explain(text, 2) == shares[:2] and [string for string, _ in TRAINED.explain("", 5)] == ["</s>"]
-    assert dict(TRAINED.explain("theorem 证明", 10)).keys() == {
+    assert trained().explain(text, 2) == shares[:2] and [string for string, _ in trained().explain("", 5)] == ["</s>"]
+    assert dict(trained().explain("theorem 证明", 10)).keys() == {
         "theorem", "证", "明", "</s>", "theorem 证", "证 明", "明 </s>", "theorem 证 明", "证 明 </s>"
     }
 
@@ -213,9 +216,9 @@ def test_counted_words_are_those_of_a_counter(values, least):
 
 def test_saved_and_loaded(tmp_path):
     path = tmp_path / "deep" / "classifier.npz"
-    TRAINED.save(path)
+    trained().save(path)
     back = load(path)
-    assert back.settings == TRAINED.settings and (back.scores(POSITIVES) == TRAINED.scores(POSITIVES)).all()
+    assert back.settings == trained().settings and (back.scores(POSITIVES) == trained().scores(POSITIVES)).all()
     first = path.read_bytes()
     back.save(path)
     assert path.read_bytes() == first and list(path.parent.iterdir()) == [path]
@@ -223,7 +226,7 @@ def test_saved_and_loaded(tmp_path):
 
 def test_a_file_that_is_no_classifier(tmp_path):
     whole = tmp_path / "whole.npz"
-    TRAINED.save(whole)
+    trained().save(whole)
     data = whole.read_bytes()
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     np.savez(tmp_path / "objects.npz", about=np.array([{}], dtype=object))
