@@ -1,0 +1,455 @@
+"""Web pages of a crawl: files to {url, text, lang, date}, and HTML to text that keeps the mathematics (paper 2.1).
+
+fastwarc and resiliparse parse records and HTML (pip install fastwarc resiliparse). Two things are ours. Where a record
+of a file ends is found here, as one that is damaged must not take those after it with it. And formulas become LaTeX
+before the text of a page is taken: text extraction knows nothing of script elements, attributes and MathML, and would
+drop or flatten them.
+"""
+
+import json
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from html import escape, unescape
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+
+from data import InputError
+from data.mine.formulas import asciimath, attribute, mathml, normal_delimiters, tidy
+
+try:
+    from fastwarc import WarcRecord
+    from resiliparse.extract.html2text import extract_plain_text
+    from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
+    from resiliparse.parse.html import HTMLTree
+except ImportError:  # said where it is first needed
+    HTMLTree = None
+
+# --- HTML to text -------------------------------------------------------------------------------------------------
+
+# Resiliparse's own choice of the main content takes more than twice as long and loses formulas, such as those in lists.
+# Left out here is what pages themselves mark as navigation and the like: not header and form, which often hold the
+# title or the whole page.
+_BOILERPLATE = ["nav", "footer", "aside", ".navbar", ".footer", ".sidebar"]  # each takes 1 to 3 % of the time
+_RENDERED = [".MathJax_Preview", ".MathJax", ".MathJax_Display", ".MathJax_CHTML", ".MathJax_SVG",
+             ".MathJax_SVG_Display"]  # what MathJax 2 shows beside its scripts
+_NAMED = re.compile("math")
+_MATH = re.compile(r"<(math\b[^>]*+)>((?:[^<]++|<(?!/?math\b))*+)</math>")
+_SCRIPT = re.compile(r"<(script\b[^>]*\bmath/[^>]*+)>((?:[^<]++|<(?!/?script\b))*+)</script>")
+_IMAGE = re.compile(r"<(img\b[^>]*+)>")
+_ANNOTATION = re.compile(r"annotation\b[^>]*\b(?:tex|TeX|LaTeX|latex)\b[^>]*>(.*?)</", re.DOTALL)
+_IMAGE_SOURCE = re.compile(r"latex\.php|codecogs\.com|mathtex|mimetex|equation\?tex=|latex\?|/media/math/render/")
+_IMAGE_CLASS = re.compile(r"(?:^|\s)(?:tex|latex|math|mathjax|mwe-math-fallback\S*)(?:\s|$)", re.I)
+_DISPLAYED = re.compile(r"""display=["']?block|mode\s*=\s*["']?display|fallback-image-display""")
+_ASCIIMATH = ("ASCIIMathML", "AsciiMath", "asciimath", "AM_CHTML", "AM_HTMLorMML", "AM_SVG")  # a page that loads it
+_BACKTICKS = re.compile(r"`([^`\n]{1,500})`")
+
+
+def _needs_libraries() -> None:
+    if HTMLTree is None:
+        raise InputError("reading web pages needs fastwarc and resiliparse; pip install fastwarc resiliparse")
+
+
+def _of_math(tag: str, inside: str) -> str:
+    """LaTeX of a math element: its author's, where it is given along with it."""
+    if note := _ANNOTATION.search(inside):
+        return unescape(note[1])
+    return attribute(tag, "alttext") or mathml(inside)
+
+
+def _of_image(tag: str) -> str:
+    """LaTeX that an image was made from: from its address, or its alternative text. "" for an image of another kind."""
+    source = attribute(tag, "src") or ""
+    if _IMAGE_SOURCE.search(source):
+        query = source.partition("?")[2]
+        named = parse_qs(query) if "=" in query else {}
+        latex = next((named[key][0] for key in ("latex", "tex", "chl") if key in named), "")
+        if not latex and re.search(r"codecogs|mathtex|mimetex|latex\?", source):
+            latex = unquote(query)
+        return latex or attribute(tag, "alt") or ""
+    return (attribute(tag, "alt") or "") if _IMAGE_CLASS.search(attribute(tag, "class") or "") else ""
+
+
+def _with_formulas(html: str) -> tuple[str, list[str] | None]:
+    """HTML in which formulas in elements, scripts and images have become text, and the selectors of what shows the
+    same formulas once more; None where the page names neither mathematics nor LaTeX. That is done before the page is
+    parsed: MathML and the like is much of what there would be to parse."""
+    named = {html[max(0, match.start() - 1) : match.end() + 1] for match in _NAMED.finditer(html)}
+    if not named and "latex" not in html:
+        return html, None
+
+    def put(latex: str, tag: str) -> str:
+        latex = escape(tidy(latex), quote=False)
+        if not latex:
+            return " "
+        return f"<br>$${latex}$$<br>" if _DISPLAYED.search(tag) else f"${latex}$"
+
+    def script(match: re.Match) -> str:
+        tag, source = match.groups()
+        read = mathml if "math/mml" in tag else asciimath if "math/asciimath" in tag else str
+        return put(read(source), tag)
+
+    def image(match: re.Match) -> str:
+        tag = match[1]
+        latex = _of_image(tag) if "tex" in tag or "math" in tag else ""
+        if not latex or ("mwe-math" in tag and "mwe-math-mathml" in html):  # its math element is there
+            return match[0]
+        return put(latex, tag)
+
+    page, shown = html, []
+    if any(one[-1] == "/" for one in named):
+        page, count = _SCRIPT.subn(script, page)
+        shown += _RENDERED if count else []
+    if any(one[0] == ":" for one in named):  # with the prefix of its namespace
+        page = re.sub(r"<(/?)\w+:math\b", r"<\1math", page)
+    if any(one[0] in "<:" for one in named):
+        page = _MATH.sub(lambda match: put(_of_math(*match.groups()), match[1]), page)
+        if "katex-mathml" in page:
+            shown.append(".katex-html")
+    return _IMAGE.sub(image, page), shown
+
+
+def _decoded(html: bytes | str, encoding: str | None) -> str:
+    if isinstance(html, str):
+        return html
+    if b"\x1b" not in html and not (encoding or "").lower().startswith("utf-16"):  # neither is told from UTF-8 by bytes
+        try:
+            return html.decode("utf-8-sig")  # what is valid as UTF-8 is not anything else, whatever is declared
+        except UnicodeDecodeError:
+            pass
+    encoding = map_encoding_to_html5(encoding or detect_encoding(html, from_html_meta=True) or "utf-8")
+    return bytes_to_str(html, encoding, "replace")
+
+
+def _extract(html: str) -> tuple[str, str]:
+    """(text, declared language) of a page."""
+    page, shown = _with_formulas(html)
+    tree = HTMLTree.parse(page)
+    if shown is not None and "tex=" in page:  # data-latex and data-tex
+        for node in tree.document.query_selector_all("[data-latex], [data-tex]").values():
+            latex = tidy(node.getattr("data-latex") or node.getattr("data-tex") or "")
+            node.replace_with(tree.create_text_node(f"${latex}$" if latex else " "))
+    text = extract_plain_text(tree, skip_elements=_BOILERPLATE + (shown or []), alt_texts=False)
+    if not text.strip():  # the whole page stands in something of the kind
+        text = extract_plain_text(tree, skip_elements=shown or [], alt_texts=False)
+    if "`" in text and any(name in html for name in _ASCIIMATH):
+        text = _BACKTICKS.sub(lambda match: f"${asciimath(match[1])}$", text)
+    text = normal_delimiters(text)
+    while "\n\n\n" in text:
+        text = text.replace("\n\n\n", "\n\n")
+    begin = html[: html.find(">", html.find("<html")) + 1]
+    return text.strip(), attribute(begin, "lang") or attribute(begin, "xml:lang") or ""
+
+
+def html_text(html: bytes | str, encoding: str | None = None) -> str:
+    """The text of a page: lines, paragraphs with an empty line between them, formulas as LaTeX in $...$ or $$...$$.
+
+    Kept as formulas are LaTeX in the text (whatever is around it) and in attributes (data-latex, data-tex), scripts of
+    MathJax, annotations and attributes beside MathML, MathML itself, AsciiMath (between backticks only where the page
+    loads it), and images made from LaTeX. Left out are scripts, styles and what a page marks as navigation.
+    `encoding` is that of bytes; without one it is what the page says, or what its bytes look like.
+    Raises InputError where resiliparse is not installed."""
+    _needs_libraries()
+    return _extract(_decoded(html, encoding))[0]
+
+
+def language(text: str, declared: str | None = "") -> str:
+    """"zh", "ja" or "ko" by the script of the text, otherwise the first part of what the page declares ("en-GB" is
+    "en"), or "". A fifth of what is not space has to be of the script: formulas and markup are in Latin letters."""
+    if not text.isascii():
+        codes = np.frombuffer(text.encode("utf-16-le", "replace"), "<u2")
+        visible = max(1, int((codes > 32).sum()))
+        kana, hangul, han = (int(((codes >= low) & (codes <= high)).sum())
+                             for low, high in ((0x3040, 0x30FF), (0xAC00, 0xD7AF), (0x3400, 0x9FFF)))
+        if kana + hangul + han > 0.2 * visible:
+            return "ko" if hangul > kana + han else "ja" if kana > 0.1 * (kana + han) else "zh"
+    first = re.match(r"[a-z]{2,3}(?![a-z])", (declared or "").strip().lower())
+    return _THREE_LETTERS.get(first[0], first[0]) if first else ""
+
+
+_THREE_LETTERS = {"eng": "en", "zho": "zh", "jpn": "ja", "kor": "ko", "deu": "de", "fra": "fr", "spa": "es",
+                  "rus": "ru", "por": "pt", "ita": "it", "pol": "pl", "nld": "nl"}
+
+
+def base_url(url: str) -> str:
+    """The host by which pages are grouped into domains (2.1): lower case, without scheme, user, port and "www."."""
+    url = url.strip().strip("<>")
+    try:
+        host = urlsplit(url if "://" in url else "//" + url.lstrip("/")).hostname or ""
+    except ValueError:  # brackets that are no IPv6 address
+        return ""
+    host = host.rstrip(".")
+    return host[4:] if host.startswith("www.") else host
+
+
+# --- Files to pages -----------------------------------------------------------------------------------------------
+
+_READ, _PIECE = 2**16, 2**20  # bytes read at once, and handed on at once
+_HEAD, _LARGEST = 2**15, 2**25  # of a record's header, and of what follows it, at most
+_MEMBER = re.compile(rb"\x1f\x8b\x08[\x00-\x1f]")  # how a gzip member begins
+_WARC = re.compile(rb"WARC/\d\.\d\r?\n")
+_ARC = re.compile(rb"(?<!\S)([a-z]+:\S+) \S+ (\d{14}) \S+ (?:[^\r\n]* )?(\d+)\r?\n")
+_ENDING, _NEWLINES = re.compile(rb"\r?\n\r?\n"), re.compile(rb"[\r\n]*")
+_JSONL = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*["}]')
+_ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+
+
+def _pieces(file) -> Iterator[bytes | str]:
+    """The bytes of a file, decompressed where it is gzip. In the place of bytes that are damaged or missing stands the
+    word for it, "malformed" or "truncated". After damage it goes on with the next gzip member."""
+    data = file.read(_READ)
+    if not _MEMBER.match(data):
+        while data:
+            yield data
+            data = file.read(_PIECE)
+        return
+    sound = True
+    while data:
+        inflate, held, size = zlib.decompressobj(31), [], 0
+        seen = data  # where the next member is looked for, should this one be damaged
+        try:
+            while data:
+                held.append(inflate.decompress(data))
+                size += len(held[-1])
+                if inflate.eof:
+                    break
+                if size > _PIECE:
+                    yield b"".join(held)
+                    held, size = [], 0
+                data = file.read(_READ)
+                seen = seen[-2 * _READ :] + data
+        except zlib.error:  # `held` is dropped: a member's checksum comes at its end
+            if sound:
+                yield "malformed"
+            sound = False
+            while not (found := _MEMBER.search(seen, 1)) and (more := file.read(_READ)):
+                seen = seen[-4:] + more
+            data = seen[found.start() :] if found else b""
+            continue
+        if held:
+            yield b"".join(held)
+        if not inflate.eof:
+            yield "truncated"
+            return
+        sound = True
+        data = inflate.unused_data.lstrip(b"\0") or file.read(_READ).lstrip(b"\0")  # zeros are padding
+
+
+class _Stream:
+    """Pieces as bytes to be read from `at` on, up to the end of the file or to a fault, after which `go_on` goes on."""
+
+    def __init__(self, pieces: Iterator[bytes | str]):
+        self._pieces, self.data, self.at, self.fault = pieces, b"", 0, None  # fault: "" is the end of the file
+
+    def fill(self, size: int) -> bool:
+        """Whether there are `size` bytes from `at` on."""
+        missing = size - (len(self.data) - self.at)
+        if missing > 0 and self.fault is None:
+            parts = [self.data[self.at :]]
+            while missing > 0 and self.fault is None:
+                piece = next(self._pieces, "")
+                if isinstance(piece, str):
+                    self.fault = piece
+                else:
+                    parts.append(piece)
+                    missing -= len(piece)
+            self.data, self.at = b"".join(parts), 0
+        return missing <= 0
+
+    def seek(self, begin: re.Pattern) -> bool:
+        """Go to the next place behind `at` that `begin` matches, or to the end."""
+        self.at += 1
+        while not (found := begin.search(self.data, self.at)):
+            self.at = max(self.at, len(self.data) - 4096)  # what is looked for may have begun there
+            if not self.fill(len(self.data) - self.at + 1):
+                self.at = len(self.data)
+                return False
+        self.at = found.start()
+        return True
+
+    def go_on(self) -> None:
+        self.data, self.at, self.fault = b"", 0, None
+
+
+def _warc_head(data: bytes, at: int) -> tuple[dict, int, int] | None:
+    """(fields with names in lower case, bytes of the header, bytes of what follows) of a WARC record that is sound."""
+    end = _ENDING.search(data, at, at + _HEAD)
+    if not end or not _WARC.match(data, at):
+        return None
+    lines = data[at : end.start()].decode("utf-8", "replace").splitlines()[1:]
+    fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    length = fields.get("content-length", "")
+    if not re.fullmatch(r"[0-9]{1,15}", length):
+        return None
+    return fields, end.end() - at, int(length)
+
+
+def _arc_head(data: bytes, at: int) -> tuple[dict, int, int] | None:
+    """The same of an ARC record, as the fields that a WARC record would have."""
+    match = _ARC.match(data, at)
+    if not match:
+        return None
+    url, date, length = (group.decode("utf-8", "replace") for group in match.groups())
+    kind = "warcinfo" if url.startswith("filedesc:") else "response"
+    date = f"{date[:4]}-{date[4:6]}-{date[6:8]}"
+    return {"warc-type": kind, "warc-target-uri": url, "warc-date": date}, match.end() - at, int(length)
+
+
+def _records(stream: _Stream, begin: re.Pattern, head, counts: Counter) -> Iterator[tuple[dict, bytes]]:
+    """(fields, block) of every sound record: one whose block is there and followed by two newlines, a record or the
+    end. The others are counted, and what next looks like the beginning of a record is gone to."""
+    while True:
+        stream.fill(_HEAD)
+        if stream.at == len(stream.data):
+            if not stream.fault:
+                return
+            counts.update(["records", stream.fault])
+            stream.go_on()
+            continue
+        whole, found = True, head(stream.data, stream.at)
+        if found and found[2] <= _LARGEST:
+            fields, start, size = found
+            whole = stream.fill(start + size)
+            stream.fill(start + size + _HEAD)
+            end = stream.at + start + size
+            after = _NEWLINES.match(stream.data, end).end()
+            ended = _ENDING.match(stream.data, end) or after == len(stream.data) or begin.match(stream.data, after)
+            if whole and ended:
+                counts["records"] += 1
+                block = stream.data[end - size : end]
+                stream.at = after
+                yield fields, block
+                continue
+        if stream.seek(begin):
+            counts.update(["records", "malformed"])
+        elif not stream.fault:  # otherwise the fault is counted
+            counts.update(["records", "malformed" if whole else "truncated"])
+
+
+def _page(url: str, text: str, lang: str, date: str) -> dict:
+    return {"url": url, "text": text, "lang": lang, "date": date if _ISO_DATE.fullmatch(date) else ""}
+
+
+def _of_response(block: bytes) -> tuple[str, str] | str:
+    """(text, language) of an HTTP response, or the word under which it is counted."""
+    head = b"WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http; msgtype=response\r\n"
+    try:
+        record = WarcRecord.from_bytes(head + b"Content-Length: %d\r\n\r\n" % len(block) + block)
+        record.parse_http(auto_decode="all", quirks_mode=True)
+        status, kind, charset = record.http_headers.status_code, record.http_content_type, record.http_charset
+        if status is None:
+            return "malformed"
+        if status != 200:
+            return "not_ok"
+        if (kind or "").lower() not in ("text/html", "application/xhtml+xml"):
+            return "not_html"
+        html = record.reader.read()
+    except (OSError, ValueError):
+        return "malformed"
+    if not html.strip():
+        return "empty"
+    text, declared = _extract(_decoded(html, charset))
+    return (text, language(text, declared)) if text else "empty"
+
+
+def _archive_pages(stream: _Stream, begin: re.Pattern, head, counts: Counter) -> Iterator[dict]:
+    for fields, block in _records(stream, begin, head, counts):
+        kind = fields.get("warc-type")
+        if kind not in ("response", "conversion"):
+            counts["other"] += 1
+            continue
+        if fields.get("warc-truncated"):
+            counts["truncated"] += 1
+            continue
+        if kind == "response":
+            found = _of_response(block) if fields.get("warc-target-uri", "").strip("<>")[:4] == "http" else "not_html"
+        else:
+            text = block.decode("utf-8", "replace").strip()
+            declared = fields.get("warc-identified-content-language")
+            found = (text, language(text, declared)) if text else "empty"
+        if isinstance(found, str):
+            counts[found] += 1
+            continue
+        counts["pages"] += 1
+        yield _page(fields["warc-target-uri"].strip("<>"), *found, fields.get("warc-date", "")[:10])
+
+
+def _jsonl_pages(stream: _Stream, counts: Counter) -> Iterator[dict]:
+    """A page a line: text, or html; url, lang and date, of which any may be missing, also under the names and in the
+    "metadata" that other corpora use."""
+    while True:
+        size = 0
+        while (end := stream.data.find(b"\n", stream.at + size)) < 0:
+            size = len(stream.data) - stream.at
+            if not stream.fill(size + 1):
+                break
+        line = stream.data[stream.at : end if end >= 0 else len(stream.data)]
+        stream.at += len(line) + 1
+        if end < 0 and stream.fault:  # the line that it cut through is counted with it
+            counts.update(["records", stream.fault])
+            stream.go_on()
+            continue
+        if line.strip():
+            counts["records"] += 1
+            try:
+                found = _of_row(json.loads(line.decode("utf-8-sig")))
+            except (ValueError, RecursionError):
+                found = "malformed"
+            if isinstance(found, str):
+                counts[found] += 1
+            else:
+                counts["pages"] += 1
+                yield found
+        if end < 0:
+            return
+
+
+def _of_row(row) -> dict | str:
+    if not isinstance(row, dict):
+        return "malformed"
+    more = row["metadata"] if isinstance(row.get("metadata"), dict) else {}
+
+    def field(*names: str) -> str:
+        values = (place.get(name) for place in (row, more) for name in names)
+        return next((value for value in values if isinstance(value, str) and value), "")
+
+    text = field("text", "raw_content", "content")
+    if not text and (html := field("html")):
+        text = html_text(html)
+    text = text.strip()
+    if not text:
+        return "empty"
+    lang = language(text, field("lang", "language"))
+    return _page(field("url"), text, lang, field("date", "created", "date_download", "timestamp")[:10])
+
+
+def read_pages(path: str | os.PathLike, counts: Counter) -> Iterator[dict]:
+    """Pages {url, text, lang, date} of a WARC, WET, ARC or JSONL file, gzip or not, as its content says.
+
+    `counts` is added to: "records" of the file, and what became of each: "pages" that are given out, "other" (no
+    response and no text of one), "not_ok" (a status but 200), "not_html", "truncated" (also by the crawler),
+    "malformed" or "empty" (no text). Nothing in a record is fatal. Raises InputError, naming the file, where it cannot
+    be read, is of another kind, or the packages for it are missing. An empty file has no pages."""
+    try:
+        with open(path, "rb") as file:
+            stream = _Stream(_pieces(file))
+            while not stream.fill(_HEAD) and len(stream.data) < 20 and stream.fault:  # too little to tell the kind
+                counts.update(["records", stream.fault])
+                stream.go_on()
+            if not stream.data:
+                return
+            if _JSONL.match(stream.data):
+                yield from _jsonl_pages(stream, counts)
+            elif _WARC.match(stream.data):
+                _needs_libraries()
+                yield from _archive_pages(stream, _WARC, _warc_head, counts)
+            elif _ARC.match(stream.data):
+                _needs_libraries()
+                yield from _archive_pages(stream, _ARC, _arc_head, counts)
+            else:
+                raise InputError(f"{path}: neither WARC, WET, ARC nor JSONL; give files of a crawl, or pages as JSONL")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a file of a crawl") from None

@@ -1,0 +1,366 @@
+"""data/mine/pages.py: records against a plain reader of their files, damage at every place, and text with formulas."""
+
+import gzip
+import json
+import random
+import re
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import InputError
+from data.mine import pages
+from data.mine.pages import base_url, html_text, language, read_pages
+
+needs_libraries = pytest.mark.skipif(pages.HTMLTree is None, reason="fastwarc or resiliparse is not installed")
+
+
+def read(tmp_path, data: bytes, name="file"):
+    path = tmp_path / name
+    path.write_bytes(data)
+    counts = Counter()
+    found = list(read_pages(path, counts))
+    parts = set(counts) - {"records"}
+    assert counts["records"] == sum(counts[part] for part in parts)  # nothing goes uncounted
+    assert counts["pages"] == len(found)
+    return found, dict(counts)
+
+
+def record(i, body=None, kind="response", head="200 OK\r\nContent-Type: text/html", length=None, extra="", url=None):
+    block = (f"HTTP/1.1 {head}\r\n\r\n" if kind == "response" else "").encode()
+    block += f"<html lang=en><p>page {i}".encode() if body is None else body
+    length = len(block) if length is None else length
+    return (f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {url or f'http://e.org/{i}'}\r\nWARC-Date: 2020-01-0"
+            f"{i % 9 + 1}T00:00:00Z\r\nContent-Type: application/http; msgtype=response\r\n{extra}"
+            f"Content-Length: {length}\r\n\r\n").encode() + block + b"\r\n\r\n"
+
+
+def page(i):
+    return {"url": f"http://e.org/{i}", "text": f"page {i}", "lang": "en", "date": f"2020-01-0{i % 9 + 1}"}
+
+
+PACKED = {"plain": b"".join, "one stream": lambda parts: gzip.compress(b"".join(parts)),
+          "a member each": lambda parts: b"".join(map(gzip.compress, parts))}
+
+
+@needs_libraries
+@pytest.mark.parametrize("pack", PACKED)
+def test_what_becomes_of_records(tmp_path, pack):
+    small = gzip.compress(b"<p>small")
+    parts = [
+        record(0), record(0, b"software: x", "warcinfo"), record(0, b"GET", "request"), record(0, b"", "revisit"),
+        record(0, head="404 Not Found\r\nContent-Type: text/html"), record(0, head="200 OK\r\nContent-Type: image/png"),
+        record(0, head="200 OK"), record(0, b""), record(0, b"<p> </p><script>x</script>"),
+        record(0, extra="WARC-Truncated: length\r\n"), record(0, url="dns:e.org"),
+        record(0, small, head="200 OK\r\nContent-Type: text/html\r\nContent-Encoding: gzip", url="<http://e.org/g>"),
+        record(0, b"no gzip", head="200 OK\r\nContent-Type: text/html\r\nContent-Encoding: gzip"),
+        record(0, b"4\r\n<p>c\r\n0\r\n\r\n", head="200 OK\r\nContent-Type: application/xhtml+xml\r\n"
+                                                 "Transfer-Encoding: chunked"),
+        record(1, "数学 is fun，因为数学很有意思".encode(), "conversion"),
+        record(2, b"text", "conversion", extra="WARC-Identified-Content-Language: deu,eng\r\n"),
+        record(3, b" ", "conversion"), record(8),
+    ]
+    found, counts = read(tmp_path, PACKED[pack](parts))
+    assert counts == {"records": 18, "pages": 6, "other": 3, "not_ok": 1, "not_html": 3, "empty": 3, "truncated": 1,
+                      "malformed": 1}
+    assert found[0] == page(0) and found[-1] == page(8)
+    assert [(one["url"][13:], one["text"], one["lang"]) for one in found[1:5]] == [
+        ("g", "small", ""), ("0", "c", ""), ("1", "数学 is fun，因为数学很有意思", "zh"), ("2", "text", "de")]
+
+
+DAMAGE = {
+    "header": lambda r: b"WARX" + r[4:], "no length": lambda r: re.sub(rb"Content-Length.*\r\n", b"", r),
+    "wild length": lambda r: re.sub(rb"Length: \d+", b"Length: abc", r),
+    "too long": lambda r: re.sub(rb"Length: (\d+)", b"Length: 120", r),
+    "too short": lambda r: re.sub(rb"Length: (\d+)", b"Length: 50", r),
+    "enormous": lambda r: re.sub(rb"Length: (\d+)", b"Length: 10000000000000", r),
+    "larger than the file": lambda r: re.sub(rb"Length: (\d+)", b"Length: 1000000", r),
+    "cut": lambda r: r[:-25], "no header": lambda r: b"garbage\r\n" * 5,
+}
+
+
+@needs_libraries
+@pytest.mark.parametrize("pack", PACKED)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_record_takes_no_other_with_it(tmp_path, pack, damage):
+    parts = [record(i) for i in range(6)]
+    parts[2] = DAMAGE[damage](parts[2])
+    found, counts = read(tmp_path, PACKED[pack](parts))
+    assert found == [page(i) for i in (0, 1, 3, 4, 5)]
+    assert counts == {"records": 6, "pages": 5, "malformed": 1}
+
+
+@needs_libraries
+def test_damaged_gzip_members(tmp_path):
+    draw = random.Random(0)
+    bodies = [f"<p>page {i} {draw.getrandbits(4000)}".encode() for i in range(6)]
+    parts = [gzip.compress(record(i, bodies[i])) for i in range(6)]
+    third = parts[2]
+    for damaged in (third[:50] + bytes(20) + third[70:], third[: len(third) // 2], third[:-8] + bytes(8),
+                    b"\x1f\x8b\x08\x00" + bytes(100)):
+        found, counts = read(tmp_path, b"".join(parts[:2]) + damaged + b"".join(parts[3:]))
+        assert [one["url"][-1] for one in found] == list("01345")
+        assert counts == {"records": 6, "pages": 5, "malformed": 1}
+    padded = parts[0] + bytes(1000) + parts[1]  # zeros are no damage
+    assert read(tmp_path, padded)[1] == {"records": 2, "pages": 2}
+
+
+@needs_libraries
+@pytest.mark.parametrize("pack", PACKED)
+def test_cut_at_every_place(tmp_path, pack):
+    data = PACKED[pack]([record(0), record(1)])
+    whole = {k: 0 for k in range(3)}
+    for cut in range(20, len(data), 3):
+        found, counts = read(tmp_path, data[:cut])
+        assert found == [page(0), page(1)][: len(found)]
+        assert counts["records"] <= 2 + (len(found) == 2)  # a member may lack but its checksum
+        whole[len(found)] += 1
+    assert all(whole.values())
+
+
+@needs_libraries
+@settings(max_examples=40)
+@given(st.data())
+def test_any_damage_is_counted(tmp_path_factory, data):
+    tmp_path = tmp_path_factory.mktemp("damage")
+    raw = bytearray(PACKED[data.draw(st.sampled_from(sorted(PACKED)))]([record(i) for i in range(4)]))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(12, len(raw) - 1))
+        raw[at : at + data.draw(st.integers(0, 30))] = data.draw(st.binary(max_size=30))
+    read(tmp_path, bytes(raw))
+
+
+def arc(url, body, kind="text/html"):
+    block = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + body
+    return f"{url} 127.0.0.1 20140216050221 {kind} {len(block)}\n".encode() + block + b"\n"
+
+
+@needs_libraries
+def test_arc(tmp_path):
+    version = b"1 0 Crawl\nURL IP-address Archive-date Content-type Archive-length\n"
+    first = f"filedesc://x.arc 0.0.0.0 20140216050221 text/plain {len(version)}\n".encode() + version + b"\n"
+    parts = [first, arc("http://e.org/a", b"<p>one"), arc("http://e.org/b", b"<p>two")]
+    for pack in PACKED.values():
+        found, counts = read(tmp_path, pack(parts))
+        assert [(one["url"], one["text"], one["date"]) for one in found] == [
+            ("http://e.org/a", "one", "2014-02-16"), ("http://e.org/b", "two", "2014-02-16")]
+        assert counts == {"records": 3, "other": 1, "pages": 2}
+    parts[1] = parts[1].replace(b"text/html 5", b"text/html 9", 1)
+    assert read(tmp_path, b"".join(parts))[1] == {"records": 3, "other": 1, "pages": 1, "malformed": 1}
+
+
+def test_jsonl(tmp_path):
+    rows = [{"url": "http://e.org/", "text": "some text", "lang": "en-GB", "date": "2020-03-29T09:04:10Z"},
+            {"text": "数学数学", "metadata": {"url": "http://e.cn/", "language": "en"}, "created": "2021-01-01"},
+            {"url": "http://e.org/1", "text": " "}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows] + ["", "[1]", "{\"text\": ", "{\"text\": \"x\"}"]
+    data = "\n".join(lines).encode()
+    expected = [{"url": "http://e.org/", "text": "some text", "lang": "en", "date": "2020-03-29"},
+                {"url": "http://e.cn/", "text": "数学数学", "lang": "zh", "date": "2021-01-01"},
+                {"url": "", "text": "x", "lang": "", "date": ""}]
+    for packed in (data, gzip.compress(data), b"\xef\xbb\xbf" + data, data + b"\n"):
+        assert read(tmp_path, packed) == (expected, {"records": 6, "pages": 3, "empty": 1, "malformed": 2})
+    found, counts = read(tmp_path, gzip.compress(data)[:-30])  # the last line is not whole
+    assert found == expected[: len(found)] and counts["truncated"] == 1
+
+
+def test_other_input(tmp_path):
+    assert read(tmp_path, b"") == ([], {})
+    for data in (b"part-00000.parquet\n", gzip.compress(b"hello"), b"%PDF-1.4", b"[]"):
+        (tmp_path / "odd").write_bytes(data)
+        with pytest.raises(InputError, match="odd: neither WARC, WET, ARC nor JSONL"):
+            list(read_pages(tmp_path / "odd", Counter()))
+    assert read(tmp_path, b"\x1f\x8b\x08\x00 and no more")[1] == {"records": 1, "malformed": 1}
+    with pytest.raises(InputError, match="nowhere: cannot be read"):
+        list(read_pages(tmp_path / "nowhere", Counter()))
+    with pytest.raises(InputError, match="cannot be read"):
+        list(read_pages(tmp_path, Counter()))
+
+
+def test_missing_packages(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "HTMLTree", None)
+    with pytest.raises(InputError, match="pip install fastwarc resiliparse"):
+        html_text("<p>x")
+    (tmp_path / "x.warc").write_bytes(record(0))
+    with pytest.raises(InputError, match="pip install fastwarc resiliparse"):
+        list(read_pages(tmp_path / "x.warc", Counter()))
+
+
+# --- real files ---------------------------------------------------------------------------------------------------
+
+# records by type and pages, counted by hand and with warcio, where that reads the file
+FILES = {
+    "commoncrawl/whirlwind.warc": dict(records=4, pages=1, other=3),
+    "commoncrawl/whirlwind.warc.gz": dict(records=4, pages=1, other=3),
+    "commoncrawl/whirlwind.warc.wet": dict(records=2, pages=1, other=1),
+    "commoncrawl/whirlwind.warc.wet.gz": dict(records=2, pages=1, other=1),
+    "commoncrawl/whirlwind.warc.wat.gz": dict(records=2, other=2),
+    "cc_net/sample.warc.txt": dict(records=4, malformed=4),  # all lengths are wrong
+    "dolma/cc_en_head-0091.jsonl.gz": dict(records=10, pages=10),
+    "dolma/cc_en_head-0174.jsonl.gz": dict(records=10, pages=10),
+    "dolma/sample-0000.warc.gz": dict(records=48, pages=22, other=26),
+    "dolma/sample-0001.warc.gz": dict(records=34, pages=15, other=19),
+    "jwarc/cc.warc.gz": dict(records=1, pages=1),
+    "resiliparse/block-sized-records.warc.gz": dict(records=3, other=3),
+    "resiliparse/clipped.warc.gz": dict(records=1, truncated=1),
+    "warcio/example-bad-non-chunked.warc.gz": dict(records=6, pages=1, other=5),
+    "warcio/example-bad.warc.gz.bad": dict(records=6, pages=1, other=4, not_ok=1),
+    "warcio/example-digest.warc": dict(records=4, other=4),
+    "warcio/example-iana.org-chunked.warc": dict(records=3, pages=1, other=2),
+    "warcio/example-resource.warc.gz": dict(records=3, other=3),
+    "warcio/example-space-in-target-uri.warc.gz": dict(records=2, other=2),
+    "warcio/example-trunc.warc": dict(records=4, other=3, malformed=1),  # the response is two bytes short
+    "warcio/example-wget-bad-target-uri.warc.gz": dict(records=6, pages=1, other=5),
+    "warcio/example-wrong-chunks.warc.gz": dict(records=2, pages=1, other=1),
+    "warcio/example.arc.gz": dict(records=2, pages=1, other=1),
+    "warcio/example.warc": dict(records=6, pages=1, other=5),
+    "warcio/example.warc.gz": dict(records=6, pages=1, other=5),
+    "warcio/post-test.warc.gz": dict(records=6, other=3, not_html=3),
+}
+
+
+def inflated(path: Path) -> bytes:
+    """All that can be decompressed of a file."""
+    data, out = path.read_bytes(), b""
+    if data[:2] != b"\x1f\x8b":
+        return data
+    while data:
+        inflate = zlib.decompressobj(31)
+        out += inflate.decompress(data)
+        data = inflate.unused_data
+    return out
+
+
+@needs_libraries
+@pytest.mark.parametrize("name", FILES)
+def test_real_files(real, name):
+    path, counts = real("warc/" + name), Counter()
+    found = list(read_pages(path, counts))
+    assert dict(counts) == FILES[name]
+    data = inflated(path)
+    lines = rb'^\{"' if "jsonl" in name else rb"^(?:WARC/1\.\d\r?$|filedesc://|https?://\S+ [\d.]+ \d{14} )"
+    begins = re.findall(lines, data, re.MULTILINE)
+    assert counts["records"] == len(begins)
+    for one in found:
+        assert one["url"].encode() in data and re.fullmatch(r"\d{4}-\d\d-\d\d", one["date"])
+        assert one["text"].strip() == one["text"] != ""
+        assert "jsonl" in name or not re.search("<script|\n\n\n", one["text"])
+
+
+@needs_libraries
+def test_every_real_file_is_known(real):
+    folder = real("warc")
+    there = {str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file()}
+    assert there == set(FILES) | {"commoncrawl/CC-MAIN-2024-22.warc.paths.gz"}
+    with pytest.raises(InputError, match="paths.gz: neither"):
+        list(read_pages(folder / "commoncrawl/CC-MAIN-2024-22.warc.paths.gz", Counter()))
+
+
+# --- text ---------------------------------------------------------------------------------------------------------
+
+MATHML = "<mrow><mi>x</mi><mo>&lt;</mo><msup><mi>y</mi><mn>2</mn></msup></mrow>"
+NOTE = '<annotation encoding="application/x-tex">x \\lt y^2</annotation>'
+KATEX = ('<span class="katex"><span class="katex-mathml"><math display="WAY"><semantics>'
+         f'{MATHML}{NOTE}</semantics></math></span><span class="katex-html" aria-hidden="true"><span>x</span>'
+         '<span>&lt;y2</span></span></span>')
+WIKI = ('<span class="mwe-math-element"><span class="mwe-math-mathml-WAY" style="display: none;"><math alttext="n">'
+        rf'<semantics>{MATHML}<annotation encoding="application/x-tex">{{\displaystyle x&lt;z}}</annotation>'
+        '</semantics></math></span><img src="/media/math/render/svg/0" class="mwe-math-fallback-image-WAY" '
+        r'alt="{\displaystyle x&lt;z}"></span>')
+
+
+@needs_libraries
+@pytest.mark.parametrize("markup, latex", [
+    ("$x&lt;y$", "$x<y$"), (r"\(x\)", "$x$"), (r"\[x\]", "$$x$$"),
+    (r"\begin{align}a&amp;=b\end{align}", r"$$\begin{aligned} a&=b \end{aligned}$$"),
+    ('<span class="MathJax_Preview">x</span><span class="MathJax">x</span><script type="math/tex">x<y</script>',
+     "$x<y$"),
+    ('<script type="math/tex; mode=display">% <![CDATA[\nx<y %]]></script>', "\n$$x<y$$\n"),
+    (f'<script type="math/mml"><math>{MATHML}</math></script>', "$x<y^2$"),
+    ('<script type="math/asciimath">x/2</script>', r"$\frac{x}{2}$"),
+    (f"<math>{MATHML}</math>", "$x<y^2$"), (f"<m:math xmlns:m='m'>{MATHML}</m:math>", "$x<y^2$"),
+    (f'<math display="block">{MATHML}</math>', "\n$$x<y^2$$\n"),
+    (f"<math alttext='q'>{MATHML}</math>", "$q$"),
+    (f"<math><semantics>{MATHML}{NOTE}</semantics></math>", r"$x \lt y^2$"),
+    (KATEX, r"$x \lt y^2$"), (KATEX.replace("WAY", "block"), "\n" + r"$$x \lt y^2$$" + "\n"),
+    ('<span class="katex"><span class="katex-html">x2</span></span>', "x2"),
+    (WIKI, "$x<z$"),
+    ('<img class="mwe-math-fallback-image-display" src="/math/0.svg" alt="{\\displaystyle x}">', "\n$$x$$\n"),
+    (f'<mjx-container><mjx-math></mjx-math><mjx-assistive-mml><math display="block">{MATHML}</math></mjx-assistive-mml>'
+     "</mjx-container>", "\n$$x<y^2$$\n"),
+    ('<img src="https://s0.wp.com/latex.php?latex=x%5E2%2By&amp;bg=fff" alt="x^2+y" class="latex">', "$x^2+y$"),
+    ('<img src="https://latex.codecogs.com/gif.latex?%5Cinline%20x+y">', "$x+y$"),
+    ('<img src="https://www.zhihu.com/equation?tex=E%3Dmc" alt="E=mc"> by latex', "$E=mc$ by latex"),
+    ('<img class="tex" src="/math/0.png" alt="$a_1$">', "$a_1$"),
+    ('<img src="/math/cat.png" alt="a cat">', ""),
+    ('<span data-latex="x_1"><i>x</i><b data-latex="no">1</b></span>', "$x_1$"),
+    ('<span class="ztext-math" data-tex="\\pi">&pi;</span>', r"$\pi$"),
+    ("`ls`", "`ls`"), ('<script src="/ASCIIMathML.js"></script>`x/2`', r"$\frac{x}{2}$"),
+])
+def test_formulas_are_kept_once(markup, latex):
+    text = html_text(f"<html><body><p>before {markup} after</p></body></html>")
+    assert re.sub(r" *\n *", "\n", text) == re.sub(r" *\n *", "\n", f"before {latex} after").replace("  ", " ")
+    assert html_text(f"<p>before {markup} after</p>".encode()) == text
+
+
+@needs_libraries
+def test_paragraphs_and_what_is_left_out():
+    text = html_text("""<html><head><title>T</title><style>p {}</style><script>var x = "$y$";</script></head><body>
+        <nav><a href=/>Home</a></nav><div class="navbar">links</div><h1>Title</h1><p>One\n  two<br>three</p><p>Four</p>
+        <ul><li>a<li>b</ul><pre>  code\n    more</pre><img alt="a cat" src="c"><noscript>no</noscript>
+        <div class="sidebar">side</div><footer>foot</footer></body></html>""")
+    assert text == "Title\n\nOne two\nthree\n\nFour\n\n  • a\n  • b\n  code\n    more"
+    assert html_text("<body class='sidebar'><p>all of it</p></body>") == "all of it"
+    assert html_text("") == html_text(b"<p></p>") == "" and html_text("math") == "math"
+
+
+@needs_libraries
+def test_encodings():
+    for encoding in ("utf-8", "gb2312", "big5", "gb18030"):
+        body = "<p>勾股定理：直角三角形斜邊".replace("邊", "邊" if encoding != "gb2312" else "边")
+        expected = body[3:]
+        assert html_text(body.encode(encoding), encoding) == expected
+        meta = f'<meta charset="{encoding}">'
+        assert html_text((meta + body).encode(encoding)) == expected
+    assert html_text("<p>café".encode()) == html_text("<p>café".encode("latin-1"), "iso-8859-1") == "café"
+    assert html_text(b"\xef\xbb\xbf<p>\xc3\xa9", "latin-1") == "é"
+    assert html_text(b"<p>\xff\xfe\xfa ok", "no such encoding")
+
+
+@needs_libraries
+@settings(max_examples=60)
+@given(st.lists(st.sampled_from(["<math>", "</math>", "<script type='math/tex'>", "</script>", "<img class=tex alt='x'",
+                                 ">", "<mi>", "$", "\\(", "`", "<p>", "x", "&lt;", "latex.php?latex=", "\0", "\ud7ff"]),
+                max_size=30).map("".join))
+def test_any_markup_gives_text(html):
+    assert isinstance(html_text(html), str)
+    assert isinstance(html_text(html.encode()), str)
+
+
+@needs_libraries
+def test_markup_left_open_takes_no_time():
+    for piece in ("<math>", "<script type=math/tex>", "<img ", "<span data-tex=x>"):
+        assert isinstance(html_text(piece * 3000 + "latex"), str)
+
+
+def test_language():
+    assert language("plain text", "en-US") == "en" and language("plain", "zho") == "zh" and language("", None) == ""
+    assert language("这是一道数学题", "en") == "zh"
+    assert language("これは数学の問題です", "") == "ja" and language("이것은 수학 문제", "en") == "ko"
+    assert language("设 $f(x)=x^2+1$ 为函数，求导数", "") == "zh"
+    assert language("Only one word, 数学, is Chinese in this sentence of English", "en") == "en"
+    assert language("x", "unknown language") == "" and language("x", "fr;q=0.5") == "fr"
+
+
+@pytest.mark.parametrize("url, host", [
+    ("https://www.Example.ORG:8080/a?b#c", "example.org"), ("http://user:pw@math.se./q", "math.se"),
+    ("example.com/path", "example.com"), ("//cdn.x.io/", "cdn.x.io"), ("<http://example.com/>", "example.com"),
+    ("http://www.com", "com"), ("http://[::1]:80/", "::1"), ("http://[bad/", ""), ("", ""),
+    ("HTTPS://WWW.数学.CN/", "数学.cn"),
+])
+def test_base_url(url, host):
+    assert base_url(url) == host
