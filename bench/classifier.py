@@ -12,13 +12,13 @@ processor's time, so that what else runs on the machine counts less. Needs the f
 
 import argparse
 import ast
+import importlib.util
 import json
 import os
 import platform
 import random
 import statistics
 import sys
-import sysconfig
 import tempfile
 import time
 import warnings
@@ -38,9 +38,9 @@ MATH, OTHER = ("sympy", "mpmath"), ("matplotlib", "networkx", "numpy", "torch", 
 
 def docstrings(packages: tuple[str, ...], count: int) -> list[str]:
     """Texts made of the docstrings of packages, white space made single spaces."""
-    folder, found = Path(sysconfig.get_paths()["purelib"]), []
-    for package in packages:
-        for path in sorted((folder / package).rglob("*.py")):
+    found, specs = [], [importlib.util.find_spec(package) for package in packages]
+    for spec in filter(None, specs):
+        for path in sorted(Path(spec.origin).parent.rglob("*.py")):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
@@ -135,6 +135,9 @@ def main() -> None:
         "documentation": (docstrings(MATH, options.texts), docstrings(OTHER, options.texts)),
         "synthetic": (synthetic("math", options.texts), synthetic("general", options.texts)),
     }
+    for name, parts in corpora.items():
+        if min(map(len, parts)) < 10:
+            raise InputError(f"{name}: fewer than 10 texts of a class; install sympy and matplotlib")
     results = {}
     for name, (positives, negatives) in corpora.items():
         results[name] = found = measure(fasttext, positives, negatives, options.repeats, options.threads)

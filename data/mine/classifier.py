@@ -33,7 +33,7 @@ import numpy as np
 from data import InputError, atomic_write
 from data.mine.ngrams import Hashes, batches, crossing, rolling, unit_hashes, units
 
-_BLOCK = 32  # texts whose steps are taken together
+_BLOCK = 64  # texts whose steps are taken together
 _SLICE = 1024  # vectors that a thread sets or updates at a time
 _COUNTED = 2**22  # words counted at a time
 _END = " </s>"  # the library's word for the end
@@ -90,7 +90,7 @@ class Table:
             left, at = left[~placed], (at[~placed] + 1) & self._mask
 
     def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(the value of each hash, bool [N] whether it is there); where it is not the value means nothing."""
+        """(the value of each hash, 0 for one that is not there; bool [N] whether it is there)."""
         at = (hashes >> self._shift).view(np.int64)
         keys = self._keys[at]
         known = keys == hashes
@@ -101,7 +101,7 @@ class Table:
             hit = keys == hashes[left]
             known[left[hit]] = True
             left = left[(keys != 0) & ~hit]
-        return self._values[at], known
+        return self._values[at], known  # `at` is a free slot where it is not known
 
 
 def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -127,26 +127,24 @@ class Classifier:
     bucket_weights: np.ndarray  # float32 [buckets]
 
     def scores(self, texts: Iterable[str]) -> np.ndarray:
-        """The probability that each text is mathematical: float32 [texts]. A text's score does not
-        depend on the texts around it."""
+        """The probability that each text is mathematical: float32 [texts]. Above a margin of 17 it is 1."""
         return _sigmoid(self.margins(texts))
 
     def margins(self, texts: Iterable[str]) -> np.ndarray:
-        """log(p / (1 - p)) of those probabilities: float32 [texts]."""
+        """The log-odds of that, log(p / (1 - p)): float32 [texts]. They tell apart also the pages that it is sure of.
+        A text's margin does not depend on the texts around it."""
         return np.concatenate([np.zeros(0, np.float32), *map(self._margins, batches(texts))])
 
     def _margins(self, texts: Sequence[str]) -> np.ndarray:
         hashes = read_words(texts)
         weights, known = self._table.find(hashes.values)
-        weights = np.where(known, weights, np.float32(0))
         count = _sums(known.astype(np.float32), hashes.offsets)
         for n in range(2, self.settings.ngrams + 1):
-            grams = self.bucket_weights[bucket_numbers(hashes.values, n, self.settings.buckets)]
+            grams = self.bucket_weights.take(bucket_numbers(hashes.values, n, self.settings.buckets))
             grams[crossing(hashes, n)] = 0
             weights[: len(grams)] += grams  # each with its first word
             count += np.maximum(hashes.counts - n + 1, 0).astype(np.float32)
-        total = _sums(weights, hashes.offsets)
-        return total / np.maximum(count, np.float32(1))
+        return _sums(weights, hashes.offsets) / np.maximum(count, np.float32(1))
 
     @functools.cached_property
     def _table(self) -> Table:
@@ -154,7 +152,7 @@ class Classifier:
 
     def explain(self, text: str, count: int = 10) -> list[tuple[str, float]]:
         """The n-grams that weigh most in a text's logit, with their shares of it; positive ones speak for mathematics.
-        All shares together are the logit, log(score / (1 - score))."""
+        All shares together are the margin."""
         hashes, strings = read_words([text]), units(text + _END, "space")
         weights, known = self._table.find(hashes.values)
         found = [(strings[i], weights[i]) for i in np.flatnonzero(known)]
@@ -209,12 +207,10 @@ def count_words(values: np.ndarray, min_count: int) -> np.ndarray:
 
 
 def initial_vectors(start: int, count: int, width: int, seed: int) -> np.ndarray:
-    """The vectors start .. start + count - 1 before training, uniform within 1 / width of 0; `start` is a whole number
-    of slices, `count` at most one. float32 [count, width]."""
-    vectors = np.random.default_rng([seed, 1, start]).random((count, width), dtype=np.float32)
-    vectors -= np.float32(0.5)
-    vectors *= np.float32(2 / width)
-    return vectors
+    """The vectors start .. start + count - 1 before training, uniform within 1 / width of 0 (16 random bits for each
+    number); `start` is a whole number of slices, `count` at most one. float32 [count, width]."""
+    bits = np.random.PCG64([seed, 1, start]).random_raw((count * width + 3) // 4).view(np.int16)[: count * width]
+    return bits.reshape(count, width) * np.float32(2**-15 / width)
 
 
 def schedule(counts: np.ndarray, settings: Settings, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

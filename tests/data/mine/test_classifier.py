@@ -1,7 +1,9 @@
 """data/mine/classifier.py against plain SGD, one text at a time in float64, and against the fastText library."""
 
+import functools
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,7 +73,7 @@ def plain_sgd(positives, negatives, settings, seed) -> dict:
     return {f: v @ (output[1] - output[0]) for f, v in vectors.items()}
 
 
-@pytest.mark.parametrize("block", [1, 7, 32])
+@pytest.mark.parametrize("block", [1, 7, 64])
 def test_training_is_plain_sgd(block, monkeypatch):
     monkeypatch.setattr(classifier, "_BLOCK", block)
     found = train(POSITIVES, NEGATIVES, SMALL, seed=3)
@@ -96,8 +98,8 @@ def test_rate_falls_with_the_words_passed():
 
 
 def test_threads_and_the_grouping_of_texts_change_nothing(monkeypatch):
+    monkeypatch.setattr(classifier, "_SLICE", 16)
     one = train(POSITIVES, NEGATIVES, SMALL, seed=1)
-    monkeypatch.setattr(classifier, "_SLICE", 1024)
     monkeypatch.setattr(classifier, "_COUNTED", 100)
     monkeypatch.setattr(ngrams, "_BATCH", 50)
     other = train(iter(POSITIVES), iter(NEGATIVES), SMALL, seed=1, threads=3)
@@ -111,13 +113,28 @@ def test_scores_are_those_of_a_plain_mean():
     words = kept_words(POSITIVES + NEGATIVES, SMALL)
     table = Table(found.words, found.word_weights)
     texts = [*make_texts(MATH, 10, 3), *make_texts(OTHER, 10, 4), "", "never seen", "alone", "数", " \n"]
-    for text, score in zip(texts, found.scores(texts), strict=True):
+    for text, margin, score in zip(texts, found.margins(texts), found.scores(texts), strict=True):
         weights = [
             table.find(unit_hashes([f], "space").values)[0][0] if isinstance(f, str) else found.bucket_weights[f]
             for f in features(text, words, SMALL)
         ]
         mean = np.mean(weights) if weights else 0.0
+        assert margin == pytest.approx(mean, rel=1e-5, abs=1e-6)
         assert score == pytest.approx(1 / (1 + np.exp(-mean)), abs=1e-6)
+
+
+def test_margins_do_not_saturate():
+    """Where the classifier is sure, scores are 1 or 0 and margins still differ, in the same order."""
+    few = trained()
+    sure = replace(few, word_weights=few.word_weights * 100, bucket_weights=few.bucket_weights * 100)
+    texts = [*make_texts(MATH, 300, 13), *make_texts(OTHER, 300, 14), "", "theorem " * 1000]
+    margins, scores = sure.margins(texts), sure.scores(texts)
+    assert margins.dtype == scores.dtype == np.float32 and np.isfinite(margins).all()
+    assert (scores == 1).sum() > 50 and len(np.unique(scores)) < 0.9 * len(np.unique(margins))
+    assert len(np.unique(margins)) >= len(set(texts)) - 5  # a few have no known word, or the same ones
+    assert (np.diff(scores[np.argsort(margins)]) >= 0).all()
+    assert scores.min() >= 0 and scores.max() <= 1
+    np.testing.assert_allclose(margins, 100 * few.margins(texts), rtol=1e-4, atol=1e-4)
 
 
 @hypothesis_settings(max_examples=30, deadline=None)
@@ -126,20 +143,23 @@ def test_a_score_does_not_depend_on_its_neighbours(order, batch):
     texts = [*make_texts(MATH, 6, 5, 80), "", *make_texts(OTHER, 5, 6, 80)]
     before, ngrams._BATCH = ngrams._BATCH, batch
     try:
-        together = TRAINED.scores(texts[i] for i in order)
+        together = trained().margins(texts[i] for i in order)
     finally:
         ngrams._BATCH = before
     assert together.dtype == np.float32
-    assert together.tolist() == [TRAINED.scores([texts[i]])[0] for i in order]
+    assert together.tolist() == [trained().margins([texts[i]])[0] for i in order]
 
 
-TRAINED = train(POSITIVES, NEGATIVES, SMALL)
+@functools.cache
+def trained() -> classifier.Classifier:
+    return train(POSITIVES, NEGATIVES, SMALL)
 
 
 def test_it_tells_new_texts_apart():
     texts = make_texts(MATH, 100, 7) + make_texts(OTHER, 100, 8)
-    right = (TRAINED.scores(texts) > 0.5) == np.repeat([True, False], 100)
-    assert right[[len(text.split()) > 9 for text in texts]].mean() > 0.9
+    models = [trained(), *(train(POSITIVES, NEGATIVES, SMALL, seed=seed) for seed in range(1, 6))]
+    right = [(model.scores(texts) > 0.5) == np.repeat([True, False], 100) for model in models]
+    assert np.mean(right, 0)[[len(text.split()) > 9 for text in texts]].mean() > 0.85
 
 
 @pytest.mark.parametrize("rate, width", [(0.1, 256), (0.5, 64)])
@@ -176,12 +196,11 @@ def test_a_rare_word_has_no_number_but_its_ngrams_do():
 
 def test_explained_shares_are_the_logit():
     text = POSITIVES[3]
-    shares = TRAINED.explain(text, 10**6)
-    score = float(TRAINED.scores([text])[0])
-    assert sum(share for _, share in shares) == pytest.approx(np.log(score / (1 - score)), abs=1e-5)
+    shares = trained().explain(text, 10**6)
+    assert sum(share for _, share in shares) == pytest.approx(trained().margins([text])[0], abs=1e-5)
     assert [abs(share) for _, share in shares] == sorted((abs(share) for _, share in shares), reverse=True)
-    assert TRAINED.explain(text, 2) == shares[:2] and [string for string, _ in TRAINED.explain("", 5)] == ["</s>"]
-    assert dict(TRAINED.explain("theorem 证明", 10)).keys() == {
+    assert trained().explain(text, 2) == shares[:2] and [string for string, _ in trained().explain("", 5)] == ["</s>"]
+    assert dict(trained().explain("theorem 证明", 10)).keys() == {
         "theorem", "证", "明", "</s>", "theorem 证", "证 明", "明 </s>", "theorem 证 明", "证 明 </s>"
     }
 
@@ -192,7 +211,7 @@ def test_table_is_a_dictionary(keys, others):
     asked = np.array([*keys, *others, *others], np.uint64)
     found, known = Table(np.array(keys, np.uint64), values).find(asked)
     assert known.tolist() == [int(key) in keys for key in asked]
-    assert found[known].tolist() == [3 * keys.index(int(key)) for key in asked[known]]
+    assert found.tolist() == [3 * keys.index(int(key)) if int(key) in keys else 0 for key in asked]
 
 
 def test_table_where_all_want_one_slot():
@@ -213,9 +232,9 @@ def test_counted_words_are_those_of_a_counter(values, least):
 
 def test_saved_and_loaded(tmp_path):
     path = tmp_path / "deep" / "classifier.npz"
-    TRAINED.save(path)
+    trained().save(path)
     back = load(path)
-    assert back.settings == TRAINED.settings and (back.scores(POSITIVES) == TRAINED.scores(POSITIVES)).all()
+    assert back.settings == trained().settings and (back.scores(POSITIVES) == trained().scores(POSITIVES)).all()
     first = path.read_bytes()
     back.save(path)
     assert path.read_bytes() == first and list(path.parent.iterdir()) == [path]
@@ -223,7 +242,7 @@ def test_saved_and_loaded(tmp_path):
 
 def test_a_file_that_is_no_classifier(tmp_path):
     whole = tmp_path / "whole.npz"
-    TRAINED.save(whole)
+    trained().save(whole)
     data = whole.read_bytes()
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     np.savez(tmp_path / "objects.npz", about=np.array([{}], dtype=object))
