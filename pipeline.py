@@ -21,7 +21,8 @@ from data import InputError, atomic_write, run_cli
 
 
 def load(path: str) -> dict:
-    """The pipeline file: {rows, columns, stage: [{name, seconds, run}]}. Raises InputError."""
+    """The pipeline file: {stage: [{name, seconds, run}]} and, where it ends with a table, rows and columns. Raises
+    InputError."""
     try:
         pipeline = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -33,7 +34,8 @@ def load(path: str) -> dict:
         for key in ("name", "seconds", "run"):
             if key not in stage:
                 raise InputError(f"{path}: stage {number} has no {key!r}")
-    for key in ("stage", "rows", "columns"):  # the last two are needed at the very end: better said now
+    needed = ["stage"] + ["rows", "columns"] * any(key in pipeline for key in ("rows", "columns"))
+    for key in needed:  # the last two are needed at the very end: better said now
         if not pipeline.get(key):
             raise InputError(f"{path}: no {'[[stage]]' if key == 'stage' else key} in it")
     return pipeline
@@ -147,7 +149,7 @@ def main() -> None:
             estimate = f"about {stage['seconds']} s, the whole rest {left / 60:.1f} min"
             print(f"\n[{number}/{len(names)}] {name}: {estimate}", flush=True)
             seconds[name] = run_stage(stage, values, mark)
-    if len(seconds) == len(names):
+    if len(seconds) == len(names) and "rows" in pipeline:
         summary = summarise(pipeline, to, seconds)
         with atomic_write(to / "summary.json") as file:
             json.dump(summary, file, indent=2)

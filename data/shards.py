@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import InputError, atomic_write, read_jsonl, run_cli
+from data import InputError, atomic_write, jsonl_files, read_jsonl, run_cli
 
 _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
@@ -272,7 +272,7 @@ def encode_documents(documents: Iterable[str], tokenizer, directory: str | None 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data.shards", description="Encode JSONL text as token shards.")
-    parser.add_argument("--input", nargs="+", required=True, help="JSONL with text, or question and response")
+    parser.add_argument("--input", nargs="+", required=True, help="JSONL with text, or question and response, or folders of such files")
     parser.add_argument("--tokenizer", required=True, help="folder of tokenizer.json")
     parser.add_argument("--to", required=True, help="folder to write to")
     parser.add_argument("--source", help="name of the source (default: the first file's name)")
@@ -284,7 +284,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     began = time.perf_counter()
     tokenizer = Tokenizer.load(options.tokenizer)
-    documents = itertools.chain.from_iterable(map(texts, options.input))
+    documents = itertools.chain.from_iterable(map(texts, jsonl_files(options.input)))
     rows = encode_documents(documents, tokenizer, options.tokenizer, options.workers)
     manifest = write_shards(rows, options.to, tokenizer.hash, options.source or Path(options.input[0]).stem,
                             tokenizer.vocab_size, tokenizer.eos_id, options.shard_tokens)

@@ -27,7 +27,7 @@ from pathlib import Path
 import regex
 import tiktoken
 
-from data import InputError, atomic_write, read_jsonl, run_cli
+from data import InputError, atomic_write, jsonl_files, read_jsonl, run_cli
 
 # The pre-tokens of our own tokenizers. Oniguruma (the tokenizers library), Rust (tiktoken) and the regex module read
 # this alike, and every character is matched by one of the lines.
@@ -638,8 +638,8 @@ def _learn_merges(words: dict[bytes, int], limit: int, log: Callable[[str], None
 
 def _read_texts(paths: list[str]) -> Iterator[str]:
     """The texts of .jsonl rows (text, or question with response or solution) and of plain text files."""
-    for path in paths:
-        if path.endswith(".jsonl"):
+    for path in jsonl_files(paths):
+        if path.suffix == ".jsonl":
             for number, row in read_jsonl(path):
                 names = ("text", "question", "response", "solution")
                 fields = [row[name] for name in names if row.get(name) is not None]
@@ -659,7 +659,7 @@ def _read_texts(paths: list[str]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data.tokenizer", description="Train a byte-level BPE tokenizer.")
-    parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help=".jsonl or plain text files")
+    parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help=".jsonl or plain text files, or folders of .jsonl")
     parser.add_argument("--vocab_size", type=int, required=True, help="256 bytes, merges and special tokens together")
     parser.add_argument("--to", required=True, metavar="DIR", help="where tokenizer.json is written")
     parser.add_argument(

@@ -81,8 +81,8 @@ def flags(**values) -> list[str]:
 
 
 def world(config: Config) -> World:
-    """The models and problems of the options, or the demo's base and SFT models (configs/demo) and built-in problems of
-    two steps, to be solved by programs: these leave arithmetic to Python, so that what is wrong is the reasoning, which
+    """The models and problems of the options, or base and SFT models of configs/figures and built-in problems of two
+    steps, to be solved by programs: these leave arithmetic to Python, so that what is wrong is the reasoning, which
     a reward model of this size can learn to see (docs/BENCHMARKS.md)."""
     if config.init:
         for name in ("base", "problems", "valid", "test"):
@@ -90,9 +90,7 @@ def world(config: Config) -> World:
                 raise InputError(f"--{name} is needed with --init")
         return World(config.base, config.init, config.problems, config.valid, config.test)
     to = Path(config.to).resolve() / "world"
-    stages = ["data", "tokenizer", "shards", "pretrain", "sft"]
-    marks = to / "stages" / f"{stages[-1]}.json"
-    run(marks, "pipeline.py", "configs/demo/pipeline.toml", *flags(to=to, only=",".join(stages)))
+    run(to / "stages" / "sft.json", "pipeline.py", "configs/figures/pipeline.toml", *flags(to=to))
     counts = dict(train=20_000, valid=400, test=500, documents=0)
     chosen = dict(to=to / "problems", levels=2, langs="en", **counts)
     run(to / "problems" / "sft.jsonl", "-m", "data.synthetic", *flags(**chosen))

@@ -12,12 +12,13 @@ import train_ppo
 import train_pretrain
 import train_reward
 import train_sft
+from data.mine import loop
 from options import parse
 
 ROOT = Path(__file__).parents[1] / "configs"
 PROGRAMS = {
     "pretrain": train_pretrain, "sft": train_sft, "grpo": train_grpo, "hacked": train_grpo, "dpo": train_dpo,
-    "ppo": train_ppo, "reward": train_reward, "reward_refresh": train_reward, "eval": eval,
+    "ppo": train_ppo, "reward": train_reward, "reward_refresh": train_reward, "eval": eval, "mine": loop,
 }  # fmt: skip
 
 
@@ -25,7 +26,8 @@ PROGRAMS = {
 def test_configs_are_read(path):
     if path.stem == "pipeline":
         words = [w for stage in pipeline.load(str(path))["stage"] for command in stage["run"] for w in command.split()]
-        used = [word.removeprefix("{configs}/") for word in words if word.startswith("{configs}/")]
-        assert used and all((path.parent / name).exists() for name in used)
+        used = [word.replace("{configs}", str(path.parent)) for word in words if word.endswith(".toml")]
+        used = [name for name in used if not name.startswith("{to}")]
+        assert used and all((ROOT.parent / name).exists() for name in used)
     else:
         parse(PROGRAMS[path.stem].Config, ["--config", str(path)])

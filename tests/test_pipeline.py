@@ -211,7 +211,8 @@ def test_our_pipelines_name_programs_and_files_that_exist(name):
         for command in stage["run"]:
             words = command.format(to="TO", data="DATA", seed=0, configs=folder).split()
             assert words[0] == "python"
-            program = ROOT / (words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1])
-            assert program.exists(), program
+            path = ROOT / (words[2].replace(".", "/") if words[1] == "-m" else words[1].removesuffix(".py"))
+            assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), command
             if "--config" in words:
-                assert Path(words[words.index("--config") + 1]).exists(), command
+                config = Path(words[words.index("--config") + 1])
+                assert config.parts[0] == "TO" or (ROOT / config).exists(), command

@@ -14,7 +14,7 @@
 
 Every step is a function of one shard (a crawl file) or of one partition, which writes a file and then a marker with
 its counts: a run that was killed goes on from the markers with the same command, and neither the number of workers nor
-the kind of executor changes a byte of the result. Memory is bounded by the shard, the partition and `examples`; only
+the kind of executor changes a byte of the result (--config TO/options.toml has the options). Memory is bounded by the shard, the partition and `examples`; only
 the URL prefixes of mathematical domains, which are for a person to read, are held whole. Run with other options in the
 same folder it refuses, but `workers`, `executor` and `tokenizer` may change.
 
@@ -38,12 +38,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data import InputError, atomic_write, read_jsonl, write_jsonl
+from data import InputError, atomic_write, jsonl_files, read_jsonl, write_jsonl
 from data.mine import classifier, decontaminate, dedup, domains, recall, report
 from data.mine.dedup import run_once, run_task, shard_name, shard_numbers
 from data.mine.ngrams import unit_hashes
 from data.mine.pages import read_pages
-from options import option, parse
+from options import option, parse, to_toml
 
 ANNOTATE = ("file", "ask", "auto")
 
@@ -51,7 +51,7 @@ ANNOTATE = ("file", "ask", "auto")
 @dataclass
 class Config:
     crawl: list[str] = option([], "WARC, WET or JSONL files of pages, or folders of them")
-    positives: list[str] = option([], "the seed corpus: JSONL files with the text of mathematical pages")
+    positives: list[str] = option([], "the seed corpus: JSONL files, or folders of them, with the text of mathematical pages")
     negatives: list[str] = option([], "JSONL files with the text of other pages; none: random pages of the crawl")
     benchmarks: str = option("", "folder of problem files whose text must not be in the corpus")
     to: str = option("", "run directory")
@@ -338,9 +338,8 @@ def learn(run: Run, number: int) -> dict:
 
     def train() -> dict:
         new = [target.with_suffix(".positives.jsonl") for target in targets]
-        seeds = [Path(path) for path in config.positives]
-        positives = some_texts(seeds + new, config.examples, config.seed, f"--positives {', '.join(config.positives)}")
-        others = [Path(path) for path in config.negatives] or [t.with_suffix(".negatives.jsonl") for t in targets]
+        positives = some_texts([*jsonl_files(config.positives), *new], config.examples, config.seed, f"--positives {', '.join(config.positives)}")
+        others = [*jsonl_files(config.negatives)] or [t.with_suffix(".negatives.jsonl") for t in targets]
         where = f"--negatives {', '.join(config.negatives)}" if config.negatives else f"round {number}: pages left over"
         negatives = some_texts(others, len(positives), config.seed, where)
         names = ("width", "rate", "ngrams", "min_count", "epochs", "buckets")
@@ -459,6 +458,8 @@ def mine(config: Config, map: Callable) -> dict:
     setup = {"options": options, "crawl": [[str(file), file.stat().st_size] for _, file in files]}
     if run_once(run.to / "setup.json", lambda: setup) != json.loads(json.dumps(setup)):
         raise InputError(f"{run.to}: holds a run with other options or files; give another --to, or remove it")
+    with atomic_write(run.to / "options.toml") as file:
+        file.write(to_toml(config))
     index = run.to / "benchmarks.npz"
     if not index.exists():  # now, so that a missing folder is said before the work is done
         decontaminate.Index.build(config.benchmarks).save(index)

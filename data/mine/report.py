@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import InputError, atomic_write, read_jsonl
+from data import InputError, atomic_write, jsonl_files, read_jsonl
 from data.mine.ngrams import normalize
 from data.mine.recall import EDGES, probability
 
@@ -201,9 +201,9 @@ def sha256(path: Path) -> str:
 
 def inputs(options: dict) -> list[Path]:
     """The files that a run reads beside the crawl."""
-    found = [*options["positives"], *options["negatives"], *filter(None, (options["annotation"], options["truth"]))]
-    folder = Path(options["benchmarks"])
-    return [*map(Path, found), *sorted(path for path in folder.rglob("*") if path.is_file())]
+    found = [*jsonl_files(options["positives"]), *jsonl_files(options["negatives"])]
+    found += [Path(options[name]) for name in ("annotation", "truth") if options[name]]
+    return [*found, *sorted(path for path in Path(options["benchmarks"]).rglob("*") if path.is_file())]
 
 
 def version(package: str) -> str:
