@@ -659,7 +659,8 @@ def _read_texts(paths: list[str]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data.tokenizer", description="Train a byte-level BPE tokenizer.")
-    parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help=".jsonl or plain text files, or folders of .jsonl")
+    files = ".jsonl or plain text files, or folders of .jsonl"
+    parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help=files)
     parser.add_argument("--vocab_size", type=int, required=True, help="256 bytes, merges and special tokens together")
     parser.add_argument("--to", required=True, metavar="DIR", help="where tokenizer.json is written")
     parser.add_argument(

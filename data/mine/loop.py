@@ -13,10 +13,10 @@
     report     what happened, and how to repeat it                -> TO/report.md, report.json, manifest.json
 
 Every step is a function of one shard (a crawl file) or of one partition, which writes a file and then a marker with
-its counts: a run that was killed goes on from the markers with the same command, and neither the number of workers nor
-the kind of executor changes a byte of the result (--config TO/options.toml has the options). Memory is bounded by the shard, the partition and `examples`; only
-the URL prefixes of mathematical domains, which are for a person to read, are held whole. Run with other options in the
-same folder it refuses, but `workers`, `executor` and `tokenizer` may change.
+its counts: a run that was killed goes on from the markers with the same command, or with --config TO/options.toml. Neither the
+number of workers nor the kind of executor changes a byte of the result; these and the tokenizer are the only options
+that may change within a run. Memory is bounded by the shard, the partition and `examples`; only the URL prefixes of
+mathematical domains, which are for a person to read, are held whole.
 
 With --repeat MANIFEST the options and inputs are those of an earlier run; the result must be the same, and it is an
 error if it is not.
@@ -51,7 +51,7 @@ ANNOTATE = ("file", "ask", "auto")
 @dataclass
 class Config:
     crawl: list[str] = option([], "WARC, WET or JSONL files of pages, or folders of them")
-    positives: list[str] = option([], "the seed corpus: JSONL files, or folders of them, with the text of mathematical pages")
+    positives: list[str] = option([], "the seed corpus: JSONL files (or folders) with the text of mathematical pages")
     negatives: list[str] = option([], "JSONL files with the text of other pages; none: random pages of the crawl")
     benchmarks: str = option("", "folder of problem files whose text must not be in the corpus")
     to: str = option("", "run directory")
@@ -338,7 +338,8 @@ def learn(run: Run, number: int) -> dict:
 
     def train() -> dict:
         new = [target.with_suffix(".positives.jsonl") for target in targets]
-        positives = some_texts([*jsonl_files(config.positives), *new], config.examples, config.seed, f"--positives {', '.join(config.positives)}")
+        where = f"--positives {', '.join(config.positives)}"
+        positives = some_texts([*jsonl_files(config.positives), *new], config.examples, config.seed, where)
         others = [*jsonl_files(config.negatives)] or [t.with_suffix(".negatives.jsonl") for t in targets]
         where = f"--negatives {', '.join(config.negatives)}" if config.negatives else f"round {number}: pages left over"
         negatives = some_texts(others, len(positives), config.seed, where)
