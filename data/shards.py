@@ -272,7 +272,8 @@ def encode_documents(documents: Iterable[str], tokenizer, directory: str | None 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data.shards", description="Encode JSONL text as token shards.")
-    parser.add_argument("--input", nargs="+", required=True, help="JSONL with text, or question and response; folders too")
+    files = "JSONL with text, or question and response, or folders of such files"
+    parser.add_argument("--input", nargs="+", required=True, help=files)
     parser.add_argument("--tokenizer", required=True, help="folder of tokenizer.json")
     parser.add_argument("--to", required=True, help="folder to write to")
     parser.add_argument("--source", help="name of the source (default: the first file's name)")

@@ -13,9 +13,9 @@
     report     what happened, and how to repeat it                -> TO/report.md, report.json, manifest.json
 
 Every step is a function of one shard (a crawl file) or of one partition, which writes a file and then a marker with
-its counts: a run that was killed goes on from the markers with the same command, or with --config TO/options.toml. Neither the
-number of workers nor the kind of executor changes a byte of the result; these and the tokenizer are the only options
-that may change within a run. Memory is bounded by the shard, the partition and `examples`; only the URL prefixes of
+its counts: a run that was killed goes on from the markers with the same command, or --config TO/options.toml. Neither
+the number of workers nor the kind of executor changes a byte of the result; these and the tokenizer are all that may
+change within a run. Memory is bounded by the shard, the partition and `examples`; only the URL prefixes of
 mathematical domains, which are for a person to read, are held whole.
 
 With --repeat MANIFEST the options and inputs are those of an earlier run; the result must be the same, and it is an
@@ -325,6 +325,12 @@ def some_texts(paths: Iterable[Path], most: int, seed: int, option: str) -> list
     return found
 
 
+def settings(config) -> classifier.Settings:
+    """Those of the classifier, of options with these names."""
+    names = ("width", "rate", "ngrams", "min_count", "epochs", "buckets")
+    return classifier.Settings(**{name: getattr(config, name) for name in names})
+
+
 def learn(run: Run, number: int) -> dict:
     """Train the round's classifier: the seed corpus and what was annotated, against random other pages."""
     config, folder = run.config, run.to / f"round_{number}"
@@ -343,9 +349,8 @@ def learn(run: Run, number: int) -> dict:
         others = [*jsonl_files(config.negatives)] or [t.with_suffix(".negatives.jsonl") for t in targets]
         where = f"--negatives {', '.join(config.negatives)}" if config.negatives else f"round {number}: pages left over"
         negatives = some_texts(others, len(positives), config.seed, where)
-        names = ("width", "rate", "ngrams", "min_count", "epochs", "buckets")
-        settings = classifier.Settings(**{name: getattr(config, name) for name in names})
-        model = classifier.train(positives, negatives, settings, config.seed, min(config.workers, os.cpu_count() or 1))
+        threads = min(config.workers, os.cpu_count() or 1)
+        model = classifier.train(positives, negatives, settings(config), config.seed, threads)
         model.save(folder / "classifier.npz")
         return {"positives": len(positives), "from_sites": found["positives"], "negatives": len(negatives)}
 
@@ -472,9 +477,9 @@ def mine(config: Config, map: Callable) -> dict:
     if config.repeat:
         report.compare_crawl(Path(config.repeat), digests)
     print(f"{total(extracted)['pages']} pages of {len(files)} files", flush=True)
-    settings = dedup.Settings(config.permutations, threshold=config.threshold, partitions=config.partitions)
+    near = dedup.Settings(config.permutations, threshold=config.threshold, partitions=config.partitions)
     began = time.perf_counter()
-    clean = dedup.deduplicate(pages, run.to / "clean", run.to / "dedup", settings, map)["clean"]
+    clean = dedup.deduplicate(pages, run.to / "clean", run.to / "dedup", near, map)["clean"]
     run.took("dedup", began)
     run.pages = clean["out"]
     print(f"{clean['out']} left without repeated URLs ({clean['url']}), texts ({clean['exact']}) and near-duplicates "
@@ -500,6 +505,9 @@ def mine(config: Config, map: Callable) -> dict:
     report.write(run.to, found)
     made = {path.name: one["sha256"] for path, one in zip(run.files("corpus"), corpus, strict=True)}
     report.write_manifest(run.to, options, digests, made, tokens)
+    for pattern in (".*.tmp", ".*.collected"):  # half-written files of a run that was killed
+        for path in run.to.rglob(pattern):
+            path.unlink()
     return found
 
 

@@ -53,6 +53,8 @@ def score_shard(shard: Path, model: Path, target: Path) -> dict:
         part["tokens"] = unit_hashes(texts).counts
         parts.append(part)
     found = np.concatenate(parts)
+    if not np.isfinite(found["margin"]).all():
+        raise InputError(f"{model}: its scores are not finite: the training diverged; give a lower --rate")
     save(target, found)
     histogram = np.histogram(np.clip(found["margin"], EDGES[0], EDGES[-1]), EDGES)[0]
     return {"pages": len(found), "tokens": int(found["tokens"].sum()), "histogram": histogram.tolist()}

@@ -43,8 +43,9 @@ def by_source(sources: Sequence[str], extracted: Iterable[dict], corpus: Iterabl
 
 def against_truth(truth: str, benchmarks: str, to: Path, rounds: int) -> dict:
     """How the run stands to the truth about a web, {url, kind, copy?, planted?} a line: precision and recall of the
-    kind "math" among the clean pages each round; the share of near copies that deduplication found, and what it dropped
-    that is no copy; planted benchmark questions whose text is still in the corpus."""
+    kind "math" among the clean pages each round; the share of copies that deduplication found, of all and of the pages
+    that have near copies only, and how many pages are lost with all their copies; planted benchmark questions whose
+    text is still in the corpus."""
     known = {row["url"]: row for _, row in read_jsonl(truth)}
 
     def column(folder: str) -> list[Path]:
@@ -62,20 +63,33 @@ def against_truth(truth: str, benchmarks: str, to: Path, rounds: int) -> dict:
         kept = np.concatenate([np.load(path) for path in column(f"round_{number}/kept")])
         right = int((kept & math).sum())
         rows.append({"precision": right / int(kept.sum()), "recall": right / int(math.sum())})
-    kinds = Counter(row.get("copy") for row in known.values())
-    dropped = [known[url].get("copy") for url in urls("clean/drops")]
-    found = {f"{kind}_found": dropped.count(kind) / kinds[kind] for kind in ("url", "mirror", "near") if kinds[kind]}
+    left, groups = set(clean), {}
+    for url, row in known.items():
+        source = url
+        while copied := known[source].get("copy_of"):
+            source = copied
+        group = groups.setdefault(source, {"kinds": set(), "copies": -1, "kept": 0})
+        group["copies"] += 1
+        group["kept"] += url in left
+        group["kinds"] |= {row["copy"]} if "copy" in row else set()
+
+    def found_of(chosen: list[dict]) -> float | None:
+        copies = sum(group["copies"] for group in chosen)
+        return 1 - sum(max(group["kept"] - 1, 0) for group in chosen) / copies if copies else None
+
+    copies = {"copies": sum(group["copies"] for group in groups.values()), "copies_found": found_of([*groups.values()]),
+              "near_found": found_of([group for group in groups.values() if group["kinds"] == {"near"}]),
+              "lost": sum(not group["kept"] for group in groups.values())}  # fmt: skip
     questions = {str(row["id"]): normalize(row["question"]) for path in sorted(Path(benchmarks).glob("*.jsonl"))
                  for _, row in read_jsonl(path) if "id" in row and "question" in row}  # fmt: skip
-    left = planted = 0
+    remaining = 0
     for path in column("corpus"):
         for _, page in read_jsonl(path) if path.suffix == ".jsonl" else ():
             if ids := known[page["url"]].get("planted"):
                 text = normalize(page["text"])
-                left += sum(questions[one] in text for one in ids if one in questions)
+                remaining += sum(questions[one] in text for one in ids if one in questions)
     planted = sum(len(row.get("planted", ())) for row in known.values())
-    return {"math_pages": int(math.sum()), "rounds": rows, **found, "dropped_originals": dropped.count(None),
-            "planted": planted, "planted_left": left}  # fmt: skip
+    return {"math_pages": int(math.sum()), "rounds": rows, **copies, "planted": planted, "planted_left": remaining}
 
 
 # ---- report.md -------------------------------------------------------------------------------------------------------
@@ -138,12 +152,11 @@ def markdown(found: dict) -> str:
     rule = f"the rule: {100 * options['stop']:.0f} % of what a round collects was collected in the round before"
     lines += [f"It stopped by {rule if found['stopped'] == 'rule' else limit}.", ""]
     if truth:
-        names = (("url", "URL"), ("mirror", "exact"), ("near", "near"))
-        copies = ", ".join(f"{100 * truth[f'{kind}_found']:.1f} % of {name} copies"
-                           for kind, name in names if f"{kind}_found" in truth)  # fmt: skip
-        lines += [f"Against `{options['truth']}`: deduplication found {copies or 'no copies'} and dropped "
-                  f"{truth['dropped_originals']} pages that are none; of {truth['planted']} planted benchmark "
-                  f"questions {truth['planted_left']} are left.", ""]  # fmt: skip
+        what = {"copies_found": f"{truth['copies']:,} copies", "near_found": "the near copies"}
+        shares = [f"{100 * truth[name]:.1f} % of {text}" for name, text in what.items() if truth[name] is not None]
+        lines += [f"Against `{options['truth']}`: deduplication found {' and '.join(shares) or 'no copies'}, and lost "
+                  f"{truth['lost']} pages with all their copies; of {truth['planted']} planted benchmark questions "
+                  f"{truth['planted_left']} are left.", ""]  # fmt: skip
 
     lines += ["## Corpus by language and source", ""]
     lines += table(("language", "pages", "tokens", "share"), (
