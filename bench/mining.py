@@ -70,7 +70,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found = one(Path(folder), factor * options.pages, 2 * factor)
         print(f"\n{found['pages']:,} pages ({found['crawl MB']:.1f} MB of WARC, {found['text MB']:.1f} MB of text), "
-              f"{found['partitions']} partitions: {found['MB']:.0f} MB at most, {sum(found['seconds'].values()):.1f} s, "
+              f"{found['partitions']} partitions: {found['MB']:.0f} MB, {sum(found['seconds'].values()):.0f} s, "
               f"{found['run MB']:.0f} MB on disk")  # fmt: skip
         for name, seconds in found["seconds"].items():
             print(f"    {name:<14} {seconds:8.2f} s   {1e6 * seconds / found['pages']:8.0f} us a page")

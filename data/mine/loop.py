@@ -296,12 +296,12 @@ def total(counts: Iterable[dict]) -> dict:
 
 
 def crawl_files(paths: Iterable[str]) -> list[tuple[str, Path]]:
-    """(source, file): the files, and those in the folders, in the order of their names."""
+    """(source, file): the files, and all those below the folders, in the order of their names."""
     found = []
     for path in map(Path, paths):
         if not path.exists():
             raise InputError(f"--crawl {path}: does not exist; give files or folders of WARC, WET or JSONL pages")
-        inside = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+        inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         found += [(str(path), file) for file in inside]
     if not found:
         raise InputError(f"--crawl {', '.join(map(str, paths))}: no file in it; give files of WARC, WET or JSONL pages")
