@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data import InputError, atomic_write, run_cli, write_jsonl  # noqa: E402
 
 MATH = ("sympy", "mpmath")
-OTHER = ("matplotlib", "networkx", "numpy", "torch", "transformers", "hypothesis", "PIL", "distributed", "dask", "pip")
+OTHER = ("matplotlib", "networkx", "numpy", "torch", "hypothesis", "PIL", "distributed", "dask", "pip")
 SEED = ("sympy/core", "mpmath")
 SHORTEST = 400  # characters of a page
 
