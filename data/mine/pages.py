@@ -36,12 +36,10 @@ except ImportError:  # said where it is first needed
 _BOILERPLATE = ["nav", "footer", "aside", ".navbar", ".footer", ".sidebar"]  # each takes 1 to 3 % of the time
 _RENDERED = [".MathJax_Preview", ".MathJax", ".MathJax_Display", ".MathJax_CHTML", ".MathJax_SVG",
              ".MathJax_SVG_Display"]  # what MathJax 2 shows beside its scripts
-_NAMED = re.compile("math")
 _MATH = re.compile(r"<(math\b[^>]*+)>((?:[^<]++|<(?!/?math\b))*+)</math>")
 _SCRIPT = re.compile(r"<(script\b[^>]*\bmath/[^>]*+)>((?:[^<]++|<(?!/?script\b))*+)</script>")
-_IMAGE = re.compile(r"<(img\b[^>]*+)>")
 _ANNOTATION = re.compile(r"annotation\b[^>]*\b(?:tex|TeX|LaTeX|latex)\b[^>]*>(.*?)</", re.DOTALL)
-_IMAGE_SOURCE = re.compile(r"latex\.php|codecogs\.com|mathtex|mimetex|equation\?tex=|latex\?|/media/math/render/")
+_IMAGE_SOURCES = ("latex.php", "codecogs.com", "mathtex", "mimetex", "equation?tex=", "latex?", "/media/math/render/")
 _IMAGE_CLASS = re.compile(r"(?:^|\s)(?:tex|latex|math|mathjax|mwe-math-fallback\S*)(?:\s|$)", re.I)
 _DISPLAYED = re.compile(r"""display=["']?block|mode\s*=\s*["']?display|fallback-image-display""")
 _ASCIIMATH = ("ASCIIMathML", "AsciiMath", "asciimath", "AM_CHTML", "AM_HTMLorMML", "AM_SVG")  # a page that loads it
@@ -63,7 +61,7 @@ def _of_math(tag: str, inside: str) -> str:
 def _of_image(tag: str) -> str:
     """LaTeX that an image was made from: from its address, or its alternative text. "" for an image of another kind."""
     source = attribute(tag, "src") or ""
-    if _IMAGE_SOURCE.search(source):
+    if any(address in source for address in _IMAGE_SOURCES):
         query = source.partition("?")[2]
         named = parse_qs(query) if "=" in query else {}
         latex = next((named[key][0] for key in ("latex", "tex", "chl") if key in named), "")
@@ -77,39 +75,45 @@ def _with_formulas(html: str) -> tuple[str, list[str] | None]:
     """HTML in which formulas in elements, scripts and images have become text, and the selectors of what shows the
     same formulas once more; None where the page names neither mathematics nor LaTeX. That is done before the page is
     parsed: MathML and the like is much of what there would be to parse."""
-    named = {html[max(0, match.start() - 1) : match.end() + 1] for match in _NAMED.finditer(html)}
-    if not named and "latex" not in html:
+    between = html.split("math")  # one fast pass over the page; most pages end here
+    if len(between) == 1 and "latex" not in html:
         return html, None
+    before, after = {part[-1:] for part in between[:-1]}, {part[:1] for part in between[1:]}
 
     def put(latex: str, tag: str) -> str:
         latex = escape(tidy(latex), quote=False)
         if not latex:
             return " "
-        return f"<br>$${latex}$$<br>" if _DISPLAYED.search(tag) else f"${latex}$"
+        return f"<br>$${latex}$$<br>" if "display" in tag and _DISPLAYED.search(tag) else f"${latex}$"
 
     def script(match: re.Match) -> str:
         tag, source = match.groups()
         read = mathml if "math/mml" in tag else asciimath if "math/asciimath" in tag else str
         return put(read(source), tag)
 
-    def image(match: re.Match) -> str:
-        tag = match[1]
-        latex = _of_image(tag) if "tex" in tag or "math" in tag else ""
-        if not latex or ("mwe-math" in tag and "mwe-math-mathml" in html):  # its math element is there
-            return match[0]
-        return put(latex, tag)
-
     page, shown = html, []
-    if any(one[-1] == "/" for one in named):
+    if "/" in after:
         page, count = _SCRIPT.subn(script, page)
         shown += _RENDERED if count else []
-    if any(one[0] == ":" for one in named):  # with the prefix of its namespace
+    if ":" in before:  # with the prefix of its namespace
         page = re.sub(r"<(/?)\w+:math\b", r"<\1math", page)
-    if any(one[0] in "<:" for one in named):
+    if "<" in before or ":" in before:
         page = _MATH.sub(lambda match: put(_of_math(*match.groups()), match[1]), page)
         if "katex-mathml" in page:
             shown.append(".katex-html")
-    return _IMAGE.sub(image, page), shown
+
+    doubled = "mwe-math-mathml" in html  # images of this kind, whose math elements are there too
+    pieces, done, at = [], 0, page.find("<img")
+    while at >= 0 and (end := page.find(">", at)) >= 0:
+        tag = page[at + 1 : end]
+        latex = ""
+        if ("tex" in tag or "math" in tag) and not (doubled and "mwe-math" in tag):
+            latex = _of_image(tag)
+        if latex:
+            pieces += page[done:at], put(latex, tag)
+            done = end + 1
+        at = page.find("<img", end)
+    return "".join([*pieces, page[done:]]) if pieces else page, shown
 
 
 def _decoded(html: bytes | str, encoding: str | None) -> str:
@@ -117,7 +121,7 @@ def _decoded(html: bytes | str, encoding: str | None) -> str:
         return html
     if b"\x1b" not in html and not (encoding or "").lower().startswith("utf-16"):  # neither is told from UTF-8 by bytes
         try:
-            return html.decode("utf-8-sig")  # what is valid as UTF-8 is not anything else, whatever is declared
+            return html.decode().removeprefix("\ufeff")  # what is valid as UTF-8 is not anything else, whatever is declared
         except UnicodeDecodeError:
             pass
     encoding = map_encoding_to_html5(encoding or detect_encoding(html, from_html_meta=True) or "utf-8")
@@ -133,7 +137,7 @@ def _extract(html: str) -> tuple[str, str]:
             latex = tidy(node.getattr("data-latex") or node.getattr("data-tex") or "")
             node.replace_with(tree.create_text_node(f"${latex}$" if latex else " "))
     text = extract_plain_text(tree, skip_elements=_BOILERPLATE + (shown or []), alt_texts=False)
-    if not text.strip():  # the whole page stands in something of the kind
+    if not text or text.isspace():  # the whole page stands in something of the kind
         text = extract_plain_text(tree, skip_elements=shown or [], alt_texts=False)
     if "`" in text and any(name in html for name in _ASCIIMATH):
         text = _BACKTICKS.sub(lambda match: f"${asciimath(match[1])}$", text)
