@@ -133,7 +133,7 @@ def attribute(tag: str, name: str) -> str | None:
     return unescape(match[match.lastindex]) if match else None
 
 
-_TAG = re.compile(r"<(/?)([\w:-]+)([^>]*)>([^<]*)")
+_TAG = re.compile(r"<(/?)([\w:-]++)([^>]{0,9999}+)>([^<]*+)")
 _DEEPEST = 150  # elements in one another; what is deeper stands beside what it is in
 
 
@@ -297,7 +297,6 @@ _TOKEN = re.compile(  # the alternatives in groups by the first letter, of which
 
 
 _MATRICES = {("[", "]"): "bmatrix", ("(", ")"): "pmatrix", ("{", ""): "cases"}
-_CELLS = re.compile(r"\[.*\](?:,\[.*\])+|\(.*\)(?:,\(.*\))+")
 
 
 def asciimath(source: str) -> str:
@@ -346,7 +345,8 @@ def _simple(tokens: list[str]) -> tuple[str, str]:
         inside = _expression(tokens)
         right = _RIGHT[tokens.pop()] if tokens else ""
         kind = _MATRICES.get((token, right))
-        if kind and inside[:1] in ("[", "(") and _CELLS.fullmatch(inside):
+        cells = {"[]": "],[", "()": "),("}.get(inside[:1] + inside[-1:])
+        if kind and cells and cells in inside[1:-1]:
             rows = [row.replace(",", " & ") for row in re.split(r"[\])],[\[(]", inside[1:-1])]
             matrix = rf"\begin{{{kind}}}" + r" \\ ".join(rows) + rf"\end{{{kind}}}"
             return matrix, matrix
@@ -380,6 +380,9 @@ _ENVIRONMENTS = {"equation": "", "displaymath": "", "math": "", "align": "aligne
 _ENVIRONMENT = re.compile(rf"\\begin\{{({'|'.join(_ENVIRONMENTS)})(\*?)\}}(.*?)\\end\{{\1\2\}}", re.DOTALL)
 
 
+_LONGEST = 20_000  # characters of what may be one formula: what `tidy` does takes time that grows with their square
+
+
 def _balanced(text: str) -> bool:
     """Whether no brace closes what was opened before `text`."""
     depth = 0
@@ -402,6 +405,8 @@ def tidy(latex: str) -> str:
     if "%" in latex or "CDATA" in latex:
         latex = _COMMENT.sub("", latex)
     latex = " ".join(latex.split())
+    if len(latex) > _LONGEST:
+        return latex
     while match := _OUTER.fullmatch(latex):
         inside = next(group for group in match.groups() if group is not None).strip()
         if "$" in inside or not _balanced(inside):  # two formulas, or braces that do not belong together
@@ -416,7 +421,7 @@ _DOLLARS = re.compile(r"\$(?<![\\$].)(?:\$(?P<dollars>[^$]++)\$\$|(?=[^\s$])[^$\
 _FORMULA = re.compile(  # the first that begins counts, so that nothing inside of a formula is taken for one
     _DOLLARS.pattern + r"|\\(?<!\\.)(?:"
     r"\((?P<round>(?:[^\\\n]++|\n(?!\n)|\\[^()])*+)\\\)"
-    r"|\[(?P<square>(?:[^\\\n]++|\n(?!\n)|\\[^][])*+)\\\]"
+    r"|\[(?!\\\])(?P<square>(?:[^\\\n]++|\n(?!\n)|\\[^][])*+)\\\]"
     r"|begin\{(?P<name>" + "|".join(_ENVIRONMENTS) + r")(?P<star>\*?)\}"
     r"(?:[^\\]++|\\(?!(?:begin|end)\{(?P=name)(?P=star)\}))*+\\end\{(?P=name)(?P=star)\})"
 )
