@@ -22,22 +22,13 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from data import InputError, atomic_write
+from data.mine.pages import base_url
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _URL = re.compile(r"(?:[a-z][a-z0-9+.-]*://|//)?([^/?#]*)([^?#;]*)([?#;]?)", re.IGNORECASE)  # host, path, what follows
 _HOST = re.compile(r"(?:[\w-]+\.)+[\w-]+")
-
-
-def base_url(url: str) -> str:
-    """The host of a URL in lower case, without scheme, user, port and "www."; "" where there is none."""
-    try:
-        host = urlsplit(url if _SCHEME.match(url) else "//" + url.lstrip("/")).hostname or ""
-    except ValueError:
-        return ""
-    return host.rstrip(".").removeprefix("www.")
 
 
 def _segments(url: str) -> tuple[str, list[str], bool]:

@@ -59,18 +59,18 @@ def _join(pieces) -> str:
     """Pieces of LaTeX one after the other, a space only where a command or an index would run into what follows."""
     text = ""
     for piece in pieces:
-        if piece[:1].isalnum() and _RUNS_ON.search(text[-20:]):
+        if piece[:1].isalnum() and (text[-1:].isalnum() or text[-1:] == "_") and _RUNS_ON.search(text[-20:]):
             text += " "
         text += piece
     return text
 
 
 def _braced(latex: str) -> str:
-    return latex if _ONE.fullmatch(latex) else "{" + latex + "}"
+    return latex if latex.isalnum() and len(latex) == 1 or _ONE.fullmatch(latex) else "{" + latex + "}"
 
 
 def _base(latex: str) -> str:
-    return latex if _BASE.fullmatch(latex) else "{" + latex + "}"
+    return latex if latex.isalnum() and len(latex) == 1 or _BASE.fullmatch(latex) else "{" + latex + "}"
 
 
 def _script(below: str, above: str) -> str:
@@ -113,11 +113,13 @@ def _word(text: str, variant: str | None) -> str:
 class _Element:
     """An element of MathML: its name, attributes as they stand in the tag, elements in it, and all text in it."""
 
+    __slots__ = "tag", "_attributes", "children", "text"
+
     def __init__(self, tag: str, attributes: str = ""):
         self.tag, self._attributes, self.children, self.text = tag, attributes, [], ""
 
     def get(self, name: str) -> str | None:
-        return attribute(self._attributes, name)
+        return attribute(self._attributes, name) if self._attributes else None
 
 
 @functools.cache
@@ -131,7 +133,7 @@ def attribute(tag: str, name: str) -> str | None:
     return unescape(match[match.lastindex]) if match else None
 
 
-_TAG = re.compile(r"<(/?)([\w:-]+)([^>]*)>([^<]*)")
+_TAG = re.compile(r"<(/?)([\w:-]++)([^>]{0,9999}+)>([^<]*+)")
 _DEEPEST = 150  # elements in one another; what is deeper stands beside what it is in
 
 
@@ -139,18 +141,20 @@ def _elements(markup: str) -> _Element:
     """The tree of a piece of MathML. Elements that are not closed are closed with what they are in."""
     stack = [_Element("mrow")]
     for closing, tag, attributes, text in _TAG.findall(markup):
-        tag = tag.rpartition(":")[2]
+        if ":" in tag:
+            tag = tag.rpartition(":")[2]
         if not closing:
             stack[-1].children.append(one := _Element(tag, attributes))
             if not attributes.endswith("/") and len(stack) < _DEEPEST:
                 stack.append(one)
-        elif any(one.tag == tag for one in stack[:0:-1]):
+        elif tag in [one.tag for one in stack[1:]]:
             closed = None
             while closed != tag:
                 done = stack.pop()
                 stack[-1].text += done.text
                 closed = done.tag
-        stack[-1].text += unescape(text)
+        if text:
+            stack[-1].text += unescape(text)
     return stack[0]
 
 
@@ -199,6 +203,9 @@ def mathml(markup: str) -> str:
     return _row(_elements(markup).children)
 
 
+_PARTS = {"mfrac": 2, "mroot": 2, "msup": 2, "msub": 2, "mover": 2, "munder": 2, "msubsup": 3, "munderover": 3}
+
+
 def _latex(element: _Element) -> str:
     tag = element.tag
     if tag in ("mi", "mo"):
@@ -229,19 +236,19 @@ def _latex(element: _Element) -> str:
         return left + between.join(inside) + right
     if tag == "mmultiscripts" and children:
         return _multiscripts(children)
-    wanted = {"mfrac": 2, "mroot": 2, "msup": 2, "msub": 2, "mover": 2, "munder": 2, "msubsup": 3, "munderover": 3}
-    if wanted.get(tag) != len(children):  # a row, also where something that should have two parts has not
-        return _row(children) if children else "" if tag in wanted else _symbols(element.text.strip())
-    base, *rest = (_latex(one) for one in children)
+    if _PARTS.get(tag) != len(children):  # a row, also where something that should have two parts has not
+        return _row(children) if children else "" if tag in _PARTS else _symbols(element.text.strip())
+    base, *rest = [_latex(one) for one in children]
     if tag == "mfrac":
-        flat = re.fullmatch(r"0+(\.0*)?[a-z%]*", (element.get("linethickness") or "1").strip())
+        thickness = element.get("linethickness")
+        flat = thickness and re.fullmatch(r"0+(\.0*)?[a-z%]*", thickness.strip())
         return rf"{{{base} \atop {rest[0]}}}" if flat else rf"\frac{{{base}}}{{{rest[0]}}}"
     if tag == "mroot":
         return rf"\sqrt[{rest[0]}]{{{base}}}"
     below, above = rest if len(rest) == 2 else (rest[0], "") if tag in ("msub", "munder") else ("", rest[0])
     if tag in ("msub", "msup", "msubsup") or base in _LIMITS:
         return _base(base) + _script(below, above)
-    accents = {"mover": _OVER, "munder": _UNDER}.get(tag, {})
+    accents = _OVER if tag == "mover" else _UNDER if tag == "munder" else {}
     if mark := accents.get(children[-1].text.strip()):
         return f"{mark}{{{base}}}"
     latex = rf"\underset{{{below}}}{{{base}}}" if below else base
@@ -289,6 +296,9 @@ _TOKEN = re.compile(  # the alternatives in groups by the first letter, of which
     ) + r"|\S")
 
 
+_MATRICES = {("[", "]"): "bmatrix", ("(", ")"): "pmatrix", ("{", ""): "cases"}
+
+
 def asciimath(source: str) -> str:
     """LaTeX of AsciiMath. Example: asciimath("sum_(i=1)^n i^3=((n(n+1))/2)^2") is
     \\sum_{i=1}^n i^3=(\\frac{n(n+1)}{2})^2. What is not AsciiMath comes out as it is, symbol by symbol."""
@@ -334,9 +344,9 @@ def _simple(tokens: list[str]) -> tuple[str, str]:
     if token in _LEFT:
         inside = _expression(tokens)
         right = _RIGHT[tokens.pop()] if tokens else ""
-        cells = re.fullmatch(r"\[.*\](?:,\[.*\])+", inside) or re.fullmatch(r"\(.*\)(?:,\(.*\))+", inside)
-        kind = {("[", "]"): "bmatrix", ("(", ")"): "pmatrix", ("{", ""): "cases"}.get((token, right))
-        if cells and kind:
+        kind = _MATRICES.get((token, right))
+        cells = {"[]": "],[", "()": "),("}.get(inside[:1] + inside[-1:])
+        if kind and cells and cells in inside[1:-1]:
             rows = [row.replace(",", " & ") for row in re.split(r"[\])],[\[(]", inside[1:-1])]
             matrix = rf"\begin{{{kind}}}" + r" \\ ".join(rows) + rf"\end{{{kind}}}"
             return matrix, matrix
@@ -370,6 +380,9 @@ _ENVIRONMENTS = {"equation": "", "displaymath": "", "math": "", "align": "aligne
 _ENVIRONMENT = re.compile(rf"\\begin\{{({'|'.join(_ENVIRONMENTS)})(\*?)\}}(.*?)\\end\{{\1\2\}}", re.DOTALL)
 
 
+_LONGEST = 20_000  # characters of what may be one formula: what `tidy` does takes time that grows with their square
+
+
 def _balanced(text: str) -> bool:
     """Whether no brace closes what was opened before `text`."""
     depth = 0
@@ -392,6 +405,8 @@ def tidy(latex: str) -> str:
     if "%" in latex or "CDATA" in latex:
         latex = _COMMENT.sub("", latex)
     latex = " ".join(latex.split())
+    if len(latex) > _LONGEST:
+        return latex
     while match := _OUTER.fullmatch(latex):
         inside = next(group for group in match.groups() if group is not None).strip()
         if "$" in inside or not _balanced(inside):  # two formulas, or braces that do not belong together
@@ -402,29 +417,27 @@ def tidy(latex: str) -> str:
     return _SETTINGS.sub("", latex).strip() if "\\" in latex else latex
 
 
+_DOLLARS = re.compile(r"\$(?<![\\$].)(?:\$(?P<dollars>[^$]++)\$\$|(?=[^\s$])[^$\n]{0,999}(?<=[^\s\\])\$(?!\d))")
 _FORMULA = re.compile(  # the first that begins counts, so that nothing inside of a formula is taken for one
-    r"\$(?<![\\$].)(?:\$(?P<dollars>[^$]++)\$\$|(?=[^\s$])[^$\n]{0,999}(?<=[^\s\\])\$(?!\d))"
-    r"|\\(?<!\\.)(?:"
+    _DOLLARS.pattern + r"|\\(?<!\\.)(?:"
     r"\((?P<round>(?:[^\\\n]++|\n(?!\n)|\\[^()])*+)\\\)"
-    r"|\[(?P<square>(?:[^\\\n]++|\n(?!\n)|\\[^][])*+)\\\]"
+    r"|\[(?!\\\])(?P<square>(?:[^\\\n]++|\n(?!\n)|\\[^][])*+)\\\]"
     r"|begin\{(?P<name>" + "|".join(_ENVIRONMENTS) + r")(?P<star>\*?)\}"
     r"(?:[^\\]++|\\(?!(?:begin|end)\{(?P=name)(?P=star)\}))*+\\end\{(?P=name)(?P=star)\})"
 )
 
 
 def _normal(match: re.Match) -> str:
-    if match["round"] is not None:
-        latex = tidy(match["round"])
-        return f"${latex}$" if latex else ""
-    latex = match["square"] if match["square"] is not None else match["dollars"]
-    if latex is None:
-        latex = match[0] if match["name"] else ""
-    if not latex:  # $...$ as it is
+    kind = match.lastgroup
+    if not kind:  # $...$ as it is
         return match[0]
-    latex = tidy(latex)
-    return f"$${latex}$$" if latex else ""
+    latex = tidy(match[0] if kind == "star" else match[kind])
+    mark = "$" if kind == "round" else "$$"
+    return mark + latex + mark if latex else ""
 
 
 def normal_delimiters(text: str) -> str:
     """Text with \\(...\\) as $...$, and \\[...\\] and environments of formulas as $$...$$."""
-    return _FORMULA.sub(_normal, text) if "\\" in text or "$$" in text else text
+    if "\\" in text and ("\\(" in text or "\\[" in text or "\\begin{" in text):
+        return _FORMULA.sub(_normal, text)
+    return _DOLLARS.sub(_normal, text) if "$$" in text else text  # the same, and faster

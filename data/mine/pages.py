@@ -36,15 +36,15 @@ except ImportError:  # said where it is first needed
 _BOILERPLATE = ["nav", "footer", "aside", ".navbar", ".footer", ".sidebar"]  # each takes 1 to 3 % of the time
 _RENDERED = [".MathJax_Preview", ".MathJax", ".MathJax_Display", ".MathJax_CHTML", ".MathJax_SVG",
              ".MathJax_SVG_Display"]  # what MathJax 2 shows beside its scripts
-_NAMED = re.compile("math")
-_MATH = re.compile(r"<(math\b[^>]*+)>((?:[^<]++|<(?!/?math\b))*+)</math>")
-_SCRIPT = re.compile(r"<(script\b[^>]*\bmath/[^>]*+)>((?:[^<]++|<(?!/?script\b))*+)</script>")
-_IMAGE = re.compile(r"<(img\b[^>]*+)>")
-_ANNOTATION = re.compile(r"annotation\b[^>]*\b(?:tex|TeX|LaTeX|latex)\b[^>]*>(.*?)</", re.DOTALL)
-_IMAGE_SOURCE = re.compile(r"latex\.php|codecogs\.com|mathtex|mimetex|equation\?tex=|latex\?|/media/math/render/")
+# What is sought has a largest size, so that no page takes time that grows with its square.
+_MATH = re.compile(rb"<(math\b[^>]{0,9999}+)>((?:[^<]++|<(?!/?math\b))*+)</math>")
+_SCRIPT = re.compile(rb"<(script\b(?=[^>]{0,999}\bmath/)[^>]{0,1999}+)>((?:[^<]++|<(?!/?script\b))*+)</script>")
+_ANNOTATION = re.compile(r"annotation\b([^>]{0,999}+)>((?:[^<]++|<(?!/))*+)</")
+_TEX = re.compile(r"\b(?:tex|TeX|LaTeX|latex)\b")
+_IMAGE_SOURCES = ("latex.php", "codecogs.com", "mathtex", "mimetex", "equation?tex=", "latex?", "/media/math/render/")
 _IMAGE_CLASS = re.compile(r"(?:^|\s)(?:tex|latex|math|mathjax|mwe-math-fallback\S*)(?:\s|$)", re.I)
 _DISPLAYED = re.compile(r"""display=["']?block|mode\s*=\s*["']?display|fallback-image-display""")
-_ASCIIMATH = ("ASCIIMathML", "AsciiMath", "asciimath", "AM_CHTML", "AM_HTMLorMML", "AM_SVG")  # a page that loads it
+_ASCIIMATH = (b"ASCIIMathML", b"AsciiMath", b"asciimath", b"AM_CHTML", b"AM_HTMLorMML", b"AM_SVG")  # what loads it
 _BACKTICKS = re.compile(r"`([^`\n]{1,500})`")
 
 
@@ -55,15 +55,16 @@ def _needs_libraries() -> None:
 
 def _of_math(tag: str, inside: str) -> str:
     """LaTeX of a math element: its author's, where it is given along with it."""
-    if note := _ANNOTATION.search(inside):
-        return unescape(note[1])
+    for note in _ANNOTATION.finditer(inside):
+        if _TEX.search(note[1]):
+            return unescape(note[2])
     return attribute(tag, "alttext") or mathml(inside)
 
 
 def _of_image(tag: str) -> str:
     """LaTeX that an image was made from: from its address, or its alternative text. "" for an image of another kind."""
     source = attribute(tag, "src") or ""
-    if _IMAGE_SOURCE.search(source):
+    if any(address in source for address in _IMAGE_SOURCES):
         query = source.partition("?")[2]
         named = parse_qs(query) if "=" in query else {}
         latex = next((named[key][0] for key in ("latex", "tex", "chl") if key in named), "")
@@ -73,74 +74,88 @@ def _of_image(tag: str) -> str:
     return (attribute(tag, "alt") or "") if _IMAGE_CLASS.search(attribute(tag, "class") or "") else ""
 
 
-def _with_formulas(html: str) -> tuple[str, list[str] | None]:
+def _with_formulas(html: bytes) -> tuple[bytes, list[str] | None]:
     """HTML in which formulas in elements, scripts and images have become text, and the selectors of what shows the
     same formulas once more; None where the page names neither mathematics nor LaTeX. That is done before the page is
-    parsed: MathML and the like is much of what there would be to parse."""
-    named = {html[max(0, match.start() - 1) : match.end() + 1] for match in _NAMED.finditer(html)}
-    if not named and "latex" not in html:
+    parsed, as MathML and the like is much of what there would be to parse, and on bytes, which are searched faster."""
+    between = html.split(b"math")  # one pass over the page, after which most are done
+    if len(between) == 1 and b"latex" not in html:
         return html, None
+    before, after = {part[-1:] for part in between[:-1]}, {part[:1] for part in between[1:]}
 
-    def put(latex: str, tag: str) -> str:
+    def put(latex: str, tag: str) -> bytes:
         latex = escape(tidy(latex), quote=False)
         if not latex:
-            return " "
-        return f"<br>$${latex}$$<br>" if _DISPLAYED.search(tag) else f"${latex}$"
+            return b" "
+        display = "display" in tag and _DISPLAYED.search(tag)
+        return (f"<br>$${latex}$$<br>" if display else f"${latex}$").encode()
 
-    def script(match: re.Match) -> str:
-        tag, source = match.groups()
+    def script(match: re.Match) -> bytes:
+        tag, source = match[1].decode(), match[2].decode()
         read = mathml if "math/mml" in tag else asciimath if "math/asciimath" in tag else str
         return put(read(source), tag)
 
-    def image(match: re.Match) -> str:
-        tag = match[1]
-        latex = _of_image(tag) if "tex" in tag or "math" in tag else ""
-        if not latex or ("mwe-math" in tag and "mwe-math-mathml" in html):  # its math element is there
-            return match[0]
-        return put(latex, tag)
+    def element(match: re.Match) -> bytes:
+        tag = match[1].decode()
+        return put(_of_math(tag, match[2].decode()), tag)
 
     page, shown = html, []
-    if any(one[-1] == "/" for one in named):
+    if b"/" in after:
         page, count = _SCRIPT.subn(script, page)
         shown += _RENDERED if count else []
-    if any(one[0] == ":" for one in named):  # with the prefix of its namespace
-        page = re.sub(r"<(/?)\w+:math\b", r"<\1math", page)
-    if any(one[0] in "<:" for one in named):
-        page = _MATH.sub(lambda match: put(_of_math(*match.groups()), match[1]), page)
-        if "katex-mathml" in page:
+    if b":" in before:  # with the prefix of its namespace
+        page = re.sub(rb"<(/?)\w+:math\b", rb"<\1math", page)
+    if b"<" in before or b":" in before:
+        page = _MATH.sub(element, page)
+        if b"katex-mathml" in page:
             shown.append(".katex-html")
-    return _IMAGE.sub(image, page), shown
+
+    doubled = b"mwe-math-mathml" in html  # images of this kind, whose math elements are there too
+    pieces, done, at = [], 0, page.find(b"<img")
+    while at >= 0 and (end := page.find(b">", at)) >= 0:
+        tag = page[at + 1 : end]
+        if (b"tex" in tag or b"math" in tag) and not (doubled and b"mwe-math" in tag):
+            tag = tag.decode()
+            if latex := _of_image(tag):
+                pieces += page[done:at], put(latex, tag)
+                done = end + 1
+        at = page.find(b"<img", end)
+    return b"".join([*pieces, page[done:]]) if pieces else page, shown
 
 
-def _decoded(html: bytes | str, encoding: str | None) -> str:
-    if isinstance(html, str):
-        return html
-    if b"\x1b" not in html and not (encoding or "").lower().startswith("utf-16"):  # neither is told from UTF-8 by bytes
-        try:
-            return html.decode("utf-8-sig")  # what is valid as UTF-8 is not anything else, whatever is declared
-        except UnicodeDecodeError:
-            pass
-    encoding = map_encoding_to_html5(encoding or detect_encoding(html, from_html_meta=True) or "utf-8")
-    return bytes_to_str(html, encoding, "replace")
+def _decoded(html: bytes | str, encoding: str | None) -> tuple[str, bytes]:
+    """A page, and the same as UTF-8."""
+    if isinstance(html, bytes):
+        if b"\x1b" not in html and not (encoding or "").lower().startswith("utf-16"):  # not told from UTF-8 by bytes
+            html = html.removeprefix(b"\xef\xbb\xbf")
+            try:
+                return html.decode(), html  # what is valid as UTF-8 is not anything else, whatever is declared
+            except UnicodeDecodeError:
+                pass
+        encoding = map_encoding_to_html5(encoding or detect_encoding(html, from_html_meta=True) or "utf-8")
+        html = bytes_to_str(html, encoding, "replace")
+    return html, html.encode("utf-8", "replace")
 
 
-def _extract(html: str) -> tuple[str, str]:
+def _extract(html: bytes | str, encoding: str | None) -> tuple[str, str]:
     """(text, declared language) of a page."""
-    page, shown = _with_formulas(html)
-    tree = HTMLTree.parse(page)
-    if shown is not None and "tex=" in page:  # data-latex and data-tex
+    html, source = _decoded(html, encoding)
+    page, shown = _with_formulas(source)
+    tree = HTMLTree.parse(html if page is source else page.decode())
+    if shown is not None and (b"data-latex=" in page or b"data-tex=" in page):
         for node in tree.document.query_selector_all("[data-latex], [data-tex]").values():
             latex = tidy(node.getattr("data-latex") or node.getattr("data-tex") or "")
             node.replace_with(tree.create_text_node(f"${latex}$" if latex else " "))
     text = extract_plain_text(tree, skip_elements=_BOILERPLATE + (shown or []), alt_texts=False)
-    if not text.strip():  # the whole page stands in something of the kind
+    if not text or text.isspace():  # the whole page stands in something of the kind
         text = extract_plain_text(tree, skip_elements=shown or [], alt_texts=False)
-    if "`" in text and any(name in html for name in _ASCIIMATH):
+    if "`" in text and _BACKTICKS.search(text) and any(name in source for name in _ASCIIMATH):
         text = _BACKTICKS.sub(lambda match: f"${asciimath(match[1])}$", text)
     text = normal_delimiters(text)
     while "\n\n\n" in text:
         text = text.replace("\n\n\n", "\n\n")
-    begin = html[: html.find(">", html.find("<html")) + 1]
+    at = html.find("<html")
+    begin = html[at : html.find(">", at)] if at >= 0 else ""
     return text.strip(), attribute(begin, "lang") or attribute(begin, "xml:lang") or ""
 
 
@@ -153,7 +168,7 @@ def html_text(html: bytes | str, encoding: str | None = None) -> str:
     `encoding` is that of bytes; without one it is what the page says, or what its bytes look like.
     Raises InputError where resiliparse is not installed."""
     _needs_libraries()
-    return _extract(_decoded(html, encoding))[0]
+    return _extract(html, encoding)[0]
 
 
 def language(text: str, declared: str | None = "") -> str:
@@ -174,15 +189,18 @@ _THREE_LETTERS = {"eng": "en", "zho": "zh", "jpn": "ja", "kor": "ko", "deu": "de
                   "rus": "ru", "por": "pt", "ita": "it", "pol": "pl", "nld": "nl"}
 
 
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
 def base_url(url: str) -> str:
-    """The host by which pages are grouped into domains (2.1): lower case, without scheme, user, port and "www."."""
+    """The host by which pages are grouped into domains (2.1): lower case, without scheme, user, port and "www.", or ""
+    where there is none."""
     url = url.strip().strip("<>")
     try:
-        host = urlsplit(url if "://" in url else "//" + url.lstrip("/")).hostname or ""
+        host = urlsplit(url if _SCHEME.match(url) else "//" + url.lstrip("/")).hostname or ""
     except ValueError:  # brackets that are no IPv6 address
         return ""
-    host = host.rstrip(".")
-    return host[4:] if host.startswith("www.") else host
+    return host.rstrip(".").removeprefix("www.")
 
 
 # --- Files to pages -----------------------------------------------------------------------------------------------
@@ -191,6 +209,7 @@ _READ, _PIECE = 2**16, 2**20  # bytes read at once, and handed on at once
 _HEAD, _LARGEST = 2**15, 2**25  # of a record's header, and of what follows it, at most
 _MEMBER = re.compile(rb"\x1f\x8b\x08[\x00-\x1f]")  # how a gzip member begins
 _WARC = re.compile(rb"WARC/\d\.\d\r?\n")
+_WARC_HEAD = re.compile(rb"WARC/\d\.\d\r?\n((?:(?!WARC/\d|\r?\n)[^\n]*+\n)*+)\r?\n")
 _ARC = re.compile(rb"(?<!\S)([a-z]+:\S+) \S+ (\d{14}) \S+ (?:[^\r\n]* )?(\d+)\r?\n")
 _ENDING, _NEWLINES = re.compile(rb"\r?\n\r?\n"), re.compile(rb"[\r\n]*")
 _JSONL = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*["}]')
@@ -276,15 +295,15 @@ class _Stream:
 
 def _warc_head(data: bytes, at: int) -> tuple[dict, int, int] | None:
     """(fields with names in lower case, bytes of the header, bytes of what follows) of a WARC record that is sound."""
-    end = _ENDING.search(data, at, at + _HEAD)
-    if not end or not _WARC.match(data, at):
+    found = _WARC_HEAD.match(data, at, at + _HEAD)
+    if not found:
         return None
-    lines = data[at : end.start()].decode("utf-8", "replace").splitlines()[1:]
+    lines = found[1].decode("utf-8", "replace").splitlines()
     fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     length = fields.get("content-length", "")
     if not re.fullmatch(r"[0-9]{1,15}", length):
         return None
-    return fields, end.end() - at, int(length)
+    return fields, found.end() - at, int(length)
 
 
 def _arc_head(data: bytes, at: int) -> tuple[dict, int, int] | None:
@@ -351,7 +370,7 @@ def _of_response(block: bytes) -> tuple[str, str] | str:
         return "malformed"
     if not html.strip():
         return "empty"
-    text, declared = _extract(_decoded(html, charset))
+    text, declared = _extract(html, charset)
     return (text, language(text, declared)) if text else "empty"
 
 
@@ -374,16 +393,18 @@ def _archive_pages(stream: _Stream, begin: re.Pattern, head, counts: Counter) ->
             counts[found] += 1
             continue
         counts["pages"] += 1
-        yield _page(fields["warc-target-uri"].strip("<>"), *found, fields.get("warc-date", "")[:10])
+        yield _page(fields.get("warc-target-uri", "").strip("<>"), *found, fields.get("warc-date", "")[:10])
 
 
 def _jsonl_pages(stream: _Stream, counts: Counter) -> Iterator[dict]:
     """A page a line: text, or html; url, lang and date, of which any may be missing, also under the names and in the
     "metadata" that other corpora use."""
     while True:
-        size = 0
+        size, long = 0, False
         while (end := stream.data.find(b"\n", stream.at + size)) < 0:
             size = len(stream.data) - stream.at
+            if size > _LARGEST:  # no page; it is gone over without being held
+                stream.at, size, long = len(stream.data), 0, True
             if not stream.fill(size + 1):
                 break
         line = stream.data[stream.at : end if end >= 0 else len(stream.data)]
@@ -392,10 +413,14 @@ def _jsonl_pages(stream: _Stream, counts: Counter) -> Iterator[dict]:
             counts.update(["records", stream.fault])
             stream.go_on()
             continue
-        if line.strip():
+        if long or len(line) > _LARGEST:
+            counts.update(["records", "malformed"])
+        elif line.strip():
             counts["records"] += 1
             try:
                 found = _of_row(json.loads(line.decode("utf-8-sig")))
+            except InputError:  # packages are missing
+                raise
             except (ValueError, RecursionError):
                 found = "malformed"
             if isinstance(found, str):
@@ -414,7 +439,8 @@ def _of_row(row) -> dict | str:
 
     def field(*names: str) -> str:
         values = (place.get(name) for place in (row, more) for name in names)
-        return next((value for value in values if isinstance(value, str) and value), "")
+        value = next((value for value in values if isinstance(value, str) and value), "")
+        return value.encode("utf-8", "replace").decode()  # half of a surrogate pair cannot be written again
 
     text = field("text", "raw_content", "content")
     if not text and (html := field("html")):
@@ -443,13 +469,13 @@ def read_pages(path: str | os.PathLike, counts: Counter) -> Iterator[dict]:
                 return
             if _JSONL.match(stream.data):
                 yield from _jsonl_pages(stream, counts)
-            elif _WARC.match(stream.data):
-                _needs_libraries()
-                yield from _archive_pages(stream, _WARC, _warc_head, counts)
-            elif _ARC.match(stream.data):
-                _needs_libraries()
-                yield from _archive_pages(stream, _ARC, _arc_head, counts)
-            else:
-                raise InputError(f"{path}: neither WARC, WET, ARC nor JSONL; give files of a crawl, or pages as JSONL")
+                return
+            stream.fill(_PIECE)
+            for begin, head in ((_WARC, _warc_head), (_ARC, _arc_head)):
+                if begin.search(stream.data):  # its first record may be damaged
+                    _needs_libraries()
+                    yield from _archive_pages(stream, begin, head, counts)
+                    return
+            raise InputError(f"{path}: neither WARC, WET, ARC nor JSONL; give files of a crawl, or pages as JSONL")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a file of a crawl") from None

@@ -87,6 +87,8 @@ def test_asciimath_takes_anything(source):
 
 def test_asciimath_nested_without_end():
     assert asciimath("(" * 3000) == "(" * 3000
+    rows = ",".join(f"[{i}]" for i in range(100))
+    assert asciimath(f"({rows}x)") == f"({rows}x)"  # not tried in every way that it could be split
 
 
 @pytest.mark.parametrize("latex, expected", [

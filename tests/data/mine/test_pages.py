@@ -4,6 +4,8 @@ import gzip
 import json
 import random
 import re
+import subprocess
+import sys
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import InputError
+from data import InputError, read_jsonl, write_jsonl
 from data.mine import pages
 from data.mine.pages import base_url, html_text, language, read_pages
 
@@ -87,11 +89,12 @@ DAMAGE = {
 @pytest.mark.parametrize("pack", PACKED)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_record_takes_no_other_with_it(tmp_path, pack, damage):
-    parts = [record(i) for i in range(6)]
-    parts[2] = DAMAGE[damage](parts[2])
-    found, counts = read(tmp_path, PACKED[pack](parts))
-    assert found == [page(i) for i in (0, 1, 3, 4, 5)]
-    assert counts == {"records": 6, "pages": 5, "malformed": 1}
+    for at in (2, 0):
+        parts = [record(i) for i in range(6)]
+        parts[at] = DAMAGE[damage](parts[at])
+        found, counts = read(tmp_path, PACKED[pack](parts))
+        assert found == [page(i) for i in range(6) if i != at]
+        assert counts == {"records": 6, "pages": 5, "malformed": 1}
 
 
 @needs_libraries
@@ -168,6 +171,39 @@ def test_jsonl(tmp_path):
     assert found == expected[: len(found)] and counts["truncated"] == 1
 
 
+def test_a_line_too_long_is_not_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "_LARGEST", 10**6)
+    monkeypatch.setattr(pages, "_PIECE", 2**16)
+    line = b'{"text": "%s"}\n'
+    parts = [line % b"a", line % (b"x" * 3 * 10**6), line % (b"y" * 500_000), b"{" + b"z" * 2 * 10**6]
+    for packed in (b"".join(parts), gzip.compress(b"".join(parts))):
+        found, counts = read(tmp_path, packed)
+        assert [len(one["text"]) for one in found] == [1, 500_000]
+        assert counts == {"records": 4, "pages": 2, "malformed": 2}
+
+
+def test_text_that_utf8_cannot_hold(tmp_path):
+    found, _ = read(tmp_path, b'{"text": "a \\ud800 b", "url": "http://e.org/\\udfff"}\n{"text": "\\ud83d\\ude00"}\n')
+    write_jsonl(tmp_path / "out.jsonl", found)
+    assert [one["text"] for _, one in read_jsonl(tmp_path / "out.jsonl")] == ["a ? b", "\N{GRINNING FACE}"]
+
+
+@needs_libraries
+def test_headers_without_end_take_no_time(tmp_path):
+    for data in (b"WARC/1.0\r\n" * 20_000, b"WARC/1.0\n" * 20_000, b"WARC/1.0\r\n" + b"a: b\r\n" * 100_000):
+        count = data.count(b"WARC")
+        assert read(tmp_path, data) == ([], {"records": count, "malformed": count})
+    assert read(tmp_path, b"\x1f\x8b\x08\0" * 10_000)[0] == []
+
+
+@needs_libraries
+def test_records_without_an_address(tmp_path):
+    parts = [re.sub(rb"WARC-Target-URI.*\r\n", b"", record(i, b"<p>text", kind))
+             for i, kind in enumerate(("response", "conversion"))]
+    found, counts = read(tmp_path, b"".join(parts))
+    assert [one["url"] for one in found] == [""] and counts == {"records": 2, "pages": 1, "not_html": 1}
+
+
 def test_other_input(tmp_path):
     assert read(tmp_path, b"") == ([], {})
     for data in (b"part-00000.parquet\n", gzip.compress(b"hello"), b"%PDF-1.4", b"[]"):
@@ -188,6 +224,17 @@ def test_missing_packages(tmp_path, monkeypatch):
     (tmp_path / "x.warc").write_bytes(record(0))
     with pytest.raises(InputError, match="pip install fastwarc resiliparse"):
         list(read_pages(tmp_path / "x.warc", Counter()))
+    with pytest.raises(InputError, match="pip install fastwarc resiliparse"):  # no row is lost without a word
+        read(tmp_path, b'{"html": "<p>x"}')
+
+
+def test_jsonl_needs_no_packages(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "$x$", "url": "http://e.org"}\n')
+    code = ("import sys; sys.modules.update(fastwarc=None, resiliparse=None)\n"
+            "from collections import Counter; from data.mine.pages import HTMLTree, read_pages\n"
+            f"print(HTMLTree, [p['text'] for p in read_pages({str(tmp_path / 'x.jsonl')!r}, Counter())])")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "None ['$x$']\n"
 
 
 # --- real files ---------------------------------------------------------------------------------------------------
@@ -249,6 +296,40 @@ def test_real_files(real, name):
         assert one["url"].encode() in data and re.fullmatch(r"\d{4}-\d\d-\d\d", one["date"])
         assert one["text"].strip() == one["text"] != ""
         assert "jsonl" in name or not re.search("<script|\n\n\n", one["text"])
+
+
+@needs_libraries
+@pytest.mark.parametrize("name", FILES)
+def test_real_files_cut_and_damaged(real, tmp_path, name):
+    """Cut anywhere, a file has the first of its pages; damaged anywhere, at most one page reads otherwise than it did,
+    and all records are counted."""
+    data, draw = real("warc/" + name).read_bytes(), random.Random(name)
+    whole = list(read_pages(real("warc/" + name), Counter()))
+    for _ in range(4):
+        cut = draw.randrange(20, len(data))
+        found, _ = read(tmp_path, data[:cut])
+        assert found == whole[: len(found)]
+    for _ in range(4):
+        odd, at = bytearray(data), draw.randrange(20, len(data))
+        odd[at : at + draw.randrange(50)] = draw.randbytes(draw.randrange(50))
+        found, _ = read(tmp_path, bytes(odd))
+        assert sum(one not in whole for one in found) <= 1
+
+
+@needs_libraries
+def test_a_folder_of_all_kinds(tmp_path):
+    """Files that are no crawl are named; they stop none of the others from being read."""
+    files = {"a.warc": record(0), "b.warc.gz": gzip.compress(record(1)), "c.jsonl": b'{"text": "x"}', "d.jsonl": b"",
+             "e.gz": gzip.compress(b""), "f.png": b"\x89PNG\r\n\x1a\n" + bytes(50),
+             "g.txt": b"notes\n", "h.csv": b"a,b\n", "i.wet": record(2, b"text", "conversion"), "j.gz": b"\x1f\x8b"}
+    read_from, odd = [], []
+    for name, data in files.items():
+        try:
+            read_from.append((name, len(read(tmp_path, data, name)[0])))
+        except InputError as error:
+            odd.append(str(error).partition(": ")[0].rpartition("/")[2])
+    assert read_from == [("a.warc", 1), ("b.warc.gz", 1), ("c.jsonl", 1), ("d.jsonl", 0), ("e.gz", 0), ("i.wet", 1)]
+    assert odd == ["f.png", "g.txt", "h.csv", "j.gz"]
 
 
 @needs_libraries
@@ -343,8 +424,11 @@ def test_any_markup_gives_text(html):
 
 @needs_libraries
 def test_markup_left_open_takes_no_time():
-    for piece in ("<math>", "<script type=math/tex>", "<img ", "<span data-tex=x>"):
-        assert isinstance(html_text(piece * 3000 + "latex"), str)
+    for piece in ("<math>", "<math ", "<script type=math/tex>", "<script math/", "<img ", "<img tex", "<p data-tex=x>",
+                  "$$", "\\begin{align}", "`"):
+        assert isinstance(html_text(piece * 10_000 + "latex"), str)
+    for piece in ("annotation tex ", "<", "a", "<mrow>"):
+        assert isinstance(html_text("<math>" + "<" + piece * 10_000 + "</math>"), str)
 
 
 def test_language():
@@ -358,6 +442,7 @@ def test_language():
 
 @pytest.mark.parametrize("url, host", [
     ("https://www.Example.ORG:8080/a?b#c", "example.org"), ("http://user:pw@math.se./q", "math.se"),
+    ("example.com/to?u=http://b.org/", "example.com"),
     ("example.com/path", "example.com"), ("//cdn.x.io/", "cdn.x.io"), ("<http://example.com/>", "example.com"),
     ("http://www.com", "com"), ("http://[::1]:80/", "::1"), ("http://[bad/", ""), ("", ""),
     ("HTTPS://WWW.数学.CN/", "数学.cn"),
