@@ -48,9 +48,9 @@ class Pages:
 
 def pages(config: Pages) -> None:
     needed(config, "crawl", "to")
-    for i, (_, file) in enumerate(loop.crawl_files(config.crawl)):
+    for i, (source, file) in enumerate(loop.crawl_files(config.crawl)):
         target = Path(config.to) / shard_name(i)
-        counts = loop.extract(file, target)
+        counts = loop.extract(file, str(file) == source, target)
         del counts["sha256"]
         print(f"{file} -> {target}: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
 

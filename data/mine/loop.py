@@ -42,7 +42,7 @@ from data import InputError, atomic_write, jsonl_files, read_jsonl, write_jsonl
 from data.mine import classifier, decontaminate, dedup, domains, recall, report
 from data.mine.dedup import run_once, run_task, shard_name, shard_numbers
 from data.mine.ngrams import unit_hashes
-from data.mine.pages import read_pages
+from data.mine.pages import NotACrawl, read_pages
 from options import option, parse, to_toml
 
 ANNOTATE = ("file", "ask", "auto")
@@ -145,10 +145,16 @@ def executor(config: Config) -> Iterator[Callable]:
 # ---- Steps of one shard or partition ---------------------------------------------------------------------------------
 
 
-def extract(source: Path, target: Path) -> dict:
-    """A crawl file -> a shard of pages. Counts: of pages and of records that are none; the file's SHA-256."""
+def extract(source: Path, named: bool, target: Path) -> dict:
+    """A crawl file -> a shard of pages. Counts: of pages and of records that are none; the file's SHA-256. A file of
+    another kind is an error if it was `named`, and has no pages if it lay in a folder."""
     counts: Counter = Counter()
-    counts["pages"] = write_jsonl(target, read_pages(source, counts))
+    try:
+        counts["pages"] = write_jsonl(target, read_pages(source, counts))
+    except NotACrawl:
+        if named:
+            raise
+        counts = Counter(pages=write_jsonl(target, ()), files_of_no_crawl=1)
     return counts | {"sha256": report.sha256(source)}
 
 
@@ -470,7 +476,8 @@ def mine(config: Config, map: Callable) -> dict:
     if not index.exists():  # now, so that a missing folder is said before the work is done
         decontaminate.Index.build(config.benchmarks).save(index)
     pages = run.to / "pages"
-    extracted = run.step("pages", extract, [(file, pages / shard_name(i)) for i, (_, file) in enumerate(files)])
+    tasks = [(file, str(file) == source, pages / shard_name(i)) for i, (source, file) in enumerate(files)]
+    extracted = run.step("pages", extract, tasks)
     if not total(extracted)["pages"]:
         raise InputError(f"--crawl: no page in {len(files)} files ({total(extracted)}); give files of web pages")
     digests = {str(file): one["sha256"] for (_, file), one in zip(files, extracted, strict=True)}

@@ -48,6 +48,10 @@ _ASCIIMATH = (b"ASCIIMathML", b"AsciiMath", b"asciimath", b"AM_CHTML", b"AM_HTML
 _BACKTICKS = re.compile(r"`([^`\n]{1,500})`")
 
 
+class NotACrawl(InputError):
+    """A file of none of the kinds that read_pages reads."""
+
+
 def _needs_libraries() -> None:
     if HTMLTree is None:
         raise InputError("reading web pages needs fastwarc and resiliparse; pip install fastwarc resiliparse")
@@ -458,7 +462,7 @@ def read_pages(path: str | os.PathLike, counts: Counter) -> Iterator[dict]:
     `counts` is added to: "records" of the file, and what became of each: "pages" that are given out, "other" (no
     response and no text of one), "not_ok" (a status but 200), "not_html", "truncated" (also by the crawler),
     "malformed" or "empty" (no text). Nothing in a record is fatal. Raises InputError, naming the file, where it cannot
-    be read, is of another kind, or the packages for it are missing. An empty file has no pages."""
+    be read or the packages for it are missing; NotACrawl where it is of another kind. An empty file has no pages."""
     try:
         with open(path, "rb") as file:
             stream = _Stream(_pieces(file))
@@ -476,6 +480,6 @@ def read_pages(path: str | os.PathLike, counts: Counter) -> Iterator[dict]:
                     _needs_libraries()
                     yield from _archive_pages(stream, begin, head, counts)
                     return
-            raise InputError(f"{path}: neither WARC, WET, ARC nor JSONL; give files of a crawl, or pages as JSONL")
+            raise NotACrawl(f"{path}: neither WARC, WET, ARC nor JSONL; give files of a crawl, or pages as JSONL")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a file of a crawl") from None

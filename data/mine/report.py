@@ -130,9 +130,11 @@ def markdown(found: dict) -> str:
             ("collected in the last round", last["collected"], percent(clean["out"] - last["collected"], clean["out"])),
             ("without benchmark text", corpus["out"], percent(corpus["dropped"], corpus["in"]))]  # fmt: skip
     lines += table(("pages", "", "dropped"), ((name, f"{count:,}", share) for name, count, share in rows))
-    others = {name: count for name, count in sorted(pages.items()) if name != "pages" and count}
+    others = {name.replace("_", " "): count for name, count in sorted(pages.items())
+              if name not in ("pages", "records") and count}  # fmt: skip
     if others:
-        lines += ["Records of the crawl files that are no page:", ""] + table(("", ""), others.items())
+        lines += [f"Of {pages['records']:,} records of the crawl files these are no page:", ""]
+        lines += table(("", "records"), others.items())
 
     lines += ["## Rounds", ""]
     head = ["round", "positives", "of them from sites", "collected pages", "tokens", "in the round before",
