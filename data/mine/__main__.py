@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data import InputError, jsonl_files, run_cli, write_jsonl
-from data.mine import classifier, decontaminate, dedup, domains, loop, recall
+from data import InputError, jsonl_files, read_jsonl, run_cli, write_jsonl
+from data.mine import classifier, decontaminate, dedup, domains, loop, recall, steps
 from data.mine.dedup import shard_name, shard_numbers
 from options import option, parse
 
@@ -50,7 +50,7 @@ def pages(config: Pages) -> None:
     needed(config, "crawl", "to")
     for i, (source, file) in enumerate(loop.crawl_files(config.crawl)):
         target = Path(config.to) / shard_name(i)
-        counts = loop.extract(file, str(file) == source, target)
+        counts = steps.extract(file, str(file) == source, target)
         del counts["sha256"]
         print(f"{file} -> {target}: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
 
@@ -143,7 +143,7 @@ def list_domains(config: Domains) -> None:
 
     def rows():
         for shard, chosen in zip(clean, kept, strict=True):
-            for (_, page), one in zip(loop.read_jsonl(shard), np.load(chosen).tolist(), strict=True):
+            for (_, page), one in zip(read_jsonl(shard), np.load(chosen).tolist(), strict=True):
                 yield page["url"], one, page["text"].strip().partition("\n")[0]
 
     counts = domains.domain_counts((url, one) for url, one, _ in rows())

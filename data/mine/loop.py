@@ -14,9 +14,10 @@
 
 Every step is a function of one shard (a crawl file) or of one partition, which writes a file and then a marker with
 its counts: a run that was killed goes on from the markers with the same command, or --config TO/options.toml. Neither
-the number of workers nor the kind of executor changes a byte of the result; these and the tokenizer are all that may
-change within a run. Memory is bounded by the shard, the partition and `examples`; only the URL prefixes of
-mathematical domains, which are for a person to read, are held whole.
+the number of workers nor the kind of executor changes a byte of the result; these, the tokenizer and the number of
+rounds may change within a run, and URL prefixes may be annotated until the next round begins. Memory is bounded by the
+shard, the partition and `examples`; only the URL prefixes of mathematical domains, which are for a person to read, are
+held whole.
 
 With --repeat MANIFEST the options and inputs are those of an earlier run; the result must be the same, and it is an
 error if it is not.
@@ -32,17 +33,15 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from hashlib import blake2b
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
-from data import InputError, atomic_write, jsonl_files, read_jsonl, write_jsonl
-from data.mine import classifier, decontaminate, dedup, domains, recall, report
+from data import InputError, atomic_write, jsonl_files, read_jsonl
+from data.mine import classifier, decontaminate, dedup, domains, recall, report, steps
 from data.mine.dedup import run_once, run_task, shard_name, shard_numbers
-from data.mine.ngrams import unit_hashes
-from data.mine.pages import NotACrawl, read_pages
+from data.mine.steps import draw, read_json, write_json
 from options import option, parse, to_toml
 
 ANNOTATE = ("file", "ask", "auto")
@@ -55,7 +54,7 @@ class Config:
     negatives: list[str] = option([], "JSONL files with the text of other pages; none: random pages of the crawl")
     benchmarks: str = option("", "folder of problem files whose text must not be in the corpus")
     to: str = option("", "run directory")
-    repeat: str = option("", "manifest.json of a run to repeat, in place of all options above but --to")
+    repeat: str = option("", "manifest.json of a run to repeat: its options, its inputs, its annotations")
     # the classifier (2.1)
     examples: int = option(500_000, "most positives, and as many negatives")
     width: int = option(256, "dimension of the vectors")
@@ -91,7 +90,8 @@ class Config:
     executor: str = option("processes", "processes, or dask://HOST:PORT, the scheduler of a cluster that shares TO")
 
 
-FREE = ("to", "repeat", "workers", "executor", "tokenizer")  # what may differ between two commands of one run
+# What may differ between two commands of one run; all but `rounds` is no matter of the manifest either.
+FREE = ("rounds", "to", "repeat", "workers", "executor", "tokenizer")
 
 
 def check(config: Config) -> None:
@@ -140,124 +140,6 @@ def executor(config: Config) -> Iterator[Callable]:
     else:
         with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool:
             yield pool.map
-
-
-# ---- Steps of one shard or partition ---------------------------------------------------------------------------------
-
-
-def extract(source: Path, named: bool, target: Path) -> dict:
-    """A crawl file -> a shard of pages. Counts: of pages and of records that are none; the file's SHA-256. A file of
-    another kind is an error if it was `named`, and has no pages if it lay in a folder."""
-    counts: Counter = Counter()
-    try:
-        counts["pages"] = write_jsonl(target, read_pages(source, counts))
-    except NotACrawl:
-        if named:
-            raise
-        counts = Counter(pages=write_jsonl(target, ()), files_of_no_crawl=1)
-    return counts | {"sha256": report.sha256(source)}
-
-
-def _draw(seed: int, *place) -> int:
-    """64 bits that depend on the seed and the place alone."""
-    return int.from_bytes(blake2b(repr((seed, *place)).encode(), digest_size=8).digest(), "big")
-
-
-def sample_shard(shard: Path, kept: Path | None, added: Path | None, annotation: Path | None, share: float, seed: int,
-                 target: Path) -> dict:
-    """Examples of a shard for the classifier, beside the seed corpus: target.positives.jsonl, the pages under annotated
-    prefixes that the round before did not collect, and those of earlier rounds (`added`, bool [pages]; target.npy is
-    the new one); target.negatives.jsonl, a share, drawn by a hash of seed and place, of the pages that are neither
-    annotated nor collected."""
-    pages = [page["url"] for _, page in read_jsonl(shard)]
-    collected = np.load(kept) if kept else np.zeros(len(pages), bool)
-    annotated = np.array(domains.under(domains.read_annotations(annotation) if annotation else [], pages), bool)
-    positive = annotated & ~collected | (np.load(added) if added else False)
-    negative = ~(annotated | collected | positive)
-    counts = Counter(positives=0, negatives=0)
-
-    def chosen(kind: str) -> Iterator[dict]:
-        for line, page in read_jsonl(shard):
-            if positive[line - 1] if kind == "positives" else (
-                negative[line - 1] and _draw(seed, shard.name, line) < share * 2**64
-            ):  # fmt: skip
-                counts[kind] += 1
-                yield {"text": page["text"]}
-
-    for kind in counts:
-        write_jsonl(target.with_suffix(f".{kind}.jsonl"), chosen(kind))
-    recall.save(target, positive)
-    return dict(counts)
-
-
-def domains_shard(shard: Path, kept: Path, partitions: int, target: Path) -> dict:
-    """The domains of a shard, {domain: [pages, collected]}: a line for each partition of them."""
-    pairs = zip((page["url"] for _, page in read_jsonl(shard)), np.load(kept).tolist(), strict=True)
-    parts: list[dict] = [{} for _ in range(partitions)]
-    for name, counts in domains.domain_counts(pairs).items():
-        parts[_draw(0, name) % partitions][name] = counts
-    return {"domains": write_jsonl(target, parts) and sum(map(len, parts))}
-
-
-def domains_part(tables: list[Path], part: int, share: float, minimum: int, target: Path) -> dict:
-    """The mathematical domains of a partition: {domain: [pages, collected]}."""
-
-    def lines() -> Iterator[dict]:
-        for path in tables:
-            with open(path, encoding="utf-8") as file:
-                yield next(json.loads(line) for i, line in enumerate(file) if i == part)
-
-    counts = domains.merge_domains(lines())
-    chosen = domains.math_domains(counts, share, minimum)
-    write_json(target, {name: counts[name] for name in chosen})
-    return {"domains": len(counts), "math_domains": len(chosen)}
-
-
-def prefix_shard(shard: Path, kept: Path, chosen: Path, target: Path) -> dict:
-    """The URL prefixes of a shard's pages on the mathematical domains, whose names are in the file `chosen`."""
-    pairs = zip(read_jsonl(shard), np.load(kept).tolist(), strict=True)
-    rows = ((page["url"], k, page["text"].strip().partition("\n")[0]) for (_, page), k in pairs)
-    found = domains.prefix_counts(rows, read_json(chosen))
-    write_json(target, {name: asdict(prefix) for name, prefix in found.items()})
-    return {"prefixes": len(found)}
-
-
-def corpus_shard(shard: Path, kept: Path, index: Path, part: str, target: Path, drops: Path) -> dict:
-    """The collected pages of a shard without benchmark text. Counts: those of decontaminate_shard, pages, tokens and
-    characters by language, and the SHA-256 of what is left."""
-    collected = target.with_name(f".{target.name}.collected")
-    chosen = np.load(kept)
-    write_jsonl(collected, (page for (_, page), k in zip(read_jsonl(shard), chosen, strict=True) if k))
-    try:
-        counts = decontaminate.decontaminate_shard(collected, index, target, drops, part)
-    finally:
-        collected.unlink()
-    languages: dict[str, Counter] = {}
-    for pages in recall.batches(target):
-        for page, tokens in zip(pages, unit_hashes([page["text"] for page in pages]).counts.tolist(), strict=True):
-            row = {"pages": 1, "tokens": tokens, "characters": len(page["text"])}
-            languages.setdefault(page["lang"], Counter()).update(row)
-    by_name = {name: dict(row) for name, row in sorted(languages.items())}
-    return counts | {"languages": by_name, "sha256": report.sha256(target)}
-
-
-def tokens_shard(source: Path, tokenizer: str, target: Path) -> dict:
-    """A shard of the corpus -> a file of tokens, each document ended by the end-of-text token."""
-    from data.shards import encode_documents, texts, write_tokens
-    from data.tokenizer import Tokenizer
-
-    known = Tokenizer.load(tokenizer)
-    documents = encode_documents(texts(source), known)
-    return write_tokens(documents, target, known.vocab_size, known.eos_id, str(source))
-
-
-def write_json(path: Path, value) -> None:
-    with atomic_write(path) as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-
-
-def read_json(path: Path):
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 # ---- The whole -------------------------------------------------------------------------------------------------------
@@ -323,7 +205,7 @@ def some_texts(paths: Iterable[Path], most: int, seed: int, option: str) -> list
             for number, row in read_jsonl(path):
                 if not isinstance(row.get("text"), str):
                     raise InputError(f"{path}:{number}: no text in it; each line must be an object with 'text'")
-                yield _draw(seed, path.name, number), row["text"]
+                yield draw(seed, path.name, number), row["text"]
 
     found = [text for _, text in heapq.nsmallest(most, rows(), key=lambda row: row[0])]
     if not found:
@@ -345,8 +227,9 @@ def learn(run: Run, number: int) -> dict:
         kept, added = run.files(f"{before.name}/kept", ".npy"), run.files(f"{before.name}/examples", ".npy")
     share = min(1.0, 4.0 * config.examples / run.pages)  # more than are needed, as some are annotated or collected
     targets = run.files(f"round_{number}/examples", ".npy")
-    annotation = before / "annotation.txt" if number > 1 else None
-    found = total(run.each(f"examples_{number}", sample_shard, kept, added, annotation, share, config.seed, targets))
+    annotation = annotation_of(run, number - 1) if number > 1 else None
+    columns = kept, added, annotation, share, config.seed, targets
+    found = total(run.each(f"examples_{number}", steps.sample_shard, *columns))
 
     def train() -> dict:
         new = [target.with_suffix(".positives.jsonl") for target in targets]
@@ -391,28 +274,27 @@ def collect(run: Run, number: int) -> tuple[list[Path], dict]:
 
 
 def annotate(run: Run, number: int, kept: list[Path]) -> dict:
-    """Find the mathematical domains and have their URL prefixes annotated; leaves round_K/domains.txt and
-    round_K/annotation.txt, the prefixes that the next round uses."""
+    """Find the mathematical domains, list them with their URL prefixes in round_K/domains.txt, and have these
+    annotated."""
     config, folder = run.config, run.to / f"round_{number}"
     tables = run.files(f"round_{number}/domains")
-    run.each(f"domains_{number}", domains_shard, kept, config.partitions, tables)
+    run.each(f"domains_{number}", steps.domains_shard, kept, config.partitions, tables)
     parts = [folder / "domains" / f"math-{part:05d}.json" for part in range(config.partitions)]
     tasks = [(tables, i, config.domain_share, config.domain_pages, part) for i, part in enumerate(parts)]
-    sums = total(run.step(f"math_domains_{number}", domains_part, tasks))
+    sums = total(run.step(f"math_domains_{number}", steps.domains_part, tasks))
     counts = {name: row for part in parts for name, row in read_json(part).items()}
     names = folder / "math_domains.json"
     run_once(names, lambda: sorted(counts, key=lambda name: (-counts[name][1], name)))
     targets = run.files(f"round_{number}/prefixes", ".json")
-    run.each(f"prefixes_{number}", prefix_shard, kept, names, targets)
+    run.each(f"prefixes_{number}", steps.prefix_shard, kept, names, targets)
     merged = domains.merge_prefixes(
         {name: domains.Prefix(**prefix) for name, prefix in read_json(path).items()} for path in targets
     )
     table = domains.domain_table(counts, merged, read_json(names))
     with atomic_write(folder / "domains.txt") as file:
         file.write(domains.table_text(table))
-    own = Path(config.annotation or run.to / "annotation.txt")
-    done = folder / "annotation.txt"
-    if not done.exists():
+    own = annotation_file(run)
+    if not (folder / "annotation.txt").exists():  # else the next round has begun
         if config.annotate == "auto":
             earlier = domains.read_annotations(own) if own.exists() else []
             found = domains.auto_annotate(table, config.auto_share)
@@ -420,15 +302,32 @@ def annotate(run: Run, number: int, kept: list[Path]) -> dict:
             domains.write_annotations(own, dict.fromkeys(earlier + found), comment)
         elif config.annotate == "ask":
             domains.annotate(table, own)
-        prefixes = domains.read_annotations(own) if own.exists() else []
-        domains.write_annotations(done, prefixes, f"After round {number}.")
-    return sums | {"annotated": len(domains.read_annotations(done)), "table": domains.table_rows(table)}
+    prefixes = annotations(run, number)
+    return sums | {"annotated": len(prefixes), "table": domains.table_rows(table)}
+
+
+def annotation_file(run: Run) -> Path:
+    return Path(run.config.annotation or run.to / "annotation.txt")
+
+
+def annotations(run: Run, number: int) -> list[str]:
+    """The URL prefixes after a round: those that the next one uses, or will if it begins now."""
+    done, own = run.to / f"round_{number}" / "annotation.txt", annotation_file(run)
+    return next((domains.read_annotations(path) for path in (done, own) if path.exists()), [])
+
+
+def annotation_of(run: Run, number: int) -> Path:
+    """The file of these, which stays as it is from now on."""
+    path = run.to / f"round_{number}" / "annotation.txt"
+    if not path.exists():
+        domains.write_annotations(path, annotations(run, number), f"After round {number}.")
+    return path
 
 
 def decontaminated(run: Run, kept: list[Path], name: str, folder: str) -> list[dict]:
     targets, drops = run.files(folder), run.files(f"{folder}/drops")
     index, part = run.to / "benchmarks.npz", run.config.contaminated
-    return run.each(name, corpus_shard, kept, index, part, targets, drops)
+    return run.each(name, steps.corpus_shard, kept, index, part, targets, drops)
 
 
 def one_round(run: Run, number: int) -> tuple[list[Path], dict]:
@@ -437,7 +336,7 @@ def one_round(run: Run, number: int) -> tuple[list[Path], dict]:
     kept, found = collect(run, number)
     row = {"round": number} | learned | found | annotate(run, number, kept)
     if run.config.round_corpora:
-        decontaminated(run, kept, f"corpus_{number}", f"round_{number}/corpus")
+        decontaminated(run, kept, f"round_corpus_{number}", f"round_{number}/corpus")
     write_json(run.to / f"round_{number}" / "report.json", row)
     again = f" ({100 * row['collected_before']:.1f} % of them before)" if number > 1 else ""
     print(f"round {number}: {row['positives']} positives, {row['collected']} of {row['of_pages']} pages{again}, "
@@ -445,7 +344,7 @@ def one_round(run: Run, number: int) -> tuple[list[Path], dict]:
     return kept, row
 
 
-def token_shards(run: Run, corpus: list[Path]) -> dict:
+def token_shards(run: Run, number: int) -> dict:
     """TO/shards as train_pretrain.py reads them: a file of tokens for each shard of the corpus that has text."""
     from data.shards import write_manifest
     from data.tokenizer import Tokenizer
@@ -455,10 +354,10 @@ def token_shards(run: Run, corpus: list[Path]) -> dict:
     if made != {"hash": known.hash}:
         raise InputError(f"--tokenizer {run.config.tokenizer}: {folder} was made with another; remove that folder and "
                          f"{run.to}/done/to*.json to make it again")  # fmt: skip
-    sources = [path for path in corpus if path.stat().st_size]
+    sources = [path for path in run.files("corpus") if path.stat().st_size]
     targets = [folder / f"tokens-{i:05d}.bin" for i in range(len(sources))]
     tasks = [(source, run.config.tokenizer, target) for source, target in zip(sources, targets, strict=True)]
-    files = run.step("tokens", tokens_shard, tasks)
+    files = run.step(f"tokens_{number}", steps.tokens_shard, tasks)
     return write_manifest(files, folder, known.hash, "mined", known.vocab_size, known.eos_id)
 
 
@@ -468,6 +367,7 @@ def mine(config: Config, map: Callable) -> dict:
     files = crawl_files(config.crawl)
     options = {name: value for name, value in asdict(config).items() if name not in FREE}
     setup = {"options": options, "crawl": [[str(file), file.stat().st_size] for _, file in files]}
+    options = {"rounds": config.rounds} | options
     if run_once(run.to / "setup.json", lambda: setup) != json.loads(json.dumps(setup)):
         raise InputError(f"{run.to}: holds a run with other options or files; give another --to, or remove it")
     with atomic_write(run.to / "options.toml") as file:
@@ -477,12 +377,14 @@ def mine(config: Config, map: Callable) -> dict:
         decontaminate.Index.build(config.benchmarks).save(index)
     pages = run.to / "pages"
     tasks = [(file, str(file) == source, pages / shard_name(i)) for i, (source, file) in enumerate(files)]
-    extracted = run.step("pages", extract, tasks)
+    extracted = run.step("pages", steps.extract, tasks)
     if not total(extracted)["pages"]:
         raise InputError(f"--crawl: no page in {len(files)} files ({total(extracted)}); give files of web pages")
     digests = {str(file): one["sha256"] for (_, file), one in zip(files, extracted, strict=True)}
     if config.repeat:
-        report.compare_crawl(Path(config.repeat), digests)
+        for number, prefixes in report.compare_crawl(Path(config.repeat), digests)["annotations"].items():
+            path = run.to / f"round_{number}" / "annotation.txt"
+            domains.write_annotations(path, prefixes, f"After round {number} of {config.repeat}.")
     print(f"{total(extracted)['pages']} pages of {len(files)} files", flush=True)
     near = dedup.Settings(config.permutations, threshold=config.threshold, partitions=config.partitions)
     began = time.perf_counter()
@@ -497,11 +399,11 @@ def mine(config: Config, map: Callable) -> dict:
         rounds.append(row)
         if number > 1 and row["collected_before"] >= config.stop:
             break
-    corpus = decontaminated(run, kept, "corpus", "corpus")
+    corpus = decontaminated(run, kept, f"corpus_{number}", "corpus")
     if not total(corpus)["out"]:
         raise InputError(f"--benchmarks {config.benchmarks}: every page holds text of it; is the crawl in that folder?")
     print(f"{total(corpus)['out']} pages without benchmark text in {run.to / 'corpus'}", flush=True)
-    tokens = token_shards(run, run.files("corpus")) if config.tokenizer else None
+    tokens = token_shards(run, number) if config.tokenizer else None
     stopped = "rule" if number > 1 and row["collected_before"] >= config.stop else "rounds"
     found = {"options": options, "pages": total(extracted), "clean": clean, "rounds": rounds, "stopped": stopped,
              "corpus": total(corpus), "languages": report.by_language(corpus),
@@ -511,7 +413,8 @@ def mine(config: Config, map: Callable) -> dict:
         found["truth"] = report.against_truth(config.truth, config.benchmarks, run.to, len(rounds))
     report.write(run.to, found)
     made = {path.name: one["sha256"] for path, one in zip(run.files("corpus"), corpus, strict=True)}
-    report.write_manifest(run.to, options, digests, made, tokens)
+    chosen = {number: annotations(run, number) for number in range(1, len(rounds))}
+    report.write_manifest(run.to, options, digests, chosen, made, tokens)
     for pattern in (".*.tmp", ".*.collected"):  # half-written files of a run that was killed
         for path in run.to.rglob(pattern):
             path.unlink()
@@ -521,7 +424,7 @@ def mine(config: Config, map: Callable) -> dict:
 def main() -> None:
     config = parse(Config, description=__doc__)
     if config.repeat:
-        config = replace(config, **report.read_manifest(Path(config.repeat))["options"])
+        config = replace(config, **report.read_manifest(Path(config.repeat))["options"], annotation="")
     check(config)
     try:
         with executor(config) as map:

@@ -217,7 +217,7 @@ def sha256(path: Path) -> str:
 def inputs(options: dict) -> list[Path]:
     """The files that a run reads beside the crawl."""
     found = [*jsonl_files(options["positives"]), *jsonl_files(options["negatives"])]
-    found += [Path(options[name]) for name in ("annotation", "truth") if options[name]]
+    found += [Path(options["truth"])] if options["truth"] else []
     return [*found, *sorted(path for path in Path(options["benchmarks"]).rglob("*") if path.is_file())]
 
 
@@ -228,12 +228,16 @@ def version(package: str) -> str:
         return "absent"
 
 
-def write_manifest(to: Path, options: dict, crawl: dict[str, str], corpus: dict[str, str], tokens: dict | None) -> None:
-    """TO/manifest.json: the options; the SHA-256 of crawl, inputs, corpus and token shards; versions."""
+def write_manifest(to: Path, options: dict, crawl: dict[str, str], annotations: dict[int, list[str]],
+                   corpus: dict[str, str], tokens: dict | None) -> None:
+    """TO/manifest.json: the options, without the annotation file, whose URL prefixes after each round it holds itself;
+    the SHA-256 of crawl, inputs, corpus and token shards; versions."""
+    options = {name: value for name, value in options.items() if name != "annotation"}
     engine = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
     found = {"version": VERSION, "code": engine.hexdigest(), "python": platform.python_version(),
              "packages": {name: version(name) for name in PACKAGES}, "options": options, "crawl": crawl,
-             "inputs": {str(path): sha256(path) for path in inputs(options)}, "corpus": corpus,
+             "annotations": annotations, "inputs": {str(path): sha256(path) for path in inputs(options)},
+             "corpus": corpus,
              "shards": tokens and {file["name"]: file["sha256"] for file in tokens["files"]}}  # fmt: skip
     with atomic_write(to / "manifest.json") as file:
         json.dump(found, file, indent=1, ensure_ascii=False)
@@ -244,7 +248,7 @@ def read_manifest(path: Path) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         made, known = found["version"], found["inputs"]
-        found["crawl"], found["corpus"], found["options"]
+        found["crawl"], found["corpus"], found["options"], found["annotations"]
     except OSError as error:
         raise InputError(f"--repeat {path}: cannot be read ({error.strerror}); give a run's manifest.json") from None
     except (ValueError, KeyError, TypeError):
@@ -259,11 +263,13 @@ def read_manifest(path: Path) -> dict:
     return found
 
 
-def compare_crawl(old: Path, crawl: dict[str, str]) -> None:
-    """Raises InputError where the crawl files are not those of the manifest."""
-    before = read_manifest(old)["crawl"]
+def compare_crawl(old: Path, crawl: dict[str, str]) -> dict:
+    """The manifest. Raises InputError where the crawl files are not its own."""
+    found = read_manifest(old)
+    before = found["crawl"]
     if changed := sorted(name for name in before | crawl if before.get(name) != crawl.get(name)):
         raise InputError(f"--repeat {old}: crawl file {changed[0]} is not the one of that run; bring the old one back")
+    return found
 
 
 def compare(old: Path, new: Path) -> None:

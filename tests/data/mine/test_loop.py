@@ -1,6 +1,7 @@
 """The data engine as a whole: recall.py's exact cut, the steps of loop.py, and a small web mined from end to end, with
 one worker and several, killed, on a Dask cluster, repeated."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 from data import InputError, read_jsonl, synthetic_web, write_jsonl
 from data.mine import __main__ as commands
-from data.mine import domains, loop, recall, report
+from data.mine import domains, loop, recall, report, steps
 from data.shards import Shards
 from data.tokenizer import Tokenizer, train
 
@@ -114,7 +115,7 @@ def test_collect_shard(tmp_path):
     }
 
 
-# ---- Steps of loop.py ------------------------------------------------------------------------------------------------
+# ---- steps.py --------------------------------------------------------------------------------------------------------
 
 
 def test_examples_of_a_round(tmp_path):
@@ -132,13 +133,13 @@ def test_examples_of_a_round(tmp_path):
     def texts(kind):
         return "".join(row["text"] for _, row in read_jsonl(target.with_suffix(f".{kind}.jsonl")))
 
-    assert loop.sample_shard(*args) == {"positives": 3, "negatives": 2}
+    assert steps.sample_shard(*args) == {"positives": 3, "negatives": 2}
     assert (texts("positives"), texts("negatives")) == ("246", "35")
     assert np.load(target).tolist() == [False, True, False, True, False, True]
-    assert loop.sample_shard(shard, None, None, None, 1.0, 0, target) == {"positives": 0, "negatives": 6}
+    assert steps.sample_shard(shard, None, None, None, 1.0, 0, target) == {"positives": 0, "negatives": 6}
     assert texts("negatives") == "123456"
     write_jsonl(shard, ({"url": f"u{i}", "text": ""} for i in range(4000)))
-    drawn = [loop.sample_shard(shard, None, None, None, 0.25, seed, target)["negatives"] for seed in (0, 1, 0)]
+    drawn = [steps.sample_shard(shard, None, None, None, 0.25, seed, target)["negatives"] for seed in (0, 1, 0)]
     assert drawn[0] == drawn[2] != drawn[1] and all(900 < count < 1100 for count in drawn)
 
 
@@ -168,10 +169,10 @@ def test_partitioned_domains_are_all_domains(tmp_path):
         write_jsonl(shard, ({"url": url} for url, _ in rows))
         np.save(kept, np.array([one for _, one in rows]))
         tables.append(tmp_path / f"{i}.domains.jsonl")
-        loop.domains_shard(shard, kept, 4, tables[-1])
-    counts = [loop.domains_part(tables, part, 0.2, 5, tmp_path / f"{part}.json") for part in range(4)]
+        steps.domains_shard(shard, kept, 4, tables[-1])
+    counts = [steps.domains_part(tables, part, 0.2, 5, tmp_path / f"{part}.json") for part in range(4)]
     whole = domains.domain_counts(pages)
-    found = {name: row for part in range(4) for name, row in loop.read_json(tmp_path / f"{part}.json").items()}
+    found = {name: row for part in range(4) for name, row in steps.read_json(tmp_path / f"{part}.json").items()}
     assert found == {name: whole[name] for name in domains.math_domains(whole, 0.2, 5)} and found
     assert sum(one["domains"] for one in counts) == len(whole) == 40
     assert all(one["domains"] < 20 for one in counts)
@@ -317,6 +318,28 @@ def test_on_a_dask_cluster(web, whole, tmp_path):
         assert result(mined(config(web, tmp_path / "run", executor=f"dask://{address}"))) == result(whole)
 
 
+def test_prefixes_by_hand_and_one_round_after_the_other(web, tmp_path, monkeypatch):
+    """--annotate file: a round, a look at the domains, the next round in the same folder; --annotate ask asks between
+    the rounds, and its answers, kept in the manifest, are all that the other needs to come to the same."""
+    asked = tmp_path / "asked"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\nn\n" * 200))
+    mined(config(web, asked, annotate="ask", rounds=2))
+    chosen = domains.read_annotations(asked / "round_1" / "annotation.txt")
+    assert chosen and json.loads((asked / "report.json").read_text())["rounds"][1]["from_sites"] > 0
+    by_hand = tmp_path / "by_hand"
+    mined(config(web, by_hand, annotate="file", rounds=1))
+    (by_hand / "annotation.txt").write_text("# mine\n" + "\n".join(chosen))
+    mined(config(web, by_hand, annotate="file", rounds=2))
+    kept = [sorted((to / "round_2" / "kept").iterdir()) for to in (asked, by_hand)]
+    assert [path.read_bytes() for path in kept[0]] == [path.read_bytes() for path in kept[1]]
+    corpus = [sorted(to.glob("corpus/*.jsonl")) + sorted(to.glob("shards/*")) for to in (asked, by_hand)]
+    assert [path.read_bytes() for path in corpus[0]] == [path.read_bytes() for path in corpus[1]]
+    (by_hand / "annotation.txt").write_text("other.example\n")  # too late
+    mined(config(web, by_hand, annotate="file", rounds=2))
+    found = json.loads((by_hand / "manifest.json").read_text())
+    assert found["annotations"] == {"1": chosen} and found["options"]["rounds"] == 2
+
+
 def test_repeat(web, whole, tmp_path):
     """From the manifest alone; and what has changed since is named."""
     words = [sys.executable, "-m", "data.mine", "--repeat", str(whole / "manifest.json"), "--workers", "1"]
@@ -379,7 +402,7 @@ def test_bad_input(web, tmp_path, changes, message):
 
 
 def test_every_page_holds_benchmark_text(web, tmp_path):
-    pages = (page for path in sorted((web / "crawl").iterdir()) for page in loop.read_pages(path, Counter()))
+    pages = (page for path in sorted((web / "crawl").iterdir()) for page in steps.read_pages(path, Counter()))
     write_jsonl(tmp_path / "bench" / "all.jsonl", ({"question": page["text"], "answer": "1"} for page in pages))
     with pytest.raises(InputError, match="--benchmarks .*bench: every page holds text of it"):
         mined(config(web, tmp_path / "run", benchmarks=str(tmp_path / "bench"), contaminated="page", rounds=1))
