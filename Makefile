@@ -1,5 +1,5 @@
 # make setup          a virtual environment in .venv with the pinned requirements
-# make demo           built-in data -> tokenizer -> pre-training -> SFT -> GRPO -> evaluation, on a laptop CPU
+# make demo           a small web -> mined corpus -> tokenizer -> pre-training -> SFT -> GRPO -> evaluation, on a laptop CPU
 # make test           all tests
 # make word-problems DATA=DIR   the same pipeline on MAWPS, ASDiv and SVAMP
 # make gsm8k DATA=DIR           the same pipeline on GSM8K
@@ -31,8 +31,8 @@ gsm8k: setup
 
 figures: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check matplotlib==3.11.2
-	for figure in figure5 figure6 figure7; do $(BIN)/python -m experiments.$$figure $(if $(TO),--to $(TO)) || exit; done
-	for figure in best_of_n hacking; do $(BIN)/python -m experiments.$$figure --seeds 3 $(if $(TO),--to $(TO)) || exit; done
+	$(BIN)/python -m experiments.figure5 $(if $(TO),--to $(TO))
+	for figure in figure6 figure7 best_of_n hacking; do $(BIN)/python -m experiments.$$figure --seeds 3 $(if $(TO),--to $(TO)) || exit; done
 
 test: setup
 	$(BIN)/ruff check .
