@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from html import escape, unescape
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, unquote_plus, urlsplit
 
 import numpy as np
 
@@ -66,8 +66,8 @@ def _of_image(tag: str) -> str:
     source = attribute(tag, "src") or ""
     if any(address in source for address in _IMAGE_SOURCES):
         query = source.partition("?")[2]
-        named = parse_qs(query) if "=" in query else {}
-        latex = next((named[key][0] for key in ("latex", "tex", "chl") if key in named), "")
+        values = {key: value for key, _, value in (part.partition("=") for part in query.split("&")) if value}
+        latex = unquote_plus(values.get("latex") or values.get("tex") or values.get("chl") or "")
         if not latex and re.search(r"codecogs|mathtex|mimetex|latex\?", source):
             latex = unquote(query)
         return latex or attribute(tag, "alt") or ""
