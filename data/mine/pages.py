@@ -135,15 +135,17 @@ def _decoded(html: bytes | str, encoding: str | None) -> tuple[str, bytes]:
                 pass
         encoding = map_encoding_to_html5(encoding or detect_encoding(html, from_html_meta=True) or "utf-8")
         html = bytes_to_str(html, encoding, "replace")
-    return html, html.encode("utf-8", "replace")
+    source = html.encode("utf-8", "replace")
+    return source.decode(), source  # a string may hold half of a surrogate pair
 
 
 def _extract(html: bytes | str, encoding: str | None) -> tuple[str, str]:
     """(text, declared language) of a page."""
     html, source = _decoded(html, encoding)
     page, shown = _with_formulas(source)
-    tree = HTMLTree.parse(html if page is source else page.decode())
+    tree = html if page is source else page.decode()  # parsing it is faster as a part of the extraction
     if shown is not None and b"tex=" in page and (b"data-latex=" in page or b"data-tex=" in page):
+        tree = HTMLTree.parse(tree)
         for node in tree.document.query_selector_all("[data-latex], [data-tex]").values():
             latex = tidy(node.getattr("data-latex") or node.getattr("data-tex") or "")
             node.replace_with(tree.create_text_node(f"${latex}$" if latex else " "))

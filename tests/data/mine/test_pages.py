@@ -413,6 +413,7 @@ def test_encodings():
     assert html_text("<p>café".encode()) == html_text("<p>café".encode("latin-1"), "iso-8859-1") == "café"
     assert html_text(b"\xef\xbb\xbf<p>\xc3\xa9", "latin-1") == "é"
     assert html_text(b"<p>\xff\xfe\xfa ok", "no such encoding")
+    assert html_text("<p>half \ud800 a pair") == "half ? a pair"
 
 
 @needs_libraries
