@@ -94,6 +94,8 @@ def _character(char: str) -> str:
 
 @functools.lru_cache(4096)
 def _symbols(text: str) -> str:
+    if text.isascii() and text.isalnum():
+        return text
     return _join(map(_character, text))
 
 
@@ -133,19 +135,24 @@ def attribute(tag: str, name: str) -> str | None:
     return unescape(match[match.lastindex]) if match else None
 
 
-_TAG = re.compile(r"<(/?)([\w:-]++)([^>]{0,9999}+)>([^<]*+)")
+# A tag and the text behind it; where it begins an element that only holds text, its end and the text behind that too.
+_TAG = re.compile(r"<(/)?([\w:-]++)([^>]{0,9999}+)>([^<]*+)(?(1)|(?:(</\2>)([^<]*+))?)")
 _DEEPEST = 150  # elements in one another; what is deeper stands beside what it is in
 
 
 def _elements(markup: str) -> _Element:
     """The tree of a piece of MathML. Elements that are not closed are closed with what they are in."""
     stack = [_Element("mrow")]
-    for closing, tag, attributes, text in _TAG.findall(markup):
+    for closing, tag, attributes, text, whole, behind in _TAG.findall(markup):
         if ":" in tag:
             tag = tag.rpartition(":")[2]
         if not closing:
             stack[-1].children.append(one := _Element(tag, attributes))
-            if not attributes.endswith("/") and len(stack) < _DEEPEST:
+            if whole:
+                one.text = unescape(text)
+                stack[-1].text += one.text
+                text = behind
+            elif not attributes.endswith("/") and len(stack) < _DEEPEST:
                 stack.append(one)
         elif tag in [one.tag for one in stack[1:]]:
             closed = None

@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from html import escape, unescape
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, unquote_plus, urlsplit
 
 import numpy as np
 
@@ -45,6 +45,7 @@ _IMAGE_SOURCES = ("latex.php", "codecogs.com", "mathtex", "mimetex", "equation?t
 _IMAGE_CLASS = re.compile(r"(?:^|\s)(?:tex|latex|math|mathjax|mwe-math-fallback\S*)(?:\s|$)", re.I)
 _DISPLAYED = re.compile(r"""display=["']?block|mode\s*=\s*["']?display|fallback-image-display""")
 _ASCIIMATH = (b"ASCIIMathML", b"AsciiMath", b"asciimath", b"AM_CHTML", b"AM_HTMLorMML", b"AM_SVG")  # what loads it
+_NEWLINES_3 = re.compile("\n\n\n+")
 _BACKTICKS = re.compile(r"`([^`\n]{1,500})`")
 
 
@@ -70,8 +71,8 @@ def _of_image(tag: str) -> str:
     source = attribute(tag, "src") or ""
     if any(address in source for address in _IMAGE_SOURCES):
         query = source.partition("?")[2]
-        named = parse_qs(query) if "=" in query else {}
-        latex = next((named[key][0] for key in ("latex", "tex", "chl") if key in named), "")
+        values = {key: value for key, _, value in (part.partition("=") for part in query.split("&")) if value}
+        latex = unquote_plus(values.get("latex") or values.get("tex") or values.get("chl") or "")
         if not latex and re.search(r"codecogs|mathtex|mimetex|latex\?", source):
             latex = unquote(query)
         return latex or attribute(tag, "alt") or ""
@@ -114,7 +115,7 @@ def _with_formulas(html: bytes) -> tuple[bytes, list[str] | None]:
         if b"katex-mathml" in page:
             shown.append(".katex-html")
 
-    doubled = b"mwe-math-mathml" in html  # images of this kind, whose math elements are there too
+    doubled = b"-" in before and b"mwe-math-mathml" in html  # images of this kind, whose math elements are there too
     pieces, done, at = [], 0, page.find(b"<img")
     while at >= 0 and (end := page.find(b">", at)) >= 0:
         tag = page[at + 1 : end]
@@ -138,15 +139,17 @@ def _decoded(html: bytes | str, encoding: str | None) -> tuple[str, bytes]:
                 pass
         encoding = map_encoding_to_html5(encoding or detect_encoding(html, from_html_meta=True) or "utf-8")
         html = bytes_to_str(html, encoding, "replace")
-    return html, html.encode("utf-8", "replace")
+    source = html.encode("utf-8", "replace")
+    return source.decode(), source  # a string may hold half of a surrogate pair
 
 
 def _extract(html: bytes | str, encoding: str | None) -> tuple[str, str]:
     """(text, declared language) of a page."""
     html, source = _decoded(html, encoding)
     page, shown = _with_formulas(source)
-    tree = HTMLTree.parse(html if page is source else page.decode())
-    if shown is not None and (b"data-latex=" in page or b"data-tex=" in page):
+    tree = html if page is source else page.decode()  # parsing it is faster as a part of the extraction
+    if shown is not None and b"tex=" in page and (b"data-latex=" in page or b"data-tex=" in page):
+        tree = HTMLTree.parse(tree)
         for node in tree.document.query_selector_all("[data-latex], [data-tex]").values():
             latex = tidy(node.getattr("data-latex") or node.getattr("data-tex") or "")
             node.replace_with(tree.create_text_node(f"${latex}$" if latex else " "))
@@ -156,8 +159,8 @@ def _extract(html: bytes | str, encoding: str | None) -> tuple[str, str]:
     if "`" in text and _BACKTICKS.search(text) and any(name in source for name in _ASCIIMATH):
         text = _BACKTICKS.sub(lambda match: f"${asciimath(match[1])}$", text)
     text = normal_delimiters(text)
-    while "\n\n\n" in text:
-        text = text.replace("\n\n\n", "\n\n")
+    if "\n\n\n" in text:
+        text = _NEWLINES_3.sub("\n\n", text)
     at = html.find("<html")
     begin = html[at : html.find(">", at)] if at >= 0 else ""
     return text.strip(), attribute(begin, "lang") or attribute(begin, "xml:lang") or ""

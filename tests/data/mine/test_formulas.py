@@ -43,6 +43,7 @@ def row(*parts):
     ("<mo>{</mo><mn>50</mn><mo>%</mo><mo>}</mo>", r"\{50\%\}"),
     (f"<semantics>{X}<annotation encoding='x'>no</annotation></semantics><mphantom>{A}</mphantom>", "x"),
     ("<m:mfrac xmlns:m='m'><m:mn>1</m:mn><m:mi>x</m:mi></m:mfrac>", r"\frac{1}{x}"),
+    (f"<mfrac>{A}<mfrac>{B}{N}</mfrac></mfrac><mspace/>{X}", r"\frac{a}{\frac{b}{n}} x"),
     (f"<mfrac>{ONE}</mfrac><msup>{A}", "1a"),  # parts and ends that are missing
 ])
 def test_mathml(markup, latex):
