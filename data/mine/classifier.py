@@ -90,7 +90,7 @@ class Table:
     def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(the value of each hash, 0 for one that is not there; bool [N] whether it is there)."""
         at = (hashes >> self._shift).view(np.int64)
-        keys = self._keys[at]
+        keys = self._keys.take(at, mode="clip")
         known = keys == hashes
         left = np.flatnonzero((keys != 0) & ~known)
         while len(left):
@@ -99,7 +99,7 @@ class Table:
             hit = keys == hashes[left]
             known[left[hit]] = True
             left = left[(keys != 0) & ~hit]
-        return self._values[at], known  # `at` is a free slot where it is not known
+        return self._values.take(at, mode="clip"), known  # `at` is a free slot where it is not known
 
 
 def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -138,7 +138,7 @@ class Classifier:
         weights, known = self._table.find(hashes.values)
         count = _sums(known.astype(np.float32), hashes.offsets)
         for n, numbers in bucket_numbers(hashes.values, self.settings.ngrams, self.settings.buckets):
-            grams = self.bucket_weights.take(numbers)
+            grams = self.bucket_weights.take(numbers, mode="clip")  # all are within: this spares checking each
             grams[crossing(hashes, n)] = 0
             weights[: len(grams)] += grams  # each with its first word
             count += np.maximum(hashes.counts - n + 1, 0).astype(np.float32)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _M = np.uint64(0x9E3779B97F4A7C15)
-_BATCH = 2**17  # characters at a time: what is made of them on the way stays in the processor's cache
+_BATCH = 2**18  # characters at a time: what is made of them on the way stays in the processor's cache
 _KEEP = np.array([2 ** (8 * n) - 1 for n in range(9)], np.uint64)  # of eight bytes the first n
 
 
