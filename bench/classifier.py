@@ -6,12 +6,15 @@ Two pairs of classes, in texts of about 3.5 kB. "documentation" is real: the doc
 sympy and mpmath against the others'. "synthetic" is made by data.synthetic: pages of mathematics against general ones.
 A tenth of each class is held out. In every repeat both train on the same texts with the paper's settings and the same
 number of threads (the library also writes and reads its file, and ours shuffles), then both score all of the text in
-one thread, the one that begins alternating. Seconds of training are those of a clock; MB/s of scoring are by the
-processor's time, so that what else runs on the machine counts less. Needs the fasttext package (pip install fasttext).
+one thread, the one that begins alternating. The library scores in three ways: a call a text from Python, one call for
+all of them, and one call for a file of them (its `test`, which also compares labels); ours is compared with each.
+Seconds of training are those of a clock, their processor time beside them; MB/s of scoring are by the processor's
+time, so that what else runs on the machine counts less. Needs the fasttext package (pip install fasttext).
 """
 
 import argparse
 import ast
+import functools
 import importlib.util
 import json
 import os
@@ -22,6 +25,8 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -66,57 +71,92 @@ def synthetic(kind: str, count: int) -> list[str]:
     return found
 
 
-def library_train(fasttext, positives: list[str], negatives: list[str], settings: Settings, threads: int, seed: int):
-    rows = [f"__label__math {text}" for text in positives] + [f"__label__other {text}" for text in negatives]
-    random.Random(seed).shuffle(rows)
+def timed(function: Callable, clock: Callable[[], float] = time.process_time) -> tuple:
+    """(what function() returns, its seconds)."""
+    began = clock()
+    result = function()
+    return result, clock() - began
+
+
+@dataclass(frozen=True)
+class Corpus:
+    positives: list[str]
+    negatives: list[str]
+
+    @property
+    def given(self) -> tuple[list[str], list[str]]:
+        return tuple(part[: len(part) * 9 // 10] for part in (self.positives, self.negatives))
+
+    @property
+    def held(self) -> tuple[list[str], np.ndarray]:
+        """Texts, and whether each is mathematical."""
+        positives, negatives = (part[len(part) * 9 // 10 :] for part in (self.positives, self.negatives))
+        return positives + negatives, np.repeat([True, False], [len(positives), len(negatives)])
+
+    @functools.cached_property
+    def texts(self) -> list[str]:
+        return self.positives + self.negatives
+
+    @functools.cached_property
+    def megabytes(self) -> float:
+        return sum(len(text.encode()) for text in self.texts) / 1e6
+
+
+def measure_ours(corpus: Corpus, threads: int, seed: int) -> dict[str, float]:
+    used = time.process_time()
+    model, train_seconds = timed(lambda: train(*corpus.given, Settings(), seed, threads), time.perf_counter)
+    used = time.process_time() - used
+    texts, labels = corpus.held
+    accuracy = float(((model.scores(texts) > 0.5) == labels).mean())
+    score = corpus.megabytes / timed(lambda: model.margins(corpus.texts))[1]
+    return {"train": train_seconds, "train_cpu": used, "score": score, "accuracy": accuracy}
+
+
+def measure_library(fasttext, corpus: Corpus, threads: int, seed: int) -> dict[str, float]:
+    settings = Settings()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "train.txt"
-        began = time.perf_counter()
-        path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-        model = fasttext.train_supervised(
-            str(path), dim=settings.width, lr=settings.rate, wordNgrams=settings.ngrams, minCount=settings.min_count,
-            epoch=settings.epochs, bucket=settings.buckets, thread=threads, seed=seed, verbose=0,
-        )
-        return model, time.perf_counter() - began
+        path = Path(folder) / "rows.txt"
+
+        def write_rows(positives: list[str], negatives: list[str]) -> None:
+            rows = [f"__label__math {text}" for text in positives] + [f"__label__other {text}" for text in negatives]
+            random.Random(seed).shuffle(rows)
+            path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+        def library_train():
+            write_rows(*corpus.given)
+            return fasttext.train_supervised(
+                str(path), dim=settings.width, lr=settings.rate, wordNgrams=settings.ngrams,
+                minCount=settings.min_count, epoch=settings.epochs, bucket=settings.buckets, thread=threads, seed=seed,
+                verbose=0,
+            )
+
+        used = time.process_time()
+        model, train_seconds = timed(library_train, time.perf_counter)
+        row = {"train": train_seconds, "train_cpu": time.process_time() - used}
+        call = model.f  # what the methods of the library's Python class call: those fail under NumPy 2
+        texts, labels = corpus.held
+        found = [dict((b, a) for a, b in call.predict(text + "\n", 2, 0.0, "strict")) for text in texts]
+        row["accuracy"] = float((([one.get("__label__math", 0.0) > 0.5 for one in found]) == labels).mean())
+        lines = [text + "\n" for text in corpus.texts]
+        write_rows(corpus.positives, corpus.negatives)
+        for way, function in (
+            ("score", lambda: [call.predict(line, 1, 0.0, "strict") for line in lines]),
+            ("score_list", lambda: call.multilinePredict(lines, 1, 0.0, "strict")),
+            ("score_file", lambda: call.test(str(path), 1, 0.0)),
+        ):
+            row[way] = corpus.megabytes / timed(function)[1]
+        return row
 
 
-def measure(fasttext, positives: list[str], negatives: list[str], repeats: int, threads: int) -> dict:
+def measure(fasttext, corpus: Corpus, repeats: int, threads: int) -> dict[str, dict[str, float]]:
     """Medians over the repeats, of ours and the library's."""
-    settings, texts = Settings(), positives + negatives
-    kept = [len(part) * 9 // 10 for part in (positives, negatives)]
-    given = positives[: kept[0]], negatives[: kept[1]]
-    held, labels = positives[kept[0] :] + negatives[kept[1] :], np.repeat([True, False], [
-        len(positives) - kept[0], len(negatives) - kept[1]
-    ])
-    lines = [text + "\n" for text in texts]
-    size, rows = sum(len(text.encode()) for text in texts) / 1e6, []
+    functions = {"ours": measure_ours, "library": functools.partial(measure_library, fasttext)}
+    rows: dict[str, list] = {"ours": [], "library": []}
     for repeat in range(repeats):
-        row = {}
-        for name in ("ours", "library") if repeat % 2 else ("library", "ours"):
-            if name == "ours":
-                began = time.perf_counter()
-                model = train(*given, settings, repeat, threads)
-                seconds = time.perf_counter() - began
-                scores = model.scores(held)
-                began = time.process_time()
-                model.scores(texts)
-            else:
-                model, seconds = library_train(fasttext, *given, settings, threads, repeat)
-                # the method of the library's Python class fails under NumPy 2; the one that it calls does not
-                found = (dict((b, a) for a, b in model.f.predict(text + "\n", 2, 0.0, "strict")) for text in held)
-                scores = np.array([one.get("__label__math", 0.0) for one in found])
-                began = time.process_time()
-                for line in lines:
-                    model.f.predict(line, 1, 0.0, "strict")
-            rate = size / (time.process_time() - began)
-            row[name] = {"train": seconds, "score": rate, "accuracy": float(((scores > 0.5) == labels).mean())}
-            del model
-        rows.append(row)
-    middle = {
-        name: {what: statistics.median(row[name][what] for row in rows) for what in ("train", "score", "accuracy")}
-        for name in ("ours", "library")
-    }
-    return {"texts": len(texts), "megabytes": size, **middle}
+        for name in sorted(functions, reverse=repeat % 2 == 1):
+            rows[name].append(functions[name](corpus, threads, repeat))
+    return {name: {what: statistics.median(row[what] for row in found) for what in found[0]}
+            for name, found in rows.items()}
 
 
 def main() -> None:
@@ -132,23 +172,28 @@ def main() -> None:
     import torch  # before the clock runs
 
     corpora = {
-        "documentation": (docstrings(MATH, options.texts), docstrings(OTHER, options.texts)),
-        "synthetic": (synthetic("math", options.texts), synthetic("general", options.texts)),
+        "documentation": Corpus(docstrings(MATH, options.texts), docstrings(OTHER, options.texts)),
+        "synthetic": Corpus(synthetic("math", options.texts), synthetic("general", options.texts)),
     }
-    for name, parts in corpora.items():
-        if min(map(len, parts)) < 10:
-            raise InputError(f"{name}: fewer than 10 texts of a class; install sympy and matplotlib")
     results = {}
-    for name, (positives, negatives) in corpora.items():
-        results[name] = found = measure(fasttext, positives, negatives, options.repeats, options.threads)
+    for name, corpus in corpora.items():
+        if min(len(corpus.positives), len(corpus.negatives)) < 10:
+            raise InputError(f"{name}: fewer than 10 texts of a class; install sympy and matplotlib")
+        results[name] = found = measure(fasttext, corpus, options.repeats, options.threads)
         ours, library = found["ours"], found["library"]
-        print(f"{name}: {len(positives)} + {len(negatives)} texts, {found['megabytes']:.1f} MB, "
+        print(f"{name}: {len(corpus.positives)} + {len(corpus.negatives)} texts, {corpus.megabytes:.1f} MB, "
               f"medians of {options.repeats}")
-        print(f"{'':26}{'ours':>10}{'fastText':>10}{'ratio':>8}")
-        for what, unit in (("train", f"s, {options.threads} threads"), ("score", "MB/s, one core")):
-            ratio = library[what] / ours[what] if what == "train" else ours[what] / library[what]
-            print(f"{what + ' (' + unit + ')':26}{ours[what]:10.2f}{library[what]:10.2f}{ratio:8.2f}")
-        print(f"{'accuracy, held out':26}{ours['accuracy']:10.4f}{library['accuracy']:10.4f}", flush=True)
+        print(f"{'':30}{'ours':>10}{'fastText':>10}{'ratio':>8}")
+        for label, mine, its in (
+            (f"train (s, {options.threads} threads)", "train", "train"),
+            ("  processor seconds", "train_cpu", "train_cpu"),
+            ("score (MB/s), a call a text", "score", "score"),
+            ("  one call for all", "score", "score_list"),
+            ("  one call for a file", "score", "score_file"),
+        ):
+            a, b = ours[mine], library[its]
+            print(f"{label:30}{a:10.2f}{b:10.2f}{(a / b if 'score' in mine else b / a):8.2f}")
+        print(f"{'accuracy, held out':30}{ours['accuracy']:10.4f}{library['accuracy']:10.4f}", flush=True)
     machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version(),
                "numpy": np.__version__, "torch": torch.__version__}
     print(json.dumps({**results, **machine}))

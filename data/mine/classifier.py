@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from data import InputError, atomic_write
-from data.mine.ngrams import Hashes, batches, crossing, rolling, unit_hashes, units
+from data.mine.ngrams import Hashes, batches, crossing, rollings, unit_hashes, units
 
 _BLOCK = 64  # texts whose steps are taken together
 _SLICE = 1024  # vectors that a thread sets or updates at a time
@@ -62,15 +62,13 @@ def read_words(texts: Iterable[str]) -> Hashes:
     return unit_hashes([text + _END for text in texts], "space")
 
 
-def bucket_numbers(hashes: np.ndarray, n: int, buckets: int) -> np.ndarray:
-    """The bucket of every n words in a row (also of those from two texts): int64 [max(N - n + 1, 0)]."""
-    if len(hashes) < n:
-        return np.zeros(0, np.int64)
-    numbers = rolling(hashes, n)
-    numbers >>= np.uint64(32)
-    numbers *= np.uint64(buckets)
-    numbers >>= np.uint64(32)
-    return numbers.view(np.int64)
+def bucket_numbers(hashes: np.ndarray, ngrams: int, buckets: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(n, the bucket of every n words in a row, also of those from two texts: int64 [N - n + 1]), n = 2 .. ngrams."""
+    for n, rolled in rollings(hashes, ngrams):
+        numbers = rolled >> np.uint64(32)
+        numbers *= np.uint64(buckets)
+        numbers >>= np.uint64(32)
+        yield n, numbers.view(np.int64)
 
 
 class Table:
@@ -92,7 +90,7 @@ class Table:
     def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(the value of each hash, 0 for one that is not there; bool [N] whether it is there)."""
         at = (hashes >> self._shift).view(np.int64)
-        keys = self._keys[at]
+        keys = self._keys.take(at, mode="clip")
         known = keys == hashes
         left = np.flatnonzero((keys != 0) & ~known)
         while len(left):
@@ -101,7 +99,7 @@ class Table:
             hit = keys == hashes[left]
             known[left[hit]] = True
             left = left[(keys != 0) & ~hit]
-        return self._values[at], known  # `at` is a free slot where it is not known
+        return self._values.take(at, mode="clip"), known  # `at` is a free slot where it is not known
 
 
 def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -139,8 +137,8 @@ class Classifier:
         hashes = read_words(texts)
         weights, known = self._table.find(hashes.values)
         count = _sums(known.astype(np.float32), hashes.offsets)
-        for n in range(2, self.settings.ngrams + 1):
-            grams = self.bucket_weights.take(bucket_numbers(hashes.values, n, self.settings.buckets))
+        for n, numbers in bucket_numbers(hashes.values, self.settings.ngrams, self.settings.buckets):
+            grams = self.bucket_weights.take(numbers, mode="clip")  # all are within: this spares checking each
             grams[crossing(hashes, n)] = 0
             weights[: len(grams)] += grams  # each with its first word
             count += np.maximum(hashes.counts - n + 1, 0).astype(np.float32)
@@ -156,9 +154,8 @@ class Classifier:
         hashes, strings = read_words([text]), units(text + _END, "space")
         weights, known = self._table.find(hashes.values)
         found = [(strings[i], weights[i]) for i in np.flatnonzero(known)]
-        for n in range(2, self.settings.ngrams + 1):
-            weights = self.bucket_weights[bucket_numbers(hashes.values, n, self.settings.buckets)]
-            found += [(" ".join(strings[i : i + n]), weight) for i, weight in enumerate(weights)]
+        for n, numbers in bucket_numbers(hashes.values, self.settings.ngrams, self.settings.buckets):
+            found += [(" ".join(strings[i : i + n]), self.bucket_weights[k]) for i, k in enumerate(numbers)]
         shares: dict[str, float] = {}
         for string, weight in found:
             shares[string] = shares.get(string, 0.0) + float(weight) / len(found)
@@ -236,8 +233,8 @@ class Features:
         """The vectors of texts, a Hashes of int64 for each n."""
         places, known = self.words.find(hashes.values)
         found = [Hashes(places[known], np.concatenate([[0], np.cumsum(known)])[hashes.offsets])]
-        for n in range(2, self.settings.ngrams + 1):
-            rows = self.rows[bucket_numbers(hashes.values, n, self.settings.buckets)].astype(np.int64)
+        for n, numbers in bucket_numbers(hashes.values, self.settings.ngrams, self.settings.buckets):
+            rows = self.rows[numbers].astype(np.int64)
             rows[crossing(hashes, n)] = -1
             counts = np.maximum(hashes.counts - n + 1, 0)
             found.append(Hashes(rows[rows >= 0], np.concatenate([[0], np.cumsum(counts)])))
@@ -330,8 +327,7 @@ def train(positives: Iterable[str], negatives: Iterable[str], settings: Settings
     words = count_words(hashes.values, settings.min_count)
     used = np.zeros(settings.buckets, bool)
     for one in parts:
-        for n in range(2, settings.ngrams + 1):
-            numbers = bucket_numbers(one.values, n, settings.buckets)
+        for n, numbers in bucket_numbers(one.values, settings.ngrams, settings.buckets):
             numbers[crossing(one, n)] = -1
             used[numbers[numbers >= 0]] = True
     del parts

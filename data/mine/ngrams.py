@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _M = np.uint64(0x9E3779B97F4A7C15)
-_BATCH = 2**17  # characters at a time: what is made of them on the way stays in the processor's cache
+_BATCH = 2**18  # characters at a time: what is made of them on the way stays in the processor's cache
 _KEEP = np.array([2 ** (8 * n) - 1 for n in range(9)], np.uint64)  # of eight bytes the first n
 
 
@@ -103,6 +103,27 @@ def _edges(raw: bytes, kind: str, ascii: bool) -> np.ndarray:
     return edges
 
 
+def _eights(blocks: np.ndarray, starts: np.ndarray, sizes: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """What the bytes 8 * place .. 8 * place + 7 of each unit say, and that they stand there: uint64 [units]."""
+    parts = blocks[starts + 8 * place]
+    parts &= _KEEP.take(sizes - 8 * place, mode="clip")
+    parts += mix(place.view(np.uint64))  # so that their order counts
+    return mix(parts * _M)
+
+
+def _further(blocks: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """What the bytes after the first eight of units say, of which each has some: uint64 [units]."""
+    sums = _eights(blocks, starts, sizes, np.ones(1, np.int64))
+    longer = np.flatnonzero(sizes > 16)  # few; all eights of all of them at once
+    if len(longer):
+        counts = (sizes[longer] - 9) >> 3
+        begins = np.cumsum(counts) - counts
+        place = np.arange(2, counts.sum() + 2) - np.repeat(begins, counts)  # 2, 3, ... within each unit
+        owners = np.repeat(longer, counts)
+        sums[longer] += np.add.reduceat(_eights(blocks, starts[owners], sizes[owners], place), begins)
+    return sums
+
+
 def _hash_batch(texts: Sequence[str], kind: str) -> tuple[np.ndarray, np.ndarray]:
     """(hashes of all units, uint64 [N]; how many units begin before the end of each text, int64 [texts])."""
     joined = "\n".join(texts)
@@ -117,21 +138,13 @@ def _hash_batch(texts: Sequence[str], kind: str) -> tuple[np.ndarray, np.ndarray
     sizes = edges[:, 1] - starts
     blocks = np.ndarray(len(raw) - 7, "<u8", raw, strides=(1,))  # the eight bytes from every place
     values = blocks[starts]
-    values &= _KEEP[np.minimum(sizes, 8)]
+    values &= _KEEP.take(sizes, mode="clip")
     values += sizes.view(np.uint64) * _M
     values *= _M
     values = mix(values)
     long = np.flatnonzero(sizes > 8)
-    if len(long):  # their further bytes, eight at a time, all of them at once
-        further = (sizes[long] - 1) >> 3
-        begins = np.cumsum(further) - further
-        place = np.arange(1, begins[-1] + further[-1] + 1) - np.repeat(begins, further)  # 1, 2, ... within each unit
-        at = 8 * place
-        left = np.repeat(sizes[long], further) - at
-        at += np.repeat(starts[long], further)
-        parts = blocks[at] & _KEEP[np.minimum(left, 8)]
-        parts += mix(place.view(np.uint64))  # so that their order counts
-        values[long] = mix(values[long] + np.add.reduceat(mix(parts * _M), begins) * _M)
+    if len(long):
+        values[long] = mix(values[long] + _further(blocks, starts[long], sizes[long]) * _M)
     ends = np.cumsum(np.fromiter(lengths, np.int64, len(texts)) + 1)
     return values, np.searchsorted(starts, ends)
 
@@ -186,13 +199,21 @@ def ngram_hashes(units: Hashes, n: int) -> Hashes:
     return Hashes(values, offsets)
 
 
+def rollings(values: np.ndarray, n: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(k, a number for every k units in a row, whatever texts they belong to: uint64 [N - k + 1]) for k = 2 .. n. Its
+    high bits serve to pick a bucket; ngram_hashes mixes all of them. Not to be changed before the next is made."""
+    rolled = values
+    for k in range(2, n + 1):
+        rolled = rolled[:-1] * _M
+        rolled += values[k - 1 :]
+        yield k, rolled
+
+
 def rolling(values: np.ndarray, n: int) -> np.ndarray:
-    """A number for every n units in a row, whatever texts they belong to: uint64 [N - n + 1], for N >= n. Its high
-    bits serve to pick a bucket; ngram_hashes mixes all of them."""
-    rolled = values[: len(values) - n + 1]
-    for k in range(1, n):
-        rolled = rolled * _M
-        rolled += values[k : k + len(rolled)]
+    """The last of `rollings`: uint64 [N - n + 1]. For n = 1 it is `values`."""
+    rolled = values
+    for _, longer in rollings(values, n):
+        rolled = longer
     return rolled
 
 

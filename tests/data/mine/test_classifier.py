@@ -39,7 +39,7 @@ def features(text: str, words: set[str], settings: Settings) -> list:
     for n in range(2, settings.ngrams + 1):
         for i in range(len(parts) - n + 1):
             hashes = unit_hashes([" ".join(parts[i : i + n])], "space").values
-            found.append(int(bucket_numbers(hashes, n, settings.buckets)[0]))
+            found.append(int(dict(bucket_numbers(hashes, n, settings.buckets))[n][0]))
     return found
 
 
@@ -189,7 +189,7 @@ def test_a_rare_word_has_no_number_but_its_ngrams_do():
     found = train(["a a a b"], ["c c c"], settings)
     hashes = unit_hashes(["a b c"], "space").values
     assert sorted(found.words.tolist()) == sorted([int(hashes[0]), int(hashes[2])])
-    bigram = bucket_numbers(hashes[:2], 2, settings.buckets)
+    bigram = dict(bucket_numbers(hashes[:2], 2, settings.buckets))[2]
     assert found.bucket_weights[bigram] != 0
     assert np.count_nonzero(found.bucket_weights) == 10  # aa ab b/ aaa aab ab/ cc c/ ccc cc/
 
