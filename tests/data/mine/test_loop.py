@@ -202,7 +202,7 @@ def config(web: Path, to: Path, **options) -> loop.Config:
     chosen = dict(crawl=[str(web / "crawl")], positives=[str(web / "seed.jsonl")], benchmarks=str(web / "benchmark"),
                   truth=str(web / "truth.jsonl"), tokenizer=str(web / "tokenizer"), to=str(to), annotate="auto",
                   keep_tokens=[12_000, 30_000, 50_000], domain_pages=3, width=16, buckets=4096, rate=0.5, epochs=5,
-                  contaminated="paragraph", partitions=2, workers=1)  # fmt: skip
+                  contaminated="paragraph", rounds=6, stop=0.96, partitions=2, workers=1)  # fmt: skip
     return loop.Config(**(chosen | options))
 
 
@@ -242,10 +242,12 @@ def test_a_web_is_mined(web, whole):
     assert found["sources"] == {str(web / "crawl"): {
         "files": FILES, "crawled": PAGES, "pages": len(corpus),
         "tokens": sum(row["tokens"] for row in found["languages"].values())}}  # fmt: skip
-    for row, limit in zip(found["rounds"], [12_000, 30_000, 50_000, 50_000], strict=False):
+    for row, limit in zip(found["rounds"], [12_000, 30_000, *[50_000] * 4], strict=False):
         assert 0.9 * limit < row["tokens"] <= limit
         assert sum(row["histogram"]) == row["of_pages"] == found["clean"]["out"]
         assert row["positives"] == 100 + row["from_sites"]
+    assert found["stopped"] == "rule" and found["rounds"][-1]["collected_before"] >= 0.96
+    assert all(row["collected_before"] < 0.96 for row in found["rounds"][1:-1])
     again = [found["rounds"][i]["collected_before"] for i in (1, 2)]
     kept = [np.concatenate([np.load(path) for path in sorted(whole.glob(f"round_{k}/kept/*.npy"))]) for k in (1, 2, 3)]
     assert again == [(kept[i] & kept[i + 1]).sum() / kept[i + 1].sum() for i in (0, 1)]
