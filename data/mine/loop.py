@@ -128,7 +128,7 @@ def executor(config: Config) -> Iterator[Callable]:
         except ImportError:
             raise InputError(f"--executor {config.executor} needs Dask; pip install 'dask[distributed]'") from None
         try:
-            client = Client(f"tcp://{config.executor.removeprefix('dask://')}", timeout=10)
+            client = Client(f"tcp://{config.executor.removeprefix('dask://')}", timeout=5)
         except (OSError, ValueError) as error:
             raise InputError(f"--executor {config.executor}: no scheduler answers there ({error})") from None
         with client, client.get_executor(pure=False) as pool:
