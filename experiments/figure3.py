@@ -228,7 +228,7 @@ def main(config: Config) -> None:
         file.write(text)
     save(to.parent / "figure3.json", {"tokens": seen, "corpora": rows, "curves": curves})
     for held_out, lines in curves.items():
-        named = {f"{name} ({rows[name]['epochs']:.1f} epochs)": line for name, line in lines.items()}
+        named = {f"{name} ({rows[name]['epochs']:.2f} epochs)": line for name, line in lines.items()}
         title, loss = "Figure 3: one model, several corpora", f"loss per token on {held_out}"
         picture(to.parent / f"figure3_{held_out}.png", title, "tokens of training", loss, named)
 

@@ -167,7 +167,7 @@ def test_a_whole_figure(config, runs, tmp_path, monkeypatch, capsys):
     assert row["documents"] == 40 and row["tokens"] == tokens and row["epochs"] == 20 / ((tokens - 1) // 32)
     assert row["loss"] == {"held": [curve[-1]]} and set(row["accuracy"]) == {"test.cot"}
     assert found["corpora"]["again"] == row
-    assert drawn["figure3_held.png"].keys() == {f"{name} ({row['epochs']:.1f} epochs)" for name in corpora}
+    assert drawn["figure3_held.png"].keys() == {f"{name} ({row['epochs']:.2f} epochs)" for name in corpora}
     text = (tmp_path / "to" / "figure3.txt").read_text()
     assert text in capsys.readouterr().out and text.startswith("640 tokens of training on each corpus")
 
