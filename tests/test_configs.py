@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1] / "configs"
 PROGRAMS = {
     "pretrain": train_pretrain, "sft": train_sft, "grpo": train_grpo, "hacked": train_grpo, "dpo": train_dpo,
     "ppo": train_ppo, "reward": train_reward, "reward_refresh": train_reward, "eval": eval, "mine": loop,
+    "figure3": train_pretrain,
 }  # fmt: skip
 
 
