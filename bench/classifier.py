@@ -14,7 +14,6 @@ time, so that what else runs on the machine counts less. Needs the fasttext pack
 """
 
 import argparse
-import ast
 import functools
 import importlib.util
 import json
@@ -25,7 +24,6 @@ import statistics
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +31,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from documentation import docstrings
 
 from data import InputError, run_cli
 from data.mine.classifier import Settings, train
@@ -43,19 +43,12 @@ LENGTH = 3500  # characters of a text
 MATH, OTHER = ("sympy", "mpmath"), ("matplotlib", "networkx", "numpy", "torch", "transformers", "hypothesis", "PIL")
 
 
-def docstrings(packages: tuple[str, ...], count: int) -> list[str]:
+def documentation(packages: tuple[str, ...], count: int) -> list[str]:
     """Texts made of the docstrings of packages, white space made single spaces."""
     found, specs = [], [importlib.util.find_spec(package) for package in packages]
     for spec in filter(None, specs):
         for path in sorted(Path(spec.origin).parent.rglob("*.py")):
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    tree = ast.parse(path.read_text(encoding="utf-8"))
-            except (SyntaxError, ValueError, RecursionError):
-                continue
-            nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
-            text = " ".join(" ".join(filter(None, map(ast.get_docstring, nodes))).split())
+            text = " ".join(docstrings(path).split())
             found += [text[i : i + LENGTH] for i in range(0, len(text), LENGTH) if len(text) - i > LENGTH // 4]
     random.Random(0).shuffle(found)
     return found[:count]
@@ -179,7 +172,7 @@ def main() -> None:
     import torch  # before the clock runs
 
     corpora = {
-        "documentation": Corpus(docstrings(MATH, options.texts), docstrings(OTHER, options.texts)),
+        "documentation": Corpus(documentation(MATH, options.texts), documentation(OTHER, options.texts)),
         "synthetic": Corpus(synthetic("math", options.texts), synthetic("general", options.texts)),
     }
     results = {}
