@@ -1,4 +1,5 @@
-"""Data: tokenizer, problems, prompts, packing, token shards, answers, sandbox. Imports nothing of ours from outside."""
+"""Data: mining, tokenizer, problems, prompts, packing, token shards, answers, sandbox. Imports nothing of ours from
+outside but, for its commands, options.py."""
 
 import contextlib
 import json
