@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import InputError, run_cli, shards, write_jsonl
+from data import InputError, jsonl_files, run_cli, shards, write_jsonl
 from data.shards import Mixture, Shards, windows, write_shards
 
 
@@ -213,3 +213,13 @@ def test_real_tokenizer_with_workers(tmp_path):
     ids = one.read(0, len(one)).tolist()
     assert ids.count(trained.eos_id) == 300 and ids[-1] == trained.eos_id
     assert trained.decode(ids[:ids.index(trained.eos_id)]) == texts[0]
+
+
+def test_a_folder_stands_for_its_files_in_order(tmp_path):
+    for name in ("b.jsonl", "a.jsonl", "notes.txt"):
+        (tmp_path / "folder" / "below").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_text("")
+    folder, other = tmp_path / "folder", tmp_path / "other.txt"
+    assert list(jsonl_files([other, folder])) == [other, folder / "a.jsonl", folder / "b.jsonl"]
+    with pytest.raises(InputError, match="below: no .jsonl file in this folder"):
+        list(jsonl_files([folder / "below"]))
