@@ -62,7 +62,7 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
 def jsonl_files(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
     """The paths, a folder standing for the *.jsonl files in it, by name. Raises InputError for one that has none."""
     for path in map(Path, paths):
-        found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        found = sorted(path.glob("[!.]*.jsonl")) if path.is_dir() else [path]
         if not found:
             raise InputError(f"{path}: no .jsonl file in this folder; give files or a folder with some")
         yield from found

@@ -32,7 +32,7 @@ import numpy as np
 
 import runtime
 import train_pretrain
-from data import InputError, atomic_write, problems
+from data import InputError, atomic_write, jsonl_files, problems
 from data.shards import Shards, encode_documents, texts, write_shards
 from data.tokenizer import Tokenizer, train
 from experiments.common import ROOT, curve, flags, mean_interval, parallel, percent, picture, run, save
@@ -79,10 +79,7 @@ def corpus_files(where: str, path: str) -> list[Path]:
     found = Path(path).resolve()
     if not found.exists():
         raise InputError(f"{where}: does not exist; give a JSONL file or a folder of them")
-    files = sorted(found.glob("[!.]*.jsonl")) if found.is_dir() else [found]
-    if not files:
-        raise InputError(f"{where}: no .jsonl file in it; give a folder that holds part-00000.jsonl, ...")
-    return files
+    return list(jsonl_files([found]))
 
 
 def make_shards(kind: str, name: str, files: list[Path], tokenizer: Tokenizer, to: Path, context: int) -> dict:

@@ -114,7 +114,7 @@ def test_a_corpus_that_cannot_be_used_is_named(config, tmp_path, nothing_is_run)
     for number, (path, message) in enumerate(
         [
             ("nowhere", "--corpora crawl=.*nowhere: does not exist"),
-            ("empty", "--corpora crawl=.*empty: no .jsonl file in it"),
+            ("empty", "empty: no .jsonl file in this folder"),
             ("blank.jsonl", "crawl: no tokens"),
             ("few.jsonl", r"--corpora crawl: \d+ tokens are fewer than one window of 33"),
             ("bad.jsonl", "bad.jsonl:2: no document"),
