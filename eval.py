@@ -156,10 +156,11 @@ def evaluate(
     name the random streams (default: the place in items), so that samples do not depend on how problems are divided.
 
     A record is {"id", "question", "answer", "kind", "section" (subject, task), "shots" (exemplars shown),
-    "prompt_tokens", "attempts"}; its attempts, one a sample, are {"text", "answer" (str or None), "finish" ("eos", "stop", "length"; "prompt": the prompt
-    left no room, nothing was asked; "rounds": it asked for more programs than `rounds`), "tokens" (written by the model
-    itself), "right" and "reason" (relaxed), "strict" and "strict_reason"}; for pot and tool also "program" (status of
-    the last program, "none" if there was none) and "error" (its last line, where it failed), for tool "rounds".
+    "prompt_tokens", "attempts"}; its attempts, one a sample, are {"text", "answer" (str or None), "finish", "tokens"
+    (written by the model itself), "right" and "reason" (relaxed), "strict" and "strict_reason"}; for pot and tool also
+    "program" (status of the last program, "none" if there was none) and "error" (its last line, where it failed), for
+    tool "rounds". finish: "eos", "stop", "length"; "prompt": the prompt left no room, nothing was asked; "rounds": it
+    asked for more programs than `rounds`.
     """
     way, K, context = way or solve.ZeroShot(format, template), sampling.samples, model.config.context
     room = min(sampling.max_new_tokens, context // 4)

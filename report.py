@@ -221,11 +221,10 @@ def notes(results: dict, absent: dict, bad: dict) -> list[str]:
 def table(results: dict, absent: dict, bad: dict) -> str:
     headings, lines = rows(results)
     widths = [max(len(line[i]) for line in [headings, *lines]) for i in range(len(headings))]
-    left = 2  # columns of text, the others are figures
-    texts = [
-        "  ".join(cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-        for line in [headings, *lines]
-    ]
+    texts = []
+    for line in [headings, *lines]:
+        cells = zip(line, widths, [str.ljust] * 2 + [str.rjust] * (len(line) - 2), strict=True)
+        texts.append("  ".join(pad(cell, width) for cell, width, pad in cells))
     return "\n".join([*texts, *notes(results, absent, bad)])
 
 
