@@ -25,6 +25,7 @@ import runtime
 import solve
 from data import InputError, benchmarks, problems, prompts
 from data.problems import Problem
+from data.prover import Prover, find_prover
 from data.sandbox import Sandbox
 from data.tokenizer import Tokenizer
 from generate import Sampling, generate
@@ -54,6 +55,9 @@ class Config:
     max_new_tokens: int = option(0, "longest completion; 0: the benchmark's own limit, 512 for a file")
     rounds: int = option(4, "programs that a tool-integrated solution may run")
     sandbox: str = option("best-effort", "strict refuses to run programs where a protection is missing")
+    isabelle: str = option("", "Isabelle's folder; empty: $ISABELLE_HOME or the PATH; without it no proof is checked")
+    afp: str = option("", "folder thys of the Archive of Formal Proofs, which two problems of miniF2F need")
+    prover_seconds: float = option(600.0, "limit for the check of one proof")
     # how it runs
     max_rows: int = option(256, "completions decoded at once")
     chunk: int = option(256, "problems solved between two savings")
@@ -149,6 +153,8 @@ def evaluate(
     way=None,
     keys: Sequence[int] | None = None,
     rounds: int = 4,
+    prover: Prover | None = None,
+    prover_seconds: float = 600,
 ) -> tuple[dict, list[dict]]:
     """Solve every problem `sampling.samples` times. Returns (`summarise(records)`, a record per problem).
 
@@ -160,7 +166,8 @@ def evaluate(
     (written by the model itself), "right" and "reason" (relaxed), "strict" and "strict_reason"}; for pot and tool also
     "program" (status of the last program, "none" if there was none) and "error" (its last line, where it failed), for
     tool "rounds". finish: "eos", "stop", "length"; "prompt": the prompt left no room, nothing was asked; "rounds": it
-    asked for more programs than `rounds`.
+    asked for more programs than `rounds`. For proof also "proof" (solve.check_proofs); "right" is None where none was
+    checked.
     """
     way, K, context = way or solve.ZeroShot(format, template), sampling.samples, model.config.context
     room = min(sampling.max_new_tokens, context // 4)
@@ -175,10 +182,14 @@ def evaluate(
     places = [(p, g) for p in range(len(fitting)) for g in range(K)]
     solved = [items[fitting[p]] for p, _ in places]
     samples = [sample for group in groups for sample in group]
-    found = iter(solve.read(solved, samples, way, format, tokenizer, sandbox, tool, places))
+    read = solve.read(solved, samples, way, format, tokenizer, sandbox, tool, places)
+    if format == "proof":
+        solve.check_proofs(solved, read, prover, prover_seconds)
+    found, unasked = iter(read), {"text": "", "answer": None, "finish": "prompt", "tokens": 0}
+    if format == "proof":
+        unasked["proof"] = "failed" if prover else "no prover"
     records = []
     for item, (ids, shots) in zip(items, asked, strict=True):
-        unasked = {"text": "", "answer": None, "finish": "prompt", "tokens": 0}
         attempts = [next(found) if ids else dict(unasked) for _ in range(K)]
         for one in attempts:
             solve.judge(item, one)
@@ -194,7 +205,7 @@ def evaluate(
 def summarise(records: list[dict], average: str = "problems") -> dict:
     """The figures of records of one benchmark and format.
 
-    accuracy (mean over all samples) and strict, each with its interval; reasons: how often which (of the relaxed
+    accuracy (mean over all samples) and strict, each with its interval, None where proofs were not checked; reasons: how often which (of the relaxed
     verdict; "strict_..." why a right answer is not strictly so); shares no_answer, truncated, no_room (prompt too long
     for the context); shots, tokens: means; programs: how often which status; rounds: mean; maj@k and pass@k with
     intervals for k = 1, 2, 4 ... K; sections: accuracy of each part, where there are several. `average` "sections"
@@ -204,13 +215,16 @@ def summarise(records: list[dict], average: str = "problems") -> dict:
     parts = [record["section"] for record in records]
     over = parts if average == "sections" else [""] * n
     attempts = [attempt for record in records for attempt in record["attempts"]]
-    right = [sum(attempt["right"] for attempt in record["attempts"]) for record in records]
-    strict = [sum(attempt["strict"] for attempt in record["attempts"]) for record in records]
+    checked = all(attempt["right"] is not None for attempt in attempts)
+    right = [sum(bool(attempt["right"]) for attempt in record["attempts"]) for record in records]
+    strict = [sum(bool(attempt["strict"]) for attempt in record["attempts"]) for record in records]
     reasons = Counter(attempt["reason"] for attempt in attempts)
     reasons.update(f"strict_{a['strict_reason']}" for a in attempts if a["right"] and not a["strict"])
     metrics: dict = {"problems": n, "samples": K}
     metrics["accuracy"], metrics["interval"] = mean([count / K for count in right], over, K == 1)
     metrics["strict"], metrics["strict_interval"] = mean([count / K for count in strict], over, K == 1)
+    if not checked:
+        metrics |= dict.fromkeys(("accuracy", "interval", "strict", "strict_interval"))
     metrics |= {
         "reasons": dict(sorted(reasons.items())),
         "no_answer": sum(attempt["answer"] is None for attempt in attempts) / len(attempts),
@@ -223,19 +237,24 @@ def summarise(records: list[dict], average: str = "problems") -> dict:
         metrics["programs"] = dict(sorted(programs.items()))
     if rounds := [attempt["rounds"] for attempt in attempts if "rounds" in attempt]:
         metrics["rounds"] = sum(rounds) / len(rounds)
-    if len(set(parts)) > 1:
+    if proofs := Counter(attempt["proof"] for attempt in attempts if "proof" in attempt):
+        metrics["proofs"] = dict(sorted(proofs.items()))
+    if len(set(parts)) > 1 and checked:
         shares = {part: [count / K for count, own in zip(right, parts, strict=True) if own == part] for part in parts}
         metrics["sections"] = {part: sum(own) / len(own) for part, own in shares.items()}
-    if K == 1:
+    if K == 1 or not checked:
         return metrics
     voted = []  # for each problem: is the answer that the first k agree on right, k = 1 ... K
     for record in records:
         own, kind = record["attempts"], record["kind"]
+        if kind in ("code", "proof"):  # there is nothing to vote on
+            break
         winners = vote([a["answer"] for a in own], lambda a, b, kind=kind: solve.same(kind, a, b))
         voted.append([float(place is not None and own[place]["right"]) for place in winners])
     for k in sorted({2**i for i in range(K.bit_length())} | {K}):
-        votes, chances = [curve[k - 1] for curve in voted], [pass_at_k(K, count, k) for count in right]
-        metrics[f"maj@{k}"], metrics[f"maj@{k}_interval"] = mean(votes, over, True)
+        if voted:
+            metrics[f"maj@{k}"], metrics[f"maj@{k}_interval"] = mean([curve[k - 1] for curve in voted], over, True)
+        chances = [pass_at_k(K, count, k) for count in right]
         metrics[f"pass@{k}"], metrics[f"pass@{k}_interval"] = mean(chances, over, False)
     return metrics
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from data import answers, prompts
 from data.problems import Problem
+from data.prover import Prover, prove
 from data.sandbox import Result, Sandbox
 from data.tokenizer import Tokenizer
 from generate import Sample
@@ -172,7 +173,8 @@ def read(
 ) -> list[dict]:
     """What each sample says, unjudged: {"text", "answer", "finish", "tokens"}, tokens counting the model's own; where
     programs ran "program", the status of the last one ("none": it wrote none), and its "error" if it had one; for tool
-    "rounds", the number of programs. One item a sample; `places` are their (prompt, sample) in `tool`."""
+    "rounds", the number of programs. One item a sample; `places` are their (prompt, sample) in `tool`. What is read
+    from proofs comes from `check_proofs`."""
     texts = [completion_text(tokenizer, sample, way.stop) for sample in samples]
     found = [
         {"text": text, "answer": None, "finish": sample.finish, "tokens": sum(sample.mask)}
@@ -207,6 +209,22 @@ def read(
     return found
 
 
+def check_proofs(items: Sequence[Problem], found: list[dict], prover: Prover | None, seconds: float) -> None:
+    """Add "proof" to attempts at proofs: the status of data.isabelle.Check; without a prover "no prover", or "refused"
+    for a sketch that none would be shown. "error" says why it is not proved."""
+    together: dict[str, list[dict]] = {}
+    for item, one in zip(items, found, strict=True):
+        together.setdefault(item.id, []).append(one)
+    for item in {item.id: item for item in items}.values():
+        attempts = together[item.id]
+        checks = prove(item, [one["text"] for one in attempts], prover, seconds)
+        for one, check in zip(attempts, checks, strict=True):
+            unchecked = {"error": "no prover", "failed": "refused"}
+            one["proof"] = check.status if prover else unchecked[check.status]
+            if check.reason:
+                one["error"] = check.reason
+
+
 def note_program(one: dict, result: Result | None) -> None:
     one["program"] = result.status if result else "none"
     if result and result.error:
@@ -226,12 +244,17 @@ def stated(item: Problem, text: str) -> str | None:
 
 def judge(item: Problem, one: dict) -> None:
     """Add to an attempt: "right" by the relaxed rules with "reason", "strict" by the strict ones with "strict_reason"
-    (reasons of data.answers.Verdict). The answer to a choice becomes its letter."""
-    letter = one["answer"]
-    if item.kind == "choice" and letter is not None:
-        letter = chosen(letter, item.choices)
-    verdict = _verdicts(item.kind, item.answer, one["answer"], letter)
-    one["answer"] = letter
+    (reasons of data.answers.Verdict; for code and proofs "value" where they fail). The answer to a choice becomes its
+    letter. Where a proof was not checked, right and strict are None."""
+    if item.kind == "proof":
+        right = {"proved": True, "failed": False, "timeout": False}.get(one["proof"])
+        reason = {None: "not_checked", True: "equal", False: "value"}[right]
+        one |= {"right": right, "reason": reason, "strict": right, "strict_reason": reason}
+        return
+    said = letter = one["answer"]
+    if item.kind == "choice" and said is not None:
+        one["answer"] = letter = chosen(said, item.choices)
+    verdict = _verdicts(item.kind, item.answer, said, letter)
     one["right"], one["reason"], one["strict"], one["strict_reason"] = verdict
 
 
