@@ -10,6 +10,7 @@ carry 95 % intervals over problems: Wilson's for greedy and maj@k (right or wron
 """
 
 import math
+import os
 import sys
 import time
 from collections import Counter
@@ -25,7 +26,8 @@ import runtime
 import solve
 from data import InputError, benchmarks, problems, prompts
 from data.problems import Problem
-from data.prover import Prover, find_prover
+from data.prompts import FewShot
+from data.prover import NO_PROVER, Prover, find_prover
 from data.sandbox import Sandbox
 from data.tokenizer import Tokenizer
 from generate import Sampling, generate
@@ -150,7 +152,8 @@ def evaluate(
     sandbox: Sandbox | None = None,
     max_rows: int = 256,
     progress: Callable[[int], None] | None = None,
-    way=None,
+    way: FewShot | None = None,
+    shots: int | None = None,
     keys: Sequence[int] | None = None,
     rounds: int = 4,
     prover: Prover | None = None,
@@ -158,8 +161,9 @@ def evaluate(
 ) -> tuple[dict, list[dict]]:
     """Solve every problem `sampling.samples` times. Returns (`summarise(records)`, a record per problem).
 
-    `way` (solve.ZeroShot, data.prompts.FewShot) makes the prompts; default: the question alone in `template`. `keys`
-    name the random streams (default: the place in items), so that samples do not depend on how problems are divided.
+    `way` makes the prompts (default: the question alone in `template`), with `shots` of its exemplars (default: all) or
+    as many as the context has room for. `keys` name the random streams (default: the place in items), so that samples
+    do not depend on how problems are divided.
 
     A record is {"id", "question", "answer", "kind", "section" (subject, task), "shots" (exemplars shown),
     "prompt_tokens", "attempts"}; its attempts, one a sample, are {"text", "answer" (str or None), "finish", "tokens"
@@ -169,9 +173,9 @@ def evaluate(
     asked for more programs than `rounds`. For proof also "proof" (solve.check_proofs); "right" is None where none was
     checked.
     """
-    way, K, context = way or solve.ZeroShot(format, template), sampling.samples, model.config.context
+    way, K, context = way or solve.zero_shot(format, template), sampling.samples, model.config.context
     room = min(sampling.max_new_tokens, context // 4)
-    asked = solve.fit(tokenizer, way, items, way.shots, room, context, template)
+    asked = solve.fit(tokenizer, way, items, way.shots if shots is None else shots, room, context, template)
     fitting = [i for i, (ids, _) in enumerate(asked) if ids]
     keys = list(range(len(items))) if keys is None else keys
     tool = solve.Tool(tokenizer, sandbox, rounds) if format == "tool" else None
@@ -205,11 +209,11 @@ def evaluate(
 def summarise(records: list[dict], average: str = "problems") -> dict:
     """The figures of records of one benchmark and format.
 
-    accuracy (mean over all samples) and strict, each with its interval, None where proofs were not checked; reasons: how often which (of the relaxed
-    verdict; "strict_..." why a right answer is not strictly so); shares no_answer, truncated, no_room (prompt too long
-    for the context); shots, tokens: means; programs: how often which status; rounds: mean; maj@k and pass@k with
-    intervals for k = 1, 2, 4 ... K; sections: accuracy of each part, where there are several. `average` "sections"
-    makes accuracy, strict, maj@k and pass@k means over the parts' means, as the benchmark's authors do.
+    accuracy (mean over all samples) and strict, each with its interval, None where proofs were not checked; reasons:
+    how often which (of the relaxed verdict; "strict_..." why a right answer is not strictly so); shares no_answer,
+    truncated, no_room (prompt too long for the context); shots, tokens: means; programs, proofs: how often which
+    status; rounds: mean; maj@k and pass@k with intervals for k = 1, 2, 4 ... K; sections: accuracy of each part, where
+    there are several. `average` "sections" makes accuracy, strict, maj@k and pass@k means over the parts' means.
     """
     n, K = len(records), len(records[0]["attempts"])
     parts = [record["section"] for record in records]
@@ -283,9 +287,9 @@ class Task:
     name: str  # NAME.FORMAT
     items: list[Problem]
     format: str
-    way: object
+    way: FewShot
     max_new_tokens: int
-    average: str = "problems"
+    average: str = "problems"  # or "sections": see summarise
 
 
 def check(config: Config) -> None:
@@ -332,7 +336,7 @@ def plan(config: Config) -> tuple[list[Task], dict[str, list[str]], dict[str, li
     for path in config.problems:
         items = problems.load(path)[: config.limit or None]
         for format in config.formats or ["cot"]:
-            way = solve.ZeroShot(format, config.template)
+            way = solve.zero_shot(format, config.template)
             tasks.append(Task(f"{Path(path).stem}.{format}", items, format, way, config.max_new_tokens or 512))
     for name, count in Counter(task.name for task in tasks).items():
         if count > 1:
@@ -343,16 +347,19 @@ def plan(config: Config) -> tuple[list[Task], dict[str, list[str]], dict[str, li
     return tasks, absent, bad
 
 
-def way_of(config: Config, benchmark: "benchmarks.Benchmark", format: str):
-    shots = config.shots
-    if shots < 0:
-        shots = benchmark.shots if config.template == "plain" else 0
-    if config.prompts:
-        return prompts.FewShot.load(config.prompts, benchmark, format, shots)
-    return prompts.FewShot.own(benchmark, format, shots) if shots else solve.ZeroShot(format, config.template)
+def way_of(config: Config, benchmark: benchmarks.Benchmark, format: str) -> FewShot:
+    shots = None if config.shots < 0 else config.shots
+    if not config.prompts:
+        return FewShot.own(benchmark, format, shots, config.template)
+    way = FewShot.load(config.prompts, benchmark, format)
+    if shots is None or shots == way.shots:
+        return way
+    if way.one_text or shots > way.shots:
+        raise InputError(f"--shots {shots}: {config.prompts} has {way.shots} for {benchmark.name}; leave --shots out")
+    return replace(way, exemplars={group: texts[:shots] for group, texts in way.exemplars.items()})
 
 
-def run_task(task: Task, config: Config, saved: report.Saved, model, tokenizer, sandbox, world) -> dict:
+def run_task(task: Task, config: Config, saved: report.Saved, model, tokenizer, sandbox, prover, world) -> dict:
     """Solve what is not saved yet, a chunk at a time; returns the figures."""
     sampling = Sampling(config.samples, config.temperature, config.top_p, task.max_new_tokens, seed=config.seed)
     total = len(task.items)
@@ -365,7 +372,7 @@ def run_task(task: Task, config: Config, saved: report.Saved, model, tokenizer, 
             if own:
                 records = evaluate(
                     model, tokenizer, [task.items[i] for i in own], task.format, sampling, config.template, sandbox,
-                    config.max_rows, bar.update, task.way, own, config.rounds,
+                    config.max_rows, bar.update, task.way, None, own, config.rounds, prover, config.prover_seconds,
                 )[1]  # fmt: skip
             parts = world.all_gather_objects(records)
             records = [parts[i % world.size][i // world.size] for i in range(end - start)]
@@ -374,7 +381,15 @@ def run_task(task: Task, config: Config, saved: report.Saved, model, tokenizer, 
     metrics = summarise(records, task.average)
     written = metrics["tokens"] * metrics["problems"] * metrics["samples"]
     timing = {"seconds": seconds, "tokens_per_second": written / seconds}
-    return {"format": task.format, "max_new_tokens": task.max_new_tokens, **metrics, **timing}
+    note = {"note": NO_PROVER} if task.format == "proof" and prover is None else {}
+    return {"format": task.format, "max_new_tokens": task.max_new_tokens, **metrics, **timing, **note}
+
+
+def start_sandbox(mode: str) -> Sandbox:
+    try:
+        return Sandbox(min(8, os.cpu_count() or 1), mode=mode)
+    except RuntimeError as error:
+        raise InputError(f"{error}; --formats cot needs none") from None
 
 
 def main(config: Config) -> dict:
@@ -383,16 +398,19 @@ def main(config: Config) -> dict:
     world = runtime.setup(config.device)
     tokenizer, model = Tokenizer.load(config.model), from_pretrained(config.model, world.device, world.dtype)
     check_tokenizer(tokenizer, model, config.model)
-    saved, sandbox = report.Saved(config, world), None
+    saved, sandbox, prover = report.Saved(config, world), None, None
     left = [task for task in tasks if task.name not in saved.results]
     with ExitStack() as stack:
-        if any(task.format != "cot" for task in left):
-            sandbox = stack.enter_context(Sandbox())
+        if any(task.format in ("pot", "tool", "code") for task in left):
+            sandbox = stack.enter_context(start_sandbox(config.sandbox))
+        if any(task.format == "proof" for task in left):
+            prover = find_prover(config.isabelle or None, config.afp or None)
+            stack.callback(lambda: prover and prover.close())
         stack.enter_context(saved)
         for task in left:
-            saved.finish(task.name, run_task(task, config, saved, model, tokenizer, sandbox, world))
+            saved.finish(task.name, run_task(task, config, saved, model, tokenizer, sandbox, prover, world))
     results = {task.name: saved.results[task.name] for task in tasks}
-    saved.close(results, absent, bad, sandbox)
+    saved.close(results, absent, bad, sandbox, prover)
     if world.main:
         print(report.table(results, absent, bad))
     return results

@@ -2,8 +2,7 @@
 
 Ways ("formats", sections 2.3 and 3.1 of the paper): "cot" chain of thought; "pot" a program whose last printed line is
 the answer; "tool" text and programs in turn; "code" and "proof" for problems that ask for a program or a proof itself.
-A way is an object with `prompt(problem, shots) -> str`, `stop`, `program(text) -> str | None`: `ZeroShot` below, or a
-`data.prompts.FewShot` with exemplars.
+How a problem is put in each is a data.prompts.FewShot, here called the way.
 
 Tool-integrated reasoning: where the model has written a ```python block and opens ```output, generation waits, the
 block runs, what it printed is inserted, and the model goes on. A block sees what the blocks before it have defined:
@@ -14,13 +13,14 @@ that goes on between two calls would hold a process, and its limits, for as long
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from data import answers, prompts
 from data.problems import Problem
+from data.prompts import FewShot
 from data.prover import Prover, prove
 from data.sandbox import Result, Sandbox
 from data.tokenizer import Tokenizer
+from data.unit_tests import passed, test_program
 from generate import Sample
 from reward import completion_text, printed, run_programs
 
@@ -28,23 +28,13 @@ OUTPUT_CHARS = 1000  # of what a program printed, the end is shown to the model
 _BLOCK = re.compile(r"```python[^\S\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class ZeroShot:
+def zero_shot(format: str, template: str = "plain") -> FewShot:
     """The question alone, in a template of data.prompts."""
-
-    format: str
-    template: str = "plain"
-    shots: int = 0
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        return tuple(prompts.stop_strings(self.format, self.template))
-
-    def prompt(self, problem: Problem, shots: int | None = None) -> str:
-        return prompts.prompt(problem.question, self.format, self.template)
-
-    def program(self, text: str) -> str | None:
-        return prompts.program(text, self.format, self.template)
+    return FewShot(
+        lambda problem: prompts.problem_prompt(problem, format, template),
+        tuple(prompts.stop_strings(format, template)),
+        lambda text: prompts.program(text, format, template),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -52,7 +42,7 @@ class ZeroShot:
 
 
 def fit(
-    tokenizer: Tokenizer, way, items: Sequence[Problem], shots: int, room: int, context: int, template: str
+    tokenizer: Tokenizer, way: FewShot, items: Sequence[Problem], shots: int, room: int, context: int, template: str
 ) -> list[tuple[list[int], int]]:
     """(ids, number of exemplars) of each item's prompt: the most exemplars, up to `shots`, that leave `room` tokens of
     the context for an answer. A question that leaves less by itself stands alone; ids are [] where it leaves nothing.
@@ -60,33 +50,33 @@ def fit(
     An exemplar's length is measured once for all prompts that begin with it, so that prompts of thousands of tokens are
     not encoded again and again; the chosen prompt is then encoded whole, and shortened further if that is longer.
     """
-    found: list = [None] * len(items)
-    alone = prompts.encode(tokenizer, [way.prompt(item, 0) for item in items], template)
-    chosen = dict.fromkeys(range(len(items)), 0)
-    if shots:
-        measured: dict[str, int] = {}
-        for i, item in enumerate(items):
-            bare = way.prompt(item, 0)
-            for k in range(shots, 0, -1):
-                head = way.prompt(item, k).removesuffix(bare)
-                if head not in measured:
-                    measured[head] = len(tokenizer.encode(head))
-                if measured[head] + len(alone[i]) + room <= context:
-                    chosen[i] = k
-                    break
-    while True:
-        texts = [way.prompt(items[i], k) for i, k in chosen.items() if k]
-        encoded = iter(prompts.encode(tokenizer, texts, template))
+
+    def encoded(chosen: dict[int, int]) -> list[list[int]]:
+        texts = [way.prompt(items[i], None if way.one_text else k) for i, k in chosen.items()]
+        return prompts.encode(tokenizer, texts, template)
+
+    chosen, found, measured = dict.fromkeys(range(len(items)), 0), [], {}
+    if way.one_text:
+        return [(ids if len(ids) < context else [], way.shots) for ids in encoded(chosen)]
+    questions = prompts.encode(tokenizer, [way.question(item) for item in items], template) if shots else []
+    for i, question in enumerate(questions):
+        for k in range(shots, 0, -1):
+            head = way.prompt(items[i], k).removesuffix(way.question(items[i]))
+            if head not in measured:
+                measured[head] = len(tokenizer.encode(head))
+            if measured[head] + len(question) + room <= context:
+                chosen[i] = k
+                break
+    found = [([], 0)] * len(items)
+    while chosen:
         again = {}
-        for i, k in chosen.items():
-            ids = next(encoded) if k else alone[i]
+        for (i, k), ids in zip(chosen.items(), encoded(chosen), strict=True):
             if k and len(ids) + room > context:
                 again[i] = k - 1
             else:
-                found[i] = (ids if len(ids) < context else [], k)
-        if not again:
-            return found
+                found[i] = ids if len(ids) < context else [], k
         chosen = again
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -164,7 +154,7 @@ class Tool:
 def read(
     items: Sequence[Problem],
     samples: Sequence[Sample],
-    way,
+    way: FewShot,
     format: str,
     tokenizer: Tokenizer,
     sandbox: Sandbox | None,
@@ -206,6 +196,14 @@ def read(
                 one["answer"] = printed(runs[-1][1])
             note_program(one, runs[-1][1] if runs else None)
             one["rounds"] = len(runs)
+    elif format == "code":
+        tests = {(item.id, text): test_program(item, text) for item, text in zip(items, texts, strict=True)}
+        results = dict(zip(tests, sandbox.run_many([test.code for test in tests.values()]), strict=True))
+        for item, one in zip(items, found, strict=True):
+            key = item.id, one["text"]
+            succeeded = results[key].status == "ok" and passed(results[key].stdout, tests[key].secret)
+            one["answer"] = "passed" if succeeded else "failed"
+            note_program(one, results[key])
     return found
 
 
@@ -265,7 +263,9 @@ def _verdicts(kind: str, gold: str, said: str | None, letter: str | None) -> tup
     if kind == "answer":
         relaxed, strict = answers.compare(gold, said), answers.compare(gold, said, strict=True)
         return relaxed.equal, relaxed.reason, strict.equal, strict.reason
-    if kind == "choice":
+    if kind == "code":
+        relaxed = strict = said == "passed"
+    elif kind == "choice":
         relaxed, strict = letter == gold, re.sub(r"[()\s.]", "", said) == gold
     else:
         relaxed, strict = plain_text(gold) == plain_text(said), gold.strip() == said.strip()
