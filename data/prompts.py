@@ -187,23 +187,25 @@ class FewShot:
         return self.separator.join([*header, *texts[:shots], self.question(problem)])
 
     @classmethod
-    def own(cls, benchmark: Benchmark, format: str, shots: int | None = None, template: str = "plain") -> "FewShot":
-        """Our exemplars, as many as the paper has (or, for tool-integrated reasoning, as there are); none with shots=0,
-        which is zero-shot. Exemplars are in the "plain" template; "deepseek" and "qwen" are zero-shot."""
-        rows = [row for row in _exemplar_rows(benchmark.exemplars) if format in row]
+    def own(
+        cls, benchmark: Benchmark | None, format: str, shots: int | None = None, template: str = "plain"
+    ) -> "FewShot":
+        """Our exemplars: as many as the paper has, or of "tool" as there are. shots=0, or no benchmark, is zero-shot, as
+        are the templates of chat models, "deepseek" and "qwen". Raises InputError where too few are there."""
+        name, rows = (benchmark.name, _exemplar_rows(benchmark.exemplars)) if benchmark else ("", [])
+        rows = [row for row in rows if format in row]
         if shots is None:
-            shots = min(benchmark.shots, len(rows)) if template == "plain" else 0
+            shots = min(benchmark.shots, max(1, len(rows))) if benchmark and template == "plain" else 0
         if shots and template != "plain":
             raise InputError(f"template {template!r} is for chat models, which are asked without exemplars; use plain")
         if not 0 <= shots <= len(rows):
-            raise InputError(f"{benchmark.name}: {shots} exemplars of {format} wanted, there are {len(rows)}")
+            raise InputError(f"{name or 'a problem file'}: {shots} exemplars of {format} wanted, there are {len(rows)}; "
+                             "ask for that many, or for 0")
         texts = tuple(problem_prompt(exemplar_problem(row, benchmark.kind), format, template)
                       + response_text(row[format], format, template) for row in rows[:shots])
-        stop = stop_strings(format, template)
-        if benchmark.name == "humaneval" and template == "plain":
-            stop = COMPLETION_STOPS
+        stop = COMPLETION_STOPS if name == "humaneval" and template == "plain" else stop_strings(format, template)
         return cls(lambda problem: problem_prompt(problem, format, template), tuple(stop),
-                   lambda text: program(text, format, template), {"": texts}, where=str(_EXEMPLARS))
+                   lambda text: program(text, format, template), {"": texts}, where=_EXEMPLARS.name)
 
     @classmethod
     def load(cls, path: str | Path, benchmark: Benchmark, format: str) -> "FewShot":
