@@ -172,10 +172,11 @@ def read(
     ]
     if format == "cot":
         for item, one in zip(items, found, strict=True):
-            one["answer"] = stated(item, one["text"])
+            one |= stated(item, one["text"])
     elif format == "pot":
-        for one, result in zip(found, run_programs([way.program(text) for text in texts], sandbox), strict=True):
-            one["answer"] = printed(result)
+        results = run_programs([way.program(text) for text in texts], sandbox)
+        for item, one, result in zip(items, found, results, strict=True):
+            one |= meant(item, printed(result))
             note_program(one, result)
     elif format == "tool":
         late = []  # a block at the end whose output the model did not ask for, and no answer in words
@@ -186,14 +187,14 @@ def read(
             runs = tool.runs.setdefault(place, [])
             if runs and "```output" in one["text"]:
                 final = final.partition("\n```\n")[2]
-            one["answer"] = stated(item, _BLOCK.sub("\n", final))
+            one |= stated(item, _BLOCK.sub("\n", final))
             if one["answer"] is None and len(runs) < tool.rounds and (code := blocks(final)):
                 late.append((runs, code))
         tool.run(late)
-        for one, place in zip(found, places, strict=True):
+        for item, one, place in zip(items, found, places, strict=True):
             runs = tool.runs[place]
             if one["answer"] is None and runs:
-                one["answer"] = printed(runs[-1][1])
+                one |= meant(item, printed(runs[-1][1]))
             note_program(one, runs[-1][1] if runs else None)
             one["rounds"] = len(runs)
     elif format == "code":
@@ -229,11 +230,25 @@ def note_program(one: dict, result: Result | None) -> None:
         one["error"] = result.error
 
 
-def stated(item: Problem, text: str) -> str | None:
-    """The answer that a text states, or None. That to a "text" problem is the line after "the answer is"."""
+def stated(item: Problem, text: str) -> dict:
+    """`meant` of the answer that a text states. To a "text" problem that is what follows "the answer is"."""
     if item.kind == "text" and (said := re.findall(r"(?i)\banswer is:?[^\S\n]*(.*)", text)):
-        return said[-1].strip().removesuffix(".").strip() or None
-    return answers.extract(text)
+        return meant(item, said[-1].strip().removesuffix(".").strip() or None)
+    if item.kind == "choice" and (said := answers.extract(text)) is None:
+        return {"answer": answers.choice(text, item.choices)}  # a last "(B)"
+    return meant(item, answers.extract(text))
+
+
+_LETTERS = re.compile(r"\W*([A-J])(?:(?:\W|and|和|与)*([A-J]))*\W*")  # A, ACD, "A, C and D"
+
+
+def meant(item: Problem, said: str | None) -> dict:
+    """{"answer"}, and for a choice whose letter had to be looked for in what was said, that in "said"."""
+    if said is None or item.kind != "choice":
+        return {"answer": said}
+    if _LETTERS.fullmatch(said):
+        return {"answer": "".join(sorted(set(re.findall("[A-J]", said))))}
+    return {"answer": answers.choice(said, item.choices), "said": said}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -242,33 +257,30 @@ def stated(item: Problem, text: str) -> str | None:
 
 def judge(item: Problem, one: dict) -> None:
     """Add to an attempt: "right" by the relaxed rules with "reason", "strict" by the strict ones with "strict_reason"
-    (reasons of data.answers.Verdict; for code and proofs "value" where they fail). The answer to a choice becomes its
-    letter. Where a proof was not checked, right and strict are None."""
+    (reasons of data.answers.Verdict; for code and proofs "value" where they fail). The answer to a choice is strictly
+    right as a letter alone. Where a proof was not checked, right and strict are None."""
     if item.kind == "proof":
         right = {"proved": True, "failed": False, "timeout": False}.get(one["proof"])
         reason = {None: "not_checked", True: "equal", False: "value"}[right]
         one |= {"right": right, "reason": reason, "strict": right, "strict_reason": reason}
         return
-    said = letter = one["answer"]
-    if item.kind == "choice" and said is not None:
-        one["answer"] = letter = chosen(said, item.choices)
-    verdict = _verdicts(item.kind, item.answer, said, letter)
+    verdict = _verdicts(item.kind, item.answer, one["answer"], "said" not in one)
     one["right"], one["reason"], one["strict"], one["strict_reason"] = verdict
 
 
 @functools.lru_cache(65_536)
-def _verdicts(kind: str, gold: str, said: str | None, letter: str | None) -> tuple[bool, str, bool, str]:
-    if said is None:
+def _verdicts(kind: str, gold: str, answer: str | None, plainly: bool) -> tuple[bool, str, bool, str]:
+    if answer is None:
         return False, "no_answer", False, "no_answer"
     if kind == "answer":
-        relaxed, strict = answers.compare(gold, said), answers.compare(gold, said, strict=True)
+        relaxed, strict = answers.compare(gold, answer), answers.compare(gold, answer, strict=True)
         return relaxed.equal, relaxed.reason, strict.equal, strict.reason
     if kind == "code":
-        relaxed = strict = said == "passed"
+        relaxed = strict = answer == "passed"
     elif kind == "choice":
-        relaxed, strict = letter == gold, re.sub(r"[()\s.]", "", said) == gold
+        relaxed, strict = answer == gold, answer == gold and plainly
     else:
-        relaxed, strict = plain_text(gold) == plain_text(said), gold.strip() == said.strip()
+        relaxed, strict = plain_text(gold) == plain_text(answer), gold.strip() == answer.strip()
     reasons = ["equal" if equal else "value" for equal in (relaxed, strict)]
     return relaxed, reasons[0], strict, "format" if relaxed and not strict else reasons[1]
 
@@ -282,14 +294,3 @@ def plain_text(text: str) -> str:
     """A short text without case, brackets around the whole, quotes, full stop and doubled spaces."""
     text = re.sub(r"\s+", " ", text.strip().strip(".\"'`*").strip()).casefold()
     return text[1:-1] if re.fullmatch(r"\([^()]*\)", text) else text
-
-
-@functools.lru_cache(65_536)
-def chosen(said: str, choices: tuple[str, ...]) -> str:
-    """The letter that an answer means: the one it gives, or that of the only option whose value it gives; otherwise
-    the answer as it is."""
-    letters = [chr(ord("A") + i) for i in range(len(choices))]
-    for same_as in (letters, choices):
-        if len(found := [i for i, option in enumerate(same_as) if answers.compare(option, said).equal]) == 1:
-            return letters[found[0]]
-    return said
