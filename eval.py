@@ -325,7 +325,11 @@ def plan(config: Config) -> tuple[list[Task], dict[str, list[str]], dict[str, li
         if benchmarks.find(name, config.data) is None:
             absent[name] = [str(Path(config.data) / place) for place in one.files]
             continue
-        items = benchmarks.load(name, config.data, messages)
+        try:
+            items = benchmarks.load(name, config.data, messages)
+        except InputError as error:
+            bad[name] = [*messages, f"not evaluated: {error}"]
+            continue
         if messages:
             bad[name] = messages
         own = one.formats if one.kind in ("code", "proof") else config.formats or one.formats
@@ -342,8 +346,9 @@ def plan(config: Config) -> tuple[list[Task], dict[str, list[str]], dict[str, li
         if count > 1:
             raise InputError(f"{name}: there are two of this name, and results are told apart by it; rename a file")
     if not tasks:
-        looked = "; ".join(places[0] for places in absent.values())
-        raise InputError(f"--data {config.data}: none of the benchmarks is there; looked for {looked}")
+        reasons = [f"{name}: {messages[-1]}" for name, messages in bad.items()]
+        reasons += [f"{name}: looked for {places[0]}" for name, places in absent.items()]
+        raise InputError(f"--data {config.data}: there is no benchmark to evaluate; {'; '.join(reasons)}")
     return tasks, absent, bad
 
 

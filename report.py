@@ -214,8 +214,14 @@ def notes(results: dict, absent: dict, bad: dict) -> list[str]:
             lines.append(f"{name}: {one['note']}")
     lines += [f"absent: {name} (looked for {', '.join(places)})" for name, places in absent.items()]
     for name, messages in bad.items():
-        lines.append(f"bad records left out of {name}: {len(messages)}")
-        lines += [f"    {message}" for message in messages[:5]]
+        *shown, last = messages
+        if not last.startswith("not evaluated: "):
+            shown.append(last)
+        else:
+            lines.append(f"{name}: {last}")
+        if shown:
+            lines.append(f"bad records left out of {name}: {len(shown)}")
+        lines += [f"    {message}" for message in shown[:5]]
     return lines
 
 
