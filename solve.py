@@ -287,6 +287,8 @@ def _verdicts(kind: str, gold: str, answer: str | None, plainly: bool) -> tuple[
 
 def same(kind: str, a: str, b: str) -> bool:
     """Whether two samples of a problem of this kind gave the same answer."""
+    if kind == "answer" and max(len(a), len(b)) < 100 and a.isdecimal() and b.isdecimal():
+        return int(a) == int(b)  # most pairs of a vote
     return answers.compare(a, b).equal if kind == "answer" else plain_text(a) == plain_text(b)
 
 
