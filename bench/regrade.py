@@ -8,6 +8,7 @@ counts and every difference.
 """
 
 import argparse
+import itertools
 import json
 import re
 from collections import Counter
@@ -36,11 +37,11 @@ def labelled(path: Path) -> tuple[int, list[dict]]:
     return total, differences
 
 
-def trajectories(path: Path, sandbox: Sandbox) -> tuple[dict, list[dict]]:
+def trajectories(path: Path, sandbox: Sandbox, limit: int | None = None) -> tuple[dict, list[dict]]:
     """(counts, differences): run every block after those before it and compare what it prints with the ```output in the
     text, our reading of the answer with the reported one, our verdict with that of the reported answer."""
     rows, calls = [], []
-    for line, row in read_jsonl(path):
+    for line, row in itertools.islice(read_jsonl(path), limit):
         text, earlier = row["code"][0], []
         pieces = text.split("```output")
         for number, piece in enumerate(pieces[:-1]):
