@@ -190,8 +190,8 @@ class FewShot:
     def own(
         cls, benchmark: Benchmark | None, format: str, shots: int | None = None, template: str = "plain"
     ) -> "FewShot":
-        """Our exemplars: as many as the paper has, or of "tool" as there are. shots=0, or no benchmark, is zero-shot, as
-        are the templates of chat models, "deepseek" and "qwen". Raises InputError where too few are there."""
+        """Our exemplars: as many as the paper has, or of "tool" as there are. Zero-shot with shots=0, without benchmark,
+        and in the templates of chat models, "deepseek" and "qwen". Raises InputError where too few are there."""
         name, rows = (benchmark.name, _exemplar_rows(benchmark.exemplars)) if benchmark else ("", [])
         rows = [row for row in rows if format in row]
         if shots is None:
@@ -199,8 +199,8 @@ class FewShot:
         if shots and template != "plain":
             raise InputError(f"template {template!r} is for chat models, which are asked without exemplars; use plain")
         if not 0 <= shots <= len(rows):
-            raise InputError(f"{name or 'a problem file'}: {shots} exemplars of {format} wanted, there are {len(rows)}; "
-                             "ask for that many, or for 0")
+            raise InputError(f"{name or 'problem file'}: {shots} exemplars of {format} wanted, there are {len(rows)}; ask "
+                             "for that many, or for 0")
         texts = tuple(problem_prompt(exemplar_problem(row, benchmark.kind), format, template)
                       + response_text(row[format], format, template) for row in rows[:shots])
         stop = COMPLETION_STOPS if name == "humaneval" and template == "plain" else stop_strings(format, template)
