@@ -22,7 +22,8 @@ from data.benchmarks import Benchmark
 from data.readers import LETTERS, Problem, is_chinese
 from data.readers import load as load_problems
 
-FORMATS = ("cot", "pot", "tool", "code", "proof")
+FORMATS = ("cot", "pot", "tool")  # that training knows
+ALL_FORMATS = (*FORMATS, "code", "proof")
 TEMPLATES = ("plain", "deepseek", "qwen")
 
 _PLAIN = {  # (format, is Chinese) -> (before the question, before the response)
@@ -59,8 +60,8 @@ _CHOICE_PLAIN = {False: "Answer with the letter of the right option.", True: "è¯
 
 
 def _check(format: str, template: str) -> None:
-    if format not in FORMATS:
-        raise InputError(f"format {format!r}: unknown; give one of {', '.join(FORMATS)}")
+    if format not in ALL_FORMATS:
+        raise InputError(f"format {format!r}: unknown; give one of {', '.join(ALL_FORMATS)}")
     if template not in TEMPLATES:
         raise InputError(f"template {template!r}: unknown; give one of {', '.join(TEMPLATES)}")
 
@@ -93,7 +94,7 @@ def prompt(question: str, format: str = "cot", template: str = "plain", kind: st
             question = f"{question}\n{_CHOICE_PLAIN[chinese]}"
         between = "" if chinese else "\n" if format == "proof" else " "
         return f"{before}{between}{question}\n{after}".rstrip("\n")
-    table = _CHOICE_INSTRUCTIONS if kind == "choice" and format in ("cot", "pot", "tool") else _INSTRUCTIONS
+    table = _CHOICE_INSTRUCTIONS if kind == "choice" and format in FORMATS else _INSTRUCTIONS
     instruction = table[format, chinese]
     if template == "deepseek":
         return f"User: {question}\n{instruction}\n\nAssistant:"

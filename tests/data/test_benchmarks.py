@@ -5,7 +5,7 @@ import pytest
 
 from data import InputError, answers, benchmarks
 from data.benchmarks import BENCHMARKS, find, load, section
-from data.prompts import FORMATS
+from data.prompts import ALL_FORMATS
 from data.readers import KINDS, Problem
 from data.readers import load as load_file
 
@@ -78,7 +78,7 @@ def test_several_blanks_are_compared_in_order(here):
 
 def test_the_table_is_in_order():
     for name, benchmark in BENCHMARKS.items():
-        assert name == benchmark.name and benchmark.kind in KINDS and set(benchmark.formats) <= set(FORMATS)
+        assert name == benchmark.name and benchmark.kind in KINDS and set(benchmark.formats) <= set(ALL_FORMATS)
         assert benchmark.files and benchmark.count > 0 and benchmark.average in ("problems", "sections")
     assert sum(bool(benchmark.paper) for benchmark in BENCHMARKS.values()) == 15
 

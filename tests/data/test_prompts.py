@@ -10,6 +10,7 @@ from data import InputError, answers, prompts
 from data.benchmarks import BENCHMARKS
 from data.problems import Problem
 from data.prompts import (
+    ALL_FORMATS,
     COMPLETION_STOPS,
     FORMATS,
     TEMPLATES,
@@ -26,7 +27,7 @@ from data.prompts import (
 from data.sandbox import Sandbox
 from data.unit_tests import passed, test_program
 
-ALL = list(itertools.product(FORMATS, TEMPLATES))
+ALL = list(itertools.product(ALL_FORMATS, TEMPLATES))
 
 
 def test_plain_is_short_and_literal():
@@ -61,8 +62,8 @@ def test_the_response_and_not_the_prompt_brings_the_space(format, template):
 @pytest.mark.parametrize("format, template", ALL)
 @pytest.mark.parametrize("question", ["What is 5 - 3?", "5减3是多少？"])
 def test_formats_differ_and_a_next_question_stops(format, template, question):
-    others = {prompt(question, f, template) for f in FORMATS}
-    assert len(others) == len(FORMATS)
+    others = {prompt(question, f, template) for f in ALL_FORMATS}
+    assert len(others) == len(ALL_FORMATS)
     stops = stop_strings(format, template)
     following = response_text("x", format, template) + ("\n" if template != "qwen" else "") + prompt(question, format,
                                                                                                     template)
@@ -117,7 +118,7 @@ def test_choices_ask_for_the_letter():
     assert problem_prompt(CHOICE, "cot", "deepseek") == (
         "User: How many?\n(A) 3\n(B) 4\nPlease reason step by step, and put the letter of the right option within "
         "\\boxed{}.\n\nAssistant:")
-    for format, template in itertools.product(("cot", "pot", "tool"), TEMPLATES):
+    for format, template in itertools.product(FORMATS, TEMPLATES):
         assert "letter" in problem_prompt(CHOICE, format, template)
         assert "字母" in problem_prompt(CHOICE_ZH, format, template)
         assert "letter" not in prompt("How many?", format, template)
@@ -340,12 +341,12 @@ def test_the_papers_prompts(real):
 
 
 def test_the_papers_own_programs_run(real, sandbox):
-    """The solutions inside its two prompts for programs (the one called "4 shot" has 5): each is found, runs, and prints one value."""
+    """The solutions inside its two prompts for programs (the one called "4 shot" has 5): each is found, runs, and
+    prints one value."""
     path = real("deepseek-math-eval/few_shot_prompts.json")
-    for name, before, count in [("gsm8k", "# solution in Python:", 8), ("math", "SymPy object.\n```\n", 5)]:
+    for name, before, count in [("gsm8k", "# solution in Python:", 8), ("math", "SymPy object.", 5)]:
         fewshot = FewShot.load(path, BENCHMARKS[name], "pot")
-        (text,) = fewshot.exemplars[""]
-        parts = [before[len(before.rstrip("`\n")):] + part for part in text.split(before)[1:]]
+        parts = fewshot.exemplars[""][0].split(before)[1:]
         assert len(parts) == count
         for part in parts:
             completion = part[:min((at for stop in fewshot.stop if (at := part.find(stop)) >= 0), default=len(part))]
