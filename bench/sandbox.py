@@ -25,7 +25,7 @@ KINDS = {
     "arithmetic": "total = 0\nfor i in range({a}, {a} + 1000):\n    total += i * i % {b}\nprint(total)",
     "Rational": "from sympy import Rational\nprint(Rational({a}, {b}) + Rational(1, 3))",
     "quadratic": "from sympy import *\nx = symbols('x')\nprint(solve(x**2 - {s} * x + {p}, x))",
-    "linear system": "from sympy import symbols, solve\nx, y = symbols('x y')\nprint(solve([x + y - {s}, {a} * x - y], [x, y]))",
+    "linear system": "from sympy import *\nx, y = symbols('x y')\nprint(solve([x + y - {s}, {a} * x - y], [x, y]))",
     "imports": "import re, heapq, hashlib, datetime, typing\nprint(hashlib.md5(b'{a}').hexdigest())",
 }
 SETTINGS = {"all": (), "no hook": ("hook",), "no seccomp": ("seccomp",), "limits and hook only": (
@@ -88,7 +88,8 @@ def main() -> None:
     for (workers, kind, setting), times in found.items():
         rates = [options.programs / seconds for seconds, _ in times]
         cost = statistics.median(cpu for _, cpu in times) * 1000 / options.programs
-        print(f"{workers:>7}  {kind:<14} {setting:<20} {statistics.median(rates):>10.0f} {max(rates):>6.0f} {cost:>7.1f}")
+        rate = f"{statistics.median(rates):>10.0f} {max(rates):>6.0f}"
+        print(f"{workers:>7}  {kind:<14} {setting:<20} {rate} {cost:>7.1f}")
     print(f"\nload at the end {os.getloadavg()}")
 
 

@@ -110,8 +110,8 @@ threading.Thread(target=late).start()
     # files
     "reads the trainer's files": ("ok", """
 hidden = [SECRET, PROJECT, os.path.dirname(SECRET), HOME + '/.bashrc', '/etc/passwd', '/etc/shadow', '/etc/hosts',
-          '/proc', '/proc/1/environ',
-          '/proc/self/environ', '/proc/self/mem', '/sys', '/dev/mem', '/dev/shm', '/var', '/bin/sh', '/usr/bin']
+          '/proc', '/proc/1/environ', '/proc/self/environ', '/proc/self/mem', '/sys',
+          '/dev/mem', '/dev/shm', '/var', '/bin/sh', '/usr/bin']
 for place in hidden:
     tries(lambda: open(place).read(1), lambda: os.listdir(place), lambda: os.stat(place) and None,
           libc('open', place.encode(), 0), lambda: os.chdir(place))
@@ -273,8 +273,8 @@ def outside(tmp_path_factory):
         listener.listen()
         listener.setblocking(False)
     udp.setblocking(False)
-    constants = {"SECRET": str(folder / "test_set.jsonl"), "PROJECT": str(Path(__file__).resolve()), "HOME": str(Path.home()),
-                 "PORT": tcp.getsockname()[1], "SOCKET": str(folder / "s"),
+    constants = {"SECRET": str(folder / "test_set.jsonl"), "PROJECT": str(Path(__file__).resolve()),
+                 "HOME": str(Path.home()), "PORT": tcp.getsockname()[1], "SOCKET": str(folder / "s"),
                  "ABSTRACT": f"\0sandbox-test-{os.getpid()}"}  # fmt: skip
     yield folder, "".join(f"{name} = {value!r}\n" for name, value in constants.items())
     for listener in listeners:
