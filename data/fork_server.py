@@ -259,8 +259,9 @@ def _remove(folder: str) -> None:
                 continue
             os.chmod(path, 0o700)
             for inner in os.listdir(path):
-                count += 1
-                os.rename(os.path.join(path, inner), os.path.join(folder, f".{count}"))
+                while os.path.lexists(free := os.path.join(folder, f".{count}")):
+                    count += 1
+                os.rename(os.path.join(path, inner), free)
             os.rmdir(path)
     os.rmdir(folder)
 
@@ -316,7 +317,8 @@ def _watch(child: int, out: int, error: int, requests: int, config: dict, guard:
                 status = "output" if len(texts[out]) > config["output_bytes"] else None
         except BlockingIOError:
             pass
-    line = texts[error][:10_000].decode(errors="replace").strip()
+    line, finished, _ = texts[error][:10_000].decode(errors="replace").partition("\0")
+    line = line.strip()
     number = os.WTERMSIG(ended) if os.WIFSIGNALED(ended) else 0
     if status == "timeout" or number == signal.SIGXCPU or (
             number == signal.SIGKILL and status is None and usage.ru_utime + usage.ru_stime >= config["cpu_seconds"]):
@@ -329,6 +331,8 @@ def _watch(child: int, out: int, error: int, requests: int, config: dict, guard:
         status, line = "error", f"killed by {signal.Signals(number).name}"
     elif line or ended:
         status, line = "error", line or f"exit code {os.waitstatus_to_exitcode(ended)}"
+    elif not finished:
+        status, line = "error", "it stopped before its end (os._exit)"
     stdout = texts[out][: config["output_bytes"]].decode(errors="replace")
     return {"status": status or "ok", "stdout": stdout, "error": line}
 
@@ -354,7 +358,7 @@ def _become_program(code: str, config: dict, plan: dict, folder: str, out: int, 
     sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.stderr = open(2, "w", closefd=False)
     sys.stdin = open(0, closefd=False)
-    sys.argv = ["program.py"]
+    sys.argv = sys.orig_argv = ["program.py"]
     random.seed(0)
     os.chdir(folder)
     for step in _confinement(config, plan, folder).values():
@@ -378,6 +382,7 @@ def _become_program(code: str, config: dict, plan: dict, folder: str, out: int, 
             _report(type(problem).__name__)
     try:
         sys.stdout.flush()
+        _report("\0")  # it came to its end
     finally:
         os._exit(status)
 

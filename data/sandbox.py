@@ -164,7 +164,7 @@ class _Server:
         try:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, bufsize=0, cwd="/",
-                env={"PYTHONHASHSEED": "0"}, start_new_session=True)  # fmt: skip
+                env={"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"}, start_new_session=True)  # fmt: skip
         except OSError as error:
             shutil.rmtree(self.scratch, ignore_errors=True)
             raise RuntimeError(f"the sandbox could not start {sys.executable}: {error}") from None
