@@ -34,8 +34,6 @@ from generate import Sampling, generate
 from model import Transformer, from_pretrained
 from options import option
 
-FORMATS = ("cot", "pot", "tool")
-
 
 @dataclass
 class Config:
@@ -265,7 +263,7 @@ def summarise(records: list[dict], average: str = "problems") -> dict:
 
 def encode_prompts(tokenizer: Tokenizer, items: list[Problem], format: str, template: str) -> list[list[int]]:
     """Ids of each problem's prompt."""
-    return prompts.encode(tokenizer, [prompts.prompt(item.question, format, template) for item in items], template)
+    return prompts.encode(tokenizer, [prompts.problem_prompt(item, format, template) for item in items], template)
 
 
 def check_tokenizer(tokenizer: Tokenizer, model: Transformer, where: str) -> None:
@@ -296,8 +294,8 @@ def check(config: Config) -> None:
     if not config.model or not (config.problems or config.data):
         raise InputError("--model DIR and --problems FILE or --data FOLDER are needed")
     for format in config.formats:
-        if format not in FORMATS:
-            raise InputError(f"--formats {format}: unknown; use {', '.join(FORMATS)}, or several of them")
+        if format not in prompts.FORMATS:
+            raise InputError(f"--formats {format}: unknown; use {', '.join(prompts.FORMATS)}, or several of them")
     if config.temperature == 0 and config.samples > 1:
         raise InputError("--samples above 1 needs --temperature above 0: greedy samples are all the same")
     if config.sandbox not in ("strict", "best-effort"):
