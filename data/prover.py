@@ -230,7 +230,7 @@ def holes(theory: str) -> list[tuple[int, int]]:
 # ---- Filling the holes -----------------------------------------------------------------------------------------------
 
 _PROPOSAL = re.compile(r"(Try this|Found proof):\s+((?:using\b[^\n]*?\s+)?by\b[^\n]*)")
-_TIME = re.compile(r"\s*\((?:>\s*)?[\d.]+ m?s(?:, timed out)?\)\s*$")
+_TIME = re.compile(r"\s*\((?:>\s*)?[\d.]+ m?s(?:, timed out)?\)\.?\s*$")
 
 
 def proposals(messages: list[Message]) -> list[str]:

@@ -41,10 +41,10 @@ def test_the_report_of_a_few_problems():
     problems = {"a": [problem("q", f"so {TEN} so?", "short"), problem("s", other, f"{TEN} eleven"),
                       problem("clean", TEN.replace("five", "5")), problem("tiny", "3 * 2")],
                 "b": [problem("three", "Sky is blue!"), problem("twin", f"{TEN} eleven twelve")],
-                "c": [problem("formal", "words", task={"formal_statement": f'theorem "{TEN}"'})]}  # fmt: skip
-    texts = ["nothing here", f"... {TEN.upper()}\neleven", "why the sky, is blue", "3 * 2"]
+                "c": [problem("formal", TEN, task={"formal_statement": f'theorem "{TEN}"'})]}  # fmt: skip
+    texts = ["nothing here", f"... {TEN.upper()}\neleven", "why the sky, is blue", "3 * 2", TEN]
     result = overlap(problems, [(f"place {i}", text) for i, text in enumerate(texts)])
-    assert (result["documents"], result["characters"]) == (4, sum(map(len, texts)))
+    assert (result["documents"], result["characters"]) == (5, sum(map(len, texts)))
     assert result["benchmarks"]["a"] == {
         "problems": 4, "question": {"problems": 1, "share": 0.25, "short": 0, "whole": 0},
         "question_or_solution": {"problems": 2, "share": 0.5}, "overlapping": {"q": ["question"], "s": ["solution"]},
