@@ -21,7 +21,7 @@ import numpy as np
 
 from data import InputError, atomic_write, benchmarks, jsonl_files, run_cli
 from data.mine.decontaminate import GRAM, SHORTEST, Index, Item, Match
-from data.mine.ngrams import Hashes, ngram_hashes, unit_hashes
+from data.mine.ngrams import Hashes, ngram_hashes, unit_hashes, units
 from data.readers import Problem
 from data.readers import load as load_problems
 from data.shards import Shards, texts
@@ -39,7 +39,7 @@ def overlap(problems: dict[str, list[Problem]], documents: Iterable[tuple[str, s
     once and not kept.
 
     Returns {documents, characters, benchmarks: {name: {problems, question: {problems, share, short, whole},
-    question_or_solution: {problems, share}, overlapping: {id: [fields]}, examples: [{id, field, text, place}]}}}.
+    question_or_solution: {problems, share}, overlapping: {id: [fields]}, examples: [{id, field, shared, place}]}}}.
     A question is its text without options, and the formal statement where it has one; a solution the worked one that
     the benchmark gives: an answer alone ("18") says nothing. Of the questions that are found, `short` ones have 3 to 9
     grams, and `whole` ones have nothing that was not seen, be it in several places; shorter questions are never
@@ -84,10 +84,10 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, s
 
 def _mark(index: Index, found: list[Match], seen: dict[int, np.ndarray], place: int) -> None:
     """Note the place of the grams in some matches. A match names one text that has them; this marks them for all."""
-    units = unit_hashes([match.text for match in found])
-    for i in range(len(found)):
-        size = min(len(units[i]), GRAM)
-        grams = ngram_hashes(Hashes(units[i], np.array([0, len(units[i])])), size).values
+    hashes = unit_hashes([match.text for match in found])
+    for own in map(hashes.__getitem__, range(len(found))):
+        size = min(len(own), GRAM)
+        grams = ngram_hashes(Hashes(own, np.array([0, len(own)])), size).values
         rows = np.minimum(np.searchsorted(index.grams[size], grams), len(seen[size]) - 1)
         rows = rows[index.grams[size][rows] == grams]
         seen[size][rows[seen[size][rows] < 0]] = place
@@ -97,7 +97,7 @@ def _report(problems: dict[str, list[Problem]], index: Index, seen: dict[int, np
             examples: int) -> dict:
     result = {name: {"overlapping": {}, "short": set(), "whole": set(), "examples": []} for name in problems}
     for item, size, rows in _found(index, seen):
-        benchmark, place = result[item.benchmark], int(rows[rows >= 0][0])
+        benchmark = result[item.benchmark]
         fields = benchmark["overlapping"].setdefault(item.id, [])
         if item.field == "question":
             benchmark["short"].update([item.id] * (size < GRAM))
@@ -106,8 +106,10 @@ def _report(problems: dict[str, list[Problem]], index: Index, seen: dict[int, np
             continue
         fields.append(item.field)
         if len(benchmark["examples"]) < examples:
-            text = item.text if len(item.text) <= 200 else item.text[:200] + " ..."
-            benchmark["examples"].append({"id": item.id, "field": item.field, "text": text, "place": places[place]})
+            first = int(np.argmax(rows >= 0))
+            words = units(item.text)[first : first + size]
+            benchmark["examples"].append({"id": item.id, "field": item.field, "shared": " ".join(words),
+                                          "place": places[rows[first]]})  # fmt: skip
     for name, found in result.items():
         total, questions = len(problems[name]), sum("question" in fields for fields in found["overlapping"].values())
         result[name] = {
@@ -126,10 +128,10 @@ def _found(index: Index, seen: dict[int, np.ndarray]) -> Iterator[tuple[Item, in
     """(text, size of its grams, the place of each or -1) of the index's texts of which a gram was seen."""
     for start in range(0, len(index.items), 4096):
         some = index.items[start : start + 4096]
-        units = unit_hashes([item.text for item in some])
-        grams = {size: ngram_hashes(units, size) for size in range(SHORTEST, GRAM + 1)}
+        hashes = unit_hashes([item.text for item in some])
+        grams = {size: ngram_hashes(hashes, size) for size in range(SHORTEST, GRAM + 1)}
         for i, item in enumerate(some):
-            size = min(len(units[i]), GRAM)
+            size = min(len(hashes[i]), GRAM)
             if size < SHORTEST:
                 continue
             own = grams[size][i]
@@ -183,6 +185,13 @@ def corpus_documents(paths: Iterable) -> Iterator[tuple[str, str]]:
             yield f"{path}, document {number}", text
 
 
+def documents(shards: Iterable, tokenizer: Tokenizer | None, corpus: Iterable = ()) -> Iterator[tuple[str, str]]:
+    """Those of folders of token shards, then those of JSONL files: what `overlap` reads."""
+    for directory in shards:
+        yield from shard_documents(directory, tokenizer)
+    yield from corpus_documents(corpus)
+
+
 def read_problems(paths: Iterable) -> dict[str, list[Problem]]:
     """Problems by name: of a data folder those benchmarks of data/benchmarks.py that are there, of another folder or a
     file its problems under the name of the path. Raises InputError."""
@@ -225,14 +234,8 @@ def main(arguments: list[str] | None = None) -> dict:
         raise InputError("--shards needs --tokenizer DIR, to turn tokens into text")
     problems = read_problems(options.benchmarks)
     tokenizer = Tokenizer.load(options.tokenizer) if options.shards else None
-
-    def documents():
-        for directory in options.shards:
-            yield from shard_documents(directory, tokenizer)
-        yield from corpus_documents(options.corpus)
-
     began = time.perf_counter()
-    result = overlap(problems, documents(), options.examples)
+    result = overlap(problems, documents(options.shards, tokenizer, options.corpus), options.examples)
     seconds = time.perf_counter() - began
     with atomic_write(options.to) as file:
         json.dump(result, file, ensure_ascii=False, indent=1)

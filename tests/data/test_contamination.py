@@ -48,12 +48,13 @@ def test_the_report_of_a_few_problems():
     assert result["benchmarks"]["a"] == {
         "problems": 4, "question": {"problems": 1, "share": 0.25, "short": 0, "whole": 0},
         "question_or_solution": {"problems": 2, "share": 0.5}, "overlapping": {"q": ["question"], "s": ["solution"]},
-        "examples": [{"id": "q", "field": "question", "text": f"so {TEN} so?", "place": "place 1"},
-                     {"id": "s", "field": "solution", "text": f"{TEN} eleven", "place": "place 1"}]}  # fmt: skip
+        "examples": [{"id": "q", "field": "question", "shared": TEN, "place": "place 1"},
+                     {"id": "s", "field": "solution", "shared": TEN, "place": "place 1"}]}  # fmt: skip
     b, c = result["benchmarks"]["b"], result["benchmarks"]["c"]
     assert b["overlapping"] == {"three": ["question"], "twin": ["question"]}
     assert b["question"] == {"problems": 2, "share": 1.0, "short": 1, "whole": 1}
-    assert [example["place"] for example in b["examples"]] == ["place 2", "place 1"]
+    assert [(example["shared"], example["place"]) for example in b["examples"]] == [
+        ("sky is blue", "place 2"), (TEN, "place 1")]  # fmt: skip
     assert c["overlapping"] == {"formal": ["question"]}
 
 

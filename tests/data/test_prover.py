@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import InputError, isabelle, read_jsonl
+from data import InputError, isabelle, prover, read_jsonl
 from data.isabelle import Check, Isabelle, Message, verdict
 from data.prover import NO_PROVER, find_prover, forbidden, holes, proof_of, proposals, prove, sketch_theory, tokens
 
@@ -170,6 +171,16 @@ def test_the_authors_sketches(real):
     assert len(files) == 20
 
 
+def test_our_own_sketches():
+    path = Path(prover.__file__).with_name("exemplars.toml")
+    exemplars = tomllib.loads(path.read_text(encoding="utf-8"))["minif2f"]
+    for exemplar in exemplars:
+        problem = SimpleNamespace(id="own", task=exemplar | {"header": "theory own imports Complex_Main begin"})
+        theory = sketch_theory(problem, exemplar["proof"])
+        assert len(holes(theory)) == exemplar["proof"].count("sledgehammer") > 0
+    assert len(exemplars) > 1
+
+
 # ---- Proposals and verdicts ------------------------------------------------------------------------------------------
 
 def test_proposals_of_try0_and_sledgehammer():
@@ -216,8 +227,8 @@ def program(tmp_path):
     return path, lambda: [line.split()[0] for line in log.read_text().splitlines()]
 
 
-@pytest.fixture
-def prover(program):
+@pytest.fixture(name="prover")
+def running(program):
     with Isabelle(str(program[0]), grace=0.3, start=20) as prover:
         yield prover
 
