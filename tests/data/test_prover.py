@@ -245,6 +245,7 @@ def test_a_proof_is_checked_and_the_server_stays(prover, program):
 @pytest.mark.parametrize("steps, status, rounds, inserted", [
     (["easy"], "proved", 2, ["by simp"]),
     (["easy", "arithmetic", "hard", "easy"], "proved", 5, ["by simp", "by (metis hard_fact ", "(arith; fail)"]),
+    (["stuck", "easy"], "proved", 5, ["by simp", "by (metis hard_fact "]),
     (["false"], "failed", 3, []),
     (["easy", "false"], "failed", 3, []),
 ])  # fmt: skip
