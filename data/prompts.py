@@ -22,7 +22,8 @@ from data.benchmarks import Benchmark
 from data.readers import LETTERS, Problem, is_chinese
 from data.readers import load as load_problems
 
-FORMATS = ("cot", "pot", "tool", "code", "proof")
+FORMATS = ("cot", "pot", "tool")  # that training knows
+ALL_FORMATS = (*FORMATS, "code", "proof")
 TEMPLATES = ("plain", "deepseek", "qwen")
 
 _PLAIN = {  # (format, is Chinese) -> (before the question, before the response)
@@ -59,8 +60,8 @@ _CHOICE_PLAIN = {False: "Answer with the letter of the right option.", True: "è¯
 
 
 def _check(format: str, template: str) -> None:
-    if format not in FORMATS:
-        raise InputError(f"format {format!r}: unknown; give one of {', '.join(FORMATS)}")
+    if format not in ALL_FORMATS:
+        raise InputError(f"format {format!r}: unknown; give one of {', '.join(ALL_FORMATS)}")
     if template not in TEMPLATES:
         raise InputError(f"template {template!r}: unknown; give one of {', '.join(TEMPLATES)}")
 
@@ -93,7 +94,7 @@ def prompt(question: str, format: str = "cot", template: str = "plain", kind: st
             question = f"{question}\n{_CHOICE_PLAIN[chinese]}"
         between = "" if chinese else "\n" if format == "proof" else " "
         return f"{before}{between}{question}\n{after}".rstrip("\n")
-    table = _CHOICE_INSTRUCTIONS if kind == "choice" and format in ("cot", "pot", "tool") else _INSTRUCTIONS
+    table = _CHOICE_INSTRUCTIONS if kind == "choice" and format in FORMATS else _INSTRUCTIONS
     instruction = table[format, chinese]
     if template == "deepseek":
         return f"User: {question}\n{instruction}\n\nAssistant:"
@@ -190,8 +191,8 @@ class FewShot:
     def own(
         cls, benchmark: Benchmark | None, format: str, shots: int | None = None, template: str = "plain"
     ) -> "FewShot":
-        """Our exemplars: as many as the paper has, or of "tool" as there are. Zero-shot with shots=0, without benchmark,
-        and in the templates of chat models, "deepseek" and "qwen". Raises InputError where too few are there."""
+        """Our exemplars: as many as the paper has, or of "tool" as there are. Zero-shot with shots=0, without a
+        benchmark, and in "deepseek" and "qwen", the templates of chat models. Raises InputError for too few."""
         name, rows = (benchmark.name, _exemplar_rows(benchmark.exemplars)) if benchmark else ("", [])
         rows = [row for row in rows if format in row]
         if shots is None:
@@ -199,8 +200,8 @@ class FewShot:
         if shots and template != "plain":
             raise InputError(f"template {template!r} is for chat models, which are asked without exemplars; use plain")
         if not 0 <= shots <= len(rows):
-            raise InputError(f"{name or 'problem file'}: {shots} exemplars of {format} wanted, there are {len(rows)}; ask "
-                             "for that many, or for 0")
+            raise InputError(f"{name or 'problem file'}: {shots} exemplars of {format} wanted, there are {len(rows)}; "
+                             "ask for that many, or for 0")
         texts = tuple(problem_prompt(exemplar_problem(row, benchmark.kind), format, template)
                       + response_text(row[format], format, template) for row in rows[:shots])
         stop = COMPLETION_STOPS if name == "humaneval" and template == "plain" else stop_strings(format, template)
@@ -272,12 +273,17 @@ def _paper_prompts(path: Path, benchmark: Benchmark, format: str) -> FewShot:
     template = re.fullmatch(r"\{few_shot_prompt[^{}]*\}(.*\{question[^{}]*\}.*)", str(entry["template"]), re.DOTALL)
     if not template:
         raise InputError(f"{where}: the template must begin with {{few_shot_prompt}} and hold {{question}}")
-    text = entry["few_shot_prompt"]
+    text, stop = entry["few_shot_prompt"], entry["stop_words"]
     texts = text if isinstance(text, dict) else {"": text}
+    if not all(isinstance(one, str) for one in texts.values()):
+        raise InputError(f"{where}: few_shot_prompt must be a text, or texts by tag")
+    if not isinstance(stop, list):
+        raise InputError(f"{where}: stop_words must be a list")
+
+    after = re.sub(r"\{partial_answer[^{}]*\}", "", template[1])
 
     def question(problem: Problem) -> str:
-        filled = re.sub(r"\{question[^{}]*\}", lambda _: _paper_statement(problem), template[1])
-        return re.sub(r"\{partial_answer[^{}]*\}", "", filled).rstrip()
+        return re.sub(r"\{question[^{}]*\}", lambda _: _paper_statement(problem), after).rstrip()
 
     def tag(problem: Problem) -> str:
         return "numbertheory" if "numbertheory" in problem.task["formal_statement"] else "other"
@@ -285,7 +291,7 @@ def _paper_prompts(path: Path, benchmark: Benchmark, format: str) -> FewShot:
     programs = _solution_program, _answer_program
     find = next((find for find, sign in zip(programs, ("def solution():", "imports required"), strict=True)
                  if format == "pot" and sign in next(iter(texts.values()))), lambda text: program(text, format))
-    return FewShot(question, tuple(entry["stop_words"]), find, {name: (text.strip(),) for name, text in texts.items()},
+    return FewShot(question, tuple(map(str, stop)), find, {name: (text.strip(),) for name, text in texts.items()},
                    tag if isinstance(text, dict) else lambda problem: "", separator="", where=where, one_text=True)
 
 

@@ -19,6 +19,8 @@ from typing import NamedTuple
 from data.prompts import COMPLETION_STOPS
 from data.readers import Problem
 
+CPU_SECONDS = 15  # what a sandbox for tests needs: the published solution of MBPP's problem 123 takes 4 to 5
+
 
 class TestProgram(NamedTuple):
     """Passed if the sandbox's Result has status "ok" and `passed(stdout, secret)`."""
