@@ -40,7 +40,7 @@ class Config:
     model: str = option("", "Hugging Face model directory")
     # what is asked
     data: str = option("", "folder of the benchmarks' files")
-    benchmarks: list[str] = option([], "names of benchmarks; none or all: every one that is found in --data")
+    benchmarks: list[str] = option([], "names of benchmarks; none: the paper's that are found in --data; all: others too")
     problems: list[str] = option([], "problem files (ours, GSM8K, MAWPS/ASDiv CSV, SVAMP), comma-separated")
     limit: int = option(0, "only the first so many problems of each; 0 is all")
     # how it is asked
@@ -170,8 +170,7 @@ def evaluate(
     "program" (status of the last program, "none" if there was none) and "error" (its last line, where it failed), for
     tool "rounds". finish: "eos", "stop", "length"; "prompt": the prompt left no room, nothing was asked; "rounds": it
     asked for more programs than `rounds`. "paper": right by the paper's rules, for a chain of thought on a `benchmark`
-    that they know. For proof also "proof" (solve.check_proofs); "right" is None where none was
-    checked.
+    that they know. For proof also "proof" (solve.check_proofs); "right" is None where none was checked.
     """
     way, K, context = way or solve.zero_shot(format, template), sampling.samples, model.config.context
     room = min(sampling.max_new_tokens, context // 4)
@@ -193,7 +192,7 @@ def evaluate(
     if format == "proof":
         unasked["proof"] = "failed" if prover else "no prover"
     records = []
-    for item, (ids, shots) in zip(items, asked, strict=True):
+    for item, (ids, shown) in zip(items, asked, strict=True):
         attempts = [next(found) if ids else dict(unasked) for _ in range(K)]
         for one in attempts:
             solve.judge(item, one)
@@ -201,7 +200,7 @@ def evaluate(
                 one["paper"] = solve.paper_right(item, one["text"], benchmark, template != "plain")
         records.append({
             "id": item.id, "question": item.question, "answer": item.answer, "kind": item.kind,
-            "section": benchmarks.section(item), "shots": shots, "prompt_tokens": len(ids), "attempts": attempts,
+            "section": benchmarks.section(item), "shots": shown, "prompt_tokens": len(ids), "attempts": attempts,
         })  # fmt: skip
         if progress and not ids:
             progress(K)
@@ -324,9 +323,9 @@ def check(config: Config) -> None:
 def plan(config: Config) -> tuple[list[Task], dict[str, list[str]], dict[str, list[str]]]:
     """(tasks, {absent benchmark: places where it was looked for}, {benchmark: messages about its bad records})."""
     tasks, absent, bad = [], {}, {}
-    names = [] if not config.data else config.benchmarks
+    names = config.benchmarks if config.data else []
     if config.data and names in ([], ["all"]):
-        names = list(benchmarks.BENCHMARKS)
+        names = [name for name, one in benchmarks.BENCHMARKS.items() if one.paper or names]
     for name in dict.fromkeys(names):
         one, messages = benchmarks.get(name), []
         if benchmarks.find(name, config.data) is None:
