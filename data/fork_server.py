@@ -399,7 +399,7 @@ def _confinement(config: dict, plan: dict, folder: str) -> dict:
     if plan["filter"]:
         steps["seccomp"] = lambda: isolation.apply_seccomp(plan["filter"])
     if "hook" not in config["without"]:
-        steps["hook"] = lambda: sys.addaudithook(_audit_hook(folder, plan["readable"]))
+        steps["hook"] = lambda: sys.addaudithook(isolation.audit_hook(folder, plan["readable"]))
     return steps
 
 
@@ -424,39 +424,6 @@ def _limit(config: dict, plan: dict) -> None:
 
 def _report(line: str) -> None:
     os.write(3, line[:1000].encode(errors="replace"))
-
-
-_REFUSED = ("socket.", "subprocess.", "ctypes.", "pty.", "resource.setrlimit", "resource.prlimit", "os.kill",
-            "signal.pthread_kill", "os.fork", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "sys.addaudithook")
-_CHANGING = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
-             "os.chown", "os.utime", "os.chflags", "os.setxattr", "os.removexattr", "os.mkfifo", "os.mknod")
-
-
-def _audit_hook(folder: str, readable: tuple[str, ...]):
-    own = (folder + os.sep,)
-    readable += own
-    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    realpath, fsdecode, sep, devices = os.path.realpath, os.fsdecode, os.sep, (os.devnull, "/dev/urandom")
-
-    def hook(event: str, arguments: tuple) -> None:
-        if event.startswith(_REFUSED):
-            raise PermissionError(f"{event} is not allowed in the sandbox")
-        if event == "open":
-            allowed, paths = (own if arguments[2] & writing else readable), arguments[:1]
-        elif event in ("os.listdir", "os.scandir"):
-            allowed, paths = readable, arguments[:1]
-        elif event in _CHANGING:
-            if any(isinstance(a, int) and a >= 0 for a in arguments[-1:]) and event not in ("os.chmod", "os.truncate"):
-                raise PermissionError(f"{event} with dir_fd is not allowed in the sandbox")
-            allowed, paths = own, [a for a in arguments if isinstance(a, str | bytes)]
-        else:
-            return
-        for path in paths:
-            if isinstance(path, str | bytes) and path not in devices:
-                if not (realpath(fsdecode(path)) + sep).startswith(allowed):
-                    raise PermissionError(f"{fsdecode(path)}: outside the sandbox")
-
-    return hook
 
 
 # ---------------------------------------------------------------------------------------------------- the probe

@@ -1,4 +1,5 @@
-"""What the Linux kernel holds a sandboxed program back with: namespaces, an own root, Landlock, seccomp, no privileges.
+"""What the Linux kernel holds a sandboxed program back with: namespaces, an own root, Landlock, seccomp, no privileges;
+last, for any system, an audit hook.
 
 Everything here is called in the sandbox's server (data/fork_server.py) or in a program's process just before the
 program. Calls raise OSError where the system does not permit something; nothing is retried with less.
@@ -298,3 +299,40 @@ def apply_seccomp(program: bytes) -> None:
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
     call("prctl", 22, 2, header, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+
+
+# ---------------------------------------------------------------------------------------------------- the audit hook
+
+_REFUSED = ("socket.", "subprocess.", "ctypes.", "pty.", "resource.setrlimit", "resource.prlimit", "os.kill",
+            "signal.pthread_kill", "os.fork", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "sys.addaudithook")
+_CHANGING = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
+             "os.chown", "os.utime", "os.chflags", "os.setxattr", "os.removexattr", "os.mkfifo", "os.mknod")
+
+
+def audit_hook(folder: str, readable: tuple[str, ...]):
+    """For any system: refuses sockets, processes, signals, ctypes, writing outside `folder`, reading outside it and
+    `readable`, as PermissionError. Python code determined to get round an audit hook can."""
+    own = (folder + os.sep,)
+    readable += own
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    realpath, fsdecode, sep, devices = os.path.realpath, os.fsdecode, os.sep, (os.devnull, "/dev/urandom")
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event.startswith(_REFUSED):
+            raise PermissionError(f"{event} is not allowed in the sandbox")
+        if event == "open":
+            allowed, paths = (own if arguments[2] & writing else readable), arguments[:1]
+        elif event in ("os.listdir", "os.scandir"):
+            allowed, paths = readable, arguments[:1]
+        elif event in _CHANGING:
+            if any(isinstance(a, int) and a >= 0 for a in arguments[-1:]) and event not in ("os.chmod", "os.truncate"):
+                raise PermissionError(f"{event} with dir_fd is not allowed in the sandbox")
+            allowed, paths = own, [a for a in arguments if isinstance(a, str | bytes)]
+        else:
+            return
+        for path in paths:
+            if isinstance(path, str | bytes) and path not in devices:
+                if not (realpath(fsdecode(path)) + sep).startswith(allowed):
+                    raise PermissionError(f"{fsdecode(path)}: outside the sandbox")
+
+    return hook
