@@ -1,48 +1,69 @@
-"""Evaluation: a model directory on problem files, by chain of thought or by program; greedy, maj@k and pass@k.
+"""Evaluation: a model directory on the paper's benchmarks or on problem files, by chain of thought, by program, with
+tools; greedy, maj@k and pass@k.
 
+    python eval.py --model DIR --data FOLDER [--benchmarks gsm8k,math] [--formats cot,pot] [--shots 0] --to DIR
     python eval.py --model DIR --problems FILE[,FILE] --formats cot,pot [--samples 16 --temperature 0.7] --to DIR
 
-Prints a table; writes DIR/results.json and, per problem file and format, DIR/NAME.FORMAT.jsonl with a record per
-problem. Figures carry 95 % intervals over problems: Wilson's for greedy and maj@k (right or wrong), normal for pass@k
-(a share).
+Prints a table; writes DIR/results.json (figures, settings, versions), DIR/table.md and, per benchmark and format,
+DIR/NAME.FORMAT.jsonl with a record per problem. Stopped at any moment, the same command goes on from there. Figures
+carry 95 % intervals over problems: Wilson's for greedy and maj@k (right or wrong), normal for pass@k (a share).
 """
 
-import json
 import math
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
+import report
 import runtime
-from data import InputError, answers, atomic_write, problems, prompts, write_jsonl
+import solve
+from data import InputError, benchmarks, problems, prompts
 from data.problems import Problem
 from data.sandbox import Sandbox
 from data.tokenizer import Tokenizer
 from generate import Sampling, generate
 from model import Transformer, from_pretrained
 from options import option
-from reward import completion_text, predictions, rule_rewards
+
+FORMATS = ("cot", "pot", "tool")
 
 
 @dataclass
 class Config:
     model: str = option("", "Hugging Face model directory")
+    # what is asked
+    data: str = option("", "folder of the benchmarks' files")
+    benchmarks: list[str] = option([], "names of benchmarks; none or all: every one that is found in --data")
     problems: list[str] = option([], "problem files (ours, GSM8K, MAWPS/ASDiv CSV, SVAMP), comma-separated")
-    formats: list[str] = option(["cot"], "cot, pot or both")
+    limit: int = option(0, "only the first so many problems of each; 0 is all")
+    # how it is asked
+    formats: list[str] = option([], "cot, pot, tool; none: what the paper reports for a benchmark, cot for a file")
+    shots: int = option(-1, "exemplars before a benchmark's question; -1: the paper's number, 0 with a chat template")
+    prompts: str = option("", "the authors' few-shot prompts (a JSON file, or a folder with some) instead of ours")
     template: str = option("plain", "prompt template: plain, deepseek or qwen")
+    # how it answers
     samples: int = option(1, "K completions a problem; maj@k and pass@k are given for k = 1, 2, 4 ... K")
     temperature: float = option(0.0, "0 is greedy (one sample); the paper's maj@64 uses 0.7")
     top_p: float = option(1.0, "nucleus sampling")
-    max_new_tokens: int = option(512, "longest completion")
+    max_new_tokens: int = option(0, "longest completion; 0: the benchmark's own limit, 512 for a file")
+    rounds: int = option(4, "programs that a tool-integrated solution may run")
+    sandbox: str = option("best-effort", "strict refuses to run programs where a protection is missing")
+    # how it runs
     max_rows: int = option(256, "completions decoded at once")
-    limit: int = option(0, "only the first so many problems of each file; 0 is all")
+    chunk: int = option(256, "problems solved between two savings")
     seed: int = option(0, "seed of the samples")
     device: str = option("auto", "auto, cpu or cuda")
     to: str = option("", "directory of results.json and the records; empty writes none")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
 
 
 def wilson(right: float, total: int) -> tuple[float, float]:
@@ -67,85 +88,155 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)
 
 
-def majority(predicted: list[str | None]) -> str | None:
-    """The answer most samples agree on, equal answers counted together; the first seen wins a tie; None abstains."""
-    classes: list[list[str]] = []
-    for answer in predicted:
-        if answer is None:
-            continue
-        for members in classes:
-            if members[0] == answer or answers.compare(members[0], answer).equal:
-                members.append(answer)
-                break
-        else:
-            classes.append([answer])
-    return max(classes, key=len)[0] if classes else None
+def mean(values: list[float], sections: list[str], binary: bool) -> tuple[float, tuple[float, float]]:
+    """(mean, 95 % interval) of a value a problem: the mean of the sections' means. Of one section Wilson's interval if
+    the values are 0 and 1, else the normal one; of several the normal one of a stratified sample."""
+    groups: dict[str, list[float]] = {}
+    for section, value in zip(sections, values, strict=True):
+        groups.setdefault(section, []).append(value)
+    if len(groups) == 1:
+        return sum(values) / len(values), wilson(sum(values), len(values)) if binary else normal(values)
+    means = [sum(group) / len(group) for group in groups.values()]
+    centre = sum(means) / len(means)
+    errors = [(normal(group)[1] - normal(group)[0]) / 2 for group in groups.values()]
+    half = math.sqrt(sum(error**2 for error in errors)) / len(groups)
+    return centre, (max(0.0, centre - half), min(1.0, centre + half))
+
+
+def vote(predicted: Sequence[str | None], same: Callable[[str, str], bool]) -> list[int | None]:
+    """For k = 1 ... K: the place of the answer that most of the first k samples agree on. Equal answers count together
+    (under that of the first of them); the first seen wins a tie; None abstains."""
+    heads: list[int] = []  # place of the first member of each class
+    counts: list[int] = []
+    known: dict[str, int] = {}  # answer -> class, so that an answer is compared once
+    best, winners = 0, []
+    for place, answer in enumerate(predicted):
+        if answer is not None:
+            if answer not in known:
+                equal = (c for c, head in enumerate(heads) if same(predicted[head], answer))
+                known[answer] = next(equal, len(heads))
+                if known[answer] == len(heads):
+                    heads.append(place)
+                    counts.append(0)
+            c = known[answer]
+            counts[c] += 1
+            if (counts[c], -c) > (counts[best], -best):
+                best = c
+        winners.append(heads[best] if heads else None)
+    return winners
+
+
+def majority(predicted: Sequence[str | None]) -> str | None:
+    """The answer most samples agree on; see `vote`."""
+    winner = vote(predicted, lambda a, b: solve.same("answer", a, b))[-1:]
+    return predicted[winner[0]] if winner and winner[0] is not None else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Solving and counting
 
 
 def evaluate(
     model: Transformer,
     tokenizer: Tokenizer,
-    items: list[Problem],
+    items: Sequence[Problem],
     format: str,
     sampling: Sampling,
     template: str = "plain",
     sandbox: Sandbox | None = None,
     max_rows: int = 256,
     progress: Callable[[int], None] | None = None,
+    way=None,
+    keys: Sequence[int] | None = None,
+    rounds: int = 4,
 ) -> tuple[dict, list[dict]]:
-    """Solve every problem `sampling.samples` times. Returns (metrics, a record per problem).
+    """Solve every problem `sampling.samples` times. Returns (`summarise(records)`, a record per problem).
 
-    metrics: accuracy (mean over all samples) with its interval, maj@k and pass@k for k = 1, 2, 4 ... K, mean length,
-    shares without an answer and truncated.
+    `way` (solve.ZeroShot, data.prompts.FewShot) makes the prompts; default: the question alone in `template`. `keys`
+    name the random streams (default: the place in items), so that samples do not depend on how problems are divided.
+
+    A record is {"id", "question", "answer", "kind", "section" (subject, task), "shots" (exemplars shown),
+    "prompt_tokens", "attempts"}; its attempts, one a sample, are {"text", "answer" (str or None), "finish", "tokens"
+    (written by the model itself), "right" and "reason" (relaxed), "strict" and "strict_reason"}; for pot and tool also
+    "program" (status of the last program, "none" if there was none) and "error" (its last line, where it failed), for
+    tool "rounds". finish: "eos", "stop", "length"; "prompt": the prompt left no room, nothing was asked; "rounds": it
+    asked for more programs than `rounds`.
     """
-    encoded = encode_prompts(tokenizer, items, format, template)
-    for item, ids in zip(items, encoded, strict=True):
-        if len(ids) >= model.config.context:
-            raise InputError(
-                f"problem {item.id}: its prompt has {len(ids)} tokens, "
-                f"the model's context is {model.config.context}; leave it out"
-            )
-    sampling = replace(sampling, stop=tuple(prompts.stop_strings(format, template)))
-    groups = generate(model, tokenizer, encoded, sampling, max_rows, progress=progress)
-    texts = [completion_text(tokenizer, sample, sampling.stop) for group in groups for sample in group]
-    K = sampling.samples
-    predicted = predictions(texts, format, template, sandbox)
-    rewards = rule_rewards([item.answer for item in items for _ in range(K)], predicted)
+    way, K, context = way or solve.ZeroShot(format, template), sampling.samples, model.config.context
+    room = min(sampling.max_new_tokens, context // 4)
+    asked = solve.fit(tokenizer, way, items, way.shots, room, context, template)
+    fitting = [i for i, (ids, _) in enumerate(asked) if ids]
+    keys = list(range(len(items))) if keys is None else keys
+    tool = solve.Tool(tokenizer, sandbox, rounds) if format == "tool" else None
+    groups = generate(
+        model, tokenizer, [asked[i][0] for i in fitting], replace(sampling, stop=tuple(way.stop)), max_rows,
+        keys=[keys[i] for i in fitting], on_stop=tool, progress=progress,
+    )  # fmt: skip
+    places = [(p, g) for p in range(len(fitting)) for g in range(K)]
+    solved = [items[fitting[p]] for p, _ in places]
+    samples = [sample for group in groups for sample in group]
+    found = iter(solve.read(solved, samples, way, format, tokenizer, sandbox, tool, places))
     records = []
-    for i, (item, group) in enumerate(zip(items, groups, strict=True)):
-        own = slice(i * K, (i + 1) * K)
-        parts = zip(texts[own], predicted[own], rewards[own], group, strict=True)
-        attempts = [
-            {"text": text, "answer": answer, "right": bool(right), "finish": sample.finish, "tokens": len(sample.ids)}
-            for text, answer, right, sample in parts
-        ]
-        records.append({"id": item.id, "question": item.question, "answer": item.answer, "attempts": attempts})
+    for item, (ids, shots) in zip(items, asked, strict=True):
+        unasked = {"text": "", "answer": None, "finish": "prompt", "tokens": 0}
+        attempts = [next(found) if ids else dict(unasked) for _ in range(K)]
+        for one in attempts:
+            solve.judge(item, one)
+        records.append({
+            "id": item.id, "question": item.question, "answer": item.answer, "kind": item.kind,
+            "section": benchmarks.section(item), "shots": shots, "prompt_tokens": len(ids), "attempts": attempts,
+        })  # fmt: skip
+        if progress and not ids:
+            progress(K)
     return summarise(records), records
 
 
-def summarise(records: list[dict]) -> dict:
-    """The metrics of `evaluate` from its records."""
+def summarise(records: list[dict], average: str = "problems") -> dict:
+    """The figures of records of one benchmark and format.
+
+    accuracy (mean over all samples) and strict, each with its interval; reasons: how often which (of the relaxed
+    verdict; "strict_..." why a right answer is not strictly so); shares no_answer, truncated, no_room (prompt too long
+    for the context); shots, tokens: means; programs: how often which status; rounds: mean; maj@k and pass@k with
+    intervals for k = 1, 2, 4 ... K; sections: accuracy of each part, where there are several. `average` "sections"
+    makes accuracy, strict, maj@k and pass@k means over the parts' means, as the benchmark's authors do.
+    """
     n, K = len(records), len(records[0]["attempts"])
+    parts = [record["section"] for record in records]
+    over = parts if average == "sections" else [""] * n
     attempts = [attempt for record in records for attempt in record["attempts"]]
     right = [sum(attempt["right"] for attempt in record["attempts"]) for record in records]
-    shares = [count / K for count in right]
-    metrics = {
-        "problems": n,
-        "samples": K,
-        "accuracy": sum(shares) / n,
-        "interval": wilson(sum(right), n) if K == 1 else normal(shares),
+    strict = [sum(attempt["strict"] for attempt in record["attempts"]) for record in records]
+    reasons = Counter(attempt["reason"] for attempt in attempts)
+    reasons.update(f"strict_{a['strict_reason']}" for a in attempts if a["right"] and not a["strict"])
+    metrics: dict = {"problems": n, "samples": K}
+    metrics["accuracy"], metrics["interval"] = mean([count / K for count in right], over, K == 1)
+    metrics["strict"], metrics["strict_interval"] = mean([count / K for count in strict], over, K == 1)
+    metrics |= {
+        "reasons": dict(sorted(reasons.items())),
         "no_answer": sum(attempt["answer"] is None for attempt in attempts) / len(attempts),
         "truncated": sum(attempt["finish"] == "length" for attempt in attempts) / len(attempts),
+        "no_room": sum(attempt["finish"] == "prompt" for attempt in attempts) / len(attempts),
+        "shots": sum(record["shots"] for record in records) / n,
         "tokens": sum(attempt["tokens"] for attempt in attempts) / len(attempts),
     }
-    k = 1
-    while 1 < K and k <= K:
-        voted = [majority([a["answer"] for a in record["attempts"][:k]]) for record in records]
-        votes = rule_rewards([record["answer"] for record in records], voted)
-        metrics[f"maj@{k}"], metrics[f"maj@{k}_interval"] = sum(votes) / n, wilson(sum(votes), n)
-        chances = [pass_at_k(K, count, k) for count in right]
-        metrics[f"pass@{k}"], metrics[f"pass@{k}_interval"] = sum(chances) / n, normal(chances)
-        k = k * 2 if k * 2 <= K or k == K else K
+    if programs := Counter(attempt["program"] for attempt in attempts if "program" in attempt):
+        metrics["programs"] = dict(sorted(programs.items()))
+    if rounds := [attempt["rounds"] for attempt in attempts if "rounds" in attempt]:
+        metrics["rounds"] = sum(rounds) / len(rounds)
+    if len(set(parts)) > 1:
+        shares = {part: [count / K for count, own in zip(right, parts, strict=True) if own == part] for part in parts}
+        metrics["sections"] = {part: sum(own) / len(own) for part, own in shares.items()}
+    if K == 1:
+        return metrics
+    voted = []  # for each problem: is the answer that the first k agree on right, k = 1 ... K
+    for record in records:
+        own, kind = record["attempts"], record["kind"]
+        winners = vote([a["answer"] for a in own], lambda a, b, kind=kind: solve.same(kind, a, b))
+        voted.append([float(place is not None and own[place]["right"]) for place in winners])
+    for k in sorted({2**i for i in range(K.bit_length())} | {K}):
+        votes, chances = [curve[k - 1] for curve in voted], [pass_at_k(K, count, k) for count in right]
+        metrics[f"maj@{k}"], metrics[f"maj@{k}_interval"] = mean(votes, over, True)
+        metrics[f"pass@{k}"], metrics[f"pass@{k}_interval"] = mean(chances, over, False)
     return metrics
 
 
@@ -162,59 +253,129 @@ def check_tokenizer(tokenizer: Tokenizer, model: Transformer, where: str) -> Non
         )
 
 
-def table(results: dict) -> str:
-    """The results as text: a line per problem file and format."""
-    lines = [f"{'problems':<28} {'format':<6} {'n':>5}  {'accuracy (95 %)':<22} other"]
-    for name, metrics in results.items():
-        file, format = name.rsplit(".", 1)
-        low, high = metrics["interval"]
-        accuracy = f"{100 * metrics['accuracy']:5.1f} % ({100 * low:.1f} - {100 * high:.1f})"
-        k, other = metrics["samples"], ""
-        if k > 1:
-            other = f"maj@{k} {100 * metrics[f'maj@{k}']:.1f} %  pass@{k} {100 * metrics[f'pass@{k}']:.1f} %  "
-        other += f"no answer {100 * metrics['no_answer']:.1f} %"
-        lines.append(f"{file:<28} {format:<6} {metrics['problems']:>5}  {accuracy:<22} {other}")
-    return "\n".join(lines)
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+@dataclass
+class Task:
+    """A benchmark or a file, solved one way."""
+
+    name: str  # NAME.FORMAT
+    items: list[Problem]
+    format: str
+    way: object
+    max_new_tokens: int
+    average: str = "problems"
+
+
+def check(config: Config) -> None:
+    if not config.model or not (config.problems or config.data):
+        raise InputError("--model DIR and --problems FILE or --data FOLDER are needed")
+    for format in config.formats:
+        if format not in FORMATS:
+            raise InputError(f"--formats {format}: unknown; use {', '.join(FORMATS)}, or several of them")
+    if config.temperature == 0 and config.samples > 1:
+        raise InputError("--samples above 1 needs --temperature above 0: greedy samples are all the same")
+    if config.sandbox not in ("strict", "best-effort"):
+        raise InputError(f"--sandbox {config.sandbox}: unknown; use strict or best-effort")
+    if config.data and not Path(config.data).is_dir():
+        raise InputError(f"--data {config.data}: not a folder; give the one that holds the benchmarks' files")
+    if not config.data and (config.benchmarks or config.prompts or config.shots > 0):
+        raise InputError("--benchmarks, --prompts and --shots need --data FOLDER, where the benchmarks' files are")
+    least = dict(limit=0, shots=-1, max_new_tokens=0, rounds=1, samples=1, max_rows=1, chunk=1)
+    for name, bound in least.items():
+        if getattr(config, name) < bound:
+            raise InputError(f"--{name} {getattr(config, name)}: must be at least {bound}")
+    Sampling(config.samples, config.temperature, config.top_p)  # refuses what is out of range
+    prompts.prompt("", "cot", config.template)
+
+
+def plan(config: Config) -> tuple[list[Task], dict[str, list[str]], dict[str, list[str]]]:
+    """(tasks, {absent benchmark: places where it was looked for}, {benchmark: messages about its bad records})."""
+    tasks, absent, bad = [], {}, {}
+    names = [] if not config.data else config.benchmarks
+    if config.data and names in ([], ["all"]):
+        names = list(benchmarks.BENCHMARKS)
+    for name in dict.fromkeys(names):
+        one, messages = benchmarks.get(name), []
+        if benchmarks.find(name, config.data) is None:
+            absent[name] = [str(Path(config.data) / place) for place in one.files]
+            continue
+        items = benchmarks.load(name, config.data, messages)
+        if messages:
+            bad[name] = messages
+        own = one.formats if one.kind in ("code", "proof") else config.formats or one.formats
+        for format in own:
+            way = way_of(config, one, format)
+            limit = config.max_new_tokens or one.max_new_tokens
+            tasks.append(Task(f"{name}.{format}", items[: config.limit or None], format, way, limit, one.average))
+    for path in config.problems:
+        items = problems.load(path)[: config.limit or None]
+        for format in config.formats or ["cot"]:
+            way = solve.ZeroShot(format, config.template)
+            tasks.append(Task(f"{Path(path).stem}.{format}", items, format, way, config.max_new_tokens or 512))
+    for name, count in Counter(task.name for task in tasks).items():
+        if count > 1:
+            raise InputError(f"{name}: there are two of this name, and results are told apart by it; rename a file")
+    if not tasks:
+        looked = "; ".join(places[0] for places in absent.values())
+        raise InputError(f"--data {config.data}: none of the benchmarks is there; looked for {looked}")
+    return tasks, absent, bad
+
+
+def way_of(config: Config, benchmark: "benchmarks.Benchmark", format: str):
+    shots = config.shots
+    if shots < 0:
+        shots = benchmark.shots if config.template == "plain" else 0
+    if config.prompts:
+        return prompts.FewShot.load(config.prompts, benchmark, format, shots)
+    return prompts.FewShot.own(benchmark, format, shots) if shots else solve.ZeroShot(format, config.template)
+
+
+def run_task(task: Task, config: Config, saved: report.Saved, model, tokenizer, sandbox, world) -> dict:
+    """Solve what is not saved yet, a chunk at a time; returns the figures."""
+    sampling = Sampling(config.samples, config.temperature, config.top_p, task.max_new_tokens, seed=config.seed)
+    total = len(task.items)
+    bar = tqdm(total=total * config.samples, desc=task.name, disable=None if world.main else True, file=sys.stderr)
+    with bar:
+        for start, end in saved.missing(task.name, total, config.chunk):
+            bar.update(start * config.samples - bar.n)
+            began, own = time.perf_counter(), range(start + world.rank, end, world.size)
+            records = []
+            if own:
+                records = evaluate(
+                    model, tokenizer, [task.items[i] for i in own], task.format, sampling, config.template, sandbox,
+                    config.max_rows, bar.update, task.way, own, config.rounds,
+                )[1]  # fmt: skip
+            parts = world.all_gather_objects(records)
+            records = [parts[i % world.size][i // world.size] for i in range(end - start)]
+            saved.add(task.name, start, records, time.perf_counter() - began)
+    records, seconds = saved.records(task.name)
+    metrics = summarise(records, task.average)
+    written = metrics["tokens"] * metrics["problems"] * metrics["samples"]
+    timing = {"seconds": seconds, "tokens_per_second": written / seconds}
+    return {"format": task.format, "max_new_tokens": task.max_new_tokens, **metrics, **timing}
 
 
 def main(config: Config) -> dict:
-    if not config.model or not config.problems:
-        raise InputError("--model DIR and --problems FILE are needed")
-    for format in config.formats:
-        if format not in ("cot", "pot"):
-            raise InputError(f"--formats {format}: unknown; use cot, pot or both")
-    if config.temperature == 0 and config.samples > 1:
-        raise InputError("--samples above 1 needs --temperature above 0: greedy samples are all the same")
-    if config.limit < 0:
-        raise InputError(f"--limit {config.limit}: give a number of problems, or 0 for all")
-    files: dict[str, list[Problem]] = {}
-    for path in config.problems:
-        if Path(path).stem in files:
-            raise InputError(f"--problems {path}: another file has this name too, and results are told apart by it")
-        items = problems.load(path)
-        files[Path(path).stem] = items[: config.limit] if config.limit else items
+    check(config)
+    tasks, absent, bad = plan(config)
     world = runtime.setup(config.device)
-    tokenizer, model = Tokenizer.load(config.model), from_pretrained(config.model, world.device)
+    tokenizer, model = Tokenizer.load(config.model), from_pretrained(config.model, world.device, world.dtype)
     check_tokenizer(tokenizer, model, config.model)
-    results = {}
-    with Sandbox() if "pot" in config.formats else nullcontext() as sandbox:
-        for file, items in files.items():
-            for format in config.formats:
-                name = f"{file}.{format}"
-                sampling = Sampling(
-                    config.samples, config.temperature, config.top_p, config.max_new_tokens, seed=config.seed
-                )
-                with tqdm(total=len(items) * config.samples, desc=name, disable=None, file=sys.stderr) as bar:
-                    metrics, records = evaluate(
-                        model, tokenizer, items, format, sampling, config.template, sandbox, config.max_rows, bar.update
-                    )
-                results[name] = metrics
-                if config.to:
-                    write_jsonl(Path(config.to) / f"{name}.jsonl", records)
-    if config.to:
-        with atomic_write(Path(config.to) / "results.json") as out:
-            json.dump(results, out, indent=2)
-    print(table(results))
+    saved, sandbox = report.Saved(config, world), None
+    left = [task for task in tasks if task.name not in saved.results]
+    with ExitStack() as stack:
+        if any(task.format != "cot" for task in left):
+            sandbox = stack.enter_context(Sandbox())
+        stack.enter_context(saved)
+        for task in left:
+            saved.finish(task.name, run_task(task, config, saved, model, tokenizer, sandbox, world))
+    results = {task.name: saved.results[task.name] for task in tasks}
+    saved.close(results, absent, bad, sandbox)
+    if world.main:
+        print(report.table(results, absent, bad))
     return results
 
 

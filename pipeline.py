@@ -88,7 +88,7 @@ def summarise(pipeline: dict, to: Path, seconds: dict[str, float]) -> dict:
         path = to / "eval" / row / "results.json"
         if not path.exists():
             raise InputError(f"{path}: not written by any stage; an evaluation with --to {path.parent} must")
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(path.read_text(encoding="utf-8"))["results"]
         if missing := [name for name in pipeline["columns"].values() if name not in results]:
             raise InputError(f"{path}: holds no results of {missing[0]}, a column; there are {', '.join(results)}")
         accuracy[row] = {column: results[name]["accuracy"] for column, name in pipeline["columns"].items()}

@@ -12,18 +12,21 @@ import torch
 from batch import Group, token_scores
 from data import InputError, answers, prompts
 from data.packing import micro_batches
-from data.sandbox import Sandbox
+from data.sandbox import Result, Sandbox
 from data.tokenizer import Tokenizer
 from generate import Sample
 from model import from_pretrained
 
 
 def completion_text(tokenizer: Tokenizer, sample: Sample, stop: Sequence[str] = ()) -> str:
-    """What a completion says: its ids decoded, without the stop string that ended it."""
-    text = tokenizer.decode(sample.ids)
+    """What a completion says: its ids decoded, without the stop string that ended it, one that its last id completes.
+    (An earlier one is followed by a tool's output and stays.)"""
+    text = tokenizer.decode_bytes(sample.ids)
     if sample.finish == "stop":
-        text = text[: min((at for s in stop if (at := text.rfind(s)) >= 0), default=len(text))]
-    return text
+        before = len(tokenizer.decode_bytes(sample.ids[:-1]))
+        ends = [at for s in map(str.encode, stop) if (at := text.rfind(s)) >= 0 and at + len(s) > before]
+        text = text[: min(ends, default=len(text))]
+    return text.decode("utf-8", errors="replace")
 
 
 def predictions(
@@ -39,13 +42,19 @@ def predictions(
         raise InputError(f"format {format!r} has no rule reward; use cot or pot")
     if sandbox is None:
         raise ValueError("programs need a sandbox to run in")
-    programs = [prompts.program(text, format, template) for text in texts]
-    runnable = [i for i, program in enumerate(programs) if program]
-    found: list[str | None] = [None] * len(texts)
-    for i, result in zip(runnable, sandbox.run_many([programs[i] for i in runnable]), strict=True):
-        lines = result.stdout.strip().splitlines() if result.status == "ok" else []
-        found[i] = lines[-1].strip() if lines else None
-    return found
+    return [printed(result) for result in run_programs([prompts.program(t, format, template) for t in texts], sandbox)]
+
+
+def run_programs(programs: Sequence[str | None], sandbox: Sandbox) -> list[Result | None]:
+    """The result of each program; None where there is none."""
+    results = iter(sandbox.run_many([program for program in programs if program]))
+    return [next(results) if program else None for program in programs]
+
+
+def printed(result: Result | None) -> str | None:
+    """The answer of a program: the last line it printed. None where it failed or printed nothing."""
+    lines = result.stdout.strip().splitlines() if result and result.status == "ok" else []
+    return lines[-1].strip() if lines else None
 
 
 def rule_rewards(golds: Sequence[str], predicted: Sequence[str | None]) -> list[float]:

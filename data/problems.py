@@ -1,8 +1,7 @@
-"""Word problems: our JSONL, GSM8K, MAWPS/ASDiv and SVAMP files, and the training sets made from them.
+"""Training sets made from public word problems; programs from GSM8K's calculator marks. `Problem`, `load`, `save`.
 
-A problem is {id, question, answer, solution?, source, lang}. `load` tells the kind of a file from its content.
-A MAWPS or ASDiv row is a template (data/templates.py) that gives a program of thought (section 3.1 of the paper), a
-chain of thought, and any number of variants with other numbers and words.
+Reading files is data/readers.py's. A MAWPS or ASDiv row is a template (data/templates.py) that gives a program of
+thought (section 3.1 of the paper), a chain of thought, and any number of variants with other numbers and words.
 
     python -m data.problems word-problems --data DIR --to DIR [--seed 0] [--copies 20] [--solved 0.8] [--fold 0]
     python -m data.problems gsm8k --data DIR --to DIR [--seed 0] [--valid 200] [--formats cot,pot]
@@ -10,142 +9,19 @@ chain of thought, and any number of variants with other numbers and words.
 
 import argparse
 import ast
-import csv
-import io
-import json
 import math
 import operator
 import random
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from data import InputError, read_jsonl, run_cli, write_jsonl
-from data.templates import Rewording, WordTemplate, number_text, parse_number
+from data import InputError, run_cli, write_jsonl
+from data.readers import Problem, gsm8k_rows, load, save, word_problem_rows
+from data.templates import Rewording, WordTemplate, number_text
 
-
-@dataclass(frozen=True)
-class Problem:
-    id: str
-    question: str
-    answer: str
-    solution: str | None = None
-    source: str = ""
-    lang: str = "en"
-
-
-def load(path) -> list[Problem]:
-    """Problems of a file, whose kind is told from its content: JSONL of ours or of GSM8K, the CSV of MAWPS/ASDiv, the
-    JSON of SVAMP. Raises InputError naming file and line for what cannot be read and for an empty file."""
-    path = Path(path)
-    start = _read_text(path).lstrip()[:1]
-    if start == "[":
-        problems = list(_svamp(path))
-    elif start == "{":
-        first = next(read_jsonl(path))[1]
-        if "####" in str(first.get("answer")):
-            problems = [problem for problem, _ in _gsm8k(path)]
-        else:
-            problems = list(_ours(path))
-    else:
-        problems = [_csv_problem(path, *row) for row in _csv_rows(path)]
-    if not problems:
-        raise InputError(f"{path}: holds no problem; give a file with at least one")
-    return problems
-
-
-def save(path, problems: Iterable[Problem]) -> int:
-    """Write problems as JSONL (atomically), without the fields that are None; returns how many."""
-    return write_jsonl(path, ({k: v for k, v in asdict(p).items() if v is not None} for p in problems))
-
-
-# ---- Readers ---------------------------------------------------------------------------------------------------------
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a JSONL, CSV or JSON problem file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; give a JSONL, CSV or JSON problem file") from None
-
-
-def _field(row: dict, name: str, where: str) -> str:
-    """A field that must be there, as text; 51.0 is written 51."""
-    value = row.get(name)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = "" if value is None or isinstance(value, (dict, list, bool)) else str(value).strip()
-    if not text:
-        raise InputError(f"{where}: a problem without {name!r}; add it or remove the line")
-    return text
-
-
-def _ours(path: Path) -> Iterator[Problem]:
-    for line, row in read_jsonl(path):
-        where = f"{path}:{line}"
-        solution = row.get("solution")
-        yield Problem(id=str(row.get("id", f"{path.stem}-{line}")), question=_field(row, "question", where),
-                      answer=_field(row, "answer", where), solution=None if solution is None else str(solution),
-                      source=str(row.get("source", "")), lang=str(row.get("lang", "en")))
-
-
-def _gsm8k(path: Path) -> Iterator[tuple[Problem, str]]:
-    """(problem, its solution with the <<expression=value>> marks of the calculator)."""
-    for line, row in read_jsonl(path):
-        where = f"{path}:{line}"
-        marked, found, answer = _field(row, "answer", where).rpartition("####")
-        answer = answer.strip().replace(",", "")
-        if not found or not answer:
-            raise InputError(f"{where}: no '#### N' at the end of the answer; add it or remove the line")
-        solution = re.sub(r"<<[^<>]*>>", "", marked).strip()
-        question = _field(row, "question", where)
-        yield Problem(f"gsm8k-{path.stem}-{line}", question, answer, solution, source="gsm8k"), marked
-
-
-def _svamp(path: Path) -> Iterator[Problem]:
-    """A JSON list of objects, read one by one so that an error has its line."""
-    text, decoder, count = _read_text(path), json.JSONDecoder(), 0
-    position = text.index("[") + 1
-    while True:
-        position = re.compile(r"[\s,]*").match(text, position).end()
-        if text[position:position + 1] == "]":
-            return
-        where = f"{path}:{text.count(chr(10), 0, position) + 1}"
-        try:
-            row, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); correct the file") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: not a JSON object; a list of problems is needed")
-        count += 1
-        body, question, answer = (_field(row, name, where) for name in ("Body", "Question", "Answer"))
-        yield Problem(str(row.get("ID", f"{path.stem}-{count}")), f"{body} {question}", answer, source="svamp")
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict, "WordTemplate"]]:
-    """(number of the row, the row, its template) of a MAWPS/ASDiv CSV."""
-    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
-    needed = ("Question", "Numbers", "Equation", "Answer")
-    if missing := [name for name in needed if name not in (reader.fieldnames or ())]:
-        raise InputError(f"{path}:1: no column {missing[0]!r}; give JSONL, the CSV of MAWPS/ASDiv or the JSON of SVAMP")
-    for count, row in enumerate(reader, 1):
-        where = f"{path}:{reader.line_num}"
-        question, equation, _ = (_field(row, name, where) for name in ("Question", "Equation", "Answer"))
-        try:
-            numbers = tuple(parse_number(text) for text in (row["Numbers"] or "").split())
-            template = WordTemplate(question, numbers, equation)
-            template.text(), template.value(), parse_number(row["Answer"].strip())
-        except (InputError, ValueError, ZeroDivisionError) as error:
-            raise InputError(f"{where}: {error}; correct or remove the row") from None
-        yield count, row, template
-
-
-def _csv_problem(path: Path, count: int, row: dict, template: "WordTemplate") -> Problem:
-    answer = re.sub(r"\.0+$", "", row["Answer"].strip())
-    return Problem(f"{path.stem}-{count}", template.text(), answer, source=path.stem)
+__all__ = ["Problem", "load", "save"]  # read and written here by the trainers
 
 
 # ---- GSM8K programs --------------------------------------------------------------------------------------------------
@@ -251,7 +127,7 @@ def word_problems(
     path = data / "mawps_asdiv_train.csv"
     templates: dict[str, list[tuple[str, WordTemplate]]] = {}  # rows that differ in numbers alone stay together
     rows = dropped = wrong = 0
-    for count, row, template in _csv_rows(path):
+    for count, row, template in word_problem_rows(path):
         rows += 1
         key = question_key(template.text())
         if key in tested:
@@ -299,7 +175,7 @@ def gsm8k(data: Path, to: Path, seed: int = 0, valid: int = 200, formats: str = 
     formats = _formats(formats)
     test = load(data / "test.jsonl")
     tested = {question_key(problem.question) for problem in test}
-    train = list(_gsm8k(data / "train.jsonl"))
+    train = list(gsm8k_rows(data / "train.jsonl"))
     kept = [(problem, marked) for problem, marked in train if question_key(problem.question) not in tested]
     if not 0 < valid < len(kept):
         raise InputError(f"--valid {valid}: must be between 1 and {len(kept) - 1}, the train problems there are")

@@ -134,7 +134,7 @@ def evaluation(config: Config, here: World, model: Path, to: Path, **options) ->
     """eval.py's results on the test problems; greedy unless the options say otherwise."""
     chosen = dict(model=model, problems=here.test, formats=config.formats, max_new_tokens=config.max_new_tokens, to=to)
     run(to / "results.json", "eval.py", *flags(**(chosen | options)))
-    return next(iter(json.loads((to / "results.json").read_text(encoding="utf-8")).values()))
+    return next(iter(json.loads((to / "results.json").read_text(encoding="utf-8"))["results"].values()))
 
 
 def curve(metrics: list[dict], key: str) -> tuple[list[int], list[float]]:

@@ -145,7 +145,7 @@ def accuracies(config: Config, model: Path, to: Path) -> dict[str, float]:
     files = ",".join(str(Path(path).resolve()) for path in config.problems)
     chosen = dict(model=model, problems=files, formats=config.formats, max_new_tokens=config.max_new_tokens, to=to)
     run(to / "results.json", "eval.py", *flags(**chosen))
-    found = json.loads((to / "results.json").read_text(encoding="utf-8"))
+    found = json.loads((to / "results.json").read_text(encoding="utf-8"))["results"]
     return {name: metrics["accuracy"] for name, metrics in found.items()}
 
 

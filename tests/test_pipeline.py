@@ -32,7 +32,7 @@ if name == "eval":
         Path(to, "eval", row).mkdir(parents=True, exist_ok=True)
         results = {"test.cot": {"accuracy": share, "interval": [share - 0.1, share + 0.1], "problems": 8},
                    "test.pot": {"accuracy": 0.0, "interval": [0.0, 0.3], "problems": 8}}
-        Path(to, "eval", row, "results.json").write_text(json.dumps(results))
+        Path(to, "eval", row, "results.json").write_text(json.dumps({"results": results}))
 """
 TOML = """
 rows = ["base", "grpo"]

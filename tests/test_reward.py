@@ -18,8 +18,8 @@ class Words:
     def __init__(self, *words):
         self.words = words
 
-    def decode(self, ids):
-        return "".join(self.words[i] for i in ids)
+    def decode_bytes(self, ids):
+        return b"".join(self.words[i] if isinstance(self.words[i], bytes) else self.words[i].encode() for i in ids)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,8 @@ def sandbox():
     (["\nQuestion:"], "stop", ""),
     (["It is 4.", "\n问题：\nQuestion:"], "stop", "It is 4."),  # two at once: the earlier one
     (["a```output", "4", "\nb", "```output"], "stop", "a```output4\nb"),  # an earlier one, answered by a tool, stays
+    (["a```output", "4", "b", "\nQuestion:"], "stop", "a```output4b"),  # also where another one ends the text
+    (["对", "\n问".encode() + b"\xe9", b"\xa2\x98", "："], "stop", "对"),  # a character in two tokens
 ])  # fmt: skip
 def test_completion_text(words, finish, text):
     sample = Sample([*range(len(words))], [0.0] * len(words), [True] * len(words), finish)
@@ -91,11 +93,6 @@ def test_rule_rewards():
 # Learned rewards
 
 
-class Pieces(Words):
-    def decode_bytes(self, ids):
-        return self.decode(ids).encode()
-
-
 @pytest.mark.parametrize(("words", "ends"), [
     (["1+2", "=3", "\n", "\n", "So", " 3", ""], [2, 6]),  # the docstring's; the last is EOS
     (["1+2", "=3.\n", "So", " 3"], [1, 3]),  # a newline within a token
@@ -107,13 +104,13 @@ class Pieces(Words):
     (["\n", "\n"], [1]),
 ])  # fmt: skip
 def test_step_ends(words, ends):
-    assert step_ends(Pieces(*words), range(len(words))) == ends
+    assert step_ends(Words(*words), range(len(words))) == ends
 
 
 @given(st.lists(st.sampled_from(["a", " b", "\n", ".\n", "\nc", " \n ", ""]), min_size=1, max_size=12))
 def test_steps_are_lines(words):
     """As many steps as lines with something on them, each ending in the token that holds the line's newline."""
-    ends = step_ends(Pieces(*words), range(len(words)))
+    ends = step_ends(Words(*words), range(len(words)))
     assert ends == sorted(set(ends)) and ends[-1] == len(words) - 1
     lines = [line for line in "".join(words).split("\n") if line.strip()]
     crowded = words[-1] == "\nc"  # the last token belongs to two lines: one end for both

@@ -15,6 +15,7 @@ from data.problems import (
     question_key,
     save,
 )
+from data.readers import gsm8k_rows
 
 
 def write_csv(path, rows):
@@ -125,7 +126,7 @@ def test_calculator_program(marked, answer, program, capsys):
 
 
 def test_real_gsm8k_programs(real, capsys):
-    pairs = list(problems._gsm8k(real("gsm8k/train.jsonl")))[::10]
+    pairs = list(gsm8k_rows(real("gsm8k/train.jsonl")))[::10]
     programs = [(calculator_program(marked, problem.answer), problem.answer) for problem, marked in pairs]
     assert sum(program is not None for program, _ in programs) > 0.9 * len(pairs)
     for program, answer in programs:
