@@ -371,7 +371,8 @@ def chain(problem: Problem) -> tuple[WordTemplate, list[tuple[int, int]]] | None
         return None
     written = [Fraction(text.replace(",", "")) for text in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", problem.question)]
     free = [number for number, spans in places.items() if written.count(number) == 1
-            and number not in _CONSTANTS | words and number not in results and not _FIXED_AFTER.match(problem.question[spans[0][1]:])
+            and number not in _CONSTANTS | words and number not in results
+            and not _FIXED_AFTER.match(problem.question[spans[0][1]:])
             and not (1900 <= number < 2100 and "," not in problem.question[slice(*spans[0])])]  # a year
     used = {leaf for step in steps for leaf in leaves(step.left)}
     free = [number for number in free if number in used]
