@@ -94,7 +94,7 @@ def _clauses(text: str) -> Iterator[str]:
     text = re.sub(r"\\(?:times|cdot)|[×·]|(?<=[\d)%])\s*[xX]\s*(?=[\d($])", "*", text)
     text = re.sub(r"\\div|÷", "/", text).replace("−", "-").replace("–", "-").replace("％", "%").replace("＝", "=")
     text = re.sub(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))", "", text)  # thousands
-    text = re.sub(r"\\?\$|€|£|¥|\\\(|\\\)|\\\[|\\\]|&|\*\*|\\(?=%)", "", text)
+    text = re.sub(r"\\?\$|€|£|¥|\\\(|\\\)|\\\[|\\\]|&|\*\*(?!\d)|(?<!\d)\*\*|\\(?=%)", "", text)
     text = re.sub(r"%\s*of\s+", "% * ", text)
     for clause in re.split(r"\n|[.?!](?=\s|$)|[。；;！？]|,\s|，|、", text):
         if "=" in clause and not re.search(r"[<>!=~≈]=|=\s*=", clause):

@@ -58,7 +58,8 @@ _HE = ("Aaron Adam Alan Albert Andrew Andy Anthony Arthur Ben Benjamin Bob Bobby
        "Victor Vincent Walter Wayne William Zach").split()  # fmt: skip
 _ZH = tuple("小" + c for c in "明红刚丽华芳军云杰美东玲强雪龙燕亮英林敏伟宁兰青")
 # What may follow a Chinese name: 小红花 and 小龙虾 are none.
-_AFTER_ZH = r"(?=[有买的和、，与把给比用吃看读写做走跑骑坐家一从今原在是想共又先后身每说问养种折剪画收得去还带拿付两])"
+_AFTER_ZH = ("(?=[有买现的和、，与把给比用吃看读写做走跑骑坐家一从今原在是想共又先后身每说问"
+             "养种折剪画收得去还带拿付两])")
 _SPELT = re.compile(r"\b(?:letters?|alphabet\w*|spell\w*|initials?|vowels?|rhym\w*|anagrams?)\b|字母|笔画|名字", re.I)
 # Things that any sentence has room for, by turns: nothing is made of them and nothing grows on them.
 _THINGS = tuple(row.split() for row in (
@@ -153,7 +154,7 @@ def paraphrased(problem: Problem, rng: random.Random) -> Problem | None:
         names = "|".join((*_SHE, *_HE))
         joined = rf"^([^.?!\n]*[a-z])\. ((?:{names}|I) [^.?!\n]*\.(?: |$))"
         before = re.sub(joined, rng.choice((r"\1, and \2", r"\1; \2")), before, count=1)
-        if asked.startswith(("How ", "What ")):
+        if asked.startswith(("How ", "What ", "In how ", "After how ")):
             asked = rng.choice(("Work this out: ", "Can you tell this: ")) + asked[0].lower() + asked[1:]
     return _asked(problem, before + asked, problem.solution)
 
@@ -339,10 +340,11 @@ def numbers(problem: Problem, rng: random.Random) -> Problem | None:
     question = problem.question
     for (start, end), number in sorted(zip(places, other.numbers, strict=True), reverse=True):
         old, new = question[start:end], number_text(number)
-        if "." in old and "." in new:  # 2.50 becomes 3.20
-            new += "0" * (len(old.partition(".")[2]) - len(new.partition(".")[2]))
-        if "," in old or number >= 10_000 and "," in problem.question:
-            new = re.sub(r"(?<=\d)(?=(?:\d{3})+(?:\.|$))", ",", new) if "." not in new else new
+        if missing := len(old.partition(".")[2]) - len(new.partition(".")[2]):  # $2.50 becomes $3.00
+            new += ("" if "." in new else ".") + "0" * missing
+        if "," in old:
+            whole, point, rest = new.partition(".")
+            new = re.sub(r"(?<=\d)(?=(?:\d{3})+$)", ",", whole) + point + rest
         question = question[:start] + new + question[end:]
     return replace(problem, question=question, answer=other.answer(), solution=None)
 
@@ -353,7 +355,8 @@ def chain(problem: Problem) -> tuple[WordTemplate, list[tuple[int, int]]] | None
     A number can change if the question has it once, in digits, and the solution uses it; if it is none of _CONSTANTS
     and no step results in it. Everything else must be certain: each "=" of the solution is read and holds exactly,
     each number in it is the question's, an earlier result or a known constant, each result is used, the last is the
-    answer. A constant that could come from a changing number (one more, twice, the rest of 100) rules all out.
+    answer. A constant that could come from a changing number (one more, twice, the rest of 100) rules all out, and so
+    does a number that may be the count of what the question lists.
     """
     steps, unread = equations(re.sub(r"(?i)\n?(?:the answer is|####).*$", "", problem.solution))
     if unread or not steps or _TURNING.search(problem.question):
@@ -376,6 +379,8 @@ def chain(problem: Problem) -> tuple[WordTemplate, list[tuple[int, int]]] | None
             and not (1900 <= number < 2100 and "," not in problem.question[slice(*spans[0])])]  # a year
     used = {leaf for step in steps for leaf in leaves(step.left)}
     free = [number for number in free if number in used]
+    if any(len(list(leaves(step.left))) in free for step in steps):  # 5 tests, and then five scores
+        return None
     near = {other for n in free for other in (n + 1, n - 1, 2 * n, n / 2, 100 - n, n / 100, n / 10)}
     trees: dict[Fraction, Tree | str] = {}  # result -> its tree, over "number0", ...
     spent = set()

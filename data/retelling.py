@@ -18,7 +18,7 @@ from data.synthetic_families import DISTRACTORS, FAMILIES, NAMES, OBJECTS, Famil
 # object slot: (field of the plural or noun, of the singular, of the measure word)
 _OBJECT = {"o": ("o", "o1", "u"), "p": ("p", "p1", "w")}
 _NUMBER = r"\d+(?:\.\d+)?(?:/\d+)?"
-TRIES = 3000  # draws before giving up; one in twenty lands in a test split
+TRIES = 400  # draws before giving up; one in twenty lands in a test split
 
 
 @dataclass(frozen=True)
