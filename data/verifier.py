@@ -91,7 +91,7 @@ def _clean(text: str) -> str:
     text = re.sub(r"\\(?:text|mbox|textbf|mathrm)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"(?<=\d)\s*(?:percent|pct|percentage)\b", "%", text)
     text = re.sub(r"\s+(?:and|or)\s+", ",", text).replace("，", ",").replace("；", ";").replace("：", ":")
-    text = re.sub(r"^\s*[€£¥]|(?<=\d)\s*[€£¥]|\\ |~", "", text)
+    text = re.sub(r"^\s*[€£¥]|(?<=\d)\s*[€£¥]|(?<!\\)\\ |~", "", text)
     return text.strip().rstrip(".").strip()
 
 
