@@ -3,6 +3,7 @@
 # make test           all tests
 # make word-problems DATA=DIR   the same pipeline on MAWPS, ASDiv and SVAMP
 # make gsm8k DATA=DIR           the same pipeline on GSM8K
+# make eval MODEL=DIR DATA=DIR  a model on all benchmarks of the paper that are in the data folder; LIMIT=50: on a few each
 # make figures        the paper's figures 5, 6 and 7, best-of-N and reward hacking on built-in problems, in runs/figures
 # SEED=1 TO=runs/other changes the seed and the run directory of a pipeline.
 
@@ -10,7 +11,7 @@ PYTHON ?= python3
 SEED ?= 0
 BIN = .venv/bin
 
-.PHONY: setup demo word-problems gsm8k figures test lint clean
+.PHONY: setup demo word-problems gsm8k eval figures test lint clean
 
 setup: .venv/.ready
 
@@ -28,6 +29,9 @@ word-problems: setup
 
 gsm8k: setup
 	$(BIN)/python pipeline.py configs/gsm8k/pipeline.toml --data "$(DATA)" --seed $(SEED) $(if $(TO),--to $(TO))
+
+eval: setup
+	$(BIN)/python eval.py --model "$(MODEL)" --data "$(DATA)" --limit $(or $(LIMIT),0) --seed $(SEED) --to $(or $(TO),runs/eval)
 
 figures: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check matplotlib==3.11.2

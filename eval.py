@@ -10,6 +10,7 @@ carry 95 % intervals over problems: Wilson's for greedy and maj@k (right or wron
 """
 
 import math
+import os
 import sys
 import time
 from collections import Counter
@@ -25,6 +26,8 @@ import runtime
 import solve
 from data import InputError, benchmarks, problems, prompts
 from data.problems import Problem
+from data.prompts import FewShot
+from data.prover import NO_PROVER, Prover, find_prover
 from data.sandbox import Sandbox
 from data.tokenizer import Tokenizer
 from generate import Sampling, generate
@@ -54,6 +57,9 @@ class Config:
     max_new_tokens: int = option(0, "longest completion; 0: the benchmark's own limit, 512 for a file")
     rounds: int = option(4, "programs that a tool-integrated solution may run")
     sandbox: str = option("best-effort", "strict refuses to run programs where a protection is missing")
+    isabelle: str = option("", "Isabelle's folder; empty: $ISABELLE_HOME or the PATH; without it no proof is checked")
+    afp: str = option("", "folder thys of the Archive of Formal Proofs, which two problems of miniF2F need")
+    prover_seconds: float = option(600.0, "limit for the check of one proof")
     # how it runs
     max_rows: int = option(256, "completions decoded at once")
     chunk: int = option(256, "problems solved between two savings")
@@ -146,25 +152,30 @@ def evaluate(
     sandbox: Sandbox | None = None,
     max_rows: int = 256,
     progress: Callable[[int], None] | None = None,
-    way=None,
+    way: FewShot | None = None,
+    shots: int | None = None,
     keys: Sequence[int] | None = None,
     rounds: int = 4,
+    prover: Prover | None = None,
+    prover_seconds: float = 600,
 ) -> tuple[dict, list[dict]]:
     """Solve every problem `sampling.samples` times. Returns (`summarise(records)`, a record per problem).
 
-    `way` (solve.ZeroShot, data.prompts.FewShot) makes the prompts; default: the question alone in `template`. `keys`
-    name the random streams (default: the place in items), so that samples do not depend on how problems are divided.
+    `way` makes the prompts (default: the question alone in `template`), with `shots` of its exemplars (default: all) or
+    as many as the context has room for. `keys` name the random streams (default: the place in items), so that samples
+    do not depend on how problems are divided.
 
     A record is {"id", "question", "answer", "kind", "section" (subject, task), "shots" (exemplars shown),
     "prompt_tokens", "attempts"}; its attempts, one a sample, are {"text", "answer" (str or None), "finish", "tokens"
     (written by the model itself), "right" and "reason" (relaxed), "strict" and "strict_reason"}; for pot and tool also
     "program" (status of the last program, "none" if there was none) and "error" (its last line, where it failed), for
     tool "rounds". finish: "eos", "stop", "length"; "prompt": the prompt left no room, nothing was asked; "rounds": it
-    asked for more programs than `rounds`.
+    asked for more programs than `rounds`. For proof also "proof" (solve.check_proofs); "right" is None where none was
+    checked.
     """
-    way, K, context = way or solve.ZeroShot(format, template), sampling.samples, model.config.context
+    way, K, context = way or solve.zero_shot(format, template), sampling.samples, model.config.context
     room = min(sampling.max_new_tokens, context // 4)
-    asked = solve.fit(tokenizer, way, items, way.shots, room, context, template)
+    asked = solve.fit(tokenizer, way, items, way.shots if shots is None else shots, room, context, template)
     fitting = [i for i, (ids, _) in enumerate(asked) if ids]
     keys = list(range(len(items))) if keys is None else keys
     tool = solve.Tool(tokenizer, sandbox, rounds) if format == "tool" else None
@@ -175,10 +186,14 @@ def evaluate(
     places = [(p, g) for p in range(len(fitting)) for g in range(K)]
     solved = [items[fitting[p]] for p, _ in places]
     samples = [sample for group in groups for sample in group]
-    found = iter(solve.read(solved, samples, way, format, tokenizer, sandbox, tool, places))
+    read = solve.read(solved, samples, way, format, tokenizer, sandbox, tool, places)
+    if format == "proof":
+        solve.check_proofs(solved, read, prover, prover_seconds)
+    found, unasked = iter(read), {"text": "", "answer": None, "finish": "prompt", "tokens": 0}
+    if format == "proof":
+        unasked["proof"] = "failed" if prover else "no prover"
     records = []
     for item, (ids, shots) in zip(items, asked, strict=True):
-        unasked = {"text": "", "answer": None, "finish": "prompt", "tokens": 0}
         attempts = [next(found) if ids else dict(unasked) for _ in range(K)]
         for one in attempts:
             solve.judge(item, one)
@@ -194,23 +209,26 @@ def evaluate(
 def summarise(records: list[dict], average: str = "problems") -> dict:
     """The figures of records of one benchmark and format.
 
-    accuracy (mean over all samples) and strict, each with its interval; reasons: how often which (of the relaxed
-    verdict; "strict_..." why a right answer is not strictly so); shares no_answer, truncated, no_room (prompt too long
-    for the context); shots, tokens: means; programs: how often which status; rounds: mean; maj@k and pass@k with
-    intervals for k = 1, 2, 4 ... K; sections: accuracy of each part, where there are several. `average` "sections"
-    makes accuracy, strict, maj@k and pass@k means over the parts' means, as the benchmark's authors do.
+    accuracy (mean over all samples) and strict, each with its interval, None where proofs were not checked; reasons:
+    how often which (of the relaxed verdict; "strict_..." why a right answer is not strictly so); shares no_answer,
+    truncated, no_room (prompt too long for the context); shots, tokens: means; programs, proofs: how often which
+    status; rounds: mean; maj@k and pass@k with intervals for k = 1, 2, 4 ... K; sections: accuracy of each part, where
+    there are several. `average` "sections" makes accuracy, strict, maj@k and pass@k means over the parts' means.
     """
     n, K = len(records), len(records[0]["attempts"])
     parts = [record["section"] for record in records]
     over = parts if average == "sections" else [""] * n
     attempts = [attempt for record in records for attempt in record["attempts"]]
-    right = [sum(attempt["right"] for attempt in record["attempts"]) for record in records]
-    strict = [sum(attempt["strict"] for attempt in record["attempts"]) for record in records]
+    checked = all(attempt["right"] is not None for attempt in attempts)
+    right = [sum(bool(attempt["right"]) for attempt in record["attempts"]) for record in records]
+    strict = [sum(bool(attempt["strict"]) for attempt in record["attempts"]) for record in records]
     reasons = Counter(attempt["reason"] for attempt in attempts)
     reasons.update(f"strict_{a['strict_reason']}" for a in attempts if a["right"] and not a["strict"])
     metrics: dict = {"problems": n, "samples": K}
     metrics["accuracy"], metrics["interval"] = mean([count / K for count in right], over, K == 1)
     metrics["strict"], metrics["strict_interval"] = mean([count / K for count in strict], over, K == 1)
+    if not checked:
+        metrics |= dict.fromkeys(("accuracy", "interval", "strict", "strict_interval"))
     metrics |= {
         "reasons": dict(sorted(reasons.items())),
         "no_answer": sum(attempt["answer"] is None for attempt in attempts) / len(attempts),
@@ -223,19 +241,24 @@ def summarise(records: list[dict], average: str = "problems") -> dict:
         metrics["programs"] = dict(sorted(programs.items()))
     if rounds := [attempt["rounds"] for attempt in attempts if "rounds" in attempt]:
         metrics["rounds"] = sum(rounds) / len(rounds)
-    if len(set(parts)) > 1:
+    if proofs := Counter(attempt["proof"] for attempt in attempts if "proof" in attempt):
+        metrics["proofs"] = dict(sorted(proofs.items()))
+    if len(set(parts)) > 1 and checked:
         shares = {part: [count / K for count, own in zip(right, parts, strict=True) if own == part] for part in parts}
         metrics["sections"] = {part: sum(own) / len(own) for part, own in shares.items()}
-    if K == 1:
+    if K == 1 or not checked:
         return metrics
     voted = []  # for each problem: is the answer that the first k agree on right, k = 1 ... K
     for record in records:
         own, kind = record["attempts"], record["kind"]
+        if kind in ("code", "proof"):  # there is nothing to vote on
+            break
         winners = vote([a["answer"] for a in own], lambda a, b, kind=kind: solve.same(kind, a, b))
         voted.append([float(place is not None and own[place]["right"]) for place in winners])
     for k in sorted({2**i for i in range(K.bit_length())} | {K}):
-        votes, chances = [curve[k - 1] for curve in voted], [pass_at_k(K, count, k) for count in right]
-        metrics[f"maj@{k}"], metrics[f"maj@{k}_interval"] = mean(votes, over, True)
+        if voted:
+            metrics[f"maj@{k}"], metrics[f"maj@{k}_interval"] = mean([curve[k - 1] for curve in voted], over, True)
+        chances = [pass_at_k(K, count, k) for count in right]
         metrics[f"pass@{k}"], metrics[f"pass@{k}_interval"] = mean(chances, over, False)
     return metrics
 
@@ -264,9 +287,9 @@ class Task:
     name: str  # NAME.FORMAT
     items: list[Problem]
     format: str
-    way: object
+    way: FewShot
     max_new_tokens: int
-    average: str = "problems"
+    average: str = "problems"  # or "sections": see summarise
 
 
 def check(config: Config) -> None:
@@ -302,7 +325,11 @@ def plan(config: Config) -> tuple[list[Task], dict[str, list[str]], dict[str, li
         if benchmarks.find(name, config.data) is None:
             absent[name] = [str(Path(config.data) / place) for place in one.files]
             continue
-        items = benchmarks.load(name, config.data, messages)
+        try:
+            items = benchmarks.load(name, config.data, messages)
+        except InputError as error:
+            bad[name] = [*messages, f"not evaluated: {error}"]
+            continue
         if messages:
             bad[name] = messages
         own = one.formats if one.kind in ("code", "proof") else config.formats or one.formats
@@ -313,27 +340,31 @@ def plan(config: Config) -> tuple[list[Task], dict[str, list[str]], dict[str, li
     for path in config.problems:
         items = problems.load(path)[: config.limit or None]
         for format in config.formats or ["cot"]:
-            way = solve.ZeroShot(format, config.template)
+            way = solve.zero_shot(format, config.template)
             tasks.append(Task(f"{Path(path).stem}.{format}", items, format, way, config.max_new_tokens or 512))
     for name, count in Counter(task.name for task in tasks).items():
         if count > 1:
             raise InputError(f"{name}: there are two of this name, and results are told apart by it; rename a file")
     if not tasks:
-        looked = "; ".join(places[0] for places in absent.values())
-        raise InputError(f"--data {config.data}: none of the benchmarks is there; looked for {looked}")
+        reasons = [f"{name}: {messages[-1]}" for name, messages in bad.items()]
+        reasons += [f"{name}: looked for {places[0]}" for name, places in absent.items()]
+        raise InputError(f"--data {config.data}: there is no benchmark to evaluate; {'; '.join(reasons)}")
     return tasks, absent, bad
 
 
-def way_of(config: Config, benchmark: "benchmarks.Benchmark", format: str):
-    shots = config.shots
-    if shots < 0:
-        shots = benchmark.shots if config.template == "plain" else 0
-    if config.prompts:
-        return prompts.FewShot.load(config.prompts, benchmark, format, shots)
-    return prompts.FewShot.own(benchmark, format, shots) if shots else solve.ZeroShot(format, config.template)
+def way_of(config: Config, benchmark: benchmarks.Benchmark, format: str) -> FewShot:
+    shots = None if config.shots < 0 else config.shots
+    if not config.prompts:
+        return FewShot.own(benchmark, format, shots, config.template)
+    way = FewShot.load(config.prompts, benchmark, format)
+    if shots is None or shots == way.shots:
+        return way
+    if way.one_text or shots > way.shots:
+        raise InputError(f"--shots {shots}: {config.prompts} has {way.shots} for {benchmark.name}; leave --shots out")
+    return replace(way, exemplars={group: texts[:shots] for group, texts in way.exemplars.items()})
 
 
-def run_task(task: Task, config: Config, saved: report.Saved, model, tokenizer, sandbox, world) -> dict:
+def run_task(task: Task, config: Config, saved: report.Saved, model, tokenizer, sandbox, prover, world) -> dict:
     """Solve what is not saved yet, a chunk at a time; returns the figures."""
     sampling = Sampling(config.samples, config.temperature, config.top_p, task.max_new_tokens, seed=config.seed)
     total = len(task.items)
@@ -346,7 +377,7 @@ def run_task(task: Task, config: Config, saved: report.Saved, model, tokenizer, 
             if own:
                 records = evaluate(
                     model, tokenizer, [task.items[i] for i in own], task.format, sampling, config.template, sandbox,
-                    config.max_rows, bar.update, task.way, own, config.rounds,
+                    config.max_rows, bar.update, task.way, None, own, config.rounds, prover, config.prover_seconds,
                 )[1]  # fmt: skip
             parts = world.all_gather_objects(records)
             records = [parts[i % world.size][i // world.size] for i in range(end - start)]
@@ -355,7 +386,15 @@ def run_task(task: Task, config: Config, saved: report.Saved, model, tokenizer, 
     metrics = summarise(records, task.average)
     written = metrics["tokens"] * metrics["problems"] * metrics["samples"]
     timing = {"seconds": seconds, "tokens_per_second": written / seconds}
-    return {"format": task.format, "max_new_tokens": task.max_new_tokens, **metrics, **timing}
+    note = {"note": NO_PROVER} if task.format == "proof" and prover is None else {}
+    return {"format": task.format, "max_new_tokens": task.max_new_tokens, **metrics, **timing, **note}
+
+
+def start_sandbox(mode: str) -> Sandbox:
+    try:
+        return Sandbox(min(8, os.cpu_count() or 1), mode=mode)
+    except RuntimeError as error:
+        raise InputError(f"{error}; --formats cot needs none") from None
 
 
 def main(config: Config) -> dict:
@@ -364,16 +403,19 @@ def main(config: Config) -> dict:
     world = runtime.setup(config.device)
     tokenizer, model = Tokenizer.load(config.model), from_pretrained(config.model, world.device, world.dtype)
     check_tokenizer(tokenizer, model, config.model)
-    saved, sandbox = report.Saved(config, world), None
+    saved, sandbox, prover = report.Saved(config, world), None, None
     left = [task for task in tasks if task.name not in saved.results]
     with ExitStack() as stack:
-        if any(task.format != "cot" for task in left):
-            sandbox = stack.enter_context(Sandbox())
+        if any(task.format in ("pot", "tool", "code") for task in left):
+            sandbox = stack.enter_context(start_sandbox(config.sandbox))
+        if any(task.format == "proof" for task in left):
+            prover = find_prover(config.isabelle or None, config.afp or None)
+            stack.callback(lambda: prover and prover.close())
         stack.enter_context(saved)
         for task in left:
-            saved.finish(task.name, run_task(task, config, saved, model, tokenizer, sandbox, world))
+            saved.finish(task.name, run_task(task, config, saved, model, tokenizer, sandbox, prover, world))
     results = {task.name: saved.results[task.name] for task in tasks}
-    saved.close(results, absent, bad, sandbox)
+    saved.close(results, absent, bad, sandbox, prover)
     if world.main:
         print(report.table(results, absent, bad))
     return results

@@ -113,13 +113,13 @@ class Saved:
             _write_json(self.folder / f"{name}.result", figures)
             shutil.rmtree(self.folder / name)
 
-    def close(self, results: dict, absent: dict, bad: dict, sandbox) -> None:
+    def close(self, results: dict, absent: dict, bad: dict, sandbox, prover) -> None:
         """Write results.json and the table, and remove the parts."""
         if not (self.to and self.world.main):
             return
         protections = self.before.get("sandbox")
         if sandbox is not None:
-            protections = {"active": list(sandbox.isolation), "missing": list(getattr(sandbox, "missing", ()))}
+            protections = {"active": list(sandbox.isolation), "missing": dict(sandbox.missing)}
         everything = self.before.get("results", {}) | results
         document = {
             "results": everything,
@@ -128,6 +128,7 @@ class Saved:
             "settings": vars(self.config),
             "model": {"directory": str(Path(self.config.model).resolve()), "sha256": self.sha256},
             "sandbox": protections,
+            "prover": prover.version if prover else self.before.get("prover"),
             "versions": versions(),
             "machine": machine(self.world),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -213,8 +214,14 @@ def notes(results: dict, absent: dict, bad: dict) -> list[str]:
             lines.append(f"{name}: {one['note']}")
     lines += [f"absent: {name} (looked for {', '.join(places)})" for name, places in absent.items()]
     for name, messages in bad.items():
-        lines.append(f"bad records left out of {name}: {len(messages)}")
-        lines += [f"    {message}" for message in messages[:5]]
+        *shown, last = messages
+        if not last.startswith("not evaluated: "):
+            shown.append(last)
+        else:
+            lines.append(f"{name}: {last}")
+        if shown:
+            lines.append(f"bad records left out of {name}: {len(shown)}")
+        lines += [f"    {message}" for message in shown[:5]]
     return lines
 
 

@@ -35,6 +35,7 @@ class Config:
     problems: list[str] = option([], "problems with answers, comma-separated files")
     to: str = option("", "file of rollouts to write")
     formats: list[str] = option(["cot"], "in turn over the problems: cot, pot, or both")
+    sandbox: str = option("best-effort", "isolation of programs: strict refuses to run without, best-effort warns")
     template: str = option("plain", "prompt template: plain, deepseek or qwen")
     samples: int = option(16, "completions of each problem")
     step_samples: int = option(0, "completions sampled from each step's end to label the step; 0: no step labels")
@@ -241,13 +242,14 @@ def main(config: Config) -> None:
     target = Path(config.to)
     parts = target.with_name(f".{target.name}.parts")
     settings = parts / "settings.json"
-    shaping = {name: value for name, value in vars(config).items() if name not in ("to", "device", "max_rows")}
+    elsewhere = ("to", "device", "max_rows", "sandbox")  # do not shape the samples
+    shaping = {name: value for name, value in vars(config).items() if name not in elsewhere}
     if world.main:
         if settings.exists() and json.loads(settings.read_text()) != shaping:
             raise InputError(f"{parts}: samples of a stopped command with other options; remove it, or repeat that one")
         write_jsonl(settings, [shaping])
     sampling = Sampling(config.samples, config.temperature, 1.0, config.max_new_tokens)
-    with Sandbox() if "pot" in config.formats else nullcontext() as sandbox:
+    with Sandbox(mode=config.sandbox) if "pot" in config.formats else nullcontext() as sandbox:
         for start in range(0, len(items), config.chunk):
             path = parts / f"{start:08d}.jsonl"
             if world.broadcast_object(path.exists()):

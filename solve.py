@@ -2,8 +2,7 @@
 
 Ways ("formats", sections 2.3 and 3.1 of the paper): "cot" chain of thought; "pot" a program whose last printed line is
 the answer; "tool" text and programs in turn; "code" and "proof" for problems that ask for a program or a proof itself.
-A way is an object with `prompt(problem, shots) -> str`, `stop`, `program(text) -> str | None`: `ZeroShot` below, or a
-`data.prompts.FewShot` with exemplars.
+How a problem is put in each is a data.prompts.FewShot, here called the way.
 
 Tool-integrated reasoning: where the model has written a ```python block and opens ```output, generation waits, the
 block runs, what it printed is inserted, and the model goes on. A block sees what the blocks before it have defined:
@@ -14,12 +13,14 @@ that goes on between two calls would hold a process, and its limits, for as long
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from data import answers, prompts
 from data.problems import Problem
+from data.prompts import FewShot
+from data.prover import Prover, prove
 from data.sandbox import Result, Sandbox
 from data.tokenizer import Tokenizer
+from data.unit_tests import passed, test_program
 from generate import Sample
 from reward import completion_text, printed, run_programs
 
@@ -27,23 +28,13 @@ OUTPUT_CHARS = 1000  # of what a program printed, the end is shown to the model
 _BLOCK = re.compile(r"```python[^\S\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class ZeroShot:
+def zero_shot(format: str, template: str = "plain") -> FewShot:
     """The question alone, in a template of data.prompts."""
-
-    format: str
-    template: str = "plain"
-    shots: int = 0
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        return tuple(prompts.stop_strings(self.format, self.template))
-
-    def prompt(self, problem: Problem, shots: int | None = None) -> str:
-        return prompts.prompt(problem.question, self.format, self.template)
-
-    def program(self, text: str) -> str | None:
-        return prompts.program(text, self.format, self.template)
+    return FewShot(
+        lambda problem: prompts.problem_prompt(problem, format, template),
+        tuple(prompts.stop_strings(format, template)),
+        lambda text: prompts.program(text, format, template),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -51,7 +42,7 @@ class ZeroShot:
 
 
 def fit(
-    tokenizer: Tokenizer, way, items: Sequence[Problem], shots: int, room: int, context: int, template: str
+    tokenizer: Tokenizer, way: FewShot, items: Sequence[Problem], shots: int, room: int, context: int, template: str
 ) -> list[tuple[list[int], int]]:
     """(ids, number of exemplars) of each item's prompt: the most exemplars, up to `shots`, that leave `room` tokens of
     the context for an answer. A question that leaves less by itself stands alone; ids are [] where it leaves nothing.
@@ -59,33 +50,33 @@ def fit(
     An exemplar's length is measured once for all prompts that begin with it, so that prompts of thousands of tokens are
     not encoded again and again; the chosen prompt is then encoded whole, and shortened further if that is longer.
     """
-    found: list = [None] * len(items)
-    alone = prompts.encode(tokenizer, [way.prompt(item, 0) for item in items], template)
-    chosen = dict.fromkeys(range(len(items)), 0)
-    if shots:
-        measured: dict[str, int] = {}
-        for i, item in enumerate(items):
-            bare = way.prompt(item, 0)
-            for k in range(shots, 0, -1):
-                head = way.prompt(item, k).removesuffix(bare)
-                if head not in measured:
-                    measured[head] = len(tokenizer.encode(head))
-                if measured[head] + len(alone[i]) + room <= context:
-                    chosen[i] = k
-                    break
-    while True:
-        texts = [way.prompt(items[i], k) for i, k in chosen.items() if k]
-        encoded = iter(prompts.encode(tokenizer, texts, template))
+
+    def encoded(chosen: dict[int, int]) -> list[list[int]]:
+        texts = [way.prompt(items[i], None if way.one_text else k) for i, k in chosen.items()]
+        return prompts.encode(tokenizer, texts, template)
+
+    chosen, found, measured = dict.fromkeys(range(len(items)), 0), [], {}
+    if way.one_text:
+        return [(ids if len(ids) < context else [], way.shots) for ids in encoded(chosen)]
+    questions = prompts.encode(tokenizer, [way.question(item) for item in items], template) if shots else []
+    for i, question in enumerate(questions):
+        for k in range(shots, 0, -1):
+            head = way.prompt(items[i], k).removesuffix(way.question(items[i]))
+            if head not in measured:
+                measured[head] = len(tokenizer.encode(head))
+            if measured[head] + len(question) + room <= context:
+                chosen[i] = k
+                break
+    found = [([], 0)] * len(items)
+    while chosen:
         again = {}
-        for i, k in chosen.items():
-            ids = next(encoded) if k else alone[i]
+        for (i, k), ids in zip(chosen.items(), encoded(chosen), strict=True):
             if k and len(ids) + room > context:
                 again[i] = k - 1
             else:
-                found[i] = (ids if len(ids) < context else [], k)
-        if not again:
-            return found
+                found[i] = ids if len(ids) < context else [], k
         chosen = again
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -163,7 +154,7 @@ class Tool:
 def read(
     items: Sequence[Problem],
     samples: Sequence[Sample],
-    way,
+    way: FewShot,
     format: str,
     tokenizer: Tokenizer,
     sandbox: Sandbox | None,
@@ -172,7 +163,8 @@ def read(
 ) -> list[dict]:
     """What each sample says, unjudged: {"text", "answer", "finish", "tokens"}, tokens counting the model's own; where
     programs ran "program", the status of the last one ("none": it wrote none), and its "error" if it had one; for tool
-    "rounds", the number of programs. One item a sample; `places` are their (prompt, sample) in `tool`."""
+    "rounds", the number of programs. One item a sample; `places` are their (prompt, sample) in `tool`. What is read
+    from proofs comes from `check_proofs`."""
     texts = [completion_text(tokenizer, sample, way.stop) for sample in samples]
     found = [
         {"text": text, "answer": None, "finish": sample.finish, "tokens": sum(sample.mask)}
@@ -180,10 +172,11 @@ def read(
     ]
     if format == "cot":
         for item, one in zip(items, found, strict=True):
-            one["answer"] = stated(item, one["text"])
+            one |= stated(item, one["text"])
     elif format == "pot":
-        for one, result in zip(found, run_programs([way.program(text) for text in texts], sandbox), strict=True):
-            one["answer"] = printed(result)
+        results = run_programs([way.program(text) for text in texts], sandbox)
+        for item, one, result in zip(items, found, results, strict=True):
+            one |= meant(item, printed(result))
             note_program(one, result)
     elif format == "tool":
         late = []  # a block at the end whose output the model did not ask for, and no answer in words
@@ -194,17 +187,41 @@ def read(
             runs = tool.runs.setdefault(place, [])
             if runs and "```output" in one["text"]:
                 final = final.partition("\n```\n")[2]
-            one["answer"] = stated(item, _BLOCK.sub("\n", final))
+            one |= stated(item, _BLOCK.sub("\n", final))
             if one["answer"] is None and len(runs) < tool.rounds and (code := blocks(final)):
                 late.append((runs, code))
         tool.run(late)
-        for one, place in zip(found, places, strict=True):
+        for item, one, place in zip(items, found, places, strict=True):
             runs = tool.runs[place]
             if one["answer"] is None and runs:
-                one["answer"] = printed(runs[-1][1])
+                one |= meant(item, printed(runs[-1][1]))
             note_program(one, runs[-1][1] if runs else None)
             one["rounds"] = len(runs)
+    elif format == "code":
+        tests = {(item.id, text): test_program(item, text) for item, text in zip(items, texts, strict=True)}
+        results = dict(zip(tests, sandbox.run_many([test.code for test in tests.values()]), strict=True))
+        for item, one in zip(items, found, strict=True):
+            key = item.id, one["text"]
+            succeeded = results[key].status == "ok" and passed(results[key].stdout, tests[key].secret)
+            one["answer"] = "passed" if succeeded else "failed"
+            note_program(one, results[key])
     return found
+
+
+def check_proofs(items: Sequence[Problem], found: list[dict], prover: Prover | None, seconds: float) -> None:
+    """Add "proof" to attempts at proofs: the status of data.isabelle.Check; without a prover "no prover", or "refused"
+    for a sketch that none would be shown. "error" says why it is not proved."""
+    together: dict[str, list[dict]] = {}
+    for item, one in zip(items, found, strict=True):
+        together.setdefault(item.id, []).append(one)
+    for item in {item.id: item for item in items}.values():
+        attempts = together[item.id]
+        checks = prove(item, [one["text"] for one in attempts], prover, seconds)
+        for one, check in zip(attempts, checks, strict=True):
+            unchecked = {"error": "no prover", "failed": "refused"}
+            one["proof"] = check.status if prover else unchecked[check.status]
+            if check.reason:
+                one["error"] = check.reason
 
 
 def note_program(one: dict, result: Result | None) -> None:
@@ -213,11 +230,25 @@ def note_program(one: dict, result: Result | None) -> None:
         one["error"] = result.error
 
 
-def stated(item: Problem, text: str) -> str | None:
-    """The answer that a text states, or None. That to a "text" problem is the line after "the answer is"."""
+def stated(item: Problem, text: str) -> dict:
+    """`meant` of the answer that a text states. To a "text" problem that is what follows "the answer is"."""
     if item.kind == "text" and (said := re.findall(r"(?i)\banswer is:?[^\S\n]*(.*)", text)):
-        return said[-1].strip().removesuffix(".").strip() or None
-    return answers.extract(text)
+        return meant(item, said[-1].strip().removesuffix(".").strip() or None)
+    if item.kind == "choice" and (said := answers.extract(text)) is None:
+        return {"answer": answers.choice(text, item.choices)}  # a last "(B)"
+    return meant(item, answers.extract(text))
+
+
+_LETTERS = re.compile(r"\W*([A-J])(?:(?:\W|and|和|与)*([A-J]))*\W*")  # A, ACD, "A, C and D"
+
+
+def meant(item: Problem, said: str | None) -> dict:
+    """{"answer"}, and for a choice whose letter had to be looked for in what was said, that in "said"."""
+    if said is None or item.kind != "choice":
+        return {"answer": said}
+    if _LETTERS.fullmatch(said):
+        return {"answer": "".join(sorted(set(re.findall("[A-J]", said))))}
+    return {"answer": answers.choice(said, item.choices), "said": said}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -226,32 +257,38 @@ def stated(item: Problem, text: str) -> str | None:
 
 def judge(item: Problem, one: dict) -> None:
     """Add to an attempt: "right" by the relaxed rules with "reason", "strict" by the strict ones with "strict_reason"
-    (reasons of data.answers.Verdict). The answer to a choice becomes its letter."""
-    letter = one["answer"]
-    if item.kind == "choice" and letter is not None:
-        letter = chosen(letter, item.choices)
-    verdict = _verdicts(item.kind, item.answer, one["answer"], letter)
-    one["answer"] = letter
+    (reasons of data.answers.Verdict; for code and proofs "value" where they fail). The answer to a choice is strictly
+    right as a letter alone. Where a proof was not checked, right and strict are None."""
+    if item.kind == "proof":
+        right = {"proved": True, "failed": False, "timeout": False}.get(one["proof"])
+        reason = {None: "not_checked", True: "equal", False: "value"}[right]
+        one |= {"right": right, "reason": reason, "strict": right, "strict_reason": reason}
+        return
+    verdict = _verdicts(item.kind, item.answer, one["answer"], "said" not in one)
     one["right"], one["reason"], one["strict"], one["strict_reason"] = verdict
 
 
 @functools.lru_cache(65_536)
-def _verdicts(kind: str, gold: str, said: str | None, letter: str | None) -> tuple[bool, str, bool, str]:
-    if said is None:
+def _verdicts(kind: str, gold: str, answer: str | None, plainly: bool) -> tuple[bool, str, bool, str]:
+    if answer is None:
         return False, "no_answer", False, "no_answer"
     if kind == "answer":
-        relaxed, strict = answers.compare(gold, said), answers.compare(gold, said, strict=True)
+        relaxed, strict = answers.compare(gold, answer), answers.compare(gold, answer, strict=True)
         return relaxed.equal, relaxed.reason, strict.equal, strict.reason
-    if kind == "choice":
-        relaxed, strict = letter == gold, re.sub(r"[()\s.]", "", said) == gold
+    if kind == "code":
+        relaxed = strict = answer == "passed"
+    elif kind == "choice":
+        relaxed, strict = answer == gold, answer == gold and plainly
     else:
-        relaxed, strict = plain_text(gold) == plain_text(said), gold.strip() == said.strip()
+        relaxed, strict = plain_text(gold) == plain_text(answer), gold.strip() == answer.strip()
     reasons = ["equal" if equal else "value" for equal in (relaxed, strict)]
     return relaxed, reasons[0], strict, "format" if relaxed and not strict else reasons[1]
 
 
 def same(kind: str, a: str, b: str) -> bool:
     """Whether two samples of a problem of this kind gave the same answer."""
+    if kind == "answer" and max(len(a), len(b)) < 100 and a.isdecimal() and b.isdecimal():
+        return int(a) == int(b)  # most pairs of a vote
     return answers.compare(a, b).equal if kind == "answer" else plain_text(a) == plain_text(b)
 
 
@@ -259,14 +296,3 @@ def plain_text(text: str) -> str:
     """A short text without case, brackets around the whole, quotes, full stop and doubled spaces."""
     text = re.sub(r"\s+", " ", text.strip().strip(".\"'`*").strip()).casefold()
     return text[1:-1] if re.fullmatch(r"\([^()]*\)", text) else text
-
-
-@functools.lru_cache(65_536)
-def chosen(said: str, choices: tuple[str, ...]) -> str:
-    """The letter that an answer means: the one it gives, or that of the only option whose value it gives; otherwise
-    the answer as it is."""
-    letters = [chr(ord("A") + i) for i in range(len(choices))]
-    for same_as in (letters, choices):
-        if len(found := [i for i, option in enumerate(same_as) if answers.compare(option, said).equal]) == 1:
-            return letters[found[0]]
-    return said

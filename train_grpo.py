@@ -54,6 +54,7 @@ class Config:
     problems: list[str] = option([], "training problems with answers, comma-separated files")
     to: str = option("", "run directory; the result is TO/model")
     formats: list[str] = option(["cot"], "in turn over the questions of a batch: cot, pot, or both (cot,cot,pot)")
+    sandbox: str = option("best-effort", "isolation of programs: strict refuses to run without, best-effort warns")
     template: str = option("plain", "prompt template: plain, deepseek or qwen")
     # the method
     algorithm: str = option("grpo", "grpo, or rft: only right completions are learned, all alike, without clip and KL")
@@ -479,7 +480,7 @@ def main(config: Config) -> None:
             run.load_reference(iteration, reference)
         reward_model = reward_of(iteration)
 
-    with Sandbox() if "pot" in config.formats else nullcontext() as sandbox:
+    with Sandbox(mode=config.sandbox) if "pot" in config.formats else nullcontext() as sandbox:
         if start == 0 and held_out:
             runtime.gather_into(model, policy)
             run.log(0, validate(config, policy, tokenizer, held_out, sandbox, world), {})

@@ -63,6 +63,7 @@ class Config:
     problems: list[str] = option([], "training problems with answers, comma-separated files")
     to: str = option("", "run directory; the results are TO/model and TO/value_model")
     formats: list[str] = option(["cot"], "in turn over the questions of a batch: cot, pot, or both (cot,cot,pot)")
+    sandbox: str = option("best-effort", "isolation of programs: strict refuses to run without, best-effort warns")
     template: str = option("plain", "prompt template: plain, deepseek or qwen")
     reward: str = option("rule", "at the last token: rule, outcome_model or process_model (its weakest step's)")
     reward_model: str = option("", "model directory of train_reward.py; its tokenizer must be the policy's")
@@ -305,7 +306,7 @@ def main(config: Config) -> None:
     for _ in range(start * config.questions):
         next(order)
 
-    with Sandbox() if "pot" in config.formats else nullcontext() as sandbox:
+    with Sandbox(mode=config.sandbox) if "pot" in config.formats else nullcontext() as sandbox:
         if start == 0 and held_out:
             runtime.gather_into(model, policy)
             run.log(0, validate(config, policy, tokenizer, held_out, sandbox, world), {})

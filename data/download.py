@@ -1,6 +1,8 @@
 """Public data files, checked by their sha256.
 
-    python -m data.download NAME --to DIR [--from DIR]        NAME: gsm8k, word-problems
+    python -m data.download NAME --to DIR [--from DIR]
+
+NAME: gsm8k, word-problems; for evaluation deepseek-math-eval, agieval, mgsm, bbh, humaneval, mbpp (docs/data.md).
 
 `--from` takes the files from a local folder, under the names they have here or in their repository, with the same
 check. Files that are there and right are kept; a broken download goes on where it stopped.
@@ -29,6 +31,26 @@ class Source:
     sha256: str
 
 
+# Sets whose files keep their names, with their sums in download.sha256 (as sha256sum -c reads it): folder of each.
+_FOLDERS = {
+    "deepseek-math-eval": "deepseek-ai/DeepSeek-Math/b8b0f8ce093d80bf8e9a641e44142f06d092c305/evaluation/datasets/",
+    "agieval": "microsoft/AGIEval/b1187aa0bf0e14125cb9a6c58f25288a4e272e64/data/v1/",
+    "mgsm": "google-research/url-nlp/452a21ad3dae5668c06ceeac21ff073e1e40f9be/mgsm/",
+    "bbh": "suzgunmirac/BIG-Bench-Hard/9ee07bd481feebf959a6b59d61ea57bdcf30964d/",
+    "humaneval": "openai/human-eval/6d43fb980f9fee3c892a914eda09951f772ad10d/data/",
+    "mbpp": "deepseek-ai/DeepSeek-Coder/2f9fd85927c669dae3c0fbb2d607274023af243e/Evaluation/MBPP/data/",
+}
+
+
+def _listed() -> dict[str, dict[str, Source]]:
+    files: dict[str, dict[str, Source]] = {name: {} for name in _FOLDERS}
+    for line in Path(__file__).with_suffix(".sha256").read_text().splitlines():
+        digest, path = line.split()
+        name, _, file = path.partition("/")
+        files[name][file] = Source(f"https://raw.githubusercontent.com/{_FOLDERS[name]}{file}", digest)
+    return files
+
+
 FILES: dict[str, dict[str, Source]] = {  # data set -> file name -> where it is from
     "gsm8k": {
         "train.jsonl": Source(
@@ -53,6 +75,7 @@ FILES: dict[str, dict[str, Source]] = {  # data set -> file name -> where it is 
         "SVAMP.json": Source(
             _SVAMP + "SVAMP.json", "5be77703a6d891ae476d7c082787ad361392aa02453b132516cdd5f4e7934e3e"),
     },
+    **_listed(),
 }
 
 
@@ -111,7 +134,8 @@ def download(name: str, to: str | Path, source_folder: str | Path | None = None,
         if path.is_file() and _sha256(path) == source.sha256:
             print(f"{path}: already there")
             continue
-        part = to / f".{file_name}.part"
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
         if source_folder is None:
             origin = source.url
             _fetch(origin, part, timeout)

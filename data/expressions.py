@@ -1,110 +1,50 @@
-"""Mathematical expressions: one small parser for LaTeX and for what Python prints, and a bounded evaluator.
+r"""One small parser for mathematics as LaTeX writes it and as Python prints it; it gives the trees of trees.py.
 
-A tree is a Fraction or a tuple whose first item names its kind:
-  numbers     Fraction | ("dec", Fraction, decimals, significant digits) | ("sym", name) | ("const", name) | ("%", a)
-              | ("+", a, b, ...) | ("*", a, b, ...) | ("^", a, b) | ("call", function, a, ...)
-  structures  ("seq", "(" or "[", ")" or "]", a, ...) for points and intervals | ("set", ...) | ("list", ...) unordered
-              | ("union", ...) | ("ratio", ...) | ("matrix", row, ...) | ("rel", (operator, ...), a, b, ...)
-Rational arithmetic is done exactly while the tree is built. What is left (surds, constants, variables) is evaluated
-with 120 digits at a few fixed points: effort is bounded by the size of the expression, and there is no simplifier that
-could run away, no clock and no signal.
+Recursive descent over at most a thousand characters. Where LaTeX and Python differ, both are read: \frac12 and 1/2,
+2^{10} and 2**10, \{1, 2\} and {1, 2} and FiniteSet(1, 2), [0, 1) and Interval.Ropen(0, 1), x \ge 2 and Eq(x, 2).
 """
 
-import functools
 import math
-import random
 import re
-import threading
 from fractions import Fraction
 
-import mpmath
+from data.trees import (
+    FUNCTIONS,
+    MAX_BITS,
+    Unreadable,
+    add,
+    as_matrix,
+    binomial,
+    exact,
+    factorial,
+    is_name,
+    is_percent,
+    joined,
+    kind,
+    multiply,
+    negate,
+    power,
+    scalar,
+    stated_value,
+)
 
 MAX_DEPTH = 40  # nested brackets, powers and functions
 MAX_ITEMS = 64  # of a list, set or point
-MAX_BITS = 20_000  # size of an exact power, and (as a number) of the logarithm of what exp and ^ may produce
+MAX_STEPS = 4000  # numbers, names and brackets read, counting again what \\pm makes the parser read twice
 
 
-class Unreadable(ValueError):
-    """Not mathematics, or more of it than the limits allow."""
-
-
-FUNCTIONS = {
-    **{name: name for name in "sin cos tan sec csc cot sinh cosh tanh asin acos atan exp floor sqrt log".split()},
-    "arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "lg": "log10", "abs": "abs", "Abs": "abs",
-    "ceil": "ceil", "ceiling": "ceil", "Rational": "frac", "Fraction": "frac", "Integer": "same", "Float": "same",
-}  # fmt: skip
+EQUATIONS = {"Eq": "=", "Ne": "!=", "Lt": "<", "Le": "<=", "Gt": ">", "Ge": ">="}  # as sympy names them
+SYMPY = {"Matrix", "ImmutableMatrix", "ImmutableDenseMatrix", "MutableDenseMatrix", "array", "FiniteSet", "Interval",
+         "Interval.open", "Interval.Lopen", "Interval.Ropen", "Union", *EQUATIONS}  # fmt: skip
 CONSTANTS = {"pi": "pi", "e": "e", "E": "e", "i": "i", "I": "i", "oo": "inf", "infty": "inf", "inf": "inf"}
 GREEK = frozenset("alpha beta gamma delta epsilon varepsilon zeta eta theta lambda mu nu xi rho sigma tau phi varphi "
                   "chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell emptyset".split())
 RELATIONS = {**{c: c for c in ("<", ">", "<=", ">=", "=", "!=")}, "==": "=", r"\leq": "<=", r"\le": "<=", r"\lt": "<",
               r"\geq": ">=", r"\ge": ">=", r"\gt": ">", r"\neq": "!=", r"\ne": "!=", r"\approx": "=", r"\in": "in",
               r"\leqslant": "<=", r"\geqslant": ">="}  # fmt: skip
-NEGATED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 TIMES = {"*", r"\cdot", r"\times", r"\ast"}
-STRUCTURES = {"seq", "set", "list", "union", "ratio", "matrix", "rel"}
-TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d*)?(?:[eE][-+]?\d+(?!\w))?|\.\d+)|(\\[A-Za-z]+|\\.|\*\*|[<>=!]=|[A-Za-z]+"
-                    r"|[-+*/^=<>()\[\]{}|,;:!%_'&]))", re.S)
-
-
-def power(base, exponent):
-    if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1:
-        n = exponent.numerator
-        if base in (0, 1, -1):
-            if base == 0 and n < 0:
-                raise Unreadable("division by zero")
-            return base ** (n % 2 if base else min(n, 1))
-        if abs(n) * max(abs(base.numerator), base.denominator).bit_length() > MAX_BITS:
-            raise Unreadable("power too large")
-        return base**n
-    if exponent == 1:
-        return base
-    return ("^", scalar(base), scalar(exponent))
-
-
-def scalar(node):
-    if isinstance(node, Fraction) or node[0] not in STRUCTURES:
-        return exact(node) if not isinstance(node, Fraction) and node[0] == "dec" else node
-    raise Unreadable("arithmetic on a structure")
-
-
-def add(*terms):
-    if all(not isinstance(t, Fraction) and t[0] == "matrix" for t in terms):
-        shapes = {tuple(len(row) for row in t[1:]) for t in terms}
-        if len(shapes) > 1:
-            raise Unreadable("matrices of different shapes")
-        return ("matrix", *(tuple(add(*cells) for cells in zip(*rows, strict=True))
-                            for rows in zip(*(t[1:] for t in terms), strict=True)))
-    return fold("+", [scalar(t) for t in terms], sum)
-
-
-def multiply(*factors):
-    matrices = [f for f in factors if not isinstance(f, Fraction) and f[0] == "matrix"]
-    if not matrices:
-        return fold("*", [scalar(f) for f in factors], math.prod)
-    result = [list(row) for row in matrices[0][1:]]
-    for right in matrices[1:]:
-        columns = list(zip(*right[1:], strict=True))
-        if any(len(row) != len(right) - 1 for row in result):
-            raise Unreadable("matrices of different shapes")
-        result = [[add(*(multiply(x, y) for x, y in zip(row, column, strict=True))) for column in columns]
-                  for row in result]
-    scale = [f for f in factors if f not in matrices]
-    return ("matrix", *(tuple(multiply(*scale, cell) for cell in row) for row in result))
-
-
-def fold(operator, nodes, combine):
-    numbers = [n for n in nodes if isinstance(n, Fraction)]
-    rest = [n for n in nodes if not isinstance(n, Fraction)]
-    total = combine(numbers) if numbers else None
-    if not rest:
-        return Fraction(total)
-    if total is not None and total != (0 if operator == "+" else 1):
-        rest.insert(0, Fraction(total))
-    return rest[0] if len(rest) == 1 else (operator, *rest)
-
-
-def exact(node) -> Fraction | None:
-    return node if isinstance(node, Fraction) else node[1] if node[0] == "dec" else None
+TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d*)?(?:[eE][-+]?\d+(?!\w))?|\.\d+)|(\\[A-Za-z]+|\\.|\*\*|[<>=!]=|Interval\.\w+"
+                    r"|[A-Za-z]+|[-+*/^=<>()\[\]{}|,;:!%_'&]))", re.S)
 
 
 class Parser:
@@ -117,8 +57,8 @@ class Parser:
             self.tokens.append(match[1] or match[2])
             position = match.end()
         self.tokens += ["", ""]
-        self.at = self.depth = 0
-        self.in_bars = False
+        self.at = self.depth = self.steps = 0
+        self.in_bars = self.in_matrix = False
         self.sign, self.saw_sign = 1, False  # which reading of \pm is being parsed, and whether there is one
 
     def peek(self, *tokens):
@@ -141,10 +81,11 @@ class Parser:
             groups.append(self.items())
         if not self.peek(""):
             raise Unreadable(f"left over: {self.tokens[self.at]}")
-        if len(groups) > 1 and max(map(len, groups)) > 1:
-            return ("list", *(g[0] if len(g) == 1 else ("seq", "(", ")", *map(stated_value, g)) for g in groups))
-        items = [item for group in groups for item in group]
-        return items[0] if len(items) == 1 else ("list", *items)
+        if len(groups) == 1:
+            return groups[0][0] if len(groups[0]) == 1 else ("list", *groups[0])
+        if max(map(len, groups)) == 1:
+            return ("blanks", *(g[0] for g in groups))
+        return ("list", *(g[0] if len(g) == 1 else ("seq", "(", ")", *map(stated_value, g)) for g in groups))
 
     def items(self, both_signs=True):
         """Comma-separated items, also joined by "and"/"or"; an item with \\pm is two items when both_signs."""
@@ -166,6 +107,13 @@ class Parser:
                 pass
 
     def relation(self):
+        """relation := comparison ("&" comparison)*; (0 < x) & (x < 1), as sympy prints it, is 0 < x < 1."""
+        value = self.comparison()
+        while not self.in_matrix and self.take("&", r"\land", r"\wedge"):
+            value = joined(value, self.comparison())
+        return value
+
+    def comparison(self):
         terms, operators = [self.union()], []
         while self.tokens[self.at] in RELATIONS:
             operators.append(RELATIONS[self.take(self.tokens[self.at])])
@@ -239,8 +187,9 @@ class Parser:
 
     def nested(self, parse, *arguments):
         self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Unreadable("nested too deeply")
+        self.steps += 1
+        if self.depth > MAX_DEPTH or self.steps > MAX_STEPS:
+            raise Unreadable("nested too deeply, or too long")
         value = parse(*arguments)
         self.depth -= 1
         return value
@@ -249,15 +198,25 @@ class Parser:
         value = self.nested(self.primary)
         while True:
             if self.take("!"):
-                if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= 1000:
-                    raise Unreadable("factorial")
-                value = Fraction(math.factorial(int(value)))
+                value = factorial(value)
             elif self.take("%"):
+                if is_percent(value):
+                    raise Unreadable("percent of percent")
                 value = ("%", scalar(value))
+            elif self.degrees():
+                value = multiply(value, ("const", "pi"), Fraction(1, 180))
             elif self.take("^", "**"):
                 value = power(value, self.nested(self.signed))
             else:
                 return value
+
+    def degrees(self) -> bool:
+        """Whether ^\\circ or ^{\\circ} is next; takes it. Left in the text only beside functions of angles."""
+        for form in (["^", r"\circ"], ["^", "{", r"\circ", "}"]):
+            if self.tokens[self.at:self.at + len(form)] == form:
+                self.at += len(form)
+                return True
+        return False
 
     def primary(self):
         token = self.tokens[self.at]
@@ -278,19 +237,13 @@ class Parser:
         if name in ("frac", "dfrac", "tfrac", "cfrac"):
             return multiply(self.argument(), power(self.argument(), Fraction(-1)))
         if token in (r"\binom", r"\dbinom"):
-            n, k = self.argument(), self.argument()
-            if isinstance(n, Fraction) and isinstance(k, Fraction) and n.denominator == k.denominator == 1:
-                if 0 <= k <= n <= 2000:
-                    return Fraction(math.comb(int(n), int(k)))
-            raise Unreadable("binomial")
+            return binomial(self.argument(), self.argument())
         if name in FUNCTIONS:
             return self.function(name)
         if name in CONSTANTS:
             return ("const", CONSTANTS[name])
-        if token == "Matrix" and self.take("("):
-            value = as_matrix(self.sum())
-            self.need(")")
-            return value
+        if token in SYMPY and self.take("("):
+            return self.sympy_object(token)
         if name in GREEK or (token.isalpha() and len(token) == 1):
             return self.symbol(name)
         if token.isascii() and token.isalpha() and len(token) <= 3:  # xy is x times y
@@ -298,6 +251,28 @@ class Parser:
             self.tokens[self.at:self.at + 1] = list(token)
             return multiply(*(self.primary() for _ in token))
         raise Unreadable(token)
+
+    def sympy_object(self, name):
+        """Matrix([[1, 2]]), FiniteSet(1, 2), Interval.open(0, 1), Union(...), Eq(x, 2), after the bracket."""
+        items = [] if self.peek(")") else self.nested(self.items, False)
+        self.need(")")
+        if name in EQUATIONS and len(items) == 2:
+            return ("rel", (EQUATIONS[name],), *items)
+        if name.startswith("Interval") and len(items) == 2:
+            left = "(" if name.endswith((".open", ".Lopen")) or items[0] == negate(("const", "inf")) else "["
+            right = ")" if name.endswith((".open", ".Ropen")) or items[1] == ("const", "inf") else "]"
+            return ("seq", left, right, *items)
+        if name == "FiniteSet":
+            return ("set", *items)
+        if name == "Union" and items:
+            return items[0] if len(items) == 1 else ("union", *items)
+        if len(items) == 1 and name not in EQUATIONS:
+            value = as_matrix(items[0])
+            if kind(value) == "seq" and value[1] == "[":  # one column
+                return ("matrix", *((scalar(x),) for x in value[3:]))
+            if kind(value) == "matrix":
+                return value
+        raise Unreadable(name)
 
     def number(self, token):
         exponent = int(token.lower().partition("e")[2] or 0)
@@ -371,6 +346,10 @@ class Parser:
             arguments = [scalar(multiply(*factors))]
         if kind in ("frac", "same"):
             value = arguments[0] if len(arguments) == 1 else multiply(arguments[0], power(arguments[1], Fraction(-1)))
+        elif kind == "factorial":
+            value = factorial(*arguments)
+        elif kind == "binomial":
+            value = binomial(*arguments)
         else:
             if exponent == -1 and kind in ("sin", "cos", "tan"):
                 kind, exponent = "a" + kind, None
@@ -383,16 +362,23 @@ class Parser:
     def bracket(self, opening):
         if opening == r"\{" or opening == "{":
             closing = r"\}" if opening == r"\{" else "}"
+            builder = self.tokens[self.at].isalpha() and self.tokens[self.at + 1] in ("|", r"\mid", ":")
+            if builder and opening == r"\{":  # {x | 1 < x < 2} is 1 < x < 2
+                self.at += 2
             items = [] if self.peek(closing) else self.nested(self.items, opening == r"\{")
             self.need(closing)
-            if opening == r"\{":
-                return ("set", *items)
-            return items[0] if len(items) == 1 else ("list", *items)
+            if builder and len(items) == 1 and opening == r"\{":
+                return items[0]
+            if items and opening == "{" and all(kind(x) == "ratio" and len(x) == 3 and is_name(x[1]) for x in items):
+                items = [("rel", ("=",), *x[1:]) for x in items]  # {x: 2} is x = 2
+                return items[0] if len(items) == 1 else ("list", *items)
+            return items[0] if len(items) == 1 and opening == "{" else ("set", *items)
         outer, self.in_bars = self.in_bars, False
+        outside, self.in_matrix = self.in_matrix, False
         items = [] if self.peek(")", "]") else self.nested(self.items, False)
         while self.take(";"):
             items += self.nested(self.items, False)
-        self.in_bars = outer
+        self.in_bars, self.in_matrix = outer, outside
         closing = self.take(")", "]")
         if not closing:
             raise Unreadable("bracket not closed")
@@ -408,174 +394,17 @@ class Parser:
             while self.tokens[self.at] and not self.take("}"):
                 self.at += 1
         rows = [[]]
+        outer, self.in_matrix = self.in_matrix, True
         while not self.take(r"\end"):
             if self.take("&") or self.take(r"\\"):
                 if self.tokens[self.at - 1] == r"\\":
                     rows.append([])
             else:
                 rows[-1].append(scalar(self.sum()))
+        self.in_matrix = outer
         self.need("{")
         self.need(environment)
         self.need("}")
         return ("matrix", *(tuple(row) for row in rows if row))
 
 
-def negate(node):
-    if not isinstance(node, Fraction) and node[0] == "dec":
-        return ("dec", -node[1], *node[2:])
-    return multiply(Fraction(-1), node)
-
-
-def kind(node) -> str:
-    return "number" if isinstance(node, Fraction) or node[0] not in STRUCTURES else node[0]
-
-
-def symbols(node) -> frozenset:
-    if not isinstance(node, tuple):
-        return frozenset()
-    if node[:1] == ("sym",):
-        return frozenset([node[1]])
-    return frozenset().union(*map(symbols, node))
-
-
-def as_matrix(node):
-    """[[1, 2], [3, 4]] as a matrix; anything else is returned as it is."""
-    if kind(node) == "seq" and len(node) > 3 and all(kind(row) == "seq" and row[1] == "[" for row in node[3:]):
-        return ("matrix", *(row[3:] for row in node[3:]))
-    return node
-
-
-def is_name(node) -> bool:
-    """x, a_3, f(2), |AB|, AB:CD, (p, q), NO/BO: what stands left of "=" only to say what the value is called."""
-    if isinstance(node, Fraction):
-        return False
-    if node[0] == "^":
-        return node[2] == -1 and is_name(node[1])
-    if node[0] == "call":
-        return node[1] not in FUNCTIONS.values() or node[1] == "abs" and is_name(node[2])
-    return node[0] == "sym" or node[0] in ("*", "ratio", "seq") and all(
-        is_name(part) for part in node[1:] if not isinstance(part, str))
-
-
-def stated_value(node):
-    """x = 5 as its value 5, where the left side is a name or a sum worked out: 35 + 70 = 105."""
-    if kind(node) == "rel" and set(node[1]) == {"="}:
-        if is_name(node[2]) or kind(node[2]) == "number" and not symbols(node):
-            return node[-1]
-    return node
-
-
-# ---------------------------------------------------------------------------------------------------- evaluate
-
-MP = mpmath.MPContext()
-MP.dps = 120
-SAME = MP.mpf(10) ** -100  # irrational values that differ by less, absolutely or relatively, count as equal
-LOCK = threading.Lock()  # mpmath changes its working precision while it evaluates
-
-
-def evaluate(node, point: int):
-    """The number (120 digits) that a tree has when each symbol takes its fixed value of that point."""
-    if isinstance(node, Fraction):
-        return MP.mpf(node.numerator) / node.denominator
-    kind, *parts = node
-    if kind == "dec":
-        return evaluate(parts[0], point)
-    if kind == "const":
-        return {"pi": +MP.pi, "e": +MP.e, "i": MP.mpc(0, 1), "inf": MP.inf}[parts[0]]
-    if kind == "sym":  # all positive at points 0 to 2, all negative at 3, both at 4
-        value = MP.mpf(random.Random(f"{parts[0]} {point}").uniform(0.3, 2.7))
-        return -value if point == 3 or point == 4 and random.Random(parts[0]).random() < 0.5 else value
-    if kind == "%":
-        return evaluate(parts[0], point) / 100
-    if kind == "call":
-        return call(parts[0], [evaluate(part, point) for part in parts[1:]])
-    if kind not in ("+", "*", "^"):
-        raise Unreadable(kind)
-    values = [evaluate(part, point) for part in parts]
-    if kind == "^":
-        return bounded_power(*values)
-    return MP.fsum(values) if kind == "+" else MP.fprod(values)
-
-
-def bounded_power(base, exponent):
-    if base and abs(exponent) * (1 + abs(MP.log(abs(base)))) > MAX_BITS:
-        raise Unreadable("power too large")
-    return base**exponent
-
-
-def call(name, values):
-    x = values[0]
-    if any(abs(v) > 10**9 for v in values) and name not in ("root", "log", "abs", "log10"):
-        raise Unreadable("argument too large")
-    if name == "root":
-        negative = isinstance(x, MP.mpf) and x < 0 and MP.isint(values[1]) and int(values[1]) % 2
-        return -((-x) ** (1 / values[1])) if negative else MP.sqrt(x) if values[1] == 2 else x ** (1 / values[1])
-    if name == "abs":
-        return abs(x)
-    if name in FUNCTIONS.values():
-        return getattr(MP, name)(*values)
-    return sum((k + 1.37) * MP.sin(v + len(name)) for k, v in enumerate(values)) + ord(name[0])  # an unknown f(x)
-
-
-@functools.lru_cache(1024)
-def values(node, points=range(5)) -> list:
-    """Values at the points; None where undefined. Raises Unreadable where the limits forbid the evaluation."""
-    found = []
-    with LOCK:
-        for point in points:
-            try:
-                value = evaluate(node, point)
-                found.append(None if MP.isnan(value) else value)
-            except Unreadable:  # refused, not undefined
-                raise
-            except (ZeroDivisionError, ValueError, OverflowError, TypeError, MP.NoConvergence):
-                found.append(None)
-    return found
-
-
-def agree(a, b) -> bool:
-    if MP.isinf(a) or MP.isinf(b):
-        return a == b
-    return abs(a - b) <= SAME * max(1, abs(a), abs(b))
-
-
-def proportional(a, b, any_sign: bool) -> bool:
-    """a = c b for a constant c (positive unless any_sign): then a = 0 and b = 0 are one equation."""
-    if symbols(a) != symbols(b):
-        return False
-    pairs = [(x, y) for x, y in zip(values(a, range(3)), values(b, range(3)), strict=True) if None not in (x, y)]
-    if len(pairs) < 2 or any(not x or not y for x, y in pairs):
-        return False
-    ratios = [x / y for x, y in pairs]
-    return all(agree(ratios[0], r) for r in ratios) and (any_sign or MP.im(ratios[0]) == 0 and MP.re(ratios[0]) > 0)
-
-
-def identical(a, b) -> bool:
-    """Whether two number trees have the same value: exact for rationals, else at the points."""
-    if exact(a) is not None and exact(b) is not None:
-        return exact(a) == exact(b)
-    points = range(5) if symbols(a) | symbols(b) else range(1)
-    pairs = []
-    for k, (x, y) in enumerate(zip(values(a, points), values(b, points), strict=True)):
-        real = isinstance(x, MP.mpf) and isinstance(y, MP.mpf)
-        if None not in (x, y) and (k < 3 or real):  # where variables are negative, roots and logarithms have branches
-            pairs.append((x, y))
-    return len(pairs) >= min(len(points), 2) and all(agree(x, y) for x, y in pairs)
-
-
-def rounds_to(decimal, other) -> bool:
-    """`decimal` stands for a value that cannot be written out: at least 4 significant digits and rightly rounded
-    (0.3333 for 1/3, 1.5708 for pi/2), or a float of 15 digits or more, right to 9. Of two short decimals, or a short
-    decimal and a whole number, nothing is let go."""
-    if isinstance(decimal, Fraction) or decimal[0] != "dec" or decimal[3] < 4 or symbols(other):
-        return False
-    other_is_float = isinstance(other, tuple) and other[0] == "dec" and other[3] >= 15
-    number = exact(other)
-    if decimal[3] < 15 and not other_is_float and number is not None:
-        if pow(10, number.denominator.bit_length(), number.denominator) == 0:  # other has a finite decimal form
-            return False
-    value = values(other, range(1))[0]
-    if not isinstance(value, MP.mpf) or MP.isinf(value):
-        return False
-    error = abs(value - evaluate(decimal, 0))
-    return error <= MP.mpf(10) ** -decimal[2] / 2 or decimal[3] >= 15 and error <= abs(value) * MP.mpf(10) ** -9

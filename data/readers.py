@@ -308,13 +308,15 @@ def _through_last_box(solution: str) -> str:
     start = max(solution.rfind(r"\boxed"), solution.rfind(r"\fbox"))
     if start < 0:
         return ""
-    word = re.compile(r"\\\w+\s*[^\s{]+").match(solution, start)  # \boxed 5
+    box = re.compile(r"\\(?:boxed|fbox)\s*([^\s{]*)").match(solution, start)
+    if box[1]:  # \boxed 5
+        return solution[:box.end()]
     depth = 0
-    for brace in re.compile(r"\\.|[{}]", re.S).finditer(solution, word.end() if word else start + 2):
+    for brace in re.compile(r"\\.|[{}]", re.S).finditer(solution, box.end()):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if word or (depth == 0 and brace[0] == "}"):
-            return solution[:word.end() if word else brace.end()]
-    return solution[:word.end()] if word else ""
+        if depth == 0:
+            return solution[:brace.end()]
+    return ""
 
 
 def _sat(row: dict, path: Path, line: int) -> Problem:
@@ -333,7 +335,7 @@ def _agieval(row: dict, path: Path, line: int) -> Problem:
     question = f"{row['passage'].strip()}\n{question}" if row.get("passage") else question
     lang = "zh" if path.stem.startswith("gaokao") else _lang(question)
     shared = {"id": f"{path.stem}-{line}", "question": question, "source": source, "lang": lang}
-    if row.get("options") is None:
+    if not row.get("options") and not row.get("label"):
         blanks = [blank.strip() for blank in _field(row, "answer", where).split(";")]
         return Problem(answer=blanks[0] if len(blanks) == 1 else _in_order(blanks), **shared)
     choices = _lettered(_list_field(row, "options", where), where)

@@ -1,5 +1,6 @@
 import hashlib
 import http.server
+import re
 import threading
 
 import pytest
@@ -112,7 +113,23 @@ def test_command_errors(tmp_path, capsys):
     with pytest.raises(SystemExit) as raised:
         run_cli(lambda: download.main(["nothing", "--to", str(tmp_path)]))
     assert raised.value.code == 2
-    assert capsys.readouterr().err == "error: 'nothing': unknown data set; there are gsm8k, word-problems\n"
+    assert capsys.readouterr().err == (
+        "error: 'nothing': unknown data set; there are gsm8k, word-problems, deepseek-math-eval, agieval, mgsm, bbh, "
+        "humaneval, mbpp\n")
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be made a folder"):
         download.download("gsm8k", tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["agieval", "mgsm", "humaneval", "mbpp", "bbh"])
+def test_the_sums_are_those_of_the_real_files(real, tmp_path, name):
+    written = download.download(name, tmp_path, real(name))
+    assert {str(path.relative_to(tmp_path)) for path in written} == set(FILES[name])
+    assert [path for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
+
+
+def test_every_source_is_one_file_at_one_commit():
+    for files in FILES.values():
+        for name, source in files.items():
+            assert re.fullmatch(r"https://raw\.githubusercontent\.com/[\w-]+/[\w-]+/[0-9a-f]{40}/.+", source.url)
+            assert re.fullmatch(r"[0-9a-f]{64}", source.sha256) and not name.startswith("/")

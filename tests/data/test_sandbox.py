@@ -1,8 +1,10 @@
 """The sandbox: every limit is reached by a program that tries to pass it."""
 
+import importlib.util
 import os
 import signal
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -11,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from data.sandbox import Result, Sandbox
+import data.sandbox
+from data import InputError, isolation
+from data.sandbox import REQUIRED, Result, Sandbox
 
 ROOT = Path(__file__).parents[2]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
@@ -206,9 +210,10 @@ def test_seccomp_by_itself(sandbox):
     if "seccomp" not in sandbox.isolation:
         pytest.skip("this kernel does not take the filter")
     code = """
-import ctypes, os, socket, threading
-from data import sandbox
-assert sandbox._apply_seccomp(ctypes.CDLL(None, use_errno=True), sandbox._seccomp_program(os.uname().machine))
+import os, resource, socket, threading
+from data import isolation
+isolation.call("prctl", 38, 1, 0, 0, 0)
+isolation.apply_seccomp(isolation.seccomp_filter(os.uname().machine))
 for action in (os.fork, socket.socket, lambda: os.kill(1, 0), lambda: os.execv("/bin/true", ["true"])):
     try:
         action()
@@ -217,9 +222,141 @@ for action in (os.fork, socket.socket, lambda: os.kill(1, 0), lambda: os.execv("
 thread = threading.Thread(target=lambda: print("thread"))
 thread.start()
 thread.join()
+resource.getrlimit(resource.RLIMIT_AS)
+try:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+except (PermissionError, ValueError):
+    print("refused")
+os.isatty(0)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20)
-    assert done.stdout.split() == ["refused"] * 4 + ["thread"], done.stderr
+    assert done.stdout.split() == ["refused"] * 4 + ["thread", "refused"], done.stderr
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_seccomp_filter_decides_by_the_list(machine):
+    """The search tree, run here by a small interpreter of the kernel's instructions, against the list itself."""
+    column, audit = isolation._MACHINES[machine]
+    program = list(struct.iter_unpack("=HBBI", isolation.seccomp_filter(machine)))
+    words = isolation._ALLOWED.split()
+    allowed = {int(n) for text in words[1::2] if (n := text.split("/")[column]) != "-"}
+    special = {int(text.split("/")[column]) for text in isolation._LOOKED_AT.split()[1::2]}
+    allow, refuse, unknown = 0x7FFF0000, 0x00050001, 0x00050026
+    for number in set(range(600)) - special:
+        expected = allow if number in allowed else refuse if number <= isolation._LAST else unknown
+        assert _bpf(program, number, audit) == expected, number
+        assert _bpf(program, number, audit ^ 1) == _bpf(program, number | 0x40000000, audit) == refuse
+    clone, fcntl, prlimit = ((56, 72, 302), (220, 25, 261))[column]
+    threads = 0x3D0F00  # the flags of pthread_create
+    assert _bpf(program, clone, audit, threads) == allow
+    assert {_bpf(program, clone, audit, flags) for flags in (17, threads | 0x10000000, 0x4100)} == {refuse}
+    assert _bpf(program, fcntl, audit, 5, 1) == allow and _bpf(program, fcntl, audit, 5, 8) == refuse
+    assert _bpf(program, prlimit, audit, 0, 7, 0) == allow
+    assert _bpf(program, prlimit, audit, 0, 7, 1 << 32) == _bpf(program, prlimit, audit, 0, 7, 5) == refuse
+
+
+def _bpf(program, number, machine, *arguments):
+    data = struct.pack("=IIQ6Q", number, machine, 0, *(arguments + (0,) * 6)[:6])
+    at = value = 0
+    while True:
+        code, yes, no, constant = program[at]
+        at += 1
+        if code == 0x20:
+            value = struct.unpack_from("=I", data, constant)[0]
+        elif code == 0x06:
+            return constant
+        elif code == 0x05:
+            at += constant
+        else:
+            holds = {0x15: value == constant, 0x35: value >= constant, 0x45: bool(value & constant)}[code]
+            at += yes if holds else no
+
+
+def test_protections_are_told(sandbox):
+    assert not set(sandbox.isolation) & set(sandbox.missing)
+    assert set(sandbox.isolation) | set(sandbox.missing) == {*REQUIRED, "landlock"}
+    assert {"limits", "hook"} <= set(sandbox.isolation)
+
+
+@pytest.mark.parametrize("name", ["namespaces", "seccomp", "hook", "privileges", "files"])
+def test_what_is_left_out_is_found_missing(name, monkeypatch, capsys):
+    """The probe notices; strict refuses and says what to do; best-effort warns, once, and runs."""
+    if sys.platform != "linux" and name != "hook":
+        pytest.skip("Linux only")
+    monkeypatch.setattr(data.sandbox, "_warned", False)
+    expected = {"namespaces": {"processes", "network", "ipc", "files"}}.get(name, {name})
+    with pytest.raises(InputError, match="--sandbox strict: the sandbox lacks protections .*left out") as error:
+        Sandbox(workers=1, mode="strict", _without=(name,))
+    assert all(f"{one}: " in str(error.value) for one in expected) and "\n" not in str(error.value)
+    assert capsys.readouterr().err == ""
+    for warnings in (1, 0):
+        with Sandbox(workers=1, _without=(name,)) as sandbox:
+            assert expected <= set(sandbox.missing) and not expected & set(sandbox.isolation)
+            assert sandbox.run("print(1)") == Result("ok", "1\n", "")
+        assert capsys.readouterr().err.count("warning: the sandbox lacks protections") == warnings
+
+
+def test_mode_is_checked():
+    with pytest.raises(InputError, match="--sandbox maximal: unknown; write strict or best-effort"):
+        Sandbox(mode="maximal")
+
+
+@linux
+def test_a_trainer_that_is_not_root():
+    """As nobody, with whatever Python that user can read: the same protections, the same results."""
+    python = next(filter(os.path.exists, ("/usr/bin/python3", sys.executable)))
+    packages = os.path.dirname(os.path.dirname(importlib.util.find_spec("sympy").origin))
+    code = f"""import os, sys
+sys.path[:0] = [{str(ROOT)!r}]
+sys.path.append({packages!r})
+from data.sandbox import Sandbox
+with Sandbox(workers=1) as sandbox:
+    print(sorted(sandbox.isolation), sandbox.run("import sympy\\nprint(sympy.sqrt(8))"), os.getuid())
+"""
+    user = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+    check = f"import sys\nassert sys.version_info >= (3, 11)\nopen({str(ROOT / 'data' / 'sandbox.py')!r})\n"
+    check += f"open({packages + '/sympy/__init__.py'!r})"
+    if subprocess.run([python, "-c", check], capture_output=True, cwd="/", **user).returncode:
+        pytest.skip(f"nobody cannot read {python}, {ROOT} or {packages}")
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd="/", timeout=60, **user)
+    assert "Result(status='ok', stdout='2*sqrt(2)\\n', error='')" in done.stdout, done.stderr
+    with Sandbox(workers=1) as sandbox:
+        assert str(sorted(sandbox.isolation)) in done.stdout, done.stderr
+
+
+def test_programs_of_the_coding_benchmarks_run(sandbox):
+    code = """
+from typing import List, Tuple, Optional
+from collections import Counter, OrderedDict, defaultdict, deque
+from datetime import date, datetime, timedelta
+import bisect, cmath, copy, functools, hashlib, heapq, itertools, json, math, operator, random, re, statistics, string
+from fractions import Fraction
+from decimal import Decimal
+import threading, time, timeit, unicodedata, zlib, struct, enum, dataclasses, textwrap, array, calendar, queue, base64
+
+@dataclasses.dataclass
+class Item:
+    weight: int
+
+def check(candidate):
+    assert candidate([3, 1, 2]) == [1, 2, 3]
+    assert hashlib.md5(b"Hello world").hexdigest() == "3e25960a79dbc69b674cd4ec67a72c62"
+    assert hashlib.sha256(b"").hexdigest().startswith("e3b0c442") and heapq.nsmallest(1, [2, 1]) == [1]
+    assert re.sub("[aeiou]", "", "education") == "dctn" and Counter("aab").most_common(1) == [("a", 2)]
+    assert date(2024, 3, 1) - date(2024, 2, 28) == timedelta(2) and Item(3).weight == 3
+    thread = threading.Thread(target=time.sleep, args=(0.01,))
+    thread.start(); thread.join()
+
+check(sorted)
+print("passed")
+"""
+    assert sandbox.run(code) == Result("ok", "passed\n", "")
+    assert sandbox.run(code.replace("[1, 2, 3]", "[1, 3, 2]")).error.startswith("AssertionError")
+
+
+def test_long_programs(sandbox):
+    assert sandbox.run("x = '" + "a" * 900_000 + "'\nprint(len(x))") == Result("ok", "900000\n", "")
+    assert sandbox.run("#" * 1_000_001).error == "a program of 1000001 characters; at most 1000000"
 
 
 def test_scratch_is_removed_on_close():

@@ -1,0 +1,1 @@
+paper_equal = paper_extract = None
