@@ -27,6 +27,7 @@ from data import InputError, answers, atomic_write, problems, prompts, run_cli, 
 from data.equations import equations
 from data.perturb import PERTURBATIONS, perturb
 from data.problems import Problem
+from data.prompts import FewShot
 from data.sandbox import Sandbox
 from data.tokenizer import Tokenizer
 from generate import Sampling
@@ -35,7 +36,7 @@ from options import option
 from significance import bootstrap, compare_command, difference, percent, shares, small, table
 
 # (problems, sampling, way, template) -> a record per problem, as eval.evaluate makes them
-Evaluate = Callable[[Sequence[Problem], Sampling, object, str], list[dict]]
+Evaluate = Callable[[Sequence[Problem], Sampling, FewShot, str], list[dict]]
 
 
 @dataclass
@@ -58,15 +59,11 @@ class Config:
 # The table
 
 
-class Reworded:
-    """A way of solving whose prompt is rewritten; what ends a completion is rewritten alike."""
-
-    def __init__(self, way, rewrite: Callable[[str], str]):
-        self.way, self.rewrite, self.shots, self.program = way, rewrite, way.shots, way.program
-        self.stop = tuple(map(rewrite, way.stop))
-
-    def prompt(self, problem: Problem, shots: int | None = None) -> str:
-        return self.rewrite(self.way.prompt(problem, shots))
+def reworded(way: FewShot, rewrite: Callable[[str], str]) -> FewShot:
+    """The way with its prompts rewritten, exemplars and all, and what ends a completion alike."""
+    exemplars = {group: tuple(map(rewrite, texts)) for group, texts in way.exemplars.items()}
+    return replace(way, question=lambda problem: rewrite(way.question(problem)), exemplars=exemplars,
+                   stop=tuple(map(rewrite, way.stop)))  # fmt: skip
 
 
 _LABELS = {"Question:": "Q:", "Answer:": "A:", "Solution:": "S:", "Program:": "Python:",
@@ -81,16 +78,16 @@ def _small_letters(text: str) -> str:
     return re.sub(r"\(([A-J])\)", lambda match: f"({match[1].lower()})", text)
 
 
-def other_prompts(items: Sequence[Problem], format: str, way, template: str) -> dict[str, tuple[object, str]]:
+def other_prompts(items: Sequence[Problem], format: str, way: FewShot, template: str) -> dict[str, tuple[FewShot, str]]:
     """Row -> (way, template) of other ways to put the same question."""
-    found: dict[str, tuple[object, str]] = {}
+    found: dict[str, tuple[FewShot, str]] = {}
     if template == "plain":
-        found["prompt Q: A:"] = Reworded(way, _other_labels), template
+        found["prompt Q: A:"] = reworded(way, _other_labels), template
     for other in prompts.TEMPLATES[:2]:
         if other != template:
-            found[f"prompt {other}"] = solve.ZeroShot(format, other), other
+            found[f"prompt {other}"] = solve.zero_shot(format, other), other
     if any(item.kind == "choice" for item in items):
-        found["small letters"] = Reworded(way, _small_letters), template
+        found["small letters"] = reworded(way, _small_letters), template
     return found
 
 
@@ -113,7 +110,7 @@ def audit(
     evaluate: Evaluate,
     items: Sequence[Problem],
     format: str,
-    way=None,
+    way: FewShot | None = None,
     template: str = "plain",
     sampling: Sampling | None = None,
     temperatures: Sequence[float] = (0.3, 0.7, 1.0),
@@ -123,8 +120,10 @@ def audit(
 
     {"rows": {name: cell}, "left_out": {name: how many problems a change does not apply to}, "consistency", "errors",
     "verifiers", "votes"}. `progress` is told each row before it is solved."""
+    if format == "proof":
+        raise InputError("proofs have no answers to audit; leave their benchmarks out")
     sampling = sampling or Sampling(4, 0.7)
-    way = way or solve.ZeroShot(format, template)
+    way = way or solve.zero_shot(format, template)
     greedy = replace(sampling, samples=1, temperature=0.0, top_p=1.0)
     progress("original")
     original = evaluate(items, greedy, way, template)
@@ -172,6 +171,16 @@ def audit(
         nearest = min(sampled, key=lambda temperature: abs(temperature - 0.7))
         found["votes"] = {"temperature": nearest, **votes(sampled[nearest])}
     return found
+
+
+def evaluator(model, tokenizer, format: str, sandbox: Sandbox | None, max_rows: int = 256, rounds: int = 4) -> Evaluate:
+    """eval.evaluate of this model, as `audit` wants it."""
+
+    def solved(items, sampling, way, template):
+        return evaluation.evaluate(model, tokenizer, items, format, sampling, template, sandbox, max_rows, way=way,
+                                   rounds=rounds)[1]  # fmt: skip
+
+    return solved
 
 
 def halves(items: Sequence[Problem], records: list[dict]) -> dict[str, list[dict]]:
@@ -386,6 +395,7 @@ def markdown(document: dict) -> str:
 
 
 def write(document: dict, to: str) -> None:
+    """audit.json and audit.md. document: {"model", "settings", "columns": {NAME.FORMAT: `audit`}}."""
     with atomic_write(Path(to) / "audit.json") as out:
         json.dump(document, out, indent=2, ensure_ascii=False)
     with atomic_write(Path(to) / "audit.md") as out:
