@@ -115,9 +115,11 @@ def retold(problem: Problem, rng: random.Random) -> Problem | None:
     return other and _asked(problem, other.question(), problem.solution)
 
 
+_ALONE = r"(?=[.,;?]|$| (?:in|on|for|at|to|do|does|did|is|are|was|were|will|after|by|over|during|from|now|if|and)\b)"
+_ABBREVIATED = r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\b[A-Z])"  # not before a full stop
 _WORDS = {  # (pattern, replacements): the meaning stays in any sentence
-    "en": ((r"\bin all\b", ("in total", "altogether")), (r"\baltogether\b", ("in all", "in total")),
-           (r"\bin total\b", ("altogether", "in all")), (r"\bbuys\b", ("purchases",)), (r"\bbought\b", ("purchased",)),
+    "en": ((rf"\bin all\b{_ALONE}", ("in total", "altogether")), (r"\baltogether\b", ("in all", "in total")),
+           (rf"\bin total\b{_ALONE}", ("altogether", "in all")), (r"\bbuys\b", ("purchases",)), (r"\bbought\b", ("purchased",)),
            (r"\bbuying\b", ("purchasing",)), (r"\bto buy\b", ("to purchase",)), (r"\bchildren\b", ("kids",)),
            (r"\bkids\b", ("children",)), (r"\bevery (day|week|month|year)\b", (r"each \1",)),
            (r"\bgives away\b", ("hands out",)), (r"\bgave away\b", ("handed out",)),
@@ -177,8 +179,8 @@ def _question(text: str) -> tuple[str, str | None]:
     if is_chinese(text):
         parts = re.fullmatch(r"(.*[。；！]|.*，|)([^。；！，？?]*[？?])", text, re.S)
     else:
-        parts = re.fullmatch(r"(.*[.!]\s+|)([A-Z][^?!]*?\?)", text, re.S)
-        if parts and re.search(r"[.!]\s+[A-Z]", parts[2]):
+        parts = re.fullmatch(rf"(.*(?:{_ABBREVIATED}\.|!)\s+|)([A-Z][^?!]*?\?)", text, re.S)
+        if parts and re.search(rf"(?:{_ABBREVIATED}\.|!)\s+[A-Z]", parts[2]):
             parts = None
     if parts is None or re.search("[?？]", parts[1]):
         return text, None
@@ -188,6 +190,7 @@ def _question(text: str) -> tuple[str, str | None]:
 _UNDER_20 = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
              "seventeen eighteen nineteen").split()  # fmt: skip
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_MONTH = r"\b(?:January|February|March|April|May|June|July|August|September|October|November|December) $"
 _DIGITS_ZH = "零一二三四五六七八九"
 
 
@@ -199,12 +202,14 @@ def number_words(problem: Problem, rng: random.Random) -> Problem | None:
     if zh:
         pattern = r"(?<![\d./:：%A-Za-z年月])\d{1,2}(?![\d.,/:：%％A-Za-z分月日号时点])"
     else:
-        pattern = r"(?<![\w.,/:$€£%#-])\d{1,2}(?!\w|[.,/:]\d|\s*%|\s*/|-\d| percent| [ap]\.?m\b)"
+        pattern = r"(?<![\w.,/:$€£%#-])\d{1,2}(?!\w|[.,/:]\d|\s*%|\s*/|-\d| \d+/|, \d{4}| percent| [ap]\.?m\b)"
 
     def write(match: re.Match) -> str:
         number, following = int(match[0]), match.string[match.end():match.end() + 1]
         if zh:
             return "两" if number == 2 and following and match.string[match.start() - 1] != "第" else _in_zh(number)
+        if re.search(_MONTH, match.string[:match.start()]):
+            return match[0]
         words = _in_words(number)
         return words.capitalize() if re.search(r"(?:^|[.?!]\s)$", match.string[:match.start()]) else words
 
@@ -243,11 +248,9 @@ _IRRELEVANT = {
 def distractor(problem: Problem, rng: random.Random) -> Problem | None:
     """A sentence with a number that has nothing to do with the problem, before the last sentence."""
     text, zh = problem.question.rstrip(), is_chinese(problem.question)
-    ends = list(re.finditer(r"[。！；]" if zh else r"[.!?]\s+(?=[A-Z])", text))
+    ends = list(re.finditer(r"[。！；]" if zh else rf"{_ABBREVIATED}[.!?]\s+(?=[A-Z])", text))
     ends = [match for match in ends if match.end() < len(text)]
     place = ends[-1].end() if ends else 0
-    if not zh and re.search(r"\b[A-Z][a-z]?\.\s+$", text[:place]):  # an initial or Mr. ends no sentence
-        return None
     used = set(re.findall(r"\d+", text))
     number = rng.choice([n for n in range(11, 99) if str(n) not in used])
     fitting = [sentence for sentence, about in _IRRELEVANT["zh" if zh else "en"] if not re.search(about, text, re.I)]
@@ -274,7 +277,7 @@ def layout(problem: Problem, rng: random.Random) -> Problem | None:
             before = r"(?:(?<=\d )|(?<=\d)(?<!\$\d)|(?<=\bin )|(?<=\bmany ))(?<!\b1 )"
             text = re.sub(rf"{before}{short}\b(?!/)", f" {long}", text)
         text = re.sub(r" +", " ", text)
-    return _asked(problem, re.sub(r"([a-z\d][.!?]) +(?=[A-Z])", r"\1\n", text), problem.solution)
+    return _asked(problem, re.sub(rf"([a-z\d]{_ABBREVIATED}[.!?]) +(?=[A-Z])", r"\1\n", text), problem.solution)
 
 
 def instructed(problem: Problem, rng: random.Random) -> Problem | None:

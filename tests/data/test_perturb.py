@@ -180,6 +180,18 @@ def test_numbers_that_stay_in_digits(question):
     assert perturb(replace(EN, question=question), "number words") is None
 
 
+def test_what_looks_like_an_end_or_a_total_and_is_none():
+    """A full stop in a name, "in total" before a noun, a mixed number, a date."""
+    problem = replace(EN, question="Mr. Lee eats 9 nuts. How many nuts does Mrs. Lee eat?")
+    assert perturb(problem, "question first").question.startswith("How many nuts does Mrs. Lee eat? ")
+    assert perturb(problem, "question first").question.endswith("Mr. Lee eats 9 nuts.")
+    assert perturb(problem, "layout").question == "Mr. Lee eats 9 nuts.\nHow many nuts does Mrs. Lee eat?"
+    assert re.fullmatch(r"Mr. Lee eats 9 nuts\. .*\d.*\. How many .*", perturb(problem, "distractor").question)
+    assert perturb(replace(EN, question="Add 5 to the rise in total sales in all shops."), "paraphrased") is None
+    changed = perturb(replace(EN, question="It takes 2 1/2 cups on May 5, 2020 and 3 on May 6."), "number words")
+    assert changed.question == "It takes 2 1/2 cups on May 5, 2020 and three on May 6."
+
+
 def test_numbers_in_words():
     assert [P._in_words(n) for n in (0, 7, 19, 20, 21, 99)] == ["zero", "seven", "nineteen", "twenty", "twenty-one",
                                                                  "ninety-nine"]  # fmt: skip
