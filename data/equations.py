@@ -117,7 +117,7 @@ def _side(text: str, from_start: bool, inner: bool) -> tuple[str, Tree] | None:
         if re.search(r"[\w^}\\]$", before) and before[-1].isascii() and not run.startswith(" "):
             return None  # f(3), x2
         start, last = run.strip()[:1], before.strip()[-1:]
-        if start in ("+", "*", "/", ")") or start == "-" and last not in ("", ":", "：", "("):
+        if start in ("+", "*", "/", ")") or start in ("-", "(") and last not in ("", ":", "：", "(", "，"):
             return None  # the left operand is not a number
         if re.search(r"[-+*/^]\s*$", before) or before.strip() and re.fullmatch(r"[\d.]+%?", run.strip()):
             return None  # "5 of the 3 = 15" tells nothing certain about 3

@@ -115,11 +115,14 @@ def retold(problem: Problem, rng: random.Random) -> Problem | None:
     return other and _asked(problem, other.question(), problem.solution)
 
 
-_ALONE = r"(?=[.,;?]|$| (?:in|on|for|at|to|do|does|did|is|are|was|were|will|after|by|over|during|from|now|if|and)\b)"
-_ABBREVIATED = r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\b[A-Z])"  # not before a full stop
+_ALONE = (r"(?=[.,;?]|$| (?:in|on|for|at|to|do|does|did|is|are|was|were|will|after|by|over|during|from|now|if|"
+          r"and)\b)")
+# put before a full stop: not one of these
+_ABBREVIATED = r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\b[A-Z])"
 _WORDS = {  # (pattern, replacements): the meaning stays in any sentence
     "en": ((rf"\bin all\b{_ALONE}", ("in total", "altogether")), (r"\baltogether\b", ("in all", "in total")),
-           (rf"\bin total\b{_ALONE}", ("altogether", "in all")), (r"\bbuys\b", ("purchases",)), (r"\bbought\b", ("purchased",)),
+           (rf"\bin total\b{_ALONE}", ("altogether", "in all")),
+           (r"\bbuys\b", ("purchases",)), (r"\bbought\b", ("purchased",)),
            (r"\bbuying\b", ("purchasing",)), (r"\bto buy\b", ("to purchase",)), (r"\bchildren\b", ("kids",)),
            (r"\bkids\b", ("children",)), (r"\bevery (day|week|month|year)\b", (r"each \1",)),
            (r"\bgives away\b", ("hands out",)), (r"\bgave away\b", ("handed out",)),
@@ -402,7 +405,7 @@ def chain(problem: Problem) -> tuple[WordTemplate, list[tuple[int, int]]] | None
 
     for step, result in zip(steps, results, strict=True):
         grown = grow(step.left)
-        if grown is None or not step.holds() or value(step.left) != result:
+        if grown is None or value(step.left) != result:
             return None
         trees[result] = grown
     if not free or spent != set(results[:-1]):
