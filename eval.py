@@ -24,7 +24,7 @@ from tqdm import tqdm
 import report
 import runtime
 import solve
-from data import InputError, benchmarks, problems, prompts
+from data import InputError, benchmarks, paper_rules, problems, prompts
 from data.problems import Problem
 from data.prompts import FewShot
 from data.prover import NO_PROVER, Prover, find_prover
@@ -33,8 +33,6 @@ from data.tokenizer import Tokenizer
 from generate import Sampling, generate
 from model import Transformer, from_pretrained
 from options import option
-
-FORMATS = ("cot", "pot", "tool")
 
 
 @dataclass
@@ -158,6 +156,7 @@ def evaluate(
     rounds: int = 4,
     prover: Prover | None = None,
     prover_seconds: float = 600,
+    benchmark: str = "",
 ) -> tuple[dict, list[dict]]:
     """Solve every problem `sampling.samples` times. Returns (`summarise(records)`, a record per problem).
 
@@ -170,7 +169,8 @@ def evaluate(
     (written by the model itself), "right" and "reason" (relaxed), "strict" and "strict_reason"}; for pot and tool also
     "program" (status of the last program, "none" if there was none) and "error" (its last line, where it failed), for
     tool "rounds". finish: "eos", "stop", "length"; "prompt": the prompt left no room, nothing was asked; "rounds": it
-    asked for more programs than `rounds`. For proof also "proof" (solve.check_proofs); "right" is None where none was
+    asked for more programs than `rounds`. "paper": right by the paper's rules, for a chain of thought on a `benchmark`
+    that they know. For proof also "proof" (solve.check_proofs); "right" is None where none was
     checked.
     """
     way, K, context = way or solve.zero_shot(format, template), sampling.samples, model.config.context
@@ -197,6 +197,8 @@ def evaluate(
         attempts = [next(found) if ids else dict(unasked) for _ in range(K)]
         for one in attempts:
             solve.judge(item, one)
+            if format == "cot" and benchmark in paper_rules.BENCHMARKS:
+                one["paper"] = solve.paper_right(item, one["text"], benchmark, template != "plain")
         records.append({
             "id": item.id, "question": item.question, "answer": item.answer, "kind": item.kind,
             "section": benchmarks.section(item), "shots": shots, "prompt_tokens": len(ids), "attempts": attempts,
@@ -212,8 +214,9 @@ def summarise(records: list[dict], average: str = "problems") -> dict:
     accuracy (mean over all samples) and strict, each with its interval, None where proofs were not checked; reasons:
     how often which (of the relaxed verdict; "strict_..." why a right answer is not strictly so); shares no_answer,
     truncated, no_room (prompt too long for the context); shots, tokens: means; programs, proofs: how often which
-    status; rounds: mean; maj@k and pass@k with intervals for k = 1, 2, 4 ... K; sections: accuracy of each part, where
-    there are several. `average` "sections" makes accuracy, strict, maj@k and pass@k means over the parts' means.
+    status; rounds: mean; paper: accuracy by the paper's rules; maj@k and pass@k with intervals for k = 1, 2, 4 ... K;
+    sections: accuracy of each part, where there are several. `average` "sections" makes accuracy, strict, paper, maj@k
+    and pass@k means over the parts' means.
     """
     n, K = len(records), len(records[0]["attempts"])
     parts = [record["section"] for record in records]
@@ -237,6 +240,9 @@ def summarise(records: list[dict], average: str = "problems") -> dict:
         "shots": sum(record["shots"] for record in records) / n,
         "tokens": sum(attempt["tokens"] for attempt in attempts) / len(attempts),
     }
+    if "paper" in attempts[0]:
+        counts = [sum(attempt["paper"] for attempt in record["attempts"]) for record in records]
+        metrics["paper"], metrics["paper_interval"] = mean([count / K for count in counts], over, K == 1)
     if programs := Counter(attempt["program"] for attempt in attempts if "program" in attempt):
         metrics["programs"] = dict(sorted(programs.items()))
     if rounds := [attempt["rounds"] for attempt in attempts if "rounds" in attempt]:
@@ -265,7 +271,7 @@ def summarise(records: list[dict], average: str = "problems") -> dict:
 
 def encode_prompts(tokenizer: Tokenizer, items: list[Problem], format: str, template: str) -> list[list[int]]:
     """Ids of each problem's prompt."""
-    return prompts.encode(tokenizer, [prompts.prompt(item.question, format, template) for item in items], template)
+    return prompts.encode(tokenizer, [prompts.problem_prompt(item, format, template) for item in items], template)
 
 
 def check_tokenizer(tokenizer: Tokenizer, model: Transformer, where: str) -> None:
@@ -289,15 +295,15 @@ class Task:
     format: str
     way: FewShot
     max_new_tokens: int
-    average: str = "problems"  # or "sections": see summarise
+    benchmark: benchmarks.Benchmark | None = None
 
 
 def check(config: Config) -> None:
     if not config.model or not (config.problems or config.data):
         raise InputError("--model DIR and --problems FILE or --data FOLDER are needed")
     for format in config.formats:
-        if format not in FORMATS:
-            raise InputError(f"--formats {format}: unknown; use {', '.join(FORMATS)}, or several of them")
+        if format not in prompts.FORMATS:
+            raise InputError(f"--formats {format}: unknown; use {', '.join(prompts.FORMATS)}, or several of them")
     if config.temperature == 0 and config.samples > 1:
         raise InputError("--samples above 1 needs --temperature above 0: greedy samples are all the same")
     if config.sandbox not in ("strict", "best-effort"):
@@ -336,7 +342,7 @@ def plan(config: Config) -> tuple[list[Task], dict[str, list[str]], dict[str, li
         for format in own:
             way = way_of(config, one, format)
             limit = config.max_new_tokens or one.max_new_tokens
-            tasks.append(Task(f"{name}.{format}", items[: config.limit or None], format, way, limit, one.average))
+            tasks.append(Task(f"{name}.{format}", items[: config.limit or None], format, way, limit, one))
     for path in config.problems:
         items = problems.load(path)[: config.limit or None]
         for format in config.formats or ["cot"]:
@@ -377,13 +383,14 @@ def run_task(task: Task, config: Config, saved: report.Saved, model, tokenizer, 
             if own:
                 records = evaluate(
                     model, tokenizer, [task.items[i] for i in own], task.format, sampling, config.template, sandbox,
-                    config.max_rows, bar.update, task.way, None, own, config.rounds, prover, config.prover_seconds,
+                    config.max_rows, bar.update, way=task.way, keys=own, rounds=config.rounds, prover=prover,
+                    prover_seconds=config.prover_seconds, benchmark=task.benchmark.name if task.benchmark else "",
                 )[1]  # fmt: skip
             parts = world.all_gather_objects(records)
             records = [parts[i % world.size][i // world.size] for i in range(end - start)]
             saved.add(task.name, start, records, time.perf_counter() - began)
     records, seconds = saved.records(task.name)
-    metrics = summarise(records, task.average)
+    metrics = summarise(records, task.benchmark.average if task.benchmark else "problems")
     written = metrics["tokens"] * metrics["problems"] * metrics["samples"]
     timing = {"seconds": seconds, "tokens_per_second": written / seconds}
     note = {"note": NO_PROVER} if task.format == "proof" and prover is None else {}

@@ -185,6 +185,7 @@ def rows(results: dict) -> tuple[list[str], list[list[str]]]:
     """(headings, a row of texts for each benchmark and format)."""
     K = max((figures["samples"] for figures in results.values()), default=1)
     voted = [f"maj@{K}", f"pass@{K}"] if K > 1 else []
+    voted += ["paper"] if any("paper" in figures for figures in results.values()) else []
     headings = ["problems", "format", "n", "accuracy (95 %)", "strict", *voted, "no answer", "cut off", "no room",
                 "shots", "tokens", "tokens/s"]  # fmt: skip
     lines = []

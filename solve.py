@@ -14,7 +14,7 @@ import functools
 import re
 from collections.abc import Sequence
 
-from data import answers, prompts
+from data import answers, paper_rules, prompts
 from data.problems import Problem
 from data.prompts import FewShot
 from data.prover import Prover, prove
@@ -283,6 +283,19 @@ def _verdicts(kind: str, gold: str, answer: str | None, plainly: bool) -> tuple[
         relaxed, strict = plain_text(gold) == plain_text(answer), gold.strip() == answer.strip()
     reasons = ["equal" if equal else "value" for equal in (relaxed, strict)]
     return relaxed, reasons[0], strict, "format" if relaxed and not strict else reasons[1]
+
+
+def paper_right(item: Problem, text: str, benchmark: str, zero_shot: bool) -> bool:
+    """Whether the paper's own evaluation counts a chain of thought as right (data/paper_rules.py). Its rules for base
+    models look for the wording of the authors' exemplars."""
+    gold: str | list[str] = item.answer
+    if benchmark == "math":
+        gold = paper_rules.paper_extract(item.solution or "", benchmark, item.question)
+    elif benchmark == "gaokao_mathcloze":  # $(a, b)$: two blanks
+        blanks = item.answer[2:-2].split(", ") if item.answer.startswith("$(") else [item.answer]
+        gold = [paper_rules.normalise(blank) for blank in blanks]
+    said = paper_rules.paper_extract(text, benchmark, item.question, zero_shot)
+    return paper_rules.paper_equal(gold, said, benchmark)
 
 
 def same(kind: str, a: str, b: str) -> bool:

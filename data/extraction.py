@@ -14,9 +14,10 @@ MAX_TRIED = 64  # formulas and phrases
 _END = re.compile(r"<\|im_(?:start|end)\|>|<\|endoftext\|>|<｜end▁of▁sentence｜>")
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _PHRASE = re.compile(
-    r"\banswers?\**\s*(?:is|are|:|：|=)(?:\s*:)?|\b(?:correct|right|best) (?:option|choice)\s*(?:is|:)|"
-    r"答案\s*(?:应该|应)?\s*(?:是|为|：|:)+", re.I)
-_PICKED = re.compile(r"选\s*(?:择|项)?\s*(?:为|是)?\s*[:：]?\s*([(（]?[A-H](?:\s*[,、]?\s*[A-H])*[)）]?)(?![A-Za-z])")
+    r"\banswers?\*{0,4}\s{0,4}(?:is|are|:|：|=)(?:\s{0,4}:)?|\b(?:correct|right|best) (?:option|choice)\s{0,4}(?:is|:)|"
+    r"答案\s{0,4}(?:应该|应)?\s{0,4}(?:是|为|：|:)+", re.I)
+_PICKED = re.compile(
+    r"选\s{0,4}(?:择|项)?\s{0,4}(?:为|是)?\s{0,4}[:：]?\s{0,4}([(（]?[A-H](?:[,、 ]{0,3}[A-H]){0,7}[)）]?)(?![A-Za-z])")
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|[。！]|\n\s*\S*|, (?:because|since|so|it|as)\b|\b(?:because|since)\b|I hope")
 _DELIMITER = re.compile(r"\\[()\[\]]|\\.|\$\$|\$", re.S)
 _NUMBER = re.compile(  # a number, fraction or LaTeX fraction in running text, with its sign, currency and percent mark

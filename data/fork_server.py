@@ -125,7 +125,7 @@ def _serve(config: dict, missing: dict[str, str], before: dict[str, int], listen
         importlib.import_module(name)
     exec(WARM_UP, {})  # first calls import a lot: make them here, once
     builtins.exit = builtins.quit = sys.exit  # what -S leaves out
-    after = isolation.namespaces() if LINUX else {}
+    after = isolation.namespaces() if LINUX else {}  # and this, while there is a /proc
     own = {name for name in after if after[name] != before.get(name)}
     memory = _address_space() + config["memory_mb"] * 2**20
     plan = {**_prepare(config, missing), "memory": memory}
@@ -155,7 +155,9 @@ def _prepare(config: dict, missing: dict[str, str]) -> dict:
 
     Notes in `missing` what the system refuses. A step that cannot be undone is first tried in a child.
     """
-    plan = {"scratch": config["scratch"], "drop": LINUX, "user": None, "rules": None, "filter": None}
+    plan = {"scratch": os.path.realpath(config["scratch"]), "drop": LINUX, "user": None, "rules": None, "filter": None}
+    python = (sys.prefix, sys.base_prefix, *config["packages"])
+    plan["readable"] = tuple(os.path.realpath(folder) + os.sep for folder in python)  # for the audit hook
     if not LINUX:
         missing.update(dict.fromkeys(("privileges", "landlock", "seccomp"), "needs Linux"))
         return plan
@@ -363,7 +365,7 @@ def _become_program(code: str, config: dict, plan: dict, folder: str, out: int, 
     os.chdir(folder)
     for step in _confinement(config, plan, folder).values():
         step()
-    os.closerange(4, 2**16)
+    os.closerange(4, 256)  # more than the server ever has open
     status = 1
     try:
         exec(compile(code, "program.py", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
@@ -397,7 +399,7 @@ def _confinement(config: dict, plan: dict, folder: str) -> dict:
     if plan["filter"]:
         steps["seccomp"] = lambda: isolation.apply_seccomp(plan["filter"])
     if "hook" not in config["without"]:
-        steps["hook"] = lambda: sys.addaudithook(_audit_hook(folder, config["packages"]))
+        steps["hook"] = lambda: sys.addaudithook(_audit_hook(folder, plan["readable"]))
     return steps
 
 
@@ -430,9 +432,9 @@ _CHANGING = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.sy
              "os.chown", "os.utime", "os.chflags", "os.setxattr", "os.removexattr", "os.mkfifo", "os.mknod")
 
 
-def _audit_hook(folder: str, packages: list[str]):
-    own = (os.path.realpath(folder) + os.sep,)
-    readable = tuple(os.path.realpath(p) + os.sep for p in (sys.prefix, sys.base_prefix, *packages)) + own
+def _audit_hook(folder: str, readable: tuple[str, ...]):
+    own = (folder + os.sep,)
+    readable += own
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     realpath, fsdecode, sep, devices = os.path.realpath, os.fsdecode, os.sep, (os.devnull, "/dev/urandom")
 

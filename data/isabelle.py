@@ -61,9 +61,8 @@ class _Connection:
             raise ServerError("the server did not take the password")
 
     def send(self, line: str) -> None:
-        data = line.encode()
-        try:  # a long message goes faster with its length before it
-            self.socket.sendall(b"%d\n%s\n" % (len(data) + 1, data) if len(data) > 4096 else data + b"\n")
+        try:
+            self.socket.sendall(line.encode() + b"\n")
         except OSError as error:
             raise ServerError(f"the server has closed the connection ({error})") from None
 

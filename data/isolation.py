@@ -6,6 +6,7 @@ program. Calls raise OSError where the system does not permit something; nothing
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import os
 import signal
@@ -181,7 +182,9 @@ def landlock_rules(places: list[str], scratch: str) -> int:
         rule = struct.pack("=Qi", access, descriptor)
         call("syscall", 445, rules, 1, rule, 0)  # landlock_add_rule(LANDLOCK_RULE_PATH_BENEATH)
         os.close(descriptor)
-    return rules
+    high = fcntl.fcntl(rules, fcntl.F_DUPFD_CLOEXEC, 10)  # out of the way of descriptors 0 to 3 of programs
+    os.close(rules)
+    return high
 
 
 def landlock(rules: int) -> None:

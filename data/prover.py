@@ -9,6 +9,7 @@ the proof counts only if Isabelle accepts it and it rests on no unproved claim.
     checks = prove(problem, completions, prover)
 """
 
+import math
 import os
 import re
 import shutil
@@ -230,7 +231,7 @@ def holes(theory: str) -> list[tuple[int, int]]:
 # ---- Filling the holes -----------------------------------------------------------------------------------------------
 
 _PROPOSAL = re.compile(r"(Try this|Found proof):\s+((?:using\b[^\n]*?\s+)?by\b[^\n]*)")
-_TIME = re.compile(r"\s*\((?:>\s*)?[\d.]+ m?s(?:, timed out)?\)\s*$")
+_TIME = re.compile(r"\s*\((?:>\s*)?[\d.]+ m?s(?:, timed out)?\)\.?\s*$")
 
 
 def proposals(messages: list[Message]) -> list[str]:
@@ -293,10 +294,12 @@ def _fill(theory: str, name: str, prover: Prover, timeout: float, hammer: int) -
             return check
         else:
             errors = [m.line for m in check.messages if m.kind == "error" and m.line]
-            outside = min((line for line in errors if line not in lines), default=None)
-            if outside is not None and not any(line < outside for line in errors):
+            outside = min((line for line in errors if line not in lines), default=math.inf)
+            if errors and outside == min(errors):
                 return check  # what is wrong is not in a hole, nor comes of one
-            moved = [(hole, line) for hole, line in zip(fillers, lines, strict=True) if hole.asks or line in errors]
+            # Most failed proofs let the check go on. After one that did not, nothing is known of what follows.
+            moved = [(hole, line) for hole, line in zip(fillers, lines, strict=True)
+                     if (hole.asks or line in errors) and line < outside]  # fmt: skip
             done = [hole.next(proposals([m for m in check.messages if m.line == line])) for hole, line in moved]
         if not moved:
             return check

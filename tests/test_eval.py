@@ -295,6 +295,7 @@ def test_benchmarks_that_are_there(world, folder, tmp_path, monkeypatch, capsys)
         "gsm8k.cot": (3, third, third), "gsm8k.pot": (3, 0, 0), "gsm8k.tool": (3, third, third),
         "mmlu.cot": (1, 1, 0), "bbh.cot": (3, 0.75, 0.75),  # the mean of 1/2 and 1/1
     }  # fmt: skip
+    assert document["results"]["gsm8k.cot"]["paper"] == third and "paper" not in document["results"]["gsm8k.pot"]
     assert document["results"]["bbh.cot"]["sections"] == {"a_task": 0.5, "b_task": 1}
     assert document["results"]["gsm8k.pot"]["programs"] == {"error": 3}
     assert document["absent"]["math"][0] == str(folder / "MATH/test") and "gsm8k" not in document["absent"]
@@ -340,7 +341,7 @@ def test_a_stopped_run_goes_on(world, tmp_path, monkeypatch, capsys):
 
     real = evaluation.evaluate
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "evaluate", lambda *a: (os.kill(os.getpid(), signal.SIGTERM), real(*a))[1])
+        patch.setattr(evaluation, "evaluate", lambda *a, **k: (os.kill(os.getpid(), signal.SIGTERM), real(*a, **k))[1])
         assert command(monkeypatch, **options, to=to, chunk=2) == 143
     assert "the same command continues from there" in capsys.readouterr().err
     assert len(list(to.glob("partial/many.cot/*.json"))) == killed + 1 and not (to / "results.json").exists()
@@ -349,7 +350,7 @@ def test_a_stopped_run_goes_on(world, tmp_path, monkeypatch, capsys):
         assert command(monkeypatch, **(options | change), to=to) == 2
         assert reason in capsys.readouterr().err
     asked = []
-    monkeypatch.setattr(evaluation, "evaluate", lambda *a: (asked.extend(i.id for i in a[2]), real(*a))[1])
+    monkeypatch.setattr(evaluation, "evaluate", lambda *a, **k: (asked.extend(i.id for i in a[2]), real(*a, **k))[1])
     assert command(monkeypatch, **options, to=to, chunk=5) == 0
     assert len(asked) == 24 - killed - min(2, 24 - killed)
     assert results_of(to) == results_of(tmp_path / "whole")

@@ -12,7 +12,7 @@ from data.sandbox import Result, Sandbox
 from data.tokenizer import train
 from eval import evaluate
 from generate import Sampling
-from solve import Tool, blocks, fit, judge, output_text, plain_text, session, stated, zero_shot
+from solve import Tool, blocks, fit, judge, output_text, paper_right, plain_text, session, stated, zero_shot
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +226,19 @@ def test_short_texts(gold, text, right, strict):
     one = stated(item, text)
     judge(item, one)
     assert (one["right"], one["strict"]) == (right, strict)
+
+
+def test_rules_of_the_paper():
+    """Its rules for base models take GSM8K's last number, and of a choice only "the final answer is"."""
+    item = Problem("p", "?", "1200", solution=r"It is $\boxed{\frac{1}{2}}$.")
+    assert paper_right(item, "In all 1200", "gsm8k", False) and stated(item, "In all 1200") == {"answer": None}
+    assert not paper_right(item, "1200 and 1 in all", "gsm8k", False)
+    assert paper_right(item, "The final answer is $0.5$. I hope it is correct.", "math", False)
+    assert paper_right(CHOICE, "The final answer is (B).", "mmlu_stem", False)
+    assert not paper_right(CHOICE, "The answer is (B).", "mmlu_stem", False)
+    cloze = Problem("z", "两个空", "$(5, 10)$", lang="zh")
+    assert paper_right(cloze, "所以答案是$5;10$", "gaokao_mathcloze", False)
+    assert not paper_right(cloze, "所以答案是$10;5$", "gaokao_mathcloze", False)
 
 
 def test_plain_text():

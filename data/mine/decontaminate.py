@@ -206,7 +206,11 @@ class Index:
     def build(cls, folder, short_answers: bool = True) -> "Index":
         """Of the benchmarks in a folder (see read_benchmarks). Its counts say of how many texts 10-grams are looked up
         (long), how many as a whole (short), and how many not at all (ignored)."""
-        items, counts = read_benchmarks(folder)
+        return cls.of(*read_benchmarks(folder), short_answers)
+
+    @classmethod
+    def of(cls, items: list[Item], counts: dict[str, int], short_answers: bool = True) -> "Index":
+        """Of texts; the counts of `build` are added to `counts`."""
         units = unit_hashes([item.text for item in items])
         short = (units.counts >= SHORTEST) & (units.counts < GRAM)
         if not short_answers:
@@ -221,7 +225,7 @@ class Index:
             where[size] = np.stack([owners[found.owners], places], axis=1)[first]
             if size < GRAM:
                 starts.append(ngram_hashes(_rows(units, owners, SHORTEST), SHORTEST).values)
-        counts |= {"long": int(long.sum()), "short": int(short.sum()), "ignored": int((~long & ~short).sum()),
+        counts = counts | {"long": int(long.sum()), "short": int(short.sum()), "ignored": int((~long & ~short).sum()),
                    "grams": sum(map(len, grams.values()))}
         return cls(items, counts, grams, where, np.unique(np.concatenate(starts)))
 

@@ -10,21 +10,24 @@ import os
 import re
 import socket
 import sys
+import textwrap
 import threading
 import time
 import uuid
 
+HARD = "by (metis hard_fact add.commute mult.assoc power2_eq_square linorder_not_less zero_less_numeral)"
 PROOFS = {
     "easy": {"by simp"},
     "arithmetic": {"by ((arith; fail) | (auto simp: field_simps; fail) | (eval; fail))"},
-    "hard": {"by (metis hard_fact)"},
+    "hard": {HARD},
     "computed": {"by eval"},
+    "stuck": {HARD},  # where another proof of this fails, nothing goes on
     "false": set(),
 }
 PROPOSED = {"try0 sorry": {"easy": "Try this: by simp (12 ms)"},
-            "sledgehammer [timeout = 30] sorry": {
-                "hard": "cvc4: Try this: by (smt (z3) nothing) (> 1.0 s, timed out)\nvampire: Try this: "
-                        "by (metis hard_fact) (0.3 s)"}}  # fmt: skip
+            "sledgehammer [timeout = 30] sorry": dict.fromkeys(("hard", "stuck"), (
+                "cvc4: Try this: by (smt (z3) nothing) (> 1.0 s, timed out)\n"
+                f"vampire: Try this: {HARD} (0.3 s)"))}  # fmt: skip
 LOG = sys.argv[1] if len(sys.argv) > 1 else os.devnull
 
 
@@ -95,20 +98,25 @@ class Client(threading.Thread):
             while task not in self.cancelled or '"deaf"' in source:
                 time.sleep(0.005)
             return self.say("FAILED", {"kind": "error", "message": "Interrupt", "task": task})
-        messages, proposition = [], ""
+        messages, proposition, stuck = [], "", False
         for number, line in enumerate(source.split("\n"), 1):
             proposition = re.findall(r'"([^"]*)"', line)[-1:] or [proposition]
             proposition = proposition[0]
 
             def add(kind, text, number=number):
+                margin = int(argument.get("pretty_margin", 76))  # as it breaks lines
+                text = "\n".join(textwrap.fill(line, margin, drop_whitespace=False) for line in text.split("\n"))
                 messages.append({"kind": kind, "message": text, "pos": {"line": number, "file": name}})
 
             line = line.strip()
-            if line in PROPOSED or line == "sorry":
+            if stuck:
+                add("error", "Illegal application of proof command")
+            elif line in PROPOSED or line == "sorry":
                 add("writeln", PROPOSED.get(line, {}).get(proposition, "No proof found"))
             elif "?thesis" not in line and (proof := re.search(r"\bby\b.*", line)) and proof[0] not in PROOFS.get(
                     proposition, {proof[0]}):  # fmt: skip
                 add("error", f"Failed to finish proof:\ngoal (1 subgoal):\n 1. {proposition}")
+                stuck = proposition == "stuck"
             elif line.startswith("thm_oracles"):
                 found = ["  Pure.skip_proof:\n    false"] * ("sorry" in source)
                 found += ["  Code_Generator.holds_by_evaluation: computed"] * ("by eval" in source)

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import InputError, isabelle, read_jsonl
+from data import InputError, isabelle, prover, read_jsonl
 from data.isabelle import Check, Isabelle, Message, verdict
 from data.prover import NO_PROVER, find_prover, forbidden, holes, proof_of, proposals, prove, sketch_theory, tokens
 
@@ -65,7 +66,8 @@ def test_tokens_are_the_source_without_its_spaces(source):
     "setup ‹I›", "method_setup m = ‹x›", "\\<proof>", "(* nothing *) sorry", "(* (* *) sorry *) sorry", "..sorry",
     "1.sorry", "'a.sorry", "?x.sorry", "x\\<^sub>1.sorry", "\\<alpha>sorry", "by simp text ‹@{ML \"OS.Process.exit\"}›",
     "show ?thesis \\<comment> ‹@{ML 1}› by simp", "show ?thesis \\<comment> ‹\\<^ML>‹1›› by simp",
-    "{* hidden *} by simp", 'by ("\\116actic" ‹x›)', "(* unclosed", 'notepad begin have "False" qed', "`sorry`",
+    "{* hidden *} by simp", "by simp \\<comment> ‹@{path ‹/etc/passwd›}›",
+    'by ("\\116actic" ‹x›)', "(* unclosed", 'notepad begin have "False" qed', "`sorry`",
     "` theorem x: `", "value 1", 'export_code x in SML file "x"', "context begin", "instance nat :: finite",
     "lemmas y = refl", "by (Pure.tactic ‹x›)",
 ])  # fmt: skip
@@ -169,10 +171,20 @@ def test_the_authors_sketches(real):
     assert len(files) == 20
 
 
+def test_our_own_sketches():
+    path = Path(prover.__file__).with_name("exemplars.toml")
+    exemplars = tomllib.loads(path.read_text(encoding="utf-8"))["minif2f"]
+    for exemplar in exemplars:
+        problem = SimpleNamespace(id="own", task=exemplar | {"header": "theory own imports Complex_Main begin"})
+        theory = sketch_theory(problem, exemplar["proof"])
+        assert len(holes(theory)) == exemplar["proof"].count("sledgehammer") > 0
+    assert len(exemplars) > 1
+
+
 # ---- Proposals and verdicts ------------------------------------------------------------------------------------------
 
 def test_proposals_of_try0_and_sledgehammer():
-    texts = ["Found proof: by auto (3 ms)", "Try this: by simp (1 ms)", "Try this: by simp\n(simp: 1 ms; auto: 3 ms)",
+    texts = ["Found proof: by auto (3 ms)", "Try this: by simp (1 ms).", "Try this: by simp\n(simp: 1 ms; auto: 3 ms)",
              "cvc4: Try this: by (metis a b) (> 1.0 s, timed out)", "Trying \"simp\" and \"auto\"...", "No proof found",
              "e: Try this: using assms(1) by blast (0.8 ms)", "z3: Try this: apply simp (1 ms)"]
     assert proposals([Message("writeln", text) for text in texts]) == [
@@ -215,8 +227,8 @@ def program(tmp_path):
     return path, lambda: [line.split()[0] for line in log.read_text().splitlines()]
 
 
-@pytest.fixture
-def prover(program):
+@pytest.fixture(name="prover")
+def running(program):
     with Isabelle(str(program[0]), grace=0.3, start=20) as prover:
         yield prover
 
@@ -232,7 +244,8 @@ def test_a_proof_is_checked_and_the_server_stays(prover, program):
 
 @pytest.mark.parametrize("steps, status, rounds, inserted", [
     (["easy"], "proved", 2, ["by simp"]),
-    (["easy", "arithmetic", "hard", "easy"], "proved", 5, ["by simp", "by (metis hard_fact)", "(arith; fail)"]),
+    (["easy", "arithmetic", "hard", "easy"], "proved", 5, ["by simp", "by (metis hard_fact ", "(arith; fail)"]),
+    (["stuck", "easy"], "proved", 5, ["by simp", "by (metis hard_fact "]),
     (["false"], "failed", 3, []),
     (["easy", "false"], "failed", 3, []),
 ])  # fmt: skip
@@ -272,7 +285,7 @@ def test_a_method_that_does_not_end_is_left_for_the_next(prover, program, monkey
     """`loops` is endless as long as arith is tried on the step before."""
     monkeypatch.setattr("data.prover.METHODS", 0.3)
     check = prove(PROBLEM, [proof("hard", end='show "loops" by simp')], prover, 20)[0]
-    assert check.status == "proved" and "by (metis hard_fact)" in check.theory
+    assert check.status == "proved" and "by (metis hard_fact " in check.theory
     assert program[1]().count("cancel") == 1
 
 
@@ -317,6 +330,17 @@ def test_finding_the_prover(program, monkeypatch, tmp_path):
         find_prover(str(tmp_path / "nowhere"))
     afp = find_prover(str(program[0]), afp="/afp/thys")
     assert afp.dirs == ["/afp/thys"] and "Symmetric_Polynomials" in afp.include
+
+
+def test_a_theory_with_questions_left_is_never_the_proof():
+    class Gullible:
+        version = "1"
+
+        def check(self, theory_source, name, timeout):
+            return Check("proved")
+
+    check = prove(PROBLEM, [proof("a", "b")], Gullible())[0]
+    assert check.status == "proved" and "sorry" not in check.theory and check.theory.count("eval; fail") == 2
 
 
 def test_without_a_prover_it_is_said():
@@ -368,7 +392,7 @@ def test_a_wrong_password_is_turned_away(prover):
         isabelle._Connection(port, "wrong", time.monotonic() + 5)
 
 
-def test_a_long_command_goes_with_its_length(prover, program):
+def test_commands_by_themselves(prover):
     prover.check("theory t begin end", "t", 5)
     deadline = time.monotonic() + 5
     with pytest.raises(isabelle.ServerError, match="Bad command echo"):

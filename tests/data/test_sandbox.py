@@ -278,7 +278,7 @@ def test_protections_are_told(sandbox):
     assert {"limits", "hook"} <= set(sandbox.isolation)
 
 
-@pytest.mark.parametrize("name", ["namespaces", "seccomp", "hook", "privileges", "files"])
+@pytest.mark.parametrize("name", ["namespaces", "seccomp", "privileges", "hook"])
 def test_what_is_left_out_is_found_missing(name, monkeypatch, capsys):
     """The probe notices; strict refuses and says what to do; best-effort warns, once, and runs."""
     if sys.platform != "linux" and name != "hook":
@@ -289,11 +289,11 @@ def test_what_is_left_out_is_found_missing(name, monkeypatch, capsys):
         Sandbox(workers=1, mode="strict", _without=(name,))
     assert all(f"{one}: " in str(error.value) for one in expected) and "\n" not in str(error.value)
     assert capsys.readouterr().err == ""
-    for warnings in (1, 0):
-        with Sandbox(workers=1, _without=(name,)) as sandbox:
-            assert expected <= set(sandbox.missing) and not expected & set(sandbox.isolation)
-            assert sandbox.run("print(1)") == Result("ok", "1\n", "")
-        assert capsys.readouterr().err.count("warning: the sandbox lacks protections") == warnings
+    with Sandbox(workers=1, _without=(name,)) as sandbox:
+        assert expected <= set(sandbox.missing) and not expected & set(sandbox.isolation)
+        assert sandbox.run("print(1)") == Result("ok", "1\n", "")
+        sandbox._judge("best-effort")  # as when another starts: already said
+    assert capsys.readouterr().err.count("warning: the sandbox lacks protections") == 1
 
 
 def test_mode_is_checked():
