@@ -246,3 +246,15 @@ def test_command(tiny, tmp_path):
 def test_bad_options(options, message):
     with pytest.raises(InputError, match=message):
         audit.main(audit.Config(**options))
+
+
+def test_a_cell_by_hand():
+    def records(*right):
+        return [{"id": str(i), "attempts": [{"right": bool(r), "strict": False}]} for i, r in enumerate(right)]
+
+    one = audit.cell(records(1, 0, 1, 1), records(1, 1, 0, 0))
+    assert (one["n"], one["accuracy"], one["kept"]) == (4, 0.75, 0.5)
+    assert (one["change"]["a"], one["change"]["b"]) == (0.5, 0.75)
+    assert (one["change"]["better"], one["change"]["worse"], one["change"]["p"]) == (2, 1, 1)
+    assert audit.cell(records(0, 1), records(0, 0))["kept"] is None and "kept" not in audit.cell(records(0, 1))
+    assert audit.cell(records(1, 1), records(1, 1), "strict")["accuracy"] == 0

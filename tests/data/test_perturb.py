@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from data import InputError, synthetic
+from data import InputError, retelling, synthetic
 from data import perturb as P
 from data.perturb import PERTURBATIONS, perturb
 from data.readers import Problem, gsm8k_rows, load
@@ -52,6 +52,12 @@ def test_every_built_in_problem_is_read_back(problems):
     assert told(replace(problems[0], source="elsewhere")) is None
     assert told(replace(problems[0], question=problems[0].question + " ")) is None
     assert told(replace(problems[0], solution="1 + 1 = 2\nThe answer is 2.")) is None  # not this family's solution
+
+
+def test_a_question_that_reads_as_one_of_two_is_not_read(problems, monkeypatch):
+    patterns = retelling._patterns("en")
+    monkeypatch.setattr(retelling, "_patterns", lambda lang: patterns * 2)
+    assert all(told(problem) is None for problem in problems[:10] if problem.lang == "en")
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)
