@@ -294,6 +294,7 @@ class Task:
     items: list[Problem]
     format: str
     way: FewShot
+    own: bool  # its exemplars are ours
     max_new_tokens: int
     benchmark: benchmarks.Benchmark | None = None
 
@@ -338,16 +339,15 @@ def plan(config: Config) -> tuple[list[Task], dict[str, list[str]], dict[str, li
             continue
         if messages:
             bad[name] = messages
-        own = one.formats if one.kind in ("code", "proof") else config.formats or one.formats
-        for format in own:
-            way = way_of(config, one, format)
+        for format in one.formats if one.kind in ("code", "proof") else config.formats or one.formats:
+            way, own = way_of(config, one, format)
             limit = config.max_new_tokens or one.max_new_tokens
-            tasks.append(Task(f"{name}.{format}", items[: config.limit or None], format, way, limit, one))
+            tasks.append(Task(f"{name}.{format}", items[: config.limit or None], format, way, own, limit, one))
     for path in config.problems:
         items = problems.load(path)[: config.limit or None]
         for format in config.formats or ["cot"]:
             way = solve.zero_shot(format, config.template)
-            tasks.append(Task(f"{Path(path).stem}.{format}", items, format, way, config.max_new_tokens or 512))
+            tasks.append(Task(f"{Path(path).stem}.{format}", items, format, way, True, config.max_new_tokens or 512))
     for name, count in Counter(task.name for task in tasks).items():
         if count > 1:
             raise InputError(f"{name}: there are two of this name, and results are told apart by it; rename a file")
@@ -355,19 +355,30 @@ def plan(config: Config) -> tuple[list[Task], dict[str, list[str]], dict[str, li
         reasons = [f"{name}: {messages[-1]}" for name, messages in bad.items()]
         reasons += [f"{name}: looked for {places[0]}" for name, places in absent.items()]
         raise InputError(f"--data {config.data}: there is no benchmark to evaluate; {'; '.join(reasons)}")
+    if config.prompts and all(task.own for task in tasks):
+        FewShot.load(config.prompts, benchmarks.get("gsm8k"), "cot")  # says what is wrong with it
+        raise InputError(f"--prompts {config.prompts}: has no prompt for any of the benchmarks; leave it out")
     return tasks, absent, bad
 
 
-def way_of(config: Config, benchmark: benchmarks.Benchmark, format: str) -> FewShot:
+def way_of(config: Config, benchmark: benchmarks.Benchmark, format: str) -> tuple[FewShot, bool]:
+    """(how the problems are put, whether by our exemplars). Where all benchmarks are wanted, and --prompts has none for
+    this one, ours are used, and the results say so."""
     shots = None if config.shots < 0 else config.shots
-    if not config.prompts:
-        return FewShot.own(benchmark, format, shots, config.template)
-    way = FewShot.load(config.prompts, benchmark, format)
-    if shots is None or shots == way.shots:
-        return way
-    if way.one_text or shots > way.shots:
-        raise InputError(f"--shots {shots}: {config.prompts} has {way.shots} for {benchmark.name}; leave --shots out")
-    return replace(way, exemplars={group: texts[:shots] for group, texts in way.exemplars.items()})
+    if config.prompts:
+        try:
+            way = FewShot.load(config.prompts, benchmark, format)
+        except InputError:
+            if config.benchmarks not in ([], ["all"]):
+                raise
+        else:
+            if shots is None or shots == way.shots:
+                return way, False
+            if way.one_text or shots > way.shots:
+                held = f"{config.prompts} has {way.shots} for {benchmark.name}"
+                raise InputError(f"--shots {shots}: {held}; leave --shots out")
+            return replace(way, exemplars={group: texts[:shots] for group, texts in way.exemplars.items()}), False
+    return FewShot.own(benchmark, format, shots, config.template), True
 
 
 def run_task(task: Task, config: Config, saved: report.Saved, model, tokenizer, sandbox, prover, world) -> dict:
@@ -393,7 +404,9 @@ def run_task(task: Task, config: Config, saved: report.Saved, model, tokenizer, 
     metrics = summarise(records, task.benchmark.average if task.benchmark else "problems")
     written = metrics["tokens"] * metrics["problems"] * metrics["samples"]
     timing = {"seconds": seconds, "tokens_per_second": written / seconds}
-    note = {"note": NO_PROVER} if task.format == "proof" and prover is None else {}
+    said = [NO_PROVER] if task.format == "proof" and prover is None else []
+    said += ["--prompts has none for it; with our exemplars"] if config.prompts and task.own else []
+    note = {"note": "; ".join(said)} if said else {}
     return {"format": task.format, "max_new_tokens": task.max_new_tokens, **metrics, **timing, **note}
 
 

@@ -171,7 +171,8 @@ def _git(root: Path, *words: str) -> str:
 
 
 def machine(world: World) -> dict:
-    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.processor()
+    gpu = world.device.type == "cuda"
+    device = torch.cuda.get_device_name(world.device) if gpu else platform.processor() or platform.machine()
     return {
         "system": platform.platform(), "device": device, "processes": world.size, "threads": torch.get_num_threads()
     }  # fmt: skip

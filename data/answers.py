@@ -129,8 +129,10 @@ def _plain(text: str) -> Fraction | None:
     sign, whole, decimals, denominator, top, bottom = match.groups()
     if denominator and (decimals or not int(denominator)) or bottom and not int(bottom):
         return None
-    value = Fraction(int(top), int(bottom)) if bottom else Fraction(whole.replace(",", "") + (decimals or ""))
-    value = value / int(denominator) if denominator else value
+    if decimals:
+        value = Fraction(int(whole.replace(",", "") + decimals[1:]), 10 ** (len(decimals) - 1))
+    else:
+        value = Fraction(int(top or whole.replace(",", "")), int(bottom or denominator or 1))
     return -value if sign == "-" else value
 
 
@@ -139,7 +141,9 @@ _CIRCLES = re.compile("(?<=[①-⑳])[ ,和]+(?=[①-⑳])")
 
 
 def _text(text: str, relaxed: bool) -> str:
-    text = SPACES.sub(" ", WORDS.sub(r"\1", circles(text).strip("$ "))).translate(CHARACTERS)
+    if text.count("$") % 2 == 0 or relaxed:  # one $ is money
+        text = text.strip("$ ")
+    text = SPACES.sub(" ", WORDS.sub(r"\1", circles(text))).translate(CHARACTERS)
     text = re.sub(r"\s+", "" if "\\" in text else " ", text).strip(" .,;:!?*" if relaxed else " ")
     return _CIRCLES.sub("", text).casefold() if relaxed else text
 

@@ -372,6 +372,7 @@ def _ocw_number(text: str) -> float | None:
 
 
 def _python_number(text: str):
+    text = re.sub(r"(?<=\d)_(?=\d)", "", text)
     if not re.fullmatch(r"[\d\s.eE()*/+-]{1,200}", text, re.A):
         raise Unreadable("no arithmetic")
     _check_python(text)

@@ -24,7 +24,7 @@ import runtime
 from data import write_jsonl
 from data.problems import Problem
 from data.sandbox import Sandbox
-from data.tokenizer import train
+from data.tokenizer import Tokenizer, train
 from eval import evaluate, majority, normal, pass_at_k, summarise, vote, wilson
 from generate import Sampling, generate
 from model import ModelConfig, Transformer
@@ -312,6 +312,37 @@ def test_benchmarks_that_are_there(world, folder, tmp_path, monkeypatch, capsys)
     document = json.loads((tmp_path / "one/results.json").read_text())
     assert list(document["results"]) == ["gsm8k.cot"] and document["absent"] == {}
     assert document["results"]["gsm8k.cot"]["shots"] == 0  # none has room in 256 tokens of two bytes each
+
+
+def test_prompts_of_others(world, folder, tmp_path, monkeypatch, capsys):
+    """A file with prompts for one benchmark of two; where one is named for which it has none, that is an error."""
+    entry = {"few_shot_prompt": "Q: 1 + 1?\nA: 2", "stop_words": ["\nQ:"], "template":
+             "{few_shot_prompt}\n\nQ: {question}\nA:{partial_answer}"}  # fmt: skip
+    (tmp_path / "prompts.json").write_text(json.dumps({"gsm8k.cot": entry}))
+    options = dict(model=world / "model", data=folder, prompts=tmp_path / "prompts.json", formats="cot", to=tmp_path)
+    assert command(monkeypatch, **options, max_new_tokens=40) == 0
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert results["gsm8k.cot"]["shots"] == 1 and "note" not in results["gsm8k.cot"]
+    assert "our exemplars" in results["bbh.cot"]["note"] and "bbh.cot: --prompts has none" in capsys.readouterr().out
+    texts = [json.loads(line)["prompt_tokens"] for line in (tmp_path / "gsm8k.cot.jsonl").read_text().splitlines()]
+    tokenizer = Tokenizer.load(world / "model")
+    assert texts == [len(tokenizer.encode(f"Q: 1 + 1?\nA: 2\n\nQ: {question}\nA:")) for question in QUESTIONS]
+    for changes, message in (
+        ({"benchmarks": "bbh"}, "prompts.json: has no prompt for bbh"),
+        ({"benchmarks": "gsm8k", "shots": 2}, "--shots 2: "),
+        ({"prompts": folder / "gsm8k/test.jsonl"}, "test.jsonl"),
+    ):
+        assert command(monkeypatch, **(options | {"to": tmp_path / "none"} | changes)) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_sandbox_that_cannot_start_is_named(world, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "executable", "/absent/python")
+    options = dict(model=world / "model", problems=world / "problems.jsonl")
+    assert command(monkeypatch, **options, formats="pot") == 2
+    error = capsys.readouterr().err
+    assert "the sandbox could not start /absent/python" in error and error.count("\n") == 1
+    assert command(monkeypatch, **options, formats="cot") == 0
 
 
 def results_of(folder):

@@ -17,7 +17,7 @@ from solve import Tool, blocks, fit, judge, output_text, paper_right, plain_text
 
 @pytest.fixture(scope="module")
 def sandbox():
-    with Sandbox(workers=2, cpu_seconds=2) as sandbox:
+    with Sandbox(workers=2, cpu_seconds=1) as sandbox:
         yield sandbox
 
 

@@ -128,13 +128,14 @@ def neighbours(answer: str, rng: random.Random) -> list[str]:
     or matrix swapped."""
     found = []
     for match in re.finditer(r"\d", answer):  # a fraction of 0, 1^n and 0 times x are not made above
-        found.append(answer[:match.start()] + rng.choice([c for c in "23456789" if c != match[0]]) + answer[match.end():])
+        other = rng.choice([c for c in "23456789" if c != match[0]])
+        found.append(answer[:match.start()] + other + answer[match.end():])
     for match in re.finditer("[一二三四五六七八九]", answer):
         found.append(answer[:match.start()] + rng.choice([c for c in "四五六七八九" if c != match[0]])
                      + answer[match.end():])  # fmt: skip
     if re.fullmatch(r"\(?[A-Z]\)?", answer):
         found.append(re.sub("[A-Z]", lambda m: rng.choice([c for c in "ABCDE" if c != m[0]]), answer))
-    if re.search(r"[1-9]", answer) and re.match(r"-?[\d\\$]", answer) and ":" not in answer and "begin" not in answer:
+    if re.search(r"[1-9]", answer) and re.match(r"-?[\d\\$]", answer) and not re.search("[:=]|begin", answer):
         found.append(answer[1:] if answer[0] == "-" else "-" + answer)
     inner = re.fullmatch(r"([(\[])([^()\[\]]*),([^()\[\]]*)([)\]])", answer)
     if inner:
@@ -177,12 +178,12 @@ def hostile(rng: random.Random, seeds: list[str]) -> str:
         return "".join(text)
     if kind == 2:
         unit = "".join(rng.choice(SOUP) for _ in range(rng.randint(1, 3)))
-        return unit * rng.choice([3, 30, 300 // len(unit) + 1]) + rng.choice(SOUP)
+        return unit * rng.choice([3, 10, 30, 300 // len(unit) + 1]) + rng.choice(SOUP)
     if kind == 3:
         opening, closing = rng.choice([("(", ")"), ("[", "]"), (r"\{", r"\}"), ("{", "}"), (r"\frac{", "}{2}"),
                                        (r"\sqrt{", "}"), ("sin(", ")"), (r"\boxed{", "}"), ("1,(", ")"), ("-(", ")"),
                                        ("2^{", "}"), (r"\{\pm1=", r"\}"), ("exp(", ")"), (r"\text{", "}")])  # fmt: skip
-        depth = rng.choice([2, 5, 15, 60])
+        depth = rng.choice([2, 3, 3, 5, 5, 8, 15, 60])
         return opening * depth + rng.choice(seeds) + closing * (depth - rng.choice([0, 0, 1]))
     return rng.choice(["+", ",", "=", " and ", ";", ":", "^", "*", "<", r"\cup"]).join(
-        rng.choice(seeds) for _ in range(rng.choice([2, 8, 40])))
+        rng.choice(seeds) for _ in range(rng.choice([2, 2, 3, 3, 5, 8, 40])))

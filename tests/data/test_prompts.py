@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data import InputError, answers, prompts
-from data.benchmarks import BENCHMARKS
+from data.benchmarks import BENCHMARKS, find, load
 from data.problems import Problem
 from data.prompts import (
     ALL_FORMATS,
@@ -184,6 +184,22 @@ def test_the_sets_are_those_of_the_benchmarks():
             assert have >= (min(3, benchmark.shots) if format == "tool" else benchmark.shots), (benchmark.name, format)
         keys = [row.get("question") or row["informal_statement"] for row in rows]
         assert len(set(keys)) == len(keys)
+
+
+def test_no_exemplar_is_from_a_benchmark_or_the_papers_prompts(real):
+    """No twelve words or Chinese characters in a row that a test problem or a published prompt has too."""
+    def runs(text):
+        units = re.findall(r"[\u3400-\u9fff]|\w+", text.lower())
+        return {tuple(units[i:i + 12]) for i in range(len(units) - 11)}
+
+    folder = real("SOURCES.md").parent
+    ours = set().union(*(runs(" ".join(map(str, row.values()))) for rows in SETS.values() for row in rows))
+    texts = [" ".join([p.question, p.solution or "", *p.choices, *p.task.values()])
+             for name in BENCHMARKS if find(name, folder) for p in load(name, folder)]
+    published = ("bbh/cot-prompts/*", "*/few_shot_prompts.*", "minif2f/*/*")
+    texts += [path.read_text().replace("\\n", "\n") for pattern in published for path in folder.glob(pattern)]
+    assert len(ours) > 1000 and len(texts) > 20_000
+    assert [text[:80] for text in texts if ours & runs(text)] == []
 
 
 @pytest.mark.parametrize("name, format", [(b.name, f) for b in BENCHMARKS.values() for f in b.formats])

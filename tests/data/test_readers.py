@@ -151,7 +151,7 @@ def test_our_own_choices_are_checked(tmp_path):
 
 
 @pytest.mark.parametrize("solution, answer", [
-    (r"First $\boxed{1}$ is wrong; it is $\boxed{\frac{1}{\sqrt{2}}}$. The answer is nice because 3 is odd.",
+    (r"First $\boxed{1}$ is wrong; it is $\boxed{\frac{1}{\sqrt{2}}}$. The answer is 1 over a root.",
      r"\frac{1}{\sqrt{2}}"),
     (r"Either \boxed{2} or $\boxed{5}$.", "2, 5"),
     (r"It is \fbox{3}.", "3"), (r"It is \boxed 7.", "7"), (r"\boxed{\text{(A)}}", r"\text{(A)}"),

@@ -77,8 +77,10 @@ def test_right_completions_pass(passes, completion):
     "```python\ndef largest(numbers): return 3\ndef check(candidate): pass\n```",
     "```python\ndef largest(numbers): return 3\nimport builtins\nbuiltins.exec = lambda *a: None\n"
     "builtins.compile = lambda *a, **k: None\n```",
-    "```python\ndef largest(numbers): return 3\nimport builtins\nbuiltins.abs = lambda x: 0\n"
+    "```python\ndef largest(numbers): return max([0, *numbers])\nimport builtins\nbuiltins.abs = lambda x: 0\n"
     "builtins.AssertionError = str\n```",
+    "```python\ndef largest(numbers): return 3\nimport builtins\n"
+    "builtins.exec = lambda code, names: [names['_report'](c) for c in code.co_consts if len(str(c)) == 32]\n```",
     "```python\nclass Any:\n    def __eq__(self, other): return True\n    def __add__(self, other): return 0\n"
     "def largest(numbers): return Any()\n```",
     "```python\nclass Any(list):\n    def __eq__(self, other): return True\n"
