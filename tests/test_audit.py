@@ -218,10 +218,10 @@ def run(*arguments):
 
 
 def test_command(tiny, tmp_path):
-    items = built_in(5)
+    items = built_in(3)
     save(tmp_path / "few.jsonl", items)
     options = ["--model", str(tiny.root / "model"), "--problems", str(tmp_path / "few.jsonl"), "--formats", "cot,pot",
-               "--samples", "2", "--temperatures", "0.7", "--max_new_tokens", "12", "--device", "cpu"]  # fmt: skip
+               "--samples", "2", "--temperatures", "0.7", "--max_new_tokens", "8", "--device", "cpu"]  # fmt: skip
     done = run(*options, "--to", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "out" / "audit.json").read_text())
@@ -233,7 +233,7 @@ def test_command(tiny, tmp_path):
     # a row is what evaluate gives for the changed problems
     model = from_pretrained(tiny.root / "model")
     changed = [other for item in items if (other := perturb(item, "distractor", 0))]
-    metrics, _ = evaluate(model, tiny.tokenizer, changed, "cot", Sampling(temperature=0, max_new_tokens=12))
+    metrics, _ = evaluate(model, tiny.tokenizer, changed, "cot", Sampling(temperature=0, max_new_tokens=8))
     assert document["columns"]["few.cot"]["rows"]["distractor"]["accuracy"] == metrics["accuracy"]
     assert told(changed[0]) is None  # the sentence is none of the family's own
 
