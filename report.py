@@ -120,6 +120,9 @@ class Saved:
         protections = self.before.get("sandbox")
         if sandbox is not None:
             protections = {"active": list(sandbox.isolation), "missing": dict(sandbox.missing)}
+        if results.keys() <= self.before.get("results", {}).keys():  # nothing is new: what stands there stays
+            shutil.rmtree(self.folder)
+            return
         everything = self.before.get("results", {}) | results
         document = {
             "results": everything,
