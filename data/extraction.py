@@ -25,6 +25,7 @@ _NUMBER = re.compile(  # a number, fraction or LaTeX fraction in running text, w
     r"(?:\s{0,4}\\?%|\s{1,4}(?:percent|pct)\b)?", re.A)
 _BOX = re.compile(r"\\f?box(?:ed)?[ \t]*\{|\\f?box(?:ed)?[ \t]*([^\s${}\\]+)|\\.|[{}]", re.S)
 _BETWEEN_BOXES = re.compile(r"(?:[^.;!?\n]{0,40}(?:[,;、和或]|\band\b|\bor\b))?\s*(?:\w{1,20}\s*=\s*)?", re.I)
+_VALUE = re.compile(r"\d|\\|\$|(?<![\w'])[A-Z](?![\w'])")
 OPTION = re.compile(r"\(?([A-Z])\)?")
 
 
@@ -46,11 +47,12 @@ def extract(text: str, fallback_last_number: bool = False) -> str | None:
     if hashes:
         best, where = hashes[-1][1].strip(), hashes[-1].start()
     phrases = [match for match in _PHRASE.finditer(text) if match.start() >= where]
-    for match in reversed(phrases[-MAX_TRIED:]):
-        clause = _clause(text[match.end():match.end() + 400])
-        if clause and (best is None or re.search(r"\d|\\|\$|(?<![\w'])[A-Z](?![\w'])", clause)):
-            best, where = _core(clause), match.start()
-            break
+    clauses = [(_clause(text[match.end():match.end() + 400]), match.start()) for match in phrases[-MAX_TRIED:]]
+    stated = [pair for pair in clauses if _VALUE.search(pair[0])]
+    if not stated and best is None:
+        stated = [pair for pair in clauses if pair[0]]
+    if stated:
+        best, where = _core(stated[-1][0]), stated[-1][1]
     picked = [match for match in _PICKED.finditer(text) if match.start() >= where]
     if picked and (best is None or OPTION.fullmatch(best)):
         best = picked[-1][1]

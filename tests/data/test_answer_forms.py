@@ -93,7 +93,9 @@ def test_units_by_hand():
     ("It rose. The answer is 50%.", "50%"),
     (r"so \boxed{\frac{1}{\sqrt{\frac{2}{3}}}} holds", r"\frac{1}{\sqrt{\frac{2}{3}}}"),
     (r"\boxed{\boxed{5}}", r"\boxed{5}"), (r"{ \boxed{5} and more", "5"), (r"} \boxed{5}", "5"),
-    ("#### 1\n#### 2", "2"), ("The answer is (B)", "(B)"), ("the correct option is C", "C"), ("所以选B。", "B"), ("故选：C", "C"),
+    ("#### 1\n#### 2", "2"), ("The answer is (B)", "(B)"), ("the correct option is C", "C"), ("所以选B。", "B"),
+    ("故选：C", "C"), ("The answer is 5. My answer is good.", "5"), ("The answer is yes.", "yes"),
+    ("The answer is 5. No: the answer is 6.", "6"),
     ("故选(A)", "(A)"), ("答案是 B", "B"), ("答案：3.5元", "3.5元"), ("It costs $5 or \\(x\\). The answer is $6", "$6"),
     (r"答案是$\textcircled{2}\textcircled{3}$。", "②③"), ("选择", None), ("answer", None),
 ])  # fmt: skip

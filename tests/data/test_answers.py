@@ -210,7 +210,7 @@ def test_threads_agree():
 
 
 def test_public_cases(real):
-    """Math-Verify 0.9 on such cases: .91 right, 4 wrongly accepted, 17 wrongly rejected."""
+    """All of them right; bench/answers.py has Math-Verify's figures beside."""
     cases = [case for case in map(json.loads, real("grader/cases.jsonl").open(encoding="utf-8")) if not case["flags"]]
     wrong = {True: [], False: []}
     for case in cases:
@@ -222,4 +222,4 @@ def test_public_cases(real):
             wrong[case["equal"]].append(case["id"])
     assert len(cases) > 200
     assert not wrong[False], f"wrongly accepted: {wrong[False]}"
-    assert len(wrong[True]) <= 4, f"wrongly rejected: {wrong[True]}"
+    assert not wrong[True], f"wrongly rejected: {wrong[True]}"
