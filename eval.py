@@ -40,7 +40,7 @@ class Config:
     model: str = option("", "Hugging Face model directory")
     # what is asked
     data: str = option("", "folder of the benchmarks' files")
-    benchmarks: list[str] = option([], "names of benchmarks; none: all of the paper that are in --data; all: others too")
+    benchmarks: list[str] = option([], "names of benchmarks; none: the paper's that are in --data; all: others too")
     problems: list[str] = option([], "problem files (ours, GSM8K, MAWPS/ASDiv CSV, SVAMP), comma-separated")
     limit: int = option(0, "only the first so many problems of each; 0 is all")
     # how it is asked

@@ -117,6 +117,9 @@ class Saved:
         """Write results.json and the table, and remove the parts."""
         if not (self.to and self.world.main):
             return
+        if results.keys() <= self.before.get("results", {}).keys():  # nothing is new: what stands there stays
+            shutil.rmtree(self.folder)
+            return
         protections = self.before.get("sandbox")
         if sandbox is not None:
             protections = {"active": list(sandbox.isolation), "missing": dict(sandbox.missing)}

@@ -299,6 +299,7 @@ def test_benchmarks_that_are_there(world, folder, tmp_path, monkeypatch, capsys)
     assert document["results"]["bbh.cot"]["sections"] == {"a_task": 0.5, "b_task": 1}
     assert document["results"]["gsm8k.pot"]["programs"] == {"error": 3}
     assert document["absent"]["math"][0] == str(folder / "MATH/test") and "gsm8k" not in document["absent"]
+    assert "agieval_sat" not in document["absent"]  # not the paper's
     assert list(document["bad"]) == ["gsm8k", "humaneval"]
     assert document["bad"]["gsm8k"][0].startswith(f"{folder}/gsm8k/test.jsonl:3: ")
     assert f"{folder}/humaneval/HumanEval.jsonl" in document["bad"]["humaneval"][-1]
@@ -394,9 +395,13 @@ def test_what_has_finished_is_not_repeated(world, tmp_path, monkeypatch, capsys)
     model = tmp_path / "model"
     shutil.copytree(world / "model", model)
     options = dict(model=model, problems=world / "problems.jsonl", to=tmp_path / "out")
-    for formats in ("cot", "cot", "pot,cot", "cot"):
+    for formats in ("cot", "pot,cot"):
         assert command(monkeypatch, **options, formats=formats) == 0
-    assert calls == ["cot", "pot"]
+    written = (tmp_path / "out/results.json").read_bytes()
+    for formats in ("cot", "cot,pot"):
+        assert command(monkeypatch, **options, formats=formats) == 0
+    assert calls == ["cot", "pot"] and (tmp_path / "out/results.json").read_bytes() == written
+    assert not (tmp_path / "out/partial").exists()
     assert set(json.loads((tmp_path / "out/results.json").read_text())["results"]) == {"problems.cot", "problems.pot"}
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
