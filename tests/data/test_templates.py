@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import problems
-from data.problems import WordTemplate, number_text, parse_number
-from data.templates import Rewording
+from data.templates import Rewording, WordTemplate, number_text, parse_number
 
 
 def template(question, numbers, equation):
