@@ -1,6 +1,6 @@
 """The audit: how far an accuracy can be trusted. A table of robustness, kinds of error, votes, and whether two differ.
 
-    python audit.py --model DIR --problems FILE[,FILE] [--formats cot,pot] [--samples 4] --to DIR
+    python eval.py --audit --model DIR --problems FILE[,FILE] [--formats cot,pot] [--samples 4] --to DIR
     python audit.py compare DIR_A DIR_B [--to FILE.json]     (directories that eval.py wrote)
 
 Rows of the table are the problems as they are and the same problems changed (data/perturb.py), other prompts, other
@@ -14,45 +14,25 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 import eval as evaluation
-import runtime
+import report
 import solve
-from data import InputError, answers, atomic_write, problems, prompts, run_cli, verifier
+from data import InputError, answers, atomic_write, prompts, run_cli, verifier
 from data.equations import equations
 from data.perturb import PERTURBATIONS, perturb
 from data.problems import Problem
 from data.prompts import FewShot
 from data.sandbox import Sandbox
-from data.tokenizer import Tokenizer
 from generate import Sampling
-from model import from_pretrained
-from options import option
 from significance import bootstrap, compare_command, difference, percent, shares, small, table
 
 # (problems, sampling, way, template) -> a record per problem, as eval.evaluate makes them
 Evaluate = Callable[[Sequence[Problem], Sampling, FewShot, str], list[dict]]
-
-
-@dataclass
-class Config:
-    model: str = option("", "Hugging Face model directory")
-    problems: list[str] = option([], "problem files, comma-separated")
-    limit: int = option(0, "only the first so many problems of each; 0 is all")
-    formats: list[str] = option(["cot"], "cot, pot, tool")
-    template: str = option("plain", "prompt template: plain, deepseek or qwen")
-    temperatures: list[float] = option([0.3, 0.7, 1.0], "of the sweep; votes are counted at the one nearest to 0.7")
-    samples: int = option(4, "K completions a problem at each of them")
-    max_new_tokens: int = option(512, "longest completion")
-    max_rows: int = option(256, "completions decoded at once")
-    seed: int = option(0, "seed of the samples and of the changes to problems")
-    device: str = option("auto", "auto, cpu or cuda")
-    to: str = option("", "directory of audit.json and audit.md; empty writes none")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -402,40 +382,41 @@ def write(document: dict, to: str) -> None:
         out.write(markdown(document))
 
 
-def main(config: Config) -> dict:
-    if not config.model or not config.problems:
-        raise InputError("--model DIR and --problems FILE are needed")
-    if any(temperature <= 0 for temperature in config.temperatures):
-        raise InputError("--temperatures: each must be above 0; 0 is the row called original")
-    files = {Path(path).stem: problems.load(path)[: config.limit or None] for path in config.problems}
-    world = runtime.setup(config.device)
-    tokenizer, model = Tokenizer.load(config.model), from_pretrained(config.model, world.device, world.dtype)
-    evaluation.check_tokenizer(tokenizer, model, config.model)
-    sampling = Sampling(config.samples, 0.7, 1.0, config.max_new_tokens, seed=config.seed)
-    columns = {}
-    with nullcontext() if config.formats == ["cot"] else Sandbox() as sandbox:
-        for file, items in files.items():
-            for format in config.formats:
-                def solved(items, sampling, way, template, format=format):
-                    return evaluation.evaluate(model, tokenizer, items, format, sampling, template, sandbox,
-                                               config.max_rows, way=way)[1]  # fmt: skip
-
-                def told(row, name=f"{file}.{format}"):
-                    print(f"{name}: {row}", file=sys.stderr)
-
-                columns[f"{file}.{format}"] = audit(
-                    solved, items, format, None, config.template, sampling, config.temperatures, told)
-    own = ("model", "to", "device", "max_rows")
-    settings = {name: value for name, value in vars(config).items() if name not in own}
-    document = {"model": str(config.model), "settings": settings, "columns": columns}
-    print(table(*matrix(columns)))
-    if config.to:
-        write(document, config.to)
+def run(config, tasks: Sequence, model, tokenizer, sandbox: Sandbox | None, world) -> dict:
+    """`eval.py --audit`: a column for each of its tasks but proofs; returns what `write` takes. Columns that are
+    finished are kept when it is stopped. Raises InputError for several processes and for a folder of another audit."""
+    if world.size > 1:
+        raise InputError("--audit runs in one process; start it without torchrun")
+    wanted = [task for task in tasks if task.format != "proof"]
+    if not wanted:
+        raise InputError("--audit: proofs have no answers to audit; name other benchmarks")
+    names = ("limit", "shots", "prompts", "template", "temperatures", "max_new_tokens", "rounds", "seed")
+    settings = {name: getattr(config, name) for name in names}
+    settings["samples"] = config.samples if config.samples > 1 else 4
+    document = {"model": config.model, "sha256": report.fingerprint(Path(config.model)), "settings": settings,
+                "columns": {}}  # fmt: skip
+    path = Path(config.to) / "audit.json"
+    if config.to and path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if any(before[key] != document[key] for key in ("sha256", "settings")):
+            raise InputError(f"{path}: is of another model or of other settings; give another --to, or remove it")
+        document["columns"] = before["columns"]
+    for task in wanted:
+        if task.name in document["columns"]:
+            continue
+        solved = evaluator(model, tokenizer, task.format, sandbox, config.max_rows, config.rounds)
+        sampling = Sampling(settings["samples"], 0.7, 1.0, task.max_new_tokens, seed=config.seed)
+        document["columns"][task.name] = audit(
+            solved, task.items, task.format, task.way, config.template, sampling, config.temperatures,
+            lambda row, name=task.name: print(f"{name}: {row}", file=sys.stderr))  # fmt: skip
+        if config.to:
+            write(document, config.to)
+    print(table(*matrix({task.name: document["columns"][task.name] for task in wanted})))
     return document
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["compare"]:
-        run_cli(lambda: compare_command(sys.argv[2:]))
-    else:
-        runtime.command(main, Config)
+    if sys.argv[1:2] != ["compare"]:
+        print("error: audit.py compare DIR_A DIR_B compares evaluations; an audit is eval.py --audit", file=sys.stderr)
+        sys.exit(2)
+    run_cli(lambda: compare_command(sys.argv[2:]))

@@ -3,6 +3,7 @@ tools; greedy, maj@k and pass@k.
 
     python eval.py --model DIR --data FOLDER [--benchmarks gsm8k,math] [--formats cot,pot] [--shots 0] --to DIR
     python eval.py --model DIR --problems FILE[,FILE] --formats cot,pot [--samples 16 --temperature 0.7] --to DIR
+    python eval.py --audit ...     how far the figures can be trusted: a table of changed problems (audit.py)
 
 Prints a table; writes DIR/results.json (figures, settings, versions), DIR/table.md and, per benchmark and format,
 DIR/NAME.FORMAT.jsonl with a record per problem. Stopped at any moment, the same command goes on from there. Figures
@@ -24,7 +25,7 @@ from tqdm import tqdm
 import report
 import runtime
 import solve
-from data import InputError, benchmarks, paper_rules, problems, prompts
+from data import InputError, benchmarks, contamination, paper_rules, problems, prompts
 from data.problems import Problem
 from data.prompts import FewShot
 from data.prover import NO_PROVER, Prover, find_prover
@@ -43,6 +44,11 @@ class Config:
     benchmarks: list[str] = option([], "names of benchmarks; none: the paper's that are in --data; all: others too")
     problems: list[str] = option([], "problem files (ours, GSM8K, MAWPS/ASDiv CSV, SVAMP), comma-separated")
     limit: int = option(0, "only the first so many problems of each; 0 is all")
+    shards: list[str] = option([], "token shards it was trained on: which problems stand there is said beside a score")
+    corpus: list[str] = option([], "the same for JSONL of text, or of question and response; files or folders")
+    # the audit
+    audit: bool = option(False, "a robustness table in place of the one figure; writes audit.json and audit.md")
+    temperatures: list[float] = option([0.3, 0.7, 1.0], "of the audit's sweep, with --samples completions (1 means 4)")
     # how it is asked
     formats: list[str] = option([], "cot, pot, tool; none: what the paper reports for a benchmark, cot for a file")
     shots: int = option(-1, "exemplars before a benchmark's question; -1: the paper's number, 0 with a chat template")
@@ -304,7 +310,7 @@ def check(config: Config) -> None:
     for format in config.formats:
         if format not in prompts.FORMATS:
             raise InputError(f"--formats {format}: unknown; use {', '.join(prompts.FORMATS)}, or several of them")
-    if config.temperature == 0 and config.samples > 1:
+    if config.temperature == 0 and config.samples > 1 and not config.audit:
         raise InputError("--samples above 1 needs --temperature above 0: greedy samples are all the same")
     if config.sandbox not in ("strict", "best-effort"):
         raise InputError(f"--sandbox {config.sandbox}: unknown; use strict or best-effort")
@@ -312,6 +318,8 @@ def check(config: Config) -> None:
         raise InputError(f"--data {config.data}: not a folder; give the one that holds the benchmarks' files")
     if not config.data and (config.benchmarks or config.prompts or config.shots > 0):
         raise InputError("--benchmarks, --prompts and --shots need --data FOLDER, where the benchmarks' files are")
+    if any(temperature <= 0 for temperature in config.temperatures):
+        raise InputError("--temperatures: each must be above 0; 0 is the row called original")
     least = dict(limit=0, shots=-1, max_new_tokens=0, rounds=1, samples=1, max_rows=1, chunk=1)
     for name, bound in least.items():
         if getattr(config, name) < bound:
@@ -416,23 +424,38 @@ def start_sandbox(mode: str) -> Sandbox:
         raise InputError(f"{error}; --formats cot needs none") from None
 
 
+def overlaps(tasks: list[Task], config: Config, tokenizer: Tokenizer) -> dict[str, dict]:
+    """NAME.FORMAT -> what data.contamination finds of its problems in the training data."""
+    together = {task.name.rpartition(".")[0]: task.items for task in tasks}
+    found = contamination.overlap(together, contamination.documents(config.shards, tokenizer, config.corpus))
+    return {task.name: found["benchmarks"][task.name.rpartition(".")[0]] for task in tasks}
+
+
 def main(config: Config) -> dict:
     check(config)
     tasks, absent, bad = plan(config)
     world = runtime.setup(config.device)
     tokenizer, model = Tokenizer.load(config.model), from_pretrained(config.model, world.device, world.dtype)
     check_tokenizer(tokenizer, model, config.model)
-    saved, sandbox, prover = report.Saved(config, world), None, None
-    left = [task for task in tasks if task.name not in saved.results]
+    saved, sandbox, prover = None if config.audit else report.Saved(config, world), None, None
+    left = [task for task in tasks if saved is None or task.name not in saved.results]
     with ExitStack() as stack:
         if any(task.format in ("pot", "tool", "code") for task in left):
             sandbox = stack.enter_context(start_sandbox(config.sandbox))
+        if saved is None:
+            import audit  # it imports this file
+
+            return audit.run(config, tasks, model, tokenizer, sandbox, world)
         if any(task.format == "proof" for task in left):
             prover = find_prover(config.isabelle or None, config.afp or None)
             stack.callback(lambda: prover and prover.close())
+        seen = overlaps(left, config, tokenizer) if left and (config.shards or config.corpus) else {}
         stack.enter_context(saved)
         for task in left:
-            saved.finish(task.name, run_task(task, config, saved, model, tokenizer, sandbox, prover, world))
+            figures = run_task(task, config, saved, model, tokenizer, sandbox, prover, world)
+            if task.name in seen:
+                figures["contamination"] = contamination.beside(saved.records(task.name)[0], seen[task.name])
+            saved.finish(task.name, figures)
     results = {task.name: saved.results[task.name] for task in tasks}
     saved.close(results, absent, bad, sandbox, prover)
     if world.main:

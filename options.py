@@ -36,7 +36,8 @@ def parse(Config, argv: list[str] | None = None, description: str = ""):
     """An instance of the dataclass `Config`: its defaults, changed by `--config FILE.toml` (several: the later wins),
     then by `--name value` or `--name=value`.
 
-    Lists are written a,b,c; dicts a=0.3,b=0.7; bools true or false; no value, where the type is Optional, none.
+    Lists are written a,b,c; dicts a=0.3,b=0.7; bools true or false, --name alone is true; no value, where the type is
+    Optional, none.
     Raises InputError.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -57,9 +58,10 @@ def parse(Config, argv: list[str] | None = None, description: str = ""):
         if name != "config" and name not in names:
             raise InputError(f"--{name}: unknown option; {_nearest(name, ['config', *names], '--')}")
         if not equals:
-            if not rest or rest[0].startswith("--"):
+            bare = not rest or rest[0].startswith("--")
+            if bare and kinds.get(name) is not bool:
                 raise InputError(f"--{name}: no value given; write --{name} value or --{name}=value")
-            text = rest.pop(0)
+            text = "true" if bare else rest.pop(0)
         (files if name == "config" else given).append((name, text))
 
     values = {}

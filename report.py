@@ -190,8 +190,9 @@ def rows(results: dict) -> tuple[list[str], list[list[str]]]:
     K = max((figures["samples"] for figures in results.values()), default=1)
     voted = [f"maj@{K}", f"pass@{K}"] if K > 1 else []
     voted += ["paper"] if any("paper" in figures for figures in results.values()) else []
-    headings = ["problems", "format", "n", "accuracy (95 %)", "strict", *voted, "no answer", "cut off", "no room",
-                "shots", "tokens", "tokens/s"]  # fmt: skip
+    seen = ["seen"] if any("contamination" in figures for figures in results.values()) else []
+    headings = ["problems", "format", "n", "accuracy (95 %)", "strict", *voted, *seen, "no answer", "cut off",
+                "no room", "shots", "tokens", "tokens/s"]  # fmt: skip
     lines = []
     for name, one in results.items():
         file, format = name.rsplit(".", 1)
@@ -201,7 +202,8 @@ def rows(results: dict) -> tuple[list[str], list[list[str]]]:
             low, high = one["interval"]
             accuracy = f"{100 * one['accuracy']:.1f} % ({100 * low:.1f} - {100 * high:.1f})"
             strict = f"{100 * one['strict']:.1f} %"
-        shares = [one.get(key) for key in (*voted, "no_answer", "truncated", "no_room")]
+        shares = [one.get(key) for key in voted] + [one.get("contamination", {}).get("share")] * len(seen)
+        shares += [one[key] for key in ("no_answer", "truncated", "no_room")]
         texts = ["" if share is None else f"{100 * share:.1f} %" for share in shares]
         numbers = [f"{one['shots']:.1f}", f"{one['tokens']:.0f}", f"{one['tokens_per_second']:.0f}"]
         lines.append([file, format, str(one["problems"]), accuracy, strict, *texts, *numbers])
@@ -215,6 +217,12 @@ def notes(results: dict, absent: dict, bad: dict) -> list[str]:
         if one.get("programs"):
             counts = ", ".join(f"{status} {count}" for status, count in one["programs"].items())
             lines.append(f"{name}: programs: {counts}")
+        if (seen := one.get("contamination")) and seen["problems"]:
+            parts = [seen[part] for part in ("clean", "overlapping")]
+            scores = ["none" if p["accuracy"] is None else f"{100 * p['accuracy']:.1f} %" for p in parts]
+            lines.append(f"{name}: seen: {seen['problems']} questions share ten words with the training data, "
+                         f"{seen['whole']} have all of theirs there; accuracy of those {scores[1]}, "
+                         f"of the other {parts[0]['problems']} {scores[0]}")  # fmt: skip
         if one.get("note"):
             lines.append(f"{name}: {one['note']}")
     lines += [f"absent: {name} (looked for {', '.join(places)})" for name, places in absent.items()]

@@ -140,16 +140,21 @@ def _found(index: Index, seen: dict[int, np.ndarray]) -> Iterator[tuple[Item, in
                 yield item, size, seen[size][rows]
 
 
-def by_overlap(records: list[dict], overlapping: Iterable[str]) -> dict:
-    """The records of an evaluation (eval.py: {id, attempts: [{right}]}) in two: {"clean": {problems, accuracy},
-    "overlapping": the same}, of the problems whose id is not among `overlapping` and of those whose is. The accuracy is
-    the mean over problems of the share of right attempts, None where there is no problem."""
-    known, parts = set(overlapping), {"clean": [], "overlapping": []}
+def beside(records: list[dict], found: dict) -> dict:
+    """What stands beside a score: {problems, share, short, whole} of `overlap`'s questions of that benchmark, and the
+    accuracy of the "clean" problems and of the "overlapping" ones, {problems, accuracy} each.
+
+    records are eval.py's ({id, attempts: [{right}]}). The accuracy is the mean over problems of the share of right
+    attempts; None where there is no problem, or where proofs were not checked."""
+    parts: dict[str, list[float | None]] = {"clean": [], "overlapping": []}
     for record in records:
         right = [attempt["right"] for attempt in record["attempts"]]
-        parts["overlapping" if record["id"] in known else "clean"].append(sum(right) / len(right))
-    return {name: {"problems": len(shares), "accuracy": sum(shares) / len(shares) if shares else None}
-            for name, shares in parts.items()}  # fmt: skip
+        share = None if None in right else sum(right) / len(right)
+        parts["overlapping" if "question" in found["overlapping"].get(record["id"], ()) else "clean"].append(share)
+    return found["question"] | {
+        name: {"problems": len(shares), "accuracy": None if None in shares or not shares else sum(shares) / len(shares)}
+        for name, shares in parts.items()
+    }  # fmt: skip
 
 
 # ---- Documents -------------------------------------------------------------------------------------------------------

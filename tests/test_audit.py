@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import subprocess
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import audit
+import eval as evaluation
 import solve
 from audit import error_of, halves, other_prompts, reworded, second_opinion, votes
 from data import InputError, answers, synthetic
@@ -214,7 +216,7 @@ def test_what_an_audit_refuses():
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, "audit.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "eval.py", "--audit", *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
 def test_command(tiny, tmp_path):
@@ -238,14 +240,31 @@ def test_command(tiny, tmp_path):
     assert told(changed[0]) is None  # the sentence is none of the family's own
 
 
+def test_a_stopped_audit_keeps_its_columns(tiny, tmp_path, monkeypatch):
+    save(tmp_path / "few.jsonl", built_in(2))
+    config = evaluation.Config(model=str(tiny.root / "model"), problems=[str(tmp_path / "few.jsonl")], audit=True,
+                               formats=["cot"], temperatures=[0.7], max_new_tokens=4, device="cpu",
+                               to=str(tmp_path / "out"))  # fmt: skip
+    first = evaluation.main(config)
+    whole = audit.audit
+    monkeypatch.setattr(audit, "audit", lambda *given: pytest.fail("a finished column was made again"))
+    assert evaluation.main(config)["columns"] == json.loads(json.dumps(first["columns"]))
+    asked = []
+    monkeypatch.setattr(audit, "audit", lambda *given: asked.append(given[2]) or whole(*given))
+    both = evaluation.main(dataclasses.replace(config, formats=["cot", "pot"]))
+    assert asked == ["pot"] and list(both["columns"]) == ["few.cot", "few.pot"]
+    with pytest.raises(InputError, match="audit.json: is of another model or of other settings"):
+        evaluation.main(dataclasses.replace(config, seed=1))
+
+
 @pytest.mark.parametrize("options, message", [
-    ({}, "--model DIR and --problems FILE are needed"),
+    ({}, "--model DIR and --problems FILE or --data FOLDER are needed"),
     ({"model": "x", "problems": ["y"], "temperatures": [0, 0.7]}, "--temperatures: each must be above 0"),
     ({"model": "x", "problems": ["none.jsonl"]}, "none.jsonl: cannot be read"),
 ])  # fmt: skip
 def test_bad_options(options, message):
     with pytest.raises(InputError, match=message):
-        audit.main(audit.Config(**options))
+        evaluation.main(evaluation.Config(audit=True, **options))
 
 
 def test_a_cell_by_hand():

@@ -200,6 +200,7 @@ def test_command_line_overrides_files_override_defaults(tmp_path):
     )
     assert isinstance(parse(Options, ["--config", str(tmp_path / "one.toml")]).lr, float)
     assert parse(Options, ["--decay", "none", "--files="]) == Options()
+    assert parse(Options, ["--on"]).on and parse(Options, ["--on", "--steps", "3"]) == Options(on=True, steps=3)
     assert parse(Options, []).sizes is not parse(Options, []).sizes
 
 

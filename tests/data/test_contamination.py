@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import InputError, contamination, write_jsonl
-from data.contamination import by_overlap, corpus_documents, main, overlap, read_problems, shard_documents
+from data.contamination import beside, corpus_documents, main, overlap, read_problems, shard_documents
 from data.mine.ngrams import units
 from data.readers import Problem
 from data.shards import write_shards
@@ -121,13 +121,18 @@ def test_no_problem_is_an_error():
         overlap({"a": [problem("q", TEN)], "b": []}, [])
 
 
-def test_the_scores_of_the_two_parts():
+def test_what_stands_beside_a_score():
     right = {"a": [True, False], "b": [True, True], "c": [False, False], "d": [False, True]}
     records = [{"id": id, "attempts": [{"right": one} for one in ones]} for id, ones in right.items()]
-    assert by_overlap(records, {"b": ["question"], "z": ["question"]}) == {
+    question = {"problems": 1, "share": 0.25, "short": 0, "whole": 0}
+    found = {"question": question, "overlapping": {"b": ["question"], "c": ["solution"]}}  # a solution alone: not asked
+    assert beside(records, found) == question | {
         "clean": {"problems": 3, "accuracy": 1 / 3}, "overlapping": {"problems": 1, "accuracy": 1.0}}  # fmt: skip
-    assert by_overlap(records, []) == {
+    assert beside(records, found | {"overlapping": {}}) == question | {
         "clean": {"problems": 4, "accuracy": 0.5}, "overlapping": {"problems": 0, "accuracy": None}}  # fmt: skip
+    records[1]["attempts"][0]["right"] = None  # a proof that was not checked
+    parts = beside(records, found)
+    assert parts["overlapping"]["accuracy"] is None and parts["clean"]["accuracy"] == 1 / 3
 
 
 # ---- Documents -------------------------------------------------------------------------------------------------------
