@@ -19,6 +19,7 @@ from pathlib import Path
 import runtime
 from data import InputError, problems, prompts, read_jsonl, write_jsonl
 from data.problems import Problem
+from data.readers import as_row
 from data.sandbox import Sandbox
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer, encode_prompts
@@ -176,11 +177,12 @@ def save_rollouts(path: Path, rollouts: list[Rollout], tokenizer: Tokenizer) -> 
 
     def row(one: Rollout) -> dict:
         responses = [response(one, g) for g in range(len(one.samples))]
-        return {**asdict(one.problem), "format": one.format, "prompt": one.prompt, "responses": responses}
+        return {**as_row(one.problem), "format": one.format, "prompt": one.prompt, "responses": responses}
 
     write_jsonl(path, map(row, rollouts))
 
 
+_FIELDS = ("solution", "source", "lang", "kind", "task")  # of a problem, beside its id, question and answer
 _OPTIONAL = ("rule", "step_ends", "step_rewards", "step_labels", "ref_logprobs", "values", "returns")
 
 
@@ -190,7 +192,8 @@ def load_rollouts(path: Path) -> list[Rollout]:
     rollouts = []
     for number, row in read_jsonl(path):
         try:
-            problem = Problem(**{key: row[key] for key in ("id", "question", "answer", "solution", "source", "lang")})
+            given = {key: row[key] for key in _FIELDS if key in row} | {"choices": tuple(row.get("choices", ()))}
+            problem = Problem(row["id"], row["question"], row["answer"], **given)
             responses = row["responses"]
             samples = [Sample(r["ids"], r["logprobs"], r["mask"], r["finish"]) for r in responses]
             rewards = [r["reward"] for r in responses]

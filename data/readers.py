@@ -62,8 +62,13 @@ def load(path, bad: list[str] | None = None) -> list[Problem]:
 
 def save(path, problems: Iterable[Problem]) -> int:
     """Write problems as JSONL (atomically), without empty fields; returns how many."""
-    rows = (asdict(problem) for problem in problems)
-    return write_jsonl(path, ({k: v for k, v in row.items() if v and (k, v) != ("kind", "answer")} for row in rows))
+    return write_jsonl(path, map(as_row, problems))
+
+
+def as_row(problem: Problem) -> dict:
+    """A problem as a line of JSONL, without empty fields. `Problem(**row)` is the problem again, but that JSON makes a
+    list of the choices."""
+    return {k: v for k, v in asdict(problem).items() if v and (k, v) != ("kind", "answer")}
 
 
 # ---- Files and their records -----------------------------------------------------------------------------------------

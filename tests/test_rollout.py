@@ -68,6 +68,7 @@ def test_files_keep_everything(tiny, tmp_path):
     assert len(rollouts) == 6 and all(one.step_labels and not one.advantages for one in rollouts)
     rollouts[0].advantages = [[0.5, -0.25]] * 6
     rollouts[1].rule, rollouts[1].step_rewards = [0.0] * 6, [[0.1]] * 6
+    rollouts[2].problem = replace(rollouts[2].problem, kind="choice", choices=("3", "4"), answer="B")
     save_rollouts(tmp_path / "again.jsonl", rollouts, tiny.tokenizer)
     assert load_rollouts(tmp_path / "again.jsonl") == rollouts
     (tmp_path / "again.jsonl").write_text('{"id": "a"}\n')
