@@ -218,7 +218,7 @@ def test_loading_takes_the_size_of_the_file(tmp_path):
     command = [sys.executable, "-c", PEAK, tmp_path / "safetensors", tmp_path / "bin"]
     out = subprocess.run(command, capture_output=True, text=True, cwd=Path(ours.__file__).parent)
     peaks = [int(peak) / size for peak in out.stdout.split()]
-    assert len(peaks) == 2 and all(0.95 < peak < 1.3 for peak in peaks), (peaks, out.stderr)
+    assert len(peaks) == 2 and all(0.7 < peak < 1.3 for peak in peaks), (peaks, out.stderr)
 
 
 # --- Layout: packed equals alone -------------------------------------------------------------------------------------

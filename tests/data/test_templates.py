@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import problems
+from data.readers import word_problem_rows
 from data.templates import Rewording, WordTemplate, number_text, parse_number
 
 
@@ -167,7 +167,7 @@ def test_resampling_is_seeded():
 
 
 def test_real_templates_agree_with_their_programs(real):
-    rows = list(problems._csv_rows(real("word-problems/mawps_asdiv_train.csv")))
+    rows = list(word_problem_rows(real("word-problems/mawps_asdiv_train.csv")))
     wrong = [row["Question"] for _, row, made in rows if not made.agrees(row["Answer"])]
     assert len(wrong) == 8
     for _, row, made in rows[::7]:
@@ -237,7 +237,7 @@ def test_nothing_to_exchange_with():
 
 
 def test_real_questions_keep_their_numbers(real):
-    rows = list(problems._csv_rows(real("word-problems/mawps_asdiv_train.csv")))
+    rows = list(word_problem_rows(real("word-problems/mawps_asdiv_train.csv")))
     questions = [template.question for _, _, template in rows]
     rewording, rng = Rewording(questions), random.Random(0)
     assert len(rewording.names) > 100 and len(rewording.things) > 100
