@@ -413,7 +413,7 @@ def test_update_metrics(monkeypatch):
             model.weight.grad = None
 
     monkeypatch.setattr(train_grpo, "token_logprobs", told)
-    config = Config(mu=2, beta=0.5, temperature=0.5, clip=100.0)
+    config = Config(mu=2, beta=0.5, temperature=0.5, clip=100.0, fused=False)
     found = train_grpo.update(model, Optimizer(), [one], config, model, World())
     kl = [torch.tensor(d).expm1().item() - d for d in (0.0, 0.1, -0.2, 0.0)]
     # each completion's mean, then theirs: 1/4 a token. At the first update ratios are 1 and advantages cancel.
