@@ -86,7 +86,7 @@ def _rows_triton(logits, tokens, temperature, settings, entropy, out):
     old, ref = (logp if x is None else x for x in (old_logp, ref_logp))
     _policy_kernel[(min(n, programs),)](
         *(logits, targets, old, ref, advantage, weight, out, logp, ent),
-        *(n, V, logits.stride(0), out.stride(0), 1 / temperature, *settings[:-1]),
+        *(n, V, logits.stride(0), out.stride(0), 1 / temperature, *map(float, settings[:-1])),
         *(old_logp is not None, ref_logp is not None, kind, entropy),
         **row_blocks(V, out.element_size(), **ROW),
     )
@@ -105,56 +105,62 @@ def _rows_torch(logits, tokens, temperature, settings, entropy, out):
     return logp, ent
 
 
+def _learn(h, w, tokens, index, temperature, settings, chunk, on_triton, logp, ent, grad_h, grad_w):
+    """Write log-probs and (unless None) entropies of the tokens `index`, and add their gradients to grad_h, grad_w."""
+    half, V = h.dtype != logp.dtype, len(w)
+    make = _rows_triton if on_triton else _rows_torch
+
+    def rows(begin, end):  # by number in `index`: without a copy if these are all tokens
+        return slice(begin, end) if len(index) == len(h) else index[begin:end]
+
+    size = chunk * GROUP if half else chunk
+    logits = torch.empty(min(chunk, len(index)), V, dtype=logp.dtype, device=h.device)
+    slopes = logits
+    if half or (ent is not None and not on_triton):
+        slopes = torch.empty(min(size, len(index)), V, dtype=h.dtype, device=h.device)
+    for begin in range(0, len(index), size):
+        end = min(begin + size, len(index))
+        inputs = h[rows(begin, end)]
+        for start in range(begin, end, chunk):
+            stop = min(start + chunk, end)
+            own, here = rows(start, stop), slice(start - begin, stop - begin)
+            x = product(inputs[here], w.T, out=logits[: stop - start])
+            its = [None if t is None else t[own] for t in tokens]
+            logp[own], spread = make(x, its, temperature, settings, ent is not None, slopes[here])
+            if ent is not None:
+                ent[own] = spread
+        slope = slopes[: end - begin]
+        if grad_h is not None:
+            grad_h[rows(begin, end)] = torch.mm(slope, w).to(grad_h.dtype)
+        if grad_w is not None:
+            product(slope.T, inputs, out=grad_w, add=True)
+
+
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, tokens, settings, temperature, entropy, chunk, wanted, on_triton):
         targets, advantage, weights, old_logp, ref_logp = tokens
-        T, V, dtype = len(hidden), len(weight), float_of(hidden)
-        half = on_triton and hidden.dtype == torch.bfloat16
-        h, w = (x.to(torch.bfloat16 if half else dtype) for x in (hidden, weight))
+        dtype = float_of(hidden)
+        factor = torch.bfloat16 if on_triton and hidden.dtype == torch.bfloat16 else dtype
+        h, w = hidden.to(factor), weight.to(factor)
         new = functools.partial(torch.zeros, device=h.device)
-        logp, ent = new(T, dtype=dtype), new(T, dtype=dtype)
+        logp, ent = new(len(h), dtype=dtype), new(len(h), dtype=dtype) if entropy else None
         grad_h = new(hidden.shape, dtype=hidden.dtype) if wanted[0] else None
         grad_w = new(w.shape, dtype=dtype) if wanted[1] else None
-
         # Rows without loss are dropped. Without advantage and KL the gradient is 0 whatever the log-prob: only read.
         learned = weights != 0 if any(wanted) else torch.zeros_like(weights, dtype=torch.bool)
         if ref_logp is None or settings[2] == 0:
             learned &= advantage != 0
         index = learned.nonzero()[:, 0]
-        if len(index) < T and len(rest := ((weights != 0) & ~learned).nonzero()[:, 0]):
+        if len(index) < len(h) and len(rest := ((weights != 0) & ~learned).nonzero()[:, 0]):
             backend = "triton" if on_triton else "torch"
             logp[rest], spread = linear_logprob(h[rest], w, targets[rest], temperature, None, entropy, backend)
-            ent[rest] = spread if entropy else 0
-
-        def rows(begin, end):  # learned tokens by number: without a copy if these are all tokens
-            return slice(begin, end) if len(index) == T else index[begin:end]
-
-        size = chunk * GROUP if half else chunk
-        logits = torch.empty(min(chunk, len(index)), V, dtype=dtype, device=h.device)
-        slopes = logits
-        if half or (entropy and not on_triton):
-            slopes = torch.empty(min(size, len(index)), V, dtype=h.dtype, device=h.device)
-        for begin in range(0, len(index), size):
-            end = min(begin + size, len(index))
-            inputs = h[rows(begin, end)]
-            for start in range(begin, end, chunk):
-                stop = min(start + chunk, end)
-                own, here = rows(start, stop), slice(start - begin, stop - begin)
-                x = product(inputs[here], w.T, out=logits[: stop - start])
-                its = [None if t is None else t[own] for t in tokens]
-                make = _rows_triton if on_triton else _rows_torch
-                logp[own], spread = make(x, its, temperature, settings, entropy, slopes[here])
-                ent[own] = spread if entropy else 0
-            slope = slopes[: end - begin]
-            if grad_h is not None:
-                grad_h[rows(begin, end)] = torch.mm(slope, w).to(hidden.dtype)
-            if grad_w is not None:
-                product(slope.T, inputs, out=grad_w, add=True)
-
+            if entropy:
+                ent[rest] = spread
+        _learn(h, w, tokens, index, temperature, settings, chunk, on_triton, logp, ent, grad_h, grad_w)
         ctx.gradients = grad_h, grad_w if grad_w is None else grad_w.to(weight.dtype)
         loss, _, sums = loss_and_slope(logp, old_logp, ref_logp, advantage, weights, *settings, on_triton)
-        ctx.mark_non_differentiable(sums, logp, ent)
+        ctx.mark_non_differentiable(*(x for x in (sums, logp, ent) if x is not None))
         return loss, sums, logp, ent
 
     @staticmethod
@@ -242,7 +248,7 @@ def head_policy_loss(
     loss, sums, logp, ent = _HeadLoss.apply(
         hidden, weight, tokens, settings, temperature, entropy, chunk, wanted, use_triton(hidden, backend)
     )
-    return loss, _stats(sums, ent if entropy else None), logp
+    return loss, _stats(sums, ent), logp
 
 
 def policy_loss_from_logits(

@@ -89,8 +89,9 @@ def loss_and_slope(logp, old_logp, ref_logp, advantage, weight, low, high, beta,
     sums = torch.zeros(max(1, triton.cdiv(n, block)), 5, device=logp.device)  # rows, not atomics: repeatable
     tensors = [logp if x is None else x.contiguous() for x in (logp, old_logp, ref_logp, advantage, weight)]
     if n:
+        scalars = map(float, (low, high, beta))  # an int would be another kernel
         _loss_kernel[(len(sums),)](
-            *tensors, slope, sums, n, low, high, beta, old_logp is not None, ref_logp is not None, kind, block
+            *tensors, slope, sums, n, *scalars, old_logp is not None, ref_logp is not None, kind, block
         )
     sums = sums.sum(0)
     return sums[0].clone(), slope, sums[1:].clone()
