@@ -88,22 +88,27 @@ def cut_group(prompt: list[int], completions: list[list[int]], budget: int) -> l
     return parts
 
 
-def token_logprobs(
-    model: Transformer, batch: Batch, temperature: float = 1.0, entropy: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Log-prob [N] float32 of every completion token and, if asked, the entropy [N] of its distribution (no gradient).
+def hidden_states(model: Transformer, batch: Batch) -> Tensor:
+    """The hidden states [N, D] that predict the completion tokens: rows that predict nothing skip the head.
 
     `model` may be sharded: its forward is called as a whole, and the head is used while its weights are gathered.
     """
-    hidden = model(batch.ids, batch.layout).index_select(0, batch.index)  # rows that predict nothing skip the head
+    return model(batch.ids, batch.layout).index_select(0, batch.index)
+
+
+def token_logprobs(
+    model: Transformer, batch: Batch, temperature: float = 1.0, entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Log-prob [N] float32 of every completion token and, if asked, the entropy [N] of its distribution, which has no
+    gradient."""
+    hidden = hidden_states(model, batch)
     return linear_logprob(hidden, model.head_weight, batch.targets, temperature=temperature, entropy=entropy)
 
 
 def token_values(model: Transformer, batch: Batch) -> Tensor:
     """V(s_t) [N] float32 of every completion token, of a model with a score head: the score at the token that predicts
     it, the last of the state s_t. For a completion's first token that is the prompt's last."""
-    hidden = model(batch.ids, batch.layout).index_select(0, batch.index)
-    return model.score(hidden).float()[:, 0]
+    return model.score(hidden_states(model, batch)).float()[:, 0]
 
 
 def token_scores(model: Transformer, groups: list[Group], places: list[list[int]]) -> Tensor:

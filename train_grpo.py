@@ -31,7 +31,7 @@ from torch import Tensor
 
 import runtime
 import train_reward
-from batch import Group, cut_group, pack_completions, token_logprobs
+from batch import Group, cut_group, hidden_states, pack_completions, token_logprobs
 from data import InputError, problems
 from data.packing import micro_batches
 from data.problems import Problem
@@ -40,6 +40,7 @@ from data.tokenizer import Tokenizer
 from eval import check_tokenizer, encode_prompts, evaluate, summarise
 from generate import Sampling
 from kernels.advantage import group_advantage, process_advantage
+from kernels.head_loss import head_policy_loss
 from kernels.policy_loss import policy_loss, token_weights
 from model import Transformer, from_pretrained
 from options import option, parse
@@ -95,6 +96,7 @@ class Config:
     clip: float = option(1.0, "largest gradient norm")
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
     shared_prompts: bool = option(True, "run a question once for its G completions; false repeats it (same gradient)")
+    fused: bool = option(True, "LM head and loss in one, without making logits twice; false: one by one")
     activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
     # the run
     valid: str = option("", "problems held out for evaluation during training (greedy)")
@@ -271,6 +273,21 @@ class MicroBatch:
         self.ref_logp: Tensor | None = None
 
 
+def micro_loss(model, micro: MicroBatch, config: Config, entropy: bool) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """Eq. 3 of a micro-batch, sums to log of its policy tokens (that of the entropies if asked), and log-probs [N]."""
+    old, ref, clip = micro.old_logp, micro.ref_logp, (config.clip_low, config.clip_high)
+    if config.fused:
+        return head_policy_loss(
+            hidden_states(model, micro.batch), model.head_weight, micro.batch.targets, micro.advantage, micro.weight,
+            old, ref, *clip, config.beta, temperature=config.temperature, entropy=entropy,
+        )  # fmt: skip
+    logp, spread = token_logprobs(model, micro.batch, config.temperature, entropy=entropy)
+    loss, stats = policy_loss(logp, old, ref, micro.advantage, micro.weight, *clip, config.beta)
+    if entropy:
+        stats["entropy"] = (spread * (micro.weight != 0)).sum()
+    return loss, stats, logp.detach()
+
+
 def grpo_gradient(model, batches: list[MicroBatch], config: Config, first: bool) -> dict[str, Tensor]:
     """Accumulate the gradient of eq. 3 over this process's micro-batches. Returns sums over policy tokens, for metrics.
 
@@ -278,17 +295,11 @@ def grpo_gradient(model, batches: list[MicroBatch], config: Config, first: bool)
     """
     sums: dict[str, Tensor] = {}
     for micro in batches:
-        logp, entropy = token_logprobs(model, micro.batch, config.temperature, entropy=first)
-        clip = config.clip_low, config.clip_high
-        loss, stats = policy_loss(
-            logp, micro.old_logp, micro.ref_logp, micro.advantage, micro.weight, *clip, config.beta
-        )
+        loss, stats, logp = micro_loss(model, micro, config, entropy=first)
         loss.backward()
         stats["loss"] = loss.detach()
-        if first:
-            stats["entropy"] = (entropy * (micro.weight != 0)).sum()
-            if config.mu > 1 and config.algorithm == "grpo" and micro.old_logp is None:
-                micro.old_logp = logp.detach()
+        if first and config.mu > 1 and config.algorithm == "grpo" and micro.old_logp is None:
+            micro.old_logp = logp
         for key, value in stats.items():
             sums[key] = sums.get(key, 0.0) + value
     return sums

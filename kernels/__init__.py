@@ -1,4 +1,5 @@
-"""The four computations of the loss: log-probs, KL, advantages, policy loss. Imports nothing of ours outside.
+"""The computations of the loss: log-probs, KL, advantages, policy loss, and LM head and loss in one. Imports nothing of
+ours outside.
 
 Each file holds a PyTorch reference, which is the readable definition and what runs on CPUs, a Triton kernel for CUDA
 tensors, and a public function that picks. On a machine without a GPU the Triton kernels run in Triton's interpreter
@@ -15,7 +16,7 @@ try:
 except ImportError:  # no Triton on this platform: the references serve
     triton, tl = None, SimpleNamespace(constexpr=None)
 
-jit = (lambda function: function) if triton is None else triton.jit
+jit = (lambda function=None, **_: function or (lambda f: f)) if triton is None else triton.jit
 
 
 def use_triton(tensor: torch.Tensor, backend: str | None) -> bool:

@@ -37,7 +37,7 @@ def _mean_and_std(r, finite, DDOF: tl.constexpr):
     return mean, std, tl.max(tl.where(finite, r, -inf), 0) > tl.min(tl.where(finite, r, inf), 0)
 
 
-@jit
+@jit(do_not_specialize=["G"])
 def _group_kernel(rewards, out, G, eps, DDOF: tl.constexpr, STD: tl.constexpr, BLOCK: tl.constexpr):
     """One group: _normalise of one row."""
     row = tl.program_id(0)
@@ -51,7 +51,7 @@ def _group_kernel(rewards, out, G, eps, DDOF: tl.constexpr, STD: tl.constexpr, B
     tl.store(out + row * G + i, centred.to(tl.float32), mask=i < G)
 
 
-@jit
+@jit(do_not_specialize=["S"])
 def _process_kernel(
     rewards, ends, steps, tokens, out, S, DDOF: tl.constexpr, ALL: tl.constexpr, OWN: tl.constexpr, BLOCK: tl.constexpr
 ):

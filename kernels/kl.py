@@ -54,7 +54,7 @@ def kl_block(d, KIND: tl.constexpr):
     return value, slope
 
 
-@jit
+@jit(do_not_specialize=["n"])
 def _kl_kernel(logp, ref_logp, value, slope, n, KIND: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     d = tl.load(ref_logp + i, mask=i < n, other=0.0).to(tl.float32)

@@ -13,34 +13,54 @@ from kernels import float_of, jit, tl, triton, use_triton
 # Bytes of logits in a chunk. A CPU wants them to stay in its caches, a GPU wants matrix products of thousands of rows.
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
 HALF = (torch.bfloat16, torch.float16)
+READ = dict(warps=8, stages=3)  # of the kernel that reads logits: several rows at a time on each multiprocessor
 
 
 @jit
-def _read_kernel(logits, targets, logp, lse, entropy, V, stride, scale, ENTROPY: tl.constexpr, BLOCK: tl.constexpr):
-    """One token: log-prob, log-sum-exp and entropy from one read of its logits (online softmax over blocks of V)."""
-    row = tl.program_id(0).to(tl.int64)
-    peak = tl.full((), -1e30, tl.float32)
-    total = tl.full((), 0.0, tl.float32)  # sum of exp(x - peak) so far
-    dot = tl.full((), 0.0, tl.float32)  # sum of exp(x - peak) * x so far
-    for start in range(0, V, BLOCK):
-        v = start + tl.arange(0, BLOCK)
-        x = tl.load(logits + row * stride + v, mask=v < V, other=float("-inf")).to(tl.float32) * scale
+def read_row(
+    row, target, V, scale, ENTROPY: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, STAGES: tl.constexpr
+):
+    """(log-prob, log-sum-exp, entropy) of one token from one read of its logits, which begin at the pointer `row`.
+
+    Online softmax with a maximum for each of LANES columns of the vocabulary, read as blocks of [ROWS, LANES]: a thread
+    holds whole columns, so that threads need each other only at the end, and an element costs one exponential and a
+    little. STAGES - 1 blocks are on their way while one is worked on.
+    """
+    v = tl.arange(0, ROWS)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    x_target = tl.load(row + target).to(tl.float32) * scale
+    peak = tl.full((LANES,), -1e30, tl.float32)
+    total = tl.zeros((LANES,), tl.float32)  # sum of exp(x - peak) so far
+    dot = tl.zeros((LANES,), tl.float32)  # sum of exp(x - peak) * x so far
+    for start in tl.range(0, V, ROWS * LANES, num_stages=STAGES):
+        x = tl.load(row + start + v, mask=start + v < V, other=float("-inf")).to(tl.float32) * scale
         new_peak = tl.maximum(peak, tl.max(x, 0))
-        e = tl.exp(x - new_peak)
+        e = tl.exp(x - new_peak[None, :])
         shrink = tl.exp(peak - new_peak)
         total = total * shrink + tl.sum(e, 0)
         if ENTROPY:
             dot = dot * shrink + tl.sum(e * tl.where(e > 0, x, 0.0), 0)
         peak = new_peak
-    log_sum = peak + tl.log(total)
-    x_target = tl.load(logits + row * stride + tl.load(targets + row)).to(tl.float32) * scale
-    tl.store(logp + row, x_target - log_sum)
-    tl.store(lse + row, log_sum)
+    shrink = tl.exp(peak - tl.max(peak, 0))
+    total = tl.sum(total * shrink, 0)
+    lse = tl.max(peak, 0) + tl.log(total)
+    return x_target - lse, lse, lse - tl.sum(dot * shrink, 0) / total
+
+
+@jit(do_not_specialize_on_alignment=["targets", "logp", "lse", "entropy"])
+def _read_kernel(
+    logits, targets, logp, lse, entropy, V, stride, scale,
+    ENTROPY: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """read_row of one token."""
+    row = tl.program_id(0).to(tl.int64)
+    values = read_row(logits + row * stride, tl.load(targets + row), V, scale, ENTROPY, ROWS, LANES, STAGES)
+    tl.store(logp + row, values[0])
+    tl.store(lse + row, values[1])
     if ENTROPY:
-        tl.store(entropy + row, log_sum - dot / total)
+        tl.store(entropy + row, values[2])
 
 
-@jit
+@jit(do_not_specialize_on_alignment=["targets", "lse", "grad"])
 def _slope_kernel(logits, targets, lse, grad, out, V, stride, scale, GRAD: tl.constexpr, BLOCK: tl.constexpr):
     """d -logp / d (scaled logits) = softmax - onehot of one block of one token; with GRAD times -grad * scale.
 
@@ -55,12 +75,18 @@ def _slope_kernel(logits, targets, lse, grad, out, V, stride, scale, GRAD: tl.co
     tl.store(out + row * V + v, slope, mask=v < V)
 
 
-def _read_triton(logits, targets, scale, entropy):
+def row_blocks(V, itemsize, warps, stages):
+    """The blocks of read_row and the warps that work on them: a thread moves 16 bytes of each of its rows at once."""
+    lanes = min(warps * 32 * 16 // itemsize, triton.next_power_of_2(triton.cdiv(V, 2)))
+    return dict(ROWS=2, LANES=lanes, STAGES=stages, num_warps=warps)
+
+
+def read_triton(logits, targets, scale, entropy):
     """Logits [T, V] times scale -> (logp, log-sum-exp, entropy), each [T] float32; entropy unset if not asked."""
     T, V = logits.shape
     logp, lse, ent = (torch.empty(T, device=logits.device) for _ in range(3))
-    block = min(triton.next_power_of_2(V), 8192)
-    _read_kernel[(T,)](logits, targets, logp, lse, ent, V, logits.stride(0), scale, entropy, block, num_warps=8)
+    blocks = row_blocks(V, logits.element_size(), **READ)
+    _read_kernel[(T,)](logits, targets, logp, lse, ent, V, logits.stride(0), scale, entropy, **blocks)
     return logp, lse, ent
 
 
@@ -73,8 +99,9 @@ def _slope_triton(logits, targets, lse, scale, grad, out):
     return out
 
 
-def _read_torch(logits, targets, scratch):
-    """_read_triton for logits already scaled, which it overwrites; entropy if there is a scratch buffer for it."""
+def read_torch(logits, targets, scratch):
+    """read_triton for logits already scaled, which become log-probs; the entropy if there is a scratch buffer for it,
+    which then holds the probabilities."""
     x_target = logits.gather(1, targets[:, None])[:, 0]
     torch.log_softmax(logits, -1, out=logits)  # in place, so that each row is read from memory once
     logp = logits.gather(1, targets[:, None])[:, 0]
@@ -90,37 +117,45 @@ def _slope_torch(logits, targets, lse):
     return slope.scatter_add_(1, targets[:, None], slope.new_full((len(slope), 1), -1))
 
 
-def _factors(hidden, weight):
-    """Both in the type they are multiplied in: half precision on CUDA if hidden is, else float32 or float64."""
-    dtype = hidden.dtype if hidden.is_cuda and hidden.dtype in HALF else float_of(hidden)
+def factors(hidden, weight, on_triton):
+    """Both in the type they are multiplied in: half precision on GPUs if hidden is, else float32 or float64."""
+    half = hidden.dtype in HALF and (hidden.is_cuda or on_triton)
+    dtype = hidden.dtype if half else float_of(hidden)
     return hidden.to(dtype), weight.to(dtype)
 
 
-def _product(a, b, out=None):
-    """a @ b, summed and returned in float32 (float64 for float64): tensor cores take half precision, give float32."""
-    return torch.mm(a, b, out_dtype=torch.float32) if a.dtype in HALF else torch.mm(a, b, out=out)
+def product(a, b, out=None, add=False):
+    """a @ b, summed and returned in float32 (float64 for float64): tensor cores take half precision, give float32.
+
+    With `out` [n, m] the result is written to it, with `add` added to what it holds: inside the matrix product, so
+    that no second [n, m] exists.
+    """
+    kind = {"out_dtype": torch.float32} if a.dtype in HALF and a.is_cuda else {}
+    if a.dtype in HALF and not kind:  # the interpreter on a CPU: the same products of half precision, exact in float32
+        a, b = a.float(), b.float()
+    return torch.addmm(out, a, b, **kind, out=out) if add else torch.mm(a, b, **kind, out=out)
 
 
 def _chunks(hidden, weight, chunk):
-    """Yield (slice of tokens, their logits [chunk, V] in float32, which the next ones may overwrite)."""
+    """Yield (slice of tokens, their logits [chunk, V] in float32, which the next ones overwrite)."""
     T, V = len(hidden), len(weight)
-    buffer = None if hidden.dtype in HALF else hidden.new_empty(min(chunk, T), V)
+    buffer = hidden.new_empty(min(chunk, T), V, dtype=float_of(hidden))
     for start in range(0, T, chunk):
         rows = slice(start, min(start + chunk, T))
-        yield rows, _product(hidden[rows], weight.T, out=None if buffer is None else buffer[: rows.stop - start])
+        yield rows, product(hidden[rows], weight.T, out=buffer[: rows.stop - start])
 
 
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, chunk, entropy, on_triton):
-        h, w = _factors(hidden, weight)
+        h, w = factors(hidden, weight, on_triton)
         logp, lse, ent = (torch.empty(len(h), dtype=float_of(hidden), device=h.device) for _ in range(3))
         scratch = logp.new_empty(min(chunk, len(h)), len(w)) if entropy and not on_triton else None
         for rows, logits in _chunks(h, w, chunk):
             if on_triton:
-                read = _read_triton(logits, targets[rows], 1 / temperature, entropy)
+                read = read_triton(logits, targets[rows], 1 / temperature, entropy)
             else:
-                read = _read_torch(logits if temperature == 1 else logits.div_(temperature), targets[rows], scratch)
+                read = read_torch(logits if temperature == 1 else logits.div_(temperature), targets[rows], scratch)
             logp[rows], lse[rows] = read[:2]
             if entropy:
                 ent[rows] = read[2]
@@ -134,7 +169,7 @@ class _LinearLogprob(torch.autograd.Function):
     def backward(ctx, grad, _):
         hidden, weight, targets, lse = ctx.saved_tensors
         temperature, chunk, on_triton = ctx.settings
-        h, w = _factors(hidden, weight)
+        h, w = factors(hidden, weight, on_triton)
         live = grad.nonzero()[:, 0]  # masked tokens cost nothing from here on
         if len(live) < len(h):
             h, targets, lse, grad = h[live], targets[live], lse[live], grad[live]
@@ -151,13 +186,10 @@ class _LinearLogprob(torch.autograd.Function):
                 slope = _slope_torch(logits if temperature == 1 else logits.div_(temperature), targets[rows], lse[rows])
                 slope = slope.to(h.dtype)
             if grad_h is not None:
-                grad_h[rows] = _product(slope, w).mul_(coefficient[rows])
+                grad_h[rows] = product(slope, w).mul_(coefficient[rows])
             if grad_w is not None:
                 scaled = (h[rows] * coefficient[rows]).to(h.dtype)
-                if h.dtype in HALF:
-                    grad_w += _product(slope.T, scaled)
-                else:
-                    grad_w.addmm_(slope.T, scaled)
+                product(slope.T, scaled, out=grad_w, add=True)
         if grad_h is not None:
             grad_h = grad_h.to(hidden.dtype)
             if len(live) < len(hidden):
@@ -171,7 +203,7 @@ class _LogitsLogprob(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, targets, temperature, entropy):
         logits = logits if logits.stride(1) == 1 else logits.contiguous()
-        logp, lse, ent = _read_triton(logits, targets, 1 / temperature, entropy)
+        logp, lse, ent = read_triton(logits, targets, 1 / temperature, entropy)
         ctx.save_for_backward(logits, targets, lse)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(ent)
@@ -185,7 +217,7 @@ class _LogitsLogprob(torch.autograd.Function):
         return _slope_triton(logits, targets, lse, 1 / ctx.temperature, grad.contiguous(), out), None, None, None
 
 
-def _check(rows, V, targets, temperature):
+def check(rows, V, targets, temperature):
     if targets.shape != (rows,) or targets.dtype != torch.int64:
         raise ValueError(f"targets must be int64 [{rows}], not {targets.dtype} {list(targets.shape)}")
     if not temperature > 0:
@@ -213,7 +245,7 @@ def linear_logprob(
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden {list(hidden.shape)} and weight {list(weight.shape)} must be [T, D] and [V, D]")
-    _check(len(hidden), len(weight), targets, temperature)
+    check(len(hidden), len(weight), targets, temperature)
     chunk = chunk or max(1, CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cuda"]) // (4 * len(weight)))
     on_triton = use_triton(hidden, backend)
     logp, ent = _LinearLogprob.apply(hidden, weight, targets.contiguous(), temperature, chunk, entropy, on_triton)
@@ -234,7 +266,7 @@ def logprob_from_logits(
     """
     if logits.dim() != 2:
         raise ValueError(f"logits {list(logits.shape)} must be [T, V]")
-    _check(*logits.shape, targets, temperature)
+    check(*logits.shape, targets, temperature)
     if use_triton(logits, backend):
         logp, ent = _LogitsLogprob.apply(logits, targets.contiguous(), temperature, entropy)
         return logp, ent if entropy else None

@@ -36,10 +36,25 @@ def _terms(logp, old_logp, ref_logp, advantage, weight, low, high, beta, kind):
 
 
 @jit
+def token_terms(log_ratio, d, a, w, low, high, beta, REF: tl.constexpr, KIND: tl.constexpr):
+    """_terms of tokens inside a kernel: (loss, gradient with respect to logp, KL, whether clipped, ratio) of each."""
+    ratio = tl.exp(tl.minimum(tl.maximum(log_ratio, -1e4), 80.0))
+    surrogate = ratio * a
+    cut = tl.minimum(tl.maximum(ratio, 1.0 - low), 1.0 + high) * a
+    clipped = cut < surrogate
+    kl, kl_slope = kl_block(d, KIND)
+    if not REF:
+        kl = d
+        kl_slope = d
+    loss = w * (beta * kl - tl.minimum(surrogate, cut))
+    return loss, w * (beta * kl_slope - tl.where(clipped, 0.0, surrogate)), kl, clipped, ratio
+
+
+@jit(do_not_specialize=["n"])
 def _loss_kernel(
     logp, old_logp, ref_logp, advantage, weight, slope, sums, n, low, high, beta,
     OLD: tl.constexpr, REF: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     """_terms for a block of tokens; its five sums (loss, then STATS) go to a row of `sums` [blocks, 5]."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
@@ -47,47 +62,47 @@ def _loss_kernel(
     live = w != 0.0
     new = tl.load(logp + i, mask=live, other=0.0).to(tl.float32)
     a = tl.load(advantage + i, mask=live, other=0.0).to(tl.float32)
+    log_ratio = tl.zeros((BLOCK,), tl.float32)
+    d = tl.zeros((BLOCK,), tl.float32)
     if OLD:
         log_ratio = new - tl.load(old_logp + i, mask=live, other=0.0).to(tl.float32)
-    else:
-        log_ratio = tl.zeros((BLOCK,), tl.float32)
-    ratio = tl.exp(tl.minimum(tl.maximum(log_ratio, -1e4), 80.0))
-    surrogate = ratio * a
-    cut = tl.minimum(tl.maximum(ratio, 1.0 - low), 1.0 + high) * a
-    clipped = cut < surrogate
     if REF:
-        kl, kl_slope = kl_block(tl.load(ref_logp + i, mask=live, other=0.0).to(tl.float32) - new, KIND)
-    else:
-        kl = tl.zeros((BLOCK,), tl.float32)
-        kl_slope = kl
-    tl.store(slope + i, w * (beta * kl_slope - tl.where(clipped, 0.0, surrogate)), mask=inside)
+        d = tl.load(ref_logp + i, mask=live, other=0.0).to(tl.float32) - new
+    loss, its_slope, kl, clipped, ratio = token_terms(log_ratio, d, a, w, low, high, beta, REF, KIND)
+    tl.store(slope + i, its_slope, mask=inside)
     row = sums + tl.program_id(0) * 5
-    tl.store(row, tl.sum(w * (beta * kl - tl.minimum(surrogate, cut)), 0))
+    tl.store(row, tl.sum(loss, 0))
     tl.store(row + 1, tl.sum(tl.where(live, kl, 0.0), 0))
     tl.store(row + 2, tl.sum(clipped.to(tl.float32), 0))
     tl.store(row + 3, tl.sum(tl.where(live, ratio, 0.0), 0))
     tl.store(row + 4, tl.sum(live.to(tl.float32), 0))
 
 
+def loss_and_slope(logp, old_logp, ref_logp, advantage, weight, low, high, beta, kind, on_triton):
+    """_terms of any float types, on either backend."""
+    if not on_triton:
+        dtype = float_of(logp)
+        tensors = [None if x is None else x.to(dtype) for x in (logp, old_logp, ref_logp, advantage, weight)]
+        return _terms(*tensors, low, high, beta, kind)
+    n, block = len(logp), 1024
+    slope = torch.empty(n, device=logp.device)
+    sums = torch.zeros(max(1, triton.cdiv(n, block)), 5, device=logp.device)  # rows, not atomics: repeatable
+    tensors = [logp if x is None else x.contiguous() for x in (logp, old_logp, ref_logp, advantage, weight)]
+    if n:
+        scalars = map(float, (low, high, beta))  # an int would be another kernel
+        _loss_kernel[(len(sums),)](
+            *tensors, slope, sums, n, *scalars, old_logp is not None, ref_logp is not None, kind, block
+        )
+    sums = sums.sum(0)
+    return sums[0].clone(), slope, sums[1:].clone()
+
+
 class _PolicyLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logp, old_logp, ref_logp, advantage, weight, low, high, beta, kind, on_triton):
         ctx.dtype = logp.dtype
-        if on_triton:
-            n, block = len(logp), 1024
-            slope = torch.empty(n, device=logp.device)
-            sums = torch.zeros(max(1, triton.cdiv(n, block)), 5, device=logp.device)  # rows, not atomics: repeatable
-            tensors = [logp if x is None else x.contiguous() for x in (logp, old_logp, ref_logp, advantage, weight)]
-            if n:
-                _loss_kernel[(len(sums),)](
-                    *tensors, slope, sums, n, low, high, beta, old_logp is not None, ref_logp is not None, kind, block
-                )
-            loss, *sums = sums.sum(0).unbind()
-            loss, sums = loss.clone(), torch.stack(sums)
-        else:
-            dtype = float_of(logp)
-            tensors = [None if x is None else x.to(dtype) for x in (logp, old_logp, ref_logp, advantage, weight)]
-            loss, slope, sums = _terms(*tensors, low, high, beta, kind)
+        tensors = logp, old_logp, ref_logp, advantage, weight
+        loss, slope, sums = loss_and_slope(*tensors, low, high, beta, kind, on_triton)
         ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(sums)
         return loss, sums
@@ -97,6 +112,15 @@ class _PolicyLoss(torch.autograd.Function):
     def backward(ctx, grad, _):
         (slope,) = ctx.saved_tensors
         return (grad * slope).to(ctx.dtype), *[None] * 9
+
+
+def check_loss(logp, kl_kind, **tensors):
+    """Raise ValueError for an unknown kl_kind or for tensors that are not [T] as `logp` is (None passes)."""
+    if kl_kind not in KINDS:
+        raise ValueError(f"KL estimator {kl_kind!r}: give one of {', '.join(KINDS)}")
+    for name, x in tensors.items():
+        if logp.dim() != 1 or (x is not None and x.shape != logp.shape):
+            raise ValueError(f"{name} {[] if x is None else list(x.shape)} and logp {list(logp.shape)} must be [T]")
 
 
 def policy_loss(
@@ -120,11 +144,7 @@ def policy_loss(
     of `clip` (1 where the minimum took the clipped side), of `ratio`, and their `count`. Raises ValueError for an
     unknown kl_kind or shapes that differ.
     """
-    if kl_kind not in KINDS:
-        raise ValueError(f"KL estimator {kl_kind!r}: give one of {', '.join(KINDS)}")
-    for name, x in dict(old_logp=old_logp, ref_logp=ref_logp, advantage=advantage, weight=weight).items():
-        if logp.dim() != 1 or (x is not None and x.shape != logp.shape):
-            raise ValueError(f"{name} {[] if x is None else list(x.shape)} and logp {list(logp.shape)} must be [T]")
+    check_loss(logp, kl_kind, old_logp=old_logp, ref_logp=ref_logp, advantage=advantage, weight=weight)
     tensors = logp.contiguous(), old_logp, ref_logp, advantage, weight
     loss, sums = _PolicyLoss.apply(*tensors, clip_low, clip_high, beta, kl_kind, use_triton(logp, backend))
     return loss, dict(zip(STATS, sums.unbind(), strict=True))

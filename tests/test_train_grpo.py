@@ -214,12 +214,13 @@ def naive_loss(model, old, reference, rollouts, config) -> torch.Tensor:
 
 @pytest.mark.parametrize("normalize", ["grpo", "dapo", "dr_grpo"])
 @pytest.mark.parametrize("shared, micro_tokens", [(True, 1000), (True, 60), (False, 60)])
-def test_gradient_of_equation_3(tiny, policy, normalize, shared, micro_tokens):
+@pytest.mark.parametrize("fused", [True, False])
+def test_gradient_of_equation_3(tiny, policy, normalize, shared, micro_tokens, fused):
     """At both updates of mu = 2, with tool tokens masked, a completion all masked, and a reference of its own."""
     reference = moved(from_pretrained(tiny.root / "model"), 0.05, seed=1)
     config = Config(
         normalize=normalize, shared_prompts=shared, micro_tokens=micro_tokens, temperature=0.7, beta=0.3, mu=2,
-        clip_low=0.1, clip_high=0.2, max_new_tokens=11,
+        clip_low=0.1, clip_high=0.2, max_new_tokens=11, fused=fused,
     )  # fmt: skip
     rollouts = made_up_rollouts(tiny.tokenizer)
     batches = make_batches(rollouts, config, reference, World())
@@ -234,6 +235,37 @@ def test_gradient_of_equation_3(tiny, policy, normalize, shared, micro_tokens):
         assert_close(gradients(policy), wanted)
         moved(policy, 0.02)  # the optimizer's step
         assert first or 0.1 < sums["clip"] / sums["count"] < 0.9  # the second update did clip, and not only
+
+
+@pytest.mark.parametrize("mu", [1, 3])
+@pytest.mark.parametrize("method", [{}, {"algorithm": "rft"}, {"data_source": "sft", "beta": 0.0}, {"process": True}])
+def test_fused_is_the_same(tiny, method, mu):
+    """LM head and loss in one or one after the other: sums for the metrics and gradients of mu updates."""
+    process, found = "process" in method, []
+    method = {name: value for name, value in method.items() if name != "process"}
+    for fused in (True, False):
+        policy, reference = (moved(from_pretrained(tiny.root / "model"), s, seed=1) for s in (0.0, 0.05))
+        config = Config(**method, mu=mu, micro_tokens=60, temperature=0.7, clip_low=0.1, clip_high=0.2, fused=fused)
+        rollouts, draw = made_up_rollouts(tiny.tokenizer), torch.Generator().manual_seed(4)
+        for one in rollouts:
+            one.rule = [1.0, 0.0, 1.0, 0.0]
+            if process:
+                one.advantages = [torch.randn(len(sample.ids), generator=draw).tolist() for sample in one.samples]
+            if config.algorithm == "rft":
+                one.advantages = advantages(config, one)
+            for sample in one.samples:
+                sample.logprobs = (-6 + torch.randn(len(sample.ids), generator=draw)).tolist()
+        regularised = reference if config.algorithm == "grpo" and config.beta else None
+        batches = make_batches(rollouts, config, regularised, World())
+        seen = {}
+        for inner in range(mu):
+            sums = grpo_gradient(policy, batches, config, first=inner == 0)
+            seen |= {f"{inner} {name}": x for name, x in (sums | gradients(policy)).items() if x.any()}
+            moved(policy, 0.05, seed=inner)
+        assert mu == 1 or all((micro.old_logp is None) == (config.algorithm == "rft") for micro in batches)
+        found.append(seen)
+    assert_close(*found)
+    assert mu == 1 or "algorithm" in method or any("clip" in name for name in found[0])
 
 
 def test_without_beta_there_is_no_reference(tiny, policy):
@@ -352,8 +384,9 @@ def test_groups_are_cut_to_the_budget(tiny):
 
 
 def test_gradients_do_not_depend_on_micro_batches_or_processes(alone, together):
-    assert_close(alone[4]["grpo"], alone[1]["grpo"])
-    assert_close(torch.load(together / "gradients.pt")["grpo"], alone[1]["grpo"])
+    for name in ("grpo", "grpo, head and loss apart"):
+        assert_close(alone[4][name], alone[1]["grpo"])
+        assert_close(torch.load(together / "gradients.pt")[name], alone[1]["grpo"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -413,7 +446,7 @@ def test_update_metrics(monkeypatch):
             model.weight.grad = None
 
     monkeypatch.setattr(train_grpo, "token_logprobs", told)
-    config = Config(mu=2, beta=0.5, temperature=0.5, clip=100.0)
+    config = Config(mu=2, beta=0.5, temperature=0.5, clip=100.0, fused=False)
     found = train_grpo.update(model, Optimizer(), [one], config, model, World())
     kl = [torch.tensor(d).expm1().item() - d for d in (0.0, 0.1, -0.2, 0.0)]
     # each completion's mean, then theirs: 1/4 a token. At the first update ratios are 1 and advantages cancel.

@@ -351,12 +351,13 @@ def all_gradients(root: Path, world: runtime.World, micro: int = 1) -> dict[str,
     scorer = runtime.shard(from_pretrained(root / "process", score="process"), world)
     found["reward"] = train_reward.reward_gradient(scorer, groups, config, world)
     found["reward"] = gradients(scorer) | {name: torch.tensor(value) for name, value in found["reward"].items()}
-    config = train_grpo.Config(beta=0.1, temperature=0.7, micro_tokens=400 // micro, mu=1)
     rollouts = made_up_rollouts(tokenizer)
-    batches = train_grpo.make_batches(rollouts, config, reference, world)
-    sums = train_grpo.grpo_gradient(model, batches, config, first=True)
-    sums = {name: world.all_sum(value) for name, value in sums.items() if name != "clip"}
-    found["grpo"] = gradients(model) | sums
+    for fused in (True, False):
+        config = train_grpo.Config(beta=0.1, temperature=0.7, micro_tokens=400 // micro, mu=1, fused=fused)
+        batches = train_grpo.make_batches(rollouts, config, reference, world)
+        sums = train_grpo.grpo_gradient(model, batches, config, first=True)
+        sums = {name: world.all_sum(value) for name, value in sums.items() if name != "clip"}
+        found["grpo" if fused else "grpo, head and loss apart"] = gradients(model) | sums
     config = train_dpo.Config(init=str(root / "model"), micro_tokens=120 // micro)
     pairs = train_dpo.load_pairs([f"{root}/samples.jsonl"], config, tokenizer)[0][:5]  # two micro-batches and one
     measures = train_dpo.dpo_gradient(model, reference, pairs, config, world)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels.logprob import linear_logprob, logprob_from_logits
+from kernels.logprob import linear_logprob, logprob_from_logits, product
 
 
 def example(T=13, D=5, V=11, dtype=torch.float32, seed=0):
@@ -123,6 +123,21 @@ class Largest(TorchDispatchMode):
         if isinstance(out, torch.Tensor):
             self.elements = max(self.elements, out.numel())
         return out
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_products_of_half_precision(add):
+    """Exact products, summed in float32, written or added to `out`. GPUs do it inside the matrix product: PyTorch's
+    operations for that (a float32 result of bf16 factors, in place) are there, though not for a CPU."""
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(n, generator=draw).bfloat16() for n in ((5, 300), (300, 4)))
+    out = torch.ones(5, 4)
+    found = product(a, b, out=out, add=add)
+    assert found is out or found.data_ptr() == out.data_ptr()
+    torch.testing.assert_close(out.double(), a.double() @ b.double() + float(add), rtol=1e-5, atol=1e-5)
+    inputs = (out, a, b) if add else (a, b)
+    with pytest.raises(NotImplementedError, match="dtype_out"):
+        (torch.addmm if add else torch.mm)(*inputs, out_dtype=torch.float32, out=out)
 
 
 def test_logits_of_all_tokens_never_exist():

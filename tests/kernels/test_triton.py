@@ -26,7 +26,7 @@ def test_kernels_in_a_process_of_their_own():
         timeout=600,
     )
     assert child.returncode == 0, child.stdout + child.stderr
-    assert int(re.search(r"(\d+) passed", child.stdout)[1]) >= 50, child.stdout
+    assert int(re.search(r"(\d+) passed", child.stdout)[1]) >= 70, child.stdout
 
 
 def test_without_triton_the_references_serve():
@@ -35,7 +35,7 @@ def test_without_triton_the_references_serve():
 import sys
 sys.modules["triton"] = None
 import torch
-from kernels import advantage, kl, logprob, policy_loss
+from kernels import advantage, head_loss, kl, logprob, policy_loss
 x = torch.zeros(3)
 assert kl.kl(x, x).tolist() == [0, 0, 0]
 try:

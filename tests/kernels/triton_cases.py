@@ -8,7 +8,9 @@ import math
 import pytest
 import torch
 
+from bench.kernels_gpu import check
 from kernels.advantage import group_advantage, process_advantage
+from kernels.head_loss import head_policy_loss, policy_loss_from_logits
 from kernels.kl import kl
 from kernels.logprob import linear_logprob, logprob_from_logits
 from kernels.policy_loss import policy_loss
@@ -88,6 +90,71 @@ def test_linear_logprob(T, D, V, chunk, dtype):
         torch.testing.assert_close(results[1][0], results[0][0], rtol=2e-5, atol=2e-5)
     assert linear_logprob(hidden, weight, targets, entropy=False, backend="triton")[1] is None
     assert linear_logprob(hidden[:0], weight, targets[:0], backend="triton")[0].shape == (0,)
+
+
+def tokens_of(logp, old, ref, seed=0):
+    """What the loss knows of each token of log-probs [T], by name, clipped on both sides; a third of them masked, with
+    NaN in all that is not read."""
+    T = len(logp)
+    own = dict(advantage=randn(T, seed=seed + 3), weights=(randn(T, seed=seed + 4) + 0.5).relu() / T)
+    own["old_logp"] = logp + 0.4 * randn(T, seed=seed + 1) if old else None
+    own["ref_logp"] = logp + 0.5 * randn(T, seed=seed + 2) if ref else None
+    for name, x in own.items():
+        if name != "weights" and x is not None:
+            x[own["weights"] == 0] = math.nan
+    return own
+
+
+@pytest.mark.parametrize("old, ref", [(True, True), (False, True), (True, False), (False, False)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("T, D, V, chunk", [(23, 6, 37, 2), (5, 16, 16384 + 9, None)])
+def test_head_policy_loss(T, D, V, chunk, dtype, old, ref):
+    """Chunks, groups of chunks with a short last one, vocabularies that fill no block, dropped and silent rows."""
+    hidden, weight = randn(T, D).to(dtype).requires_grad_(), (0.3 * randn(V, D, seed=1)).to(dtype).requires_grad_()
+    targets = (randn(T, seed=2).abs() * V).long() % V
+    tokens = tokens_of(linear_logprob(hidden, weight, targets, 0.8, backend="torch")[0].detach(), old, ref)
+    tokens["advantage"][1::4] = 0
+    settings = dict(clip_low=0.1, clip_high=0.2, beta=0.1, temperature=0.8, chunk=chunk)
+    results = both(
+        lambda backend, h, w: head_policy_loss(h, w, targets, **tokens, **settings, backend=backend),
+        hidden,
+        weight,
+        grad=torch.tensor(3.0, device=DEVICE),
+    )
+    (values, gradients), (found, found_gradients) = results
+    torch.testing.assert_close(found, values, rtol=2e-5, atol=2e-5)
+    for one, wanted in zip(found_gradients, gradients, strict=True):
+        assert one.dtype == dtype and wanted.abs().max() > 0
+        error = (one.double() - wanted.double()).norm() / wanted.double().norm()
+        assert error < (1e-5 if dtype == torch.float32 else 1e-2)
+    if T > 20:
+        assert not old or found[1]["clip"] > 1
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("T, V", [(1, 1), (9, 7), (5, 1000), (3, 16384 + 9)])
+def test_policy_loss_from_logits(T, V, dtype, inplace):
+    """The gradient takes the place of the logits, row by row; masked rows (of NaN) get 0."""
+    logits, targets = (3 * randn(T, V)).to(dtype), (randn(T, seed=1).abs() * V).long() % V
+    tokens = tokens_of(logprob_from_logits(logits, targets, 0.7, backend="torch")[0], True, True, seed=5)
+    logits[tokens["weights"] == 0] = math.nan
+    if V > 99:
+        logits[0, 50:90] = -math.inf
+        targets[0] = 99
+    settings = dict(clip_low=0.1, clip_high=0.2, beta=0.1, temperature=0.7, inplace=inplace)
+    x = logits.clone().requires_grad_()
+    loss, stats, logp = policy_loss_from_logits(x, targets, **tokens, **settings, backend="triton")
+    (2 * loss).backward()
+    exact = logits.double().nan_to_num(0, neginf=-math.inf).requires_grad_()
+    wanted = policy_loss_from_logits(exact, targets, **tokens, **settings, backend="torch")
+    (2 * wanted[0]).backward()
+    torch.testing.assert_close((loss.double(), logp.double()), (wanted[0], wanted[2]), rtol=1e-5, atol=1e-5)
+    for name, value in wanted[1].items():
+        torch.testing.assert_close(stats[name].double(), value.double(), rtol=1e-5, atol=1e-5)
+    bound = 1e-5 if dtype == torch.float32 else 5e-3
+    assert (x.grad.double() - exact.grad).norm() <= bound * exact.grad.norm() + 1e-12
+    assert torch.equal(x.detach().nan_to_num(), (x.grad if inplace else logits).nan_to_num())
 
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
@@ -175,3 +242,9 @@ def test_process_advantage(ddof):
         rewards[3][1] = math.nan  # and once more
     equal = [torch.full_like(r, 0.1) for r in rewards]
     assert all((a == 0).all() for a in process_advantage(equal, ends, lengths, ddof, "triton"))
+
+
+def test_every_kernel_against_float64():
+    """The checks that bench/kernels_gpu.py begins with."""
+    rows = check(torch.device(DEVICE), True, 3, "triton")
+    assert len(rows) > 80 and not [row for row in rows if not row["error"] <= row["bound"]]
