@@ -48,6 +48,7 @@ class Ledger(TorchDispatchMode):
         super().__init__()
         self.vocabulary, self.kind = vocabulary, "activations"
         self.live: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()  # of each kind at any time
         self.held = self.peak = 0
         self.at_peak: dict[str, int] = {}
         self.phases: dict[str, dict[str, int]] = {}
@@ -121,6 +122,7 @@ class Ledger(TorchDispatchMode):
 
     def _change(self, kind: str, size: int) -> None:
         self.live[kind] += size
+        self.most[kind] = max(self.most[kind], self.live[kind])
         if kind != ELSEWHERE:
             self.held += size
             if self.held > self.peak:

@@ -157,6 +157,7 @@ class Plan:
     work: Work
     parameters: int
     phases: dict[str, dict[str, int]]  # bytes by kind when most is held
+    most: dict[str, int]  # bytes of each kind when most of that kind is held
     flops: dict[str, float]  # of the process that has most to do
     learned: dict[str, int] = dataclasses.field(default_factory=dict)  # bytes by kind when the gradients are whole
     decoded: int = 0  # completions decoded at once
@@ -256,7 +257,7 @@ def measure(stage: str, config) -> Plan:
             one.module.activation_checkpointing = config.activation_checkpointing
             one.module.set_dropout(getattr(config, "dropout", 0.0))
         flops = {}
-        plan = Plan(shape, work, sum(p.numel() for p in model.module.parameters()), ledger.phases, flops)
+        plan = Plan(shape, work, sum(p.numel() for p in model.module.parameters()), ledger.phases, ledger.most, flops)
 
         def phase(name: str, run: Callable[[], object], times: float = work.own / work.traced) -> None:
             before = ledger.flops
@@ -284,6 +285,8 @@ def measure(stage: str, config) -> Plan:
                 both = inner.phases[name]
                 phases = {kind: held.get(kind, 0) + both.get(kind, 0) for kind in KINDS if kind in {*held, *both}}
                 ledger.phases[f"reward {name}"] = phases
+            for kind, most in inner.most.items():
+                ledger.most[kind] = max(ledger.most[kind], ledger.live[kind] + most)
     return plan
 
 
@@ -470,6 +473,8 @@ def advice(stage: str, config, found: Plan, limit: float) -> Iterator[tuple[str,
             if excess(new) > 0.999 * excess(found):
                 break
             config, found = tried, new
+        if change is more_gpus and excess(found):
+            return  # what is too large is whole on every GPU
         if found is not before:
             changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(start, f.name)]
             text = " ".join(f"--{key} {str(getattr(config, key)).lower()}" for key in changed)
@@ -477,11 +482,12 @@ def advice(stage: str, config, found: Plan, limit: float) -> Iterator[tuple[str,
 
 
 def table(found: Plan) -> str:
+    """Kinds by phases, each phase at its own peak; last, the most of a kind at any time."""
     order = [name for name in ("start", "rollout", "reward", "reference", "assess", "update") if name in found.phases]
     order += [name for name in found.phases if name not in order]
-    lines = [f"{'GB on a GPU':24}" + "".join(f"{name:>15}" for name in order)]
+    lines = [f"{'GB on a GPU':24}" + "".join(f"{name:>15}" for name in [*order, "at any time"])]
     for kind, text in KINDS.items():
-        row = [found.phases[phase].get(kind, 0) / GB for phase in order]
+        row = [found.phases[phase].get(kind, 0) / GB for phase in order] + [found.most.get(kind, 0) / GB]
         if any(row):
             lines.append(f"{text:24}" + "".join(f"{size:15.2f}" if size else f"{'-':>15}" for size in row))
     lines.append(f"{'together':24}" + "".join(f"{found.held(phase) / GB:15.2f}" for phase in order))
@@ -514,7 +520,9 @@ def report(stage: str, config) -> str:
         for text, last, cost in advice(stage, config, found, limit):
             lines.append(f"  {text:34} peak {last.peak / GB:8.2f} GB   {cost}")
         if last.peak > limit:
-            lines.append("  no more of these helps: take larger GPUs or a smaller model")
+            phase = max(last.phases, key=last.held)
+            reason = f"{phase!r} takes more than {limit / GB:.1f} GB on however many GPUs"
+            lines.append(f"  that is all: {reason}; take larger ones, or a smaller model")
     lines += ["", *speed(found, config, tflops, bandwidth, rates)]
     return "\n".join(lines)
 
