@@ -28,7 +28,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import kernels.logprob
 import model as model_module
+from kernels.logprob import CHUNK_BYTES
 from model import ModelConfig, Transformer
 
 aten = torch.ops.aten
@@ -176,7 +178,9 @@ class Ledger(TorchDispatchMode):
                 setattr(module, name, value)
 
             put(model_module, "attend", attend)
-            if gpu:
+            if not gpu:  # what a kernel does not know it takes for a GPU
+                put(kernels.logprob, "CHUNK_BYTES", CHUNK_BYTES | {"meta": CHUNK_BYTES["cpu"]})
+            else:
                 # FlexAttention keeps what this does for its backward: q, k, v, the output, a log-sum-exp a row
                 put(model_module, "_flex_attention", lambda q, k, v, **_: ATTENTION(q, k, v)[0])
                 for module in [module for name, module in sys.modules.items() if name.startswith("kernels.")]:

@@ -306,10 +306,11 @@ def _reinforce(stage: str, config, plan: Plan, ledger: Ledger, phase, items, mod
     options = train_ppo.as_grpo(config) if stage == "ppo" else config
     frozen = reference.module if reference is not None else None
     batches: list[train_grpo.MicroBatch] = []
-    if stage == "grpo":
+    if stage == "grpo" and frozen is not None:
         phase("reference", lambda: batches.extend(train_grpo.make_batches(items, config, frozen, META)))
     else:
         batches += train_grpo.make_batches(items, options, None, META)
+    if value is not None:
         phase("assess", lambda: _assess(batches, value.module, frozen, config.temperature))
 
     def update() -> None:
@@ -317,7 +318,7 @@ def _reinforce(stage: str, config, plan: Plan, ledger: Ledger, phase, items, mod
         if value is not None:
             train_ppo.value_gradient(value.module, batches, config)
 
-    phase("update", update)
+    phase("update", update, config.mu * plan.work.own / plan.work.traced)
     plan.learned = dict(ledger.live)
     batches.clear()
     for one in (model, value):
@@ -411,10 +412,14 @@ def measured_rates(stage: str, config) -> tuple[float, float]:
         raise InputError(f"--rates {run}: timing.jsonl has no step with seconds; give a run that has made some")
 
     def median(name: str) -> float:
-        return float(np.median([row[name] for row in timing if name in row]))
+        values = [row[name] for row in timing if row.get(name)]
+        if not values:
+            raise InputError(f"--rates {run}: timing.jsonl has no {name}; give a run of train_{stage}.py")
+        return float(np.median(values))
 
     if stage in ("grpo", "ppo"):
-        before.response_tokens = max(1, round(float(np.mean([r["length"] for r in rows["metrics"] if "length" in r]))))
+        lengths = [row["length"] for row in rows["metrics"] if "length" in row]
+        before.response_tokens = max(1, round(float(np.mean(lengths)))) if lengths else 0
         found = measure(stage, before)
         learning = found.update_flops - found.flops.get("reward", 0)
         seconds = median("update") + (median("assess") if stage == "ppo" else 0)

@@ -21,7 +21,9 @@ import train_pretrain
 import train_reward
 import train_sft
 from batch import pack_completions, token_logprobs, token_scores
+from data import InputError
 from generate import Sampling
+from kernels.logprob import CHUNK_BYTES
 from ledger import Ledger, Model, share
 from model import KVCache, ModelConfig, Transformer, preset
 from options import parse, to_toml
@@ -116,14 +118,15 @@ def beyond(found: plan.Plan, phase: str = "update") -> int:
 
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 @pytest.mark.parametrize("stage", STEPS)
-def test_a_real_step(stage, checkpointing, directory):
-    """Weights, gradients and optimizer state to the byte. The peak to 5 % and never less: what NumPy makes on a CPU,
+def test_a_real_step(stage, checkpointing, directory, monkeypatch):
+    """Weights, gradients and optimizer state to the byte. The peak to 7 % and never less: what NumPy makes on a CPU,
     token ids and positions, PyTorch's allocator does not see."""
     config = options(stage, directory, "--gpus", "1", "--device", "cpu", "--activation_checkpointing", checkpointing)
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 200 * 503 * 4)  # logits of 200 tokens at once
     found = plan.measure(stage, config)
     real = Real(stage, config, SHAPE, runtime.World())
     real.step()
-    assert 1 <= beyond(found) / real.peak() < 1.05
+    assert 1 <= beyond(found) / real.peak() < 1.07
     trained = [one for one in (real.model, real.value) if one is not None]
     states = [s for optimizer in real.optimizers for s in optimizer.state.values()]
     assert found.learned["weights"] == sum(p.nbytes for one in trained for p in one.parameters())
@@ -358,14 +361,14 @@ def test_report(directory, monkeypatch, capsys):
     seconds = (found.flops["reference"] + found.flops["update"]) / 1e9 + found.decode_bytes / 1e8
     assert f"a step {seconds:,.1f} s, 3,000 steps {3000 * seconds / 3600:,.1f} hours" in text
     assert "it fits" in text and f"peak {found.peak / 1e9:.2f} GB, 0.1 GB of 0.1 (10% kept free)" in text
-    text = run(monkeypatch, capsys, *shared, "--gpu_memory", "0.0001")
-    assert "IT DOES NOT FIT" in text and "on however many GPUs" in text
+    text = run(monkeypatch, capsys, *shared)
     assert "give --tflops and --bandwidth" in text
+    text = run(monkeypatch, capsys, "sft", *shared[1:3], *STEPS["sft"].split(), "--gpu_memory", "0.0001")
+    assert "IT DOES NOT FIT" in text and "on however many GPUs" in text
 
 
 def test_rates_of_a_run(directory, tmp_path, monkeypatch, capsys):
     old = train_pretrain.Config(context=128, batch=12, micro_batch=4, steps=5)
-    runtime.Checkpoints(tmp_path)
     (tmp_path / "config.toml").write_text(to_toml(old))
     Transformer(SHAPE).save_pretrained(tmp_path / "model")
     metrics = runtime.Metrics(tmp_path, runtime.World(), 5)
@@ -375,6 +378,27 @@ def test_rates_of_a_run(directory, tmp_path, monkeypatch, capsys):
     flops, bandwidth = plan.measured_rates("pretrain", config)
     one = SHAPE.flops_per_token + 2 * 40 * 503 + 14 * 4 * 8 * 3 * 129 / 2
     assert flops == pytest.approx(one * 5000 / 4) and bandwidth == 0
+
+
+def test_rates_of_a_grpo_run(directory, tmp_path):
+    old = options("grpo", directory, "--mu", "2")
+    own = {field.name: getattr(old, field.name) for field in dataclasses.fields(train_grpo.Config)}
+    (tmp_path / "config.toml").write_text(to_toml(train_grpo.Config(**own)))
+    Transformer(SHAPE).save_pretrained(tmp_path / "step_000002")
+    metrics = runtime.Metrics(tmp_path, runtime.World(), 3)
+    for step, length in enumerate((40.0, 38.0, 42.0), 1):
+        metrics.write(step, {"length": length}, {"seconds": 9.0, "rollout": 2.0, "update": 3.0 + step})
+    flops, bandwidth = plan.measured_rates("grpo", options("grpo", directory, "--rates", str(tmp_path)))
+    one, two = (
+        plan.measure("grpo", options("grpo", directory, "--gpus", "1", "--response_tokens", "40", "--mu", mu))
+        for mu in ("1", "2")
+    )
+    assert two.flops["update"] == 2 * one.flops["update"] and two.flops["reference"] == one.flops["reference"]
+    assert flops == pytest.approx((two.flops["update"] + two.flops["reference"]) / 5)
+    assert bandwidth == pytest.approx(two.decode_bytes / 2)
+    (tmp_path / "timing.jsonl").write_text('{"step": 1, "seconds": 2.0}\n')
+    with pytest.raises(InputError, match="no update; give a run of train_grpo.py"):
+        plan.measured_rates("grpo", options("grpo", directory, "--rates", str(tmp_path)))
 
 
 @pytest.mark.parametrize("arguments, said", [
