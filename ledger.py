@@ -113,7 +113,7 @@ class Ledger(TorchDispatchMode):
             return
         size = storage.nbytes()
         if kind == "activations" and self.vocabulary in tensor.shape:
-            kind = "logits"  # those of a chunk of tokens, and the LM head's copies and gradient
+            kind = "logits"  # of a chunk of tokens; and gradients of head and embedding on their way
         self._found[key] = kind, size
         self._change(kind, size)
         weakref.finalize(storage, self._drop, key).atexit = False

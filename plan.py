@@ -52,7 +52,7 @@ KINDS = {  # in the order of the table
     "reward model": "reward model",
     "cache": "KV cache",
     "activations": "activations",
-    "logits": "logits, head gradient",
+    "logits": "logits, [V, D] gradient",
 }
 GB = 1e9
 
