@@ -96,7 +96,7 @@ class Config:
     clip: float = option(1.0, "largest gradient norm")
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
     shared_prompts: bool = option(True, "run a question once for its G completions; false repeats it (same gradient)")
-    fused: bool = option(True, "LM head and loss in one, without making logits twice; false: one by one")
+    fused: bool | None = option(None, "LM head and loss in one pass; none: on GPUs and for 4,096 words and more")
     activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
     # the run
     valid: str = option("", "problems held out for evaluation during training (greedy)")
@@ -276,7 +276,8 @@ class MicroBatch:
 def micro_loss(model, micro: MicroBatch, config: Config, entropy: bool) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Eq. 3 of a micro-batch, sums to log of its policy tokens (that of the entropies if asked), and log-probs [N]."""
     old, ref, clip = micro.old_logp, micro.ref_logp, (config.clip_low, config.clip_high)
-    if config.fused:
+    # A small vocabulary's head is no share of a step on a CPU: logits made twice cost nothing there.
+    if model.config.vocab_size >= 4096 or micro.advantage.is_cuda if config.fused is None else config.fused:
         return head_policy_loss(
             hidden_states(model, micro.batch), model.head_weight, micro.batch.targets, micro.advantage, micro.weight,
             old, ref, *clip, config.beta, temperature=config.temperature, entropy=entropy,

@@ -93,7 +93,7 @@ class Config:
     clip: float = option(1.0, "largest gradient norm, of each model")
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
     shared_prompts: bool = option(True, "run a question once for all its completions; false repeats it (same gradient)")
-    fused: bool = option(True, "LM head and loss in one, without making logits twice; false: one by one")
+    fused: bool | None = option(None, "LM head and loss in one pass; none: on GPUs and for 4,096 words and more")
     activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
     # the run
     valid: str = option("", "problems held out for evaluation during training (greedy)")
