@@ -271,7 +271,7 @@ def test_what_problems_load_reads_is_read_here(real, tmp_path, name):
     ("a.jsonl", '{"question": "Q"}\n{"answer": "A"}\n', "a.jsonl: problem 2 has no question"),
     ("a.jsonl", '{"question": "Q"}\n3\n', "a.jsonl: problem 2 has no question"),
     ("a.jsonl.gz", b"no gzip", "a.jsonl.gz: cannot be read"),
-    ("a.jsonl.gz", gzip.compress(b"{}")[:-9], "a.jsonl.gz: cannot be read"),
+    ("a.jsonl.gz", gzip.compress(b"{}", mtime=0)[:-9], "a.jsonl.gz: cannot be read"),
     ("a.jsonl", b"\xff\xfe", "a.jsonl: not UTF-8"),
 ])  # fmt: skip
 def test_bad_benchmarks_are_named(tmp_path, name, content, message):
