@@ -192,8 +192,8 @@ def main() -> None:
     for name, side in found.items():
         middle, least, most = median(side["rows"])
         cpu, length = median(side["rows"], "cpu")[0], statistics.mean(row["length"] for row in side["rows"])
-        print(f"{name:6} {middle:.3f} s a step ({least:.3f} to {most:.3f}; processor {cpu:.3f}), mean length {length:.1f}, "
-              f"peak {side['peak_mb']:.0f} MB")
+        print(f"{name:6} {middle:.3f} s a step ({least:.3f} to {most:.3f}; processor {cpu:.3f}), mean length "
+              f"{length:.1f}, peak {side['peak_mb']:.0f} MB")
     phases = {key: median(found["ours"]["rows"], key)[0] for key in ("rollout", "update")}
     print(f"ours: rollout {phases['rollout']:.3f} s, reference and update {phases['update']:.3f} s")
     if given.peer:

@@ -136,8 +136,8 @@ def main() -> None:
     for name, side in found.items():
         middle, least, most = median(side["rows"])
         tokens, cpu, loss = given.batch * given.context, median(side["rows"], "cpu")[0], side["rows"][-1]["loss"]
-        print(f"{name:8} {tokens / middle:7.0f} tokens/s ({tokens / most:.0f} to {tokens / least:.0f}; processor {cpu:.2f} "
-              f"s a step), last loss {loss:.4f}, peak {side['peak_mb']:.0f} MB")
+        print(f"{name:8} {tokens / middle:7.0f} tokens/s ({tokens / most:.0f} to {tokens / least:.0f}; processor "
+              f"{cpu:.2f} s a step), last loss {loss:.4f}, peak {side['peak_mb']:.0f} MB")
     if given.peer:
         first, second = found.values()
         apart = max(abs(a["loss"] - b["loss"]) for a, b in zip(first["rows"], second["rows"], strict=True))
