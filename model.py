@@ -397,8 +397,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], layout: Layout, store: list | None) -> Tensor:
         q, k, v = self.project(x, rope)
-        if store is not None:
-            store.append((k, v))
+        if store is not None:  # copies: views would keep the queries, and with them twice the memory, alive
+            store.append((k.contiguous(), v.clone()))
         return self.out(attend(q, k, v, layout))
 
     def decode(self, x: Tensor, rope, cache: KVCache, layer: int, rows: Tensor, lengths: Tensor, mask: Tensor):

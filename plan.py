@@ -349,10 +349,18 @@ def _reinforce(stage: str, config, plan: Plan, ledger: Ledger, phase, items, mod
     plan.cache_capacity = cache.capacity
     plan.decode_bytes = plan.decode_steps * weights + token * completions * (mean * prompt + mean * (mean - 1) / 2)
     del cache
-    if judge is not None:  # it reads groups whole
-        groups = [([0] * prompt, [[0] * mean] * group)]
+    if judge is not None:  # RewardModel's micro-batches: parts of a group, or several groups
+        parts = cut_group([0] * prompt, [[0] * mean] * group, config.micro_tokens)
+        together = min(prompts, max(1, config.micro_tokens // (prompt + group * mean)))
+
+        def score() -> None:
+            for members in parts:
+                count = len(members)
+                groups = [([0] * prompt, [[0] * mean] * count)] * together
+                token_scores(judge.module, groups, [[mean - 1]] * (count * together))
+
         with torch.no_grad():
-            phase("reward", lambda: token_scores(judge.module, groups, [[mean - 1]] * group), prompts)
+            phase("reward", score, prompts / together)
 
 
 def _assess(batches, value: Transformer, reference: Transformer | None, temperature: float) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from batch import Group, token_scores
+from batch import Group, cut_group, token_scores
 from data import InputError, answers, prompts
 from data.packing import micro_batches
 from data.sandbox import Result, Sandbox
@@ -101,16 +101,19 @@ class RewardModel:
 
     @torch.no_grad()
     def __call__(self, groups: list[Group], micro_tokens: int = 16_384) -> list[list[list[float]]]:
-        """Scores of [group][completion][step]: of every step's end, or of the end alone for an outcome model."""
+        """Scores of [group][completion][step]: of every step's end, or of the end alone for an outcome model. At most
+        `micro_tokens` go through the model at once, or one completion that is longer with its question."""
         ends = [self.places(completions) for _, completions in groups]
-        found: list = [None] * len(groups)
-        sizes = [len(prompt) + sum(map(len, completions)) for prompt, completions in groups]
+        found: list = [[None] * len(completions) for _, completions in groups]
+        parts = [(i, members) for i, group in enumerate(groups) for members in cut_group(*group, micro_tokens)]
+        cut = [(groups[i][0], [groups[i][1][g] for g in members]) for i, members in parts]
+        sizes = [len(prompt) + sum(map(len, completions)) for prompt, completions in cut]
         for micro in micro_batches(sizes, micro_tokens)[0]:
-            flat = [own for i in micro for own in ends[i]]
-            scores = token_scores(self.model, [groups[i] for i in micro], flat).sigmoid().tolist()
-            values = iter(scores)
-            for i in micro:
-                found[i] = [[next(values) for _ in own] for own in ends[i]]
+            places = [(i, g) for part in micro for i, members in [parts[part]] for g in members]
+            flat = [ends[i][g] for i, g in places]
+            values = iter(token_scores(self.model, [cut[part] for part in micro], flat).sigmoid().tolist())
+            for i, g in places:
+                found[i][g] = [next(values) for _ in ends[i][g]]
         return found
 
     def places(self, completions: list[list[int]]) -> list[list[int]]:

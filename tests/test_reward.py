@@ -5,6 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import reward
+from batch import token_scores
 from data import InputError
 from data.sandbox import Sandbox
 from data.tokenizer import train
@@ -120,8 +122,15 @@ def test_steps_are_lines(words):
 
 
 @pytest.mark.parametrize("kind", ["outcome", "process"])
-def test_a_reward_model_scores_each_completion_as_alone(tiny, kind):
+def test_a_reward_model_scores_each_completion_as_alone(tiny, kind, monkeypatch):
     """In groups of any size and micro-batch, in the order they came; at every step's end, or at the last token."""
+    sizes = []
+
+    def counting(model, groups, places):
+        sizes.append(sum(len(prompt) + sum(map(len, completions)) for prompt, completions in groups))
+        return token_scores(model, groups, places)
+
+    monkeypatch.setattr(reward, "token_scores", counting)
     directory = tiny.root / "process"
     judge = RewardModel(directory, "process", tiny.tokenizer)
     judge.kind = kind
@@ -140,6 +149,9 @@ def test_a_reward_model_scores_each_completion_as_alone(tiny, kind):
                     scores = judge.model.score(judge.model(torch.tensor(prompt + ids)))[:, 0].sigmoid()
                 expected = [scores[len(prompt) + end].item() for end in ends]
                 assert row == pytest.approx(expected, abs=1e-5)
+        longest = max(len(prompt) + max(map(len, completions)) for prompt, completions in groups)
+        assert max(sizes) <= max(micro_tokens, longest)
+        sizes.clear()
     assert judge([]) == []
     if kind == "process":
         assert [len(row) for row in found[0]] == [2, 1, 3]
