@@ -75,14 +75,16 @@ def _policy_kernel(
                 tl.store(grad + at, coefficient * (tl.where(at == target, 1.0, 0.0) - tl.exp(x - lse)), mask=at < V)
 
 
+def multiprocessors(tensor) -> int:
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 1
+
+
 def _rows_triton(logits, tokens, temperature, settings, entropy, out):
     """Logits [n, V] -> (logp [n], entropy [n]); the gradient of the loss with respect to them goes to `out` [n, V]."""
     targets, advantage, weight, old_logp, ref_logp = tokens
     (n, V), kind = logits.shape, settings[-1]
     logp, ent = (torch.empty(n, device=logits.device) for _ in range(2))
-    programs = PROGRAMS
-    if logits.is_cuda:
-        programs *= torch.cuda.get_device_properties(logits.device).multi_processor_count
+    programs = PROGRAMS * multiprocessors(logits)
     old, ref = (logp if x is None else x for x in (old_logp, ref_logp))
     _policy_kernel[(min(n, programs),)](
         *(logits, targets, old, ref, advantage, weight, out, logp, ent),
