@@ -263,6 +263,17 @@ def test_command_writes_results_and_records(world, tmp_path):
         "problems.cot.jsonl", "problems.pot.jsonl", "results.json", "table.md"]  # fmt: skip
 
 
+def test_what_training_has_seen_stands_beside_the_score(world, tmp_path, monkeypatch, capsys):
+    write_jsonl(tmp_path / "corpus.jsonl", [{"text": f"Once more: {QUESTIONS[0]} And more."}])
+    options = dict(model=world / "model", problems=world / "problems.jsonl", corpus=tmp_path / "corpus.jsonl")
+    assert command(monkeypatch, **options, to=tmp_path / "out") == 0
+    one = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["problems.cot"]["contamination"]
+    assert (one["problems"], one["share"]) == (1, 1 / 3)
+    assert one["overlapping"] == {"problems": 1, "accuracy": 1.0} and one["clean"] == {"problems": 2, "accuracy": 0.0}
+    out = capsys.readouterr().out  # greedy always says 7, which is right of the first problem alone
+    assert " 33.3 % " in out and "accuracy of those 100.0 %, of the other 2 0.0 %" in out
+
+
 def test_command_without_a_directory_writes_nothing(world, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert command(monkeypatch, model=world / "model", problems=world / "problems.jsonl") == 0
