@@ -10,10 +10,11 @@ on q and k). Three ideas shape the file:
 Shapes: B rows, T tokens, D model width, H heads, K key/value heads, E head width, F feed-forward width, V vocabulary.
 """
 
+import functools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -302,10 +303,15 @@ class KVCache:
 
 
 class Linear(nn.Linear):
-    """A linear layer that computes in its input's dtype: float32 weights under bf16 activations need no autocast."""
+    """A linear layer that computes in its input's dtype, or in `multiply` (`Transformer.multiply_in`), and returns its
+    input's: float32 weights under bf16 activations need no autocast."""
+
+    multiply: torch.dtype | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        dtype = self.multiply or x.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return F.linear(x.to(dtype), self.weight.to(dtype), bias).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -388,30 +394,22 @@ class Attention(nn.Module):
     def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """x [T, D] -> q [T, H, E], k and v [T, K, E], q and k rotated."""
         H, K = self.H, self.K
-        qkv = self.qkv(x).view(-1, H + 2 * K, self.E)
+        qk, v = self.qkv(x).view(-1, H + 2 * K, self.E).split([H + K, K], dim=1)
         if self.q_norm is not None:
-            q, k = rotate(self.q_norm(qkv[:, :H]), *rope), rotate(self.k_norm(qkv[:, H : H + K]), *rope)
-        else:
-            q, k = rotate(qkv[:, : H + K], *rope).split([H, K], dim=1)
-        return q, k, qkv[:, H + K :]
+            return rotate(self.q_norm(qk[:, :H]), *rope), rotate(self.k_norm(qk[:, H:]), *rope), v
+        return *rotate(qk, *rope).split([H, K], dim=1), v
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], layout: Layout, store: list | None) -> Tensor:
-        q, k, v = self.project(x, rope)
-        if store is not None:  # copies: views would keep the queries, and with them twice the memory, alive
-            store.append((k.contiguous(), v.clone()))
-        return self.out(attend(q, k, v, layout))
-
-    def decode(self, x: Tensor, rope, cache: KVCache, layer: int, rows: Tensor, lengths: Tensor, mask: Tensor):
-        """One token a row: x [B, D] at positions `lengths`; writes its key and value, attends over the row's cache."""
-        B, longest = x.shape[0], mask.shape[-1]
-        q, k, v = self.project(x, rope)
+    def attend_cached(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, rows, lengths, mask) -> Tensor:
+        """One new token a row, q [B, H, E], k and v [B, K, E] at positions `lengths`: writes its key and value, attends
+        over the row's cache -> [B, H * E]."""
+        B, longest = q.shape[0], mask.shape[-1]
         cache.keys[layer].index_put_((rows, self.every_head, lengths), k)
         cache.values[layer].index_put_((rows, self.every_head, lengths), v)
         keys, values = cache.keys[layer, :B, :, :longest], cache.values[layer, :B, :, :longest]
         q = q.view(B, self.K, self.H // self.K, self.E)  # heads of a group side by side: no key is ever repeated
         scores = torch.matmul(q * self.E**-0.5, keys.transpose(2, 3)).float() + mask  # [B, K, H/K, longest]
         out = torch.matmul(torch.softmax(scores, dim=-1).to(values.dtype), values)
-        return self.out(out.reshape(B, -1))
+        return out.reshape(B, -1)
 
     @property
     def every_head(self) -> Tensor:
@@ -432,7 +430,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block."""
+    """Pre-norm residual block: what is computed token by token before attention, attention, what comes after it."""
+
+    compiled = False  # the two parts by torch.compile, see Transformer.compile_blocks
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -440,16 +440,33 @@ class Block(nn.Module):
         self.attn, self.mlp = Attention(config), MLP(config)
         self.dropout = 0.0
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], layout: Layout, store: list | None = None) -> Tensor:
-        x = x + self.drop(self.attn(self.attn_norm(x), rope, layout, store))
+    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.attn.project(self.attn_norm(x), (cos, sin))
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.drop(self.attn.out(attended))
         return x + self.drop(self.mlp(self.mlp_norm(x)))
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], layout: Layout, store: list | None = None) -> Tensor:
+        before, after = compiled_parts() if self.compiled else (Block.before, Block.after)
+        q, k, v = before(self, x, *rope)
+        if store is not None:  # copies: views would keep the queries, and with them twice the memory, alive
+            store.append((k.contiguous(), v.clone()))
+        return after(self, x, attend(q, k, v, layout))
 
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.dropout and torch.is_grad_enabled() else x
 
-    def decode(self, x: Tensor, *args) -> Tensor:
-        x = x + self.attn.decode(self.attn_norm(x), *args)
-        return x + self.mlp(self.mlp_norm(x))
+    def decode(self, x: Tensor, rope: tuple[Tensor, Tensor], *cached) -> Tensor:
+        before, after = compiled_parts() if self.compiled else (Block.before, Block.after)
+        return after(self, x, self.attn.attend_cached(*before(self, x, *rope), *cached))
+
+
+@functools.cache
+def compiled_parts() -> tuple[Callable, Callable]:
+    """Block.before and Block.after with what stands between their matrix products fused: one pass over memory in place
+    of ten. Compiled at first use, once for all layers and all numbers of tokens."""
+    return torch.compile(Block.before, dynamic=True), torch.compile(Block.after, dynamic=True)
 
 
 class Transformer(nn.Module):
@@ -492,6 +509,18 @@ class Transformer(nn.Module):
         """Drop this share of every block's output while gradients are on: for small data seen many times over."""
         for block in self.layers:
             block.dropout = share
+
+    def multiply_in(self, dtype: torch.dtype) -> None:
+        """Matrix products in this dtype, everything between them as it was: for CPUs that multiply bfloat16 several
+        times as fast (AMX, AVX-512 BF16) and are slow at all else in it. The LM head is left out."""
+        for module in self.modules():
+            if isinstance(module, Linear) and module is not self.head:
+                module.multiply = dtype
+
+    def compile_blocks(self) -> None:
+        """Fuse what stands between the matrix products of a block with torch.compile (on a CPU it needs g++)."""
+        for block in self.layers:
+            block.compiled = True
 
     @property
     def device(self) -> torch.device:
