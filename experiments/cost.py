@@ -13,6 +13,7 @@ log-log curve changes. Why, is said by a cost model of a few terms (`counts`), w
 points at once; for memory by the kinds of plan.py.
 """
 
+import ctypes
 import dataclasses
 import itertools
 import json
@@ -110,7 +111,7 @@ PHASES = ("rollout", "learning")
 
 
 def measure(shape: Shape, world: runtime.World, repeats: int, budget: float) -> dict:
-    """Seconds of every step's phases, and the peak bytes of each. Two steps of one question come before.
+    """Seconds of every step's phases; peak bytes of each phase, of one step more. Two steps of one question come first.
 
     On a CPU bytes are above those of a process that has made a step of a tiny model: what libraries load and allocate
     when they are first used is no part of the point.
@@ -120,29 +121,29 @@ def measure(shape: Shape, world: runtime.World, repeats: int, budget: float) -> 
         tiny = learner_of(dataclasses.replace(shape, samples=2, length=4), ModelConfig(8, 16, 1, 2, 1, 16), world)
         tiny.update(tiny.rollout([[1, 2, 3]] * 2, seed=0))
         del tiny
+        return_freed()
         reset_peak()
         before = peak_bytes()
     learner = learner_of(shape, shape.model, world)
-    found: dict = {"seconds": {phase: [] for phase in PHASES}, "bytes": dict.fromkeys(PHASES, 0)}
+    found: dict = {"seconds": {phase: [] for phase in PHASES}, "bytes": {}}
 
-    def timed(phase: str, work, *arguments):
-        reset_peak()
-        if cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
+    def phase(name: str, work, *arguments, memory: bool):
+        if memory:
+            torch.cuda.reset_peak_memory_stats() if cuda else return_freed()
+            reset_peak()
         began = time.perf_counter()
-        result = work(*arguments)
-        if cuda:
-            torch.cuda.synchronize()
-        found["seconds"][phase].append(time.perf_counter() - began)
-        peak = torch.cuda.max_memory_allocated() if cuda else peak_bytes() - before
-        found["bytes"][phase] = max(found["bytes"][phase], peak)
+        result = work(*arguments)  # ends with numbers on the host, so that a GPU has done its work
+        if memory:
+            found["bytes"][name] = torch.cuda.max_memory_allocated() if cuda else peak_bytes() - before
+        else:
+            found["seconds"][name].append(time.perf_counter() - began)
         return result
 
-    def step(number: int, questions: int) -> None:
+    def step(number: int, questions: int, memory: bool = False) -> None:
         draw = torch.Generator().manual_seed(number)
         prompts = torch.randint(shape.vocab, (questions, shape.prompt), generator=draw).tolist()
-        timed("learning", learner.update, timed("rollout", learner.rollout, prompts, number))
+        rollouts = phase("rollout", learner.rollout, prompts, number, memory=memory)
+        phase("learning", learner.update, rollouts, memory=memory)
 
     for number in range(2):
         step(number, 1)
@@ -153,7 +154,15 @@ def measure(shape: Shape, world: runtime.World, repeats: int, budget: float) -> 
         if number >= 3 and time.perf_counter() - began > budget:
             break
         step(2 + number, shape.questions)
+    step(2 + repeats, shape.questions, memory=True)
     return found
+
+
+def return_freed() -> None:
+    """Give back what the phase before has freed (glibc keeps it): it is no part of this one's memory."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def learner_of(shape: Shape, model: ModelConfig, world: runtime.World) -> Learner:
@@ -401,8 +410,8 @@ def point_of(shape: Shape, config: Config, kind: str) -> dict | None:
         print(f"left out: {shape} needs {need / 1e9:.1f} GB of {memory / 1e9:.1f}")
         return None
     own = dataclasses.asdict(shape)
-    words = "_".join(f"{name[0]}{value}" if name != "size" else value for name, value in own.items())
-    file = Path(config.to).resolve() / "cost" / f"{words}_{kind}_t{torch.get_num_threads()}.json"
+    words = [kind, f"threads{torch.get_num_threads()}", *(f"{name}{value}" for name, value in own.items())]
+    file = Path(config.to).resolve() / "cost" / f"{'_'.join(words)}.json"
     more = dict(device=kind, repeats=config.repeats, seconds=config.seconds)
     run(file, "-m", "experiments.cost", *flags(point=file, **own, **more))
     measured = json.loads(file.read_text(encoding="utf-8"))
@@ -445,6 +454,7 @@ def draw(path: Path, sweeps: dict[str, tuple[list[float], list[dict]]], base: di
                     one.axvline(x[bend], linestyle=":", color="gray")
                 one.set_xscale("log", base=2)
                 one.set_yscale("log")
+                one.set_xticks(x, list(map(short, x)))
                 one.grid(alpha=0.3, which="both")
             above.set(title=f"against {SWEEPS[name]}", ylabel="seconds (dashed: counted)" if not column else "")
             below.set(xlabel=SWEEPS[name], ylabel="peak memory, MB (dashed: counted)" if not column else "")
