@@ -336,14 +336,19 @@ def reasons(points: list[dict], of) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.1)
 
 
+def turning(points: list[dict], x: list[float], what: str) -> tuple[list[int], list[float]]:
+    """The `bends` of a sweep's "time" or "memory"; what is less than the repeats' spread is none."""
+    if what == "memory":
+        return bends(x, [held(point, "step") for point in points])
+    times = [seconds(point, "step") for point in points]
+    noise = statistics.median(math.log(max(row) / min(row)) / 2 for row in times)
+    return bends(x, list(map(statistics.median, times)), max(0.1, noise))
+
+
 def story(points: list[dict], x: list[float], what: str, units: dict) -> str:
     """A line in words: the slopes of a sweep's "time" or "memory", where they change, what dominates on each side."""
-    if what == "time":
-        noise = statistics.median(math.log(max(seconds(p, "step")) / min(seconds(p, "step"))) / 2 for p in points)
-        y, of = [middle(point, "step") for point in points], lambda point: shares(point, units)
-    else:
-        noise, y, of = 0.0, [held(point, "step") for point in points], kinds
-    places, slopes = bends(x, y, max(0.1, noise))
+    of = kinds if what == "memory" else lambda point: shares(point, units)
+    places, slopes = turning(points, x, what)
     parts = []
     for first, last, slope in zip([0, *places], [*places, len(x) - 1], slopes, strict=True):
         own = points[first : last + 1]
@@ -449,8 +454,8 @@ def draw(path: Path, sweeps: dict[str, tuple[list[float], list[dict]]], base: di
                     below.plot(x, [held(p, phase) / 1e6 for p in points], marker="o", markersize=3, color=color,
                                label=label)  # fmt: skip
                     below.plot(x, [held(p, phase, True) / 1e6 for p in points], "--", color=color, linewidth=1)
-            for one, y in ((above, [middle(p, "step") for p in points]), (below, [held(p, "step") for p in points])):
-                for bend in bends(x, y)[0]:
+            for one, what in ((above, "time"), (below, "memory")):
+                for bend in turning(points, x, what)[0]:
                     one.axvline(x[bend], linestyle=":", color="gray")
                 one.set_xscale("log", base=2)
                 one.set_yscale("log")
