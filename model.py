@@ -142,11 +142,18 @@ class ModelConfig:
             "torch_dtype": str(dtype).removeprefix("torch."),
         }
 
+    def flops(self, fed: int, predicted: int, pairs: float) -> float:
+        """FLOPs of a forward, a multiplication and an addition each: of `fed` tokens through the blocks, `predicted`
+        ones through the head (a score head's are not worth counting), and of attention, where `pairs` counts (token,
+        token that it sees, itself included). A backward takes twice as many; looking up an embedding takes none."""
+        attn = self.width * self.head_width * (2 * self.heads + 2 * self.kv_heads)
+        block = fed * (attn + 3 * self.width * self.ffn) + pairs * 2 * self.heads * self.head_width
+        return 2.0 * (self.layers * block + (0 if self.score else predicted * self.width * self.vocab_size))
+
     @property
     def flops_per_token(self) -> float:
-        """Matrix-multiply FLOPs of one token's forward and backward, attention over the context left out (6 N)."""
-        attn = self.width * self.head_width * (2 * self.heads + 2 * self.kv_heads)
-        return 6.0 * (self.layers * (attn + 3 * self.width * self.ffn) + self.width * self.vocab_size)
+        """FLOPs of one token's forward and backward, attention over the context left out (6 N)."""
+        return 3 * self.flops(1, 1, 0)
 
 
 # name: (width, layers, heads, kv heads, ffn, tied). The two largest are DeepSeek-Coder-Base 1.3B and DeepSeek-LLM 7B

@@ -87,7 +87,8 @@ class Work:
     finds the gradients of the first)."""
 
     text: str
-    tokens: int  # of a step, over all GPUs
+    tokens: int  # of a step, over all GPUs; a question is read once for each micro-batch that it is in
+    once: int  # the same with every question read once: as timing.jsonl counts
     own: int  # tokens of the process that has most
     micros: int  # its micro-batches
     largest: int  # tokens of the first, none is larger
@@ -109,7 +110,8 @@ def work_of(stage: str, config) -> Work:
             rows[:, config.document_tokens - 1 :: config.document_tokens] = 1  # EOS
         tokens = [size * config.context for size in sizes]
         text = f"{config.batch:,} sequences of {config.context:,} tokens"
-        return Work(text, config.batch * config.context, sum(tokens), len(sizes), tokens[0], sum(tokens[:2]), rows)
+        together = config.batch * config.context
+        return Work(text, together, together, sum(tokens), len(sizes), tokens[0], sum(tokens[:2]), rows)
 
     length = response_tokens(config)
     if stage == "sft":
@@ -127,11 +129,12 @@ def work_of(stage: str, config) -> Work:
         parts = cut_group([0] * prompt, [[0] * length] * group, config.micro_tokens)
         items = [_group(stage, prompt, len(members), length) for _ in range(config.questions) for members in parts]
         sizes = [prompt + len(members) * length for members in parts] * config.questions
+    once = sum(sizes) if stage in ("sft", "dpo") else config.questions * (prompt + group * length)
     shares = micro_batches(sizes, config.micro_tokens, config.gpus)
     tokens = max(([sum(sizes[i] for i in micro) for micro in micros if micro] for micros in shares), key=sum)
     first = max(shares, key=lambda micros: sum(sizes[i] for micro in micros for i in micro))[:2]
     chosen = [items[i] for micro in first for i in micro]
-    return Work(text, sum(sizes), sum(tokens), len(tokens), tokens[0], sum(tokens[:2]), chosen)
+    return Work(text, sum(sizes), once, sum(tokens), len(tokens), tokens[0], sum(tokens[:2]), chosen)
 
 
 def _group(stage: str, prompt: int, count: int, length: int):
@@ -434,7 +437,7 @@ def measured_rates(stage: str, config) -> tuple[float, float]:
         return learning / seconds, found.decode_bytes / median("rollout")
     before.response_tokens = config.response_tokens
     found = measure(stage, before)
-    return found.update_flops / found.work.own * median("tokens_per_second") / config.rates_gpus, 0.0
+    return found.update_flops * median("tokens_per_second") / found.work.once, 0.0
 
 
 def smaller(config, found: Plan, floor: int):

@@ -291,6 +291,17 @@ def mfu(flops_per_second: float, world: World) -> float:
     return flops_per_second / (peak_flops(world.device) * world.size)
 
 
+def speed(tokens: int, flops: float, seconds: float, world: World) -> dict:
+    """What every trainer writes to timing.jsonl of its optimizer steps: tokens_per_second and mfu.
+
+    tokens: of the batch over all processes, no padding, a question with several completions counted once, each time
+    the batch is learned from. flops: what the mathematics needs for them (`batch.forward_flops`): a forward, of a
+    trained model a backward, twice as much. What the program does again (activations, logits, a question in several
+    micro-batches) or for nothing (padding) counts in the seconds alone.
+    """
+    return {"tokens_per_second": tokens / seconds, "mfu": mfu(flops / seconds, world)}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Interruption
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import runtime
-from batch import Group, pack_completions, token_logprobs
+from batch import Group, forward_flops, pack_completions, token_logprobs
 from data import InputError
 from data.packing import micro_batches
 from data.tokenizer import Tokenizer
@@ -248,11 +248,11 @@ def main(config: Config) -> None:
         metrics |= {"grad_norm": runtime.clip_grad_norm(model, config.clip), "lr": rate}
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        flops = (3 + 1) * forward_flops(model.config, [pair.group for pair in chosen])  # the reference: forward only
+        speed = runtime.speed(sum(pair.tokens for pair in chosen), flops, time.perf_counter() - began, world)
         if valid and (step % config.valid_every == 0 or step == config.steps):
             metrics |= validate(model, reference, valid, config, world)
-        seconds = time.perf_counter() - began
-        tokens = sum(pair.tokens for pair in chosen)
-        run.log(step, metrics, {"seconds": seconds, "tokens_per_second": tokens / seconds})
+        run.log(step, metrics, {"seconds": time.perf_counter() - began, **speed})
         run.checkpoint(step, model, tokenizer, optimizer)
     run.finish(model, tokenizer, counts)
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 import runtime
 import train_reward
-from batch import Group, cut_group, hidden_states, pack_completions, token_logprobs
+from batch import Group, cut_group, forward_flops, hidden_states, pack_completions, token_logprobs
 from data import InputError, problems
 from data.packing import micro_batches
 from data.problems import Problem
@@ -42,7 +42,7 @@ from generate import Sampling
 from kernels.advantage import group_advantage, process_advantage
 from kernels.head_loss import head_policy_loss
 from kernels.policy_loss import policy_loss, token_weights
-from model import Transformer, from_pretrained
+from model import ModelConfig, Transformer, from_pretrained
 from options import option, parse
 from reward import RewardModel, solution_score
 from rollout import Rollout, label_steps, load_rollouts, rollout, save_rollouts
@@ -371,6 +371,34 @@ def rollout_metrics(rollouts: list[Rollout]) -> dict:
     }
 
 
+def timing(
+    rollouts: list[Rollout],
+    seconds: dict,
+    policy: ModelConfig,
+    learned: list[tuple[ModelConfig, int]],
+    mu: int,
+    reward_model: RewardModel | None,
+    world: World,
+) -> dict:
+    """A step's line of timing.jsonl: its `seconds` by phase and together; `runtime.speed` of learning, in which the
+    models of `learned` take so many forwards of the batch each (a backward counts as two); and where it was sampled in
+    this step too, the tokens sampled a second, over all processes, and mfu_step: that of the whole step, for which
+    sampling takes the policy one forward of the batch, as the cache keeps what was read."""
+    groups = [(one.prompt, [sample.ids for sample in one.samples]) for one in rollouts]
+    tokens = mu * sum(len(prompt) + sum(map(len, completions)) for prompt, completions in groups)
+    flops = sum(times * forward_flops(shape, groups) for shape, times in learned)
+    found = runtime.speed(tokens, flops, seconds["update"] + seconds.get("assess", 0.0), world)
+    together = sum(seconds.values())
+    if "rollout" in seconds:
+        sampled = sum(sum(sample.mask) for one in rollouts for sample in one.samples)
+        flops += forward_flops(policy, groups)
+        if reward_model is not None:
+            flops += forward_flops(reward_model.model.config, groups, last=True)
+        found["rollout_tokens_per_second"] = sampled / seconds["rollout"]
+        found["mfu_step"] = runtime.mfu(flops / together, world)
+    return {"seconds": together, **seconds, **found}
+
+
 def validate(
     config: Config,
     policy: Transformer,
@@ -526,7 +554,8 @@ def main(config: Config) -> None:
             if held_out and (step % config.valid_every == 0 or step == total):
                 runtime.gather_into(model, policy)
                 metrics |= validate(config, policy, tokenizer, held_out, sandbox, world)
-            run.log(step, metrics, {"seconds": sum(seconds.values()), **seconds})
+            reads = [(model.config, 3 * config.mu + (reference is not None))]
+            run.log(step, metrics, timing(rollouts, seconds, model.config, reads, config.mu, reward_model, world))
             silent = silent + 1 if metrics["no_signal"] == 1 else 0
             if metrics["reward_not_finite"]:
                 run.say(f"step {step}: {metrics['reward_not_finite']} rewards are not finite; they count for nothing")

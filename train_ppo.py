@@ -51,6 +51,7 @@ from train_grpo import (
     load_problems,
     make_batches,
     rollout_metrics,
+    timing,
     units,
     validate,
 )
@@ -338,7 +339,9 @@ def main(config: Config) -> None:
             if held_out and (step % config.valid_every == 0 or step == config.steps):
                 runtime.gather_into(model, policy)
                 metrics |= validate(config, policy, tokenizer, held_out, sandbox, world)
-            run.log(step, metrics, {"seconds": sum(seconds.values()), **seconds})
+            times, assessed = 3 * config.mu, "assess" in seconds
+            reads = [(model.config, times + (assessed and reference is not None)), (value.config, times + assessed)]
+            run.log(step, metrics, timing(rollouts, seconds, model.config, reads, config.mu, reward_model, world))
             if metrics["reward_not_finite"]:
                 run.say(f"step {step}: {metrics['reward_not_finite']} rewards are not finite; they count for nothing")
             run.checkpoint(step, model, tokenizer, optimizer, others=others)

@@ -21,7 +21,7 @@ from data.shards import Mixture, Shards, windows
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer
 from kernels.logprob import linear_logprob
-from model import Layout, Transformer, from_pretrained, preset
+from model import Layout, ModelConfig, Transformer, from_pretrained, preset
 from options import option
 
 
@@ -92,6 +92,14 @@ def total_loss(model, rows: np.ndarray, eos: int, micro_batch: int, world: runti
     return float(world.all_sum(total))
 
 
+def step_flops(shape: ModelConfig, rows: np.ndarray, eos: int) -> float:
+    """FLOPs of forward and backward of windows [B, T + 1]: documents see themselves alone, an EOS predicts nothing."""
+    inputs = rows[:, :-1]
+    lengths = np.array(document_lengths(inputs, eos))
+    pairs = int((lengths * (lengths + 1) // 2).sum())
+    return 3 * shape.flops(inputs.size, int((inputs != eos).sum()), pairs)
+
+
 def main(config: Config) -> None:
     if not config.data or not config.to or not (config.init or config.tokenizer):
         raise InputError("--data NAME=DIR, --to DIR and --init DIR (or --tokenizer DIR for a new model) are needed")
@@ -117,7 +125,7 @@ def main(config: Config) -> None:
     for name, path in config.valid.items():
         Shards(path).check(tokenizer.hash)
         valid[name] = windows(path, config.context, config.valid_windows)
-    flops = model.config.flops_per_token
+    shape = model.config
     parameters = sum(p.numel() for p in model.parameters())
     run.say(f"{parameters / 1e6:.2f} M parameters, {config.batch * config.context} tokens a step")
 
@@ -146,9 +154,9 @@ def main(config: Config) -> None:
                 for name, held_out in valid.items():
                     held_out_loss = total_loss(model, held_out, tokenizer.eos_id, config.micro_batch, world)
                     metrics[f"valid_loss/{name}"] = held_out_loss
-        speed = config.batch * config.context / seconds
-        timing = {"seconds": seconds, "tokens_per_second": speed, "mfu": runtime.mfu(speed * flops, world)}
-        run.log(step, metrics, timing)
+        flops = step_flops(shape, rows, tokenizer.eos_id)
+        speed = runtime.speed(config.batch * config.context, flops, seconds, world)
+        run.log(step, metrics, {"seconds": seconds, **speed})
         run.checkpoint(step, model, tokenizer, optimizer, {"mixture": mixture.state_dict()})
     run.finish(model, tokenizer, {"parameters": parameters})
 

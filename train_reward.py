@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 import runtime
-from batch import cut_group, token_scores
+from batch import cut_group, forward_flops, token_scores
 from data import InputError, prompts, read_jsonl
 from data.packing import micro_batches
 from data.tokenizer import Tokenizer
@@ -345,11 +345,11 @@ def main(config: Config) -> None:
         metrics |= {"grad_norm": runtime.clip_grad_norm(model, config.clip), "lr": rate}
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        flops = 3 * forward_flops(model.config, [(one.prompt, one.completions) for one in chosen], last=True)
+        speed = runtime.speed(sum(one.tokens for one in chosen), flops, time.perf_counter() - began, world)
         if valid and (step % config.valid_every == 0 or step == config.steps):
             metrics |= validate(model, valid, config, world)
-        seconds = time.perf_counter() - began
-        tokens = sum(one.tokens for one in chosen)
-        run.log(step, metrics, {"seconds": seconds, "tokens_per_second": tokens / seconds})
+        run.log(step, metrics, {"seconds": time.perf_counter() - began, **speed})
         run.checkpoint(step, model, tokenizer, optimizer)
     run.finish(model, tokenizer, counts)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import runtime
-from batch import Group, pack_completions, token_logprobs
+from batch import Group, forward_flops, pack_completions, token_logprobs
 from data import InputError, prompts, read_jsonl
 from data.packing import micro_batches, pack
 from data.tokenizer import Tokenizer
@@ -167,12 +167,12 @@ def main(config: Config) -> None:
         norm = runtime.clip_grad_norm(model, config.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        flops = 3 * forward_flops(model.config, chosen)
+        speed = runtime.speed(sum(map(length, chosen)), flops, time.perf_counter() - began, world)
         metrics = {"loss": loss, "grad_norm": norm, "lr": rate, "examples": len(chosen)}
         if valid and (step % config.valid_every == 0 or step == config.steps):
             metrics["valid_loss"] = validation_loss(model, valid, config.micro_tokens, world)
-        seconds = time.perf_counter() - began
-        tokens = sum(map(length, chosen))
-        run.log(step, metrics, {"seconds": seconds, "tokens_per_second": tokens / seconds})
+        run.log(step, metrics, {"seconds": time.perf_counter() - began, **speed})
         run.checkpoint(step, model, tokenizer, optimizer)
     run.finish(model, tokenizer, {"examples": len(examples), "left_out": left_out})
 
