@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import kernels
 from kernels.logprob import linear_logprob
 from model import Layout, ModelConfig, Transformer
 
@@ -35,7 +36,8 @@ class Batch:
 
 
 def pack_completions(groups: list[Group], shared: bool = True, device="cpu") -> Batch:
-    """Lay out groups of (prompt, completions); see the module's example. A group of one completion is always plain.
+    """Lay out groups of (prompt, completions); see the module's example. A group of one completion is always plain, and
+    on the readable path (kernels.reference) all are.
 
     Raises ValueError for an empty prompt or completion.
     """
@@ -57,7 +59,7 @@ def pack_completions(groups: list[Group], shared: bool = True, device="cpu") -> 
         for ids in completions:
             targets.append(ids)
             counts.append(len(ids))
-        if shared and len(completions) > 1:
+        if shared and len(completions) > 1 and not kernels.reference:
             parent = len(lengths)
             last = feed(prompt) + len(prompt) - 1
             for ids in completions:

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import kernels
 from data import InputError
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -354,6 +355,8 @@ _flex_attention = None  # compiled at first use on CUDA
 
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """Attention inside a layout: q [T, H, E], k and v [T, K, E] -> [T, H * E]."""
+    if kernels.reference:
+        return attend_reference(q, k, v, layout)
     if q.is_cuda:
         global _flex_attention
         if _flex_attention is None:
@@ -379,6 +382,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         outputs.append(out.transpose(1, 2).reshape(queries.numel(), -1))
     out = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return out if inverse is None else out.index_select(0, inverse)
+
+
+def attend_reference(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    """The definition of `attend`, a segment at a time, in float32: softmax(q k / sqrt(E)) v over the tokens seen."""
+    H, K, E = q.shape[1], k.shape[1], q.shape[2]
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    outputs = []
+    for start, length, parent in zip(layout.starts, layout.lengths, layout.parents, strict=True):
+        rows = torch.arange(start, start + length, device=q.device)  # [L]
+        seen = rows  # [S]: the parent's tokens and its own
+        if parent >= 0:
+            first = layout.starts[parent]
+            seen = torch.cat([torch.arange(first, first + layout.lengths[parent], device=q.device), rows])
+        keys, values = (x[seen].to(dtype).repeat_interleave(H // K, dim=1) for x in (k, v))  # [S, H, E]
+        scores = torch.einsum("lhe,she->hls", q[rows].to(dtype), keys) / math.sqrt(E)
+        visible = layout.mask_mod(0, 0, rows[:, None], seen[None])  # [L, S]
+        weights = scores.masked_fill(~visible, -torch.inf).softmax(dim=-1)
+        outputs.append(torch.einsum("hls,she->lhe", weights, values).flatten(1))
+    return torch.cat(outputs).to(q.dtype)
 
 
 class Attention(nn.Module):

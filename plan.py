@@ -216,6 +216,8 @@ def check(stage: str, config) -> None:
         raise InputError("--gpu_memory must be above 0, --reserve at least 0 and below 1")
     if config.tflops < 0 or config.bandwidth < 0:
         raise InputError("--tflops and --bandwidth must be at least 0")
+    if config.reference:
+        raise InputError("--reference: a plan is of the fast path; leave it out")
     if config.device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {config.device}: unknown; use auto or cuda, or cpu")
     if stage != "pretrain" and not hasattr(config, "max_new_tokens"):

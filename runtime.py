@@ -39,6 +39,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import kernels
 from data import InputError, atomic_write
 from options import local_main, parse, read_toml, to_toml, toml_value
 
@@ -116,8 +117,10 @@ class World:
             dist.barrier()
 
 
-def setup(device: str = "auto") -> World:
-    """The processes that torchrun started (gloo on CPUs, NCCL on GPUs), or this one alone. Raises InputError."""
+def setup(device: str = "auto", reference: bool = False) -> World:
+    """The processes that torchrun started (gloo on CPUs, NCCL on GPUs), or this one alone. `reference` takes the
+    readable path (see kernels/__init__.py) from here on. Raises InputError."""
+    kernels.reference = reference
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {device}: unknown; use auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
@@ -520,7 +523,7 @@ class Run:
     and for a larger number of steps.
     """
 
-    FREE = ("keep", "save_every", "device", "max_rows", "keep_rollouts", "to", "patience")
+    FREE = ("keep", "save_every", "device", "max_rows", "keep_rollouts", "to", "patience", "reference")
 
     def __init__(self, config, world: World):
         self.config, self.world, self.directory = config, world, Path(config.to)

@@ -40,7 +40,7 @@ from data.tokenizer import Tokenizer
 from eval import check_tokenizer, encode_prompts, evaluate, summarise
 from generate import Sampling
 from kernels.advantage import group_advantage, process_advantage
-from kernels.head_loss import head_policy_loss
+from kernels.head_loss import fuses, head_policy_loss
 from kernels.policy_loss import policy_loss, token_weights
 from model import ModelConfig, Transformer, from_pretrained
 from options import option, parse
@@ -98,6 +98,7 @@ class Config:
     shared_prompts: bool = option(True, "run a question once for its G completions; false repeats it (same gradient)")
     fused: bool | None = option(None, "LM head and loss in one pass; none: on GPUs and for 4,096 words and more")
     activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
+    reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     # the run
     valid: str = option("", "problems held out for evaluation during training (greedy)")
     valid_limit: int = option(200, "number of those problems used")
@@ -208,6 +209,7 @@ def refresh(
             to=str(reward_directory(config, iteration).parent),
             seed=seeded(config.seed, "reward model", iteration),
             device=config.device,
+            reference=config.reference,
         )
         train_reward.main(options)
 
@@ -276,8 +278,7 @@ class MicroBatch:
 def micro_loss(model, micro: MicroBatch, config: Config, entropy: bool) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Eq. 3 of a micro-batch, sums to log of its policy tokens (that of the entropies if asked), and log-probs [N]."""
     old, ref, clip = micro.old_logp, micro.ref_logp, (config.clip_low, config.clip_high)
-    # A small vocabulary's head is no share of a step on a CPU: logits made twice cost nothing there.
-    if model.config.vocab_size >= 4096 or micro.advantage.is_cuda if config.fused is None else config.fused:
+    if fuses(model.config.vocab_size, micro.advantage, config.fused):
         return head_policy_loss(
             hidden_states(model, micro.batch), model.head_weight, micro.batch.targets, micro.advantage, micro.weight,
             old, ref, *clip, config.beta, temperature=config.temperature, entropy=entropy,
@@ -487,7 +488,7 @@ def load_problems(config: Config, tokenizer: Tokenizer, context: int) -> tuple[l
 
 def main(config: Config) -> None:
     check(config)
-    world = runtime.setup(config.device)
+    world = runtime.setup(config.device, config.reference)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)

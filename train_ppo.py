@@ -96,6 +96,7 @@ class Config:
     shared_prompts: bool = option(True, "run a question once for all its completions; false repeats it (same gradient)")
     fused: bool | None = option(None, "LM head and loss in one pass; none: on GPUs and for 4,096 words and more")
     activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
+    reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     # the run
     valid: str = option("", "problems held out for evaluation during training (greedy)")
     valid_limit: int = option(200, "number of those problems used")
@@ -284,7 +285,7 @@ def load_value(config: Config, tokenizer: Tokenizer, device) -> Transformer:
 
 def main(config: Config) -> None:
     check(config)
-    world = runtime.setup(config.device)
+    world = runtime.setup(config.device, config.reference)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)

@@ -49,6 +49,7 @@ class Config:
     save_every: int = option(1000, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
     activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
+    reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     seed: int = option(0, "seed of the weights and of the data order")
     device: str = option("auto", "auto, cpu or cuda")
 
@@ -106,7 +107,7 @@ def main(config: Config) -> None:
     for name in ("context", "batch", "steps", "micro_batch", "valid_every", "save_every"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} must be at least 1")
-    world = runtime.setup(config.device)
+    world = runtime.setup(config.device, config.reference)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init or config.tokenizer)
     if config.init:

@@ -56,6 +56,7 @@ class Config:
     clip: float = option(1.0, "largest gradient norm")
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
     activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
+    reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     # the run
     valid_every: int = option(100, "steps between validations")
     save_every: int = option(100, "steps between checkpoints")
@@ -308,7 +309,7 @@ def check(config: Config) -> None:
 
 def main(config: Config) -> None:
     check(config)
-    world = runtime.setup(config.device)
+    world = runtime.setup(config.device, config.reference)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device, score=config.kind)

@@ -47,6 +47,7 @@ class Config:
     save_every: int = option(100, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
     activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
+    reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     seed: int = option(0, "seed of the packing order")
     device: str = option("auto", "auto, cpu or cuda")
 
@@ -136,7 +137,7 @@ def main(config: Config) -> None:
     for name in ("context", "batch", "steps", "micro_tokens", "valid_every", "save_every"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} must be at least 1")
-    world = runtime.setup(config.device)
+    world = runtime.setup(config.device, config.reference)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)

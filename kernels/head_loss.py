@@ -16,6 +16,7 @@ import functools
 
 import torch
 
+import kernels
 from kernels import float_of, jit, tl, triton, use_triton
 from kernels.logprob import check, linear_logprob, logprob_from_logits, product, read_row, read_torch, row_blocks
 from kernels.policy_loss import STATS, check_loss, loss_and_slope, policy_loss, token_terms
@@ -212,6 +213,14 @@ def _scaled(ctx, grad):
         elif grad != 1:
             x.mul_(grad)
     return found
+
+
+def fuses(vocabulary: int, tensor: torch.Tensor, wanted: bool | None = None) -> bool:
+    """Whether a trainer takes head and loss in one: as it is told, else for tensors on GPUs and vocabularies of 4,096
+    and more. A small vocabulary's head is no share of a step on a CPU: logits made twice cost nothing there."""
+    if wanted is None:
+        wanted = vocabulary >= 4096 or tensor.is_cuda
+    return wanted and not kernels.reference
 
 
 def head_policy_loss(
