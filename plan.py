@@ -233,9 +233,20 @@ def check(stage: str, config) -> None:
 FILES = {"init": "-", "to": "-", "problems": ["-"], "data": ["-"], "reward_model": "-"}
 
 
-def measure(stage: str, config) -> Plan:
-    """Trace a step of the trainer: models as it holds them, two micro-batches, a decoding step."""
-    shape, work = model_shape(stage, config), work_of(stage, config)
+def learning_peak(stage: str, config, shape: ModelConfig, gpus: int) -> int:
+    """Bytes that a process holds at most while it learns with a trainer's own `config`, without activation
+    checkpointing, from sequences as long as the options and the model's context allow."""
+    prompt = max(1, min(Options().prompt_tokens, getattr(config, "context", shape.context) // 2))
+    length = min(getattr(config, "max_new_tokens", 0), shape.context - prompt)  # 0: what the context leaves
+    given = vars(config) | {"activation_checkpointing": False, "device": "cuda"}
+    options = options_of(stage)(**given, gpus=gpus, prompt_tokens=prompt, response_tokens=length)
+    return measure(stage, options, replace(shape)).held("update")
+
+
+def measure(stage: str, config, shape: ModelConfig | None = None) -> Plan:
+    """Trace a step of the trainer: models as it holds them, two micro-batches, a decoding step. shape: the model's, if
+    it is not the one that the options name."""
+    shape, work = shape or model_shape(stage, config), work_of(stage, config)
     gpu = config.device != "cpu"
     dtype = torch.bfloat16 if gpu else torch.float32
     ledger = Ledger(shape.vocab_size)
@@ -515,12 +526,19 @@ def table(found: Plan) -> str:
 def report(stage: str, config) -> str:
     check(stage, config)
     tflops, bandwidth = config.tflops * 1e12, config.bandwidth * 1e12
-    found = measure(stage, config)
+    limit = config.gpu_memory * GB * (1 - config.reserve)
+    found, decided = measure(stage, config), ""
+    if config.activation_checkpointing is None:  # as the trainer decides
+        decided = "activation checkpointing " + ("on" if found.held("update") > limit else "off")
+        decided += f": without it learning takes {found.held('update') / GB:.2f} GB"
+        if found.held("update") > limit:
+            config = replace(config, activation_checkpointing=True)
+            found = measure(stage, config)
     rates = "given"
     if config.rates:
         tflops, bandwidth = measured_rates(stage, config)
         rates = f"of {config.rates}"
-    limit, work, shape = config.gpu_memory * GB * (1 - config.reserve), found.work, found.shape
+    work, shape = found.work, found.shape
     lines = [
         f"{stage}: {found.parameters / 1e9:.3f} B parameters (D {shape.width}, {shape.layers} layers, vocabulary "
         f"{shape.vocab_size:,}), {config.gpus} GPUs of {config.gpu_memory:g} GB",
@@ -529,6 +547,8 @@ def report(stage: str, config) -> str:
     ]
     if found.decoded:
         lines.append(f"decoding: {found.decoded} completions at once, {found.cache_capacity:,} tokens of cache each")
+    if decided:
+        lines.append(decided)
     fits = found.peak <= limit
     verdict = "it fits" if fits else "IT DOES NOT FIT"
     kept = f"{limit / GB:.1f} GB of {config.gpu_memory:g} ({config.reserve:.0%} kept free)"

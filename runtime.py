@@ -305,6 +305,14 @@ def speed(tokens: int, flops: float, seconds: float, world: World) -> dict:
     return {"tokens_per_second": tokens / seconds, "mfu": mfu(flops / seconds, world)}
 
 
+def memory_limit(world: World) -> float | None:
+    """Bytes that this process may hold on its GPU, but for a tenth kept free: what is free now and what it holds
+    already. None on a CPU."""
+    if world.device.type != "cuda":
+        return None
+    return 0.9 * (torch.cuda.mem_get_info(world.device)[0] + torch.cuda.memory_reserved(world.device))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Interruption
 
@@ -523,7 +531,10 @@ class Run:
     and for a larger number of steps.
     """
 
-    FREE = ("keep", "save_every", "device", "max_rows", "keep_rollouts", "to", "patience", "reference")
+    FREE = (
+        "keep", "save_every", "device", "max_rows", "keep_rollouts", "to", "patience", "reference",
+        "activation_checkpointing",
+    )  # fmt: skip
 
     def __init__(self, config, world: World):
         self.config, self.world, self.directory = config, world, Path(config.to)
@@ -548,6 +559,24 @@ class Run:
     def say(self, text: str) -> None:
         if self.world.main:
             print(text, flush=True)
+
+    def checkpointing(self, stage: str, shape) -> bool:
+        """Whether blocks compute their activations again in the backward: what the option says or, where it is None, on
+        a GPU whose memory a step would not fit without, by plan.py's count; then a line says so. Kept in the config.
+
+        shape: the model's ModelConfig; stage: the trainer's name in plan.py. A collective.
+        """
+        if self.config.activation_checkpointing is None:
+            self.config.activation_checkpointing = False
+            if (limit := memory_limit(self.world)) is not None:
+                import plan  # it imports the trainers
+
+                needed = plan.learning_peak(stage, self.config, shape, self.world.size)
+                on = self.world.all_sum(float(needed > limit)) > 0  # the same on every process
+                self.config.activation_checkpointing = on
+                why = f"without it a step takes {needed / 1e9:.1f} GB, by plan.py, of {limit / 1e9:.1f} GB"
+                self.say(f"activation checkpointing {'on' if on else 'off'}: {why}")
+        return self.config.activation_checkpointing
 
     def resume(self, model, optimizer, others: Others = None) -> tuple[int, dict]:
         """(last finished step, its state) with models and optimizers as they were then; (0, {}) at the start.

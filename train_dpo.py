@@ -53,7 +53,7 @@ class Config:
     beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
     clip: float = option(1.0, "largest gradient norm")
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
-    activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
+    activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
     reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     # the run
     valid_every: int = option(100, "steps between validations")
@@ -230,7 +230,7 @@ def main(config: Config) -> None:
     valid = load_pairs([config.valid], config, tokenizer)[0] if config.valid else []
     run.say("{pairs} pairs of {questions} questions; {left_out} possible ones were too long".format(**counts))
 
-    model.activation_checkpointing = config.activation_checkpointing
+    model.activation_checkpointing = run.checkpointing("dpo", model.config)
     model = runtime.shard(model, world)  # one after the other, so that whole copies do not pile up
     reference = runtime.shard(from_pretrained(config.init, world.device), world)
     optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)

@@ -95,7 +95,7 @@ class Config:
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
     shared_prompts: bool = option(True, "run a question once for all its completions; false repeats it (same gradient)")
     fused: bool | None = option(None, "LM head and loss in one pass; none: on GPUs and for 4,096 words and more")
-    activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
+    activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
     reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     # the run
     valid: str = option("", "problems held out for evaluation during training (greedy)")
@@ -291,7 +291,7 @@ def main(config: Config) -> None:
     model = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, model, config.init)
     items, held_out = load_problems(config, tokenizer, model.config.context)
-    model.activation_checkpointing = config.activation_checkpointing
+    model.activation_checkpointing = run.checkpointing("ppo", model.config)
     model = runtime.shard(model, world)  # one after the other, so that whole copies do not pile up
     value = runtime.shard(load_value(config, tokenizer, world.device), world)
     reference = runtime.shard(from_pretrained(config.init, world.device), world) if config.beta else None

@@ -48,7 +48,7 @@ class Config:
     valid_windows: int = option(64, "sequences of each validation source")
     save_every: int = option(1000, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
-    activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
+    activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
     reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     seed: int = option(0, "seed of the weights and of the data order")
     device: str = option("auto", "auto, cpu or cuda")
@@ -117,7 +117,7 @@ def main(config: Config) -> None:
     else:
         shape = preset(config.size, tokenizer.vocab_size, context=config.context, eos_id=tokenizer.eos_id)
         model = Transformer(shape, config.seed).to(world.device)
-    model.activation_checkpointing = config.activation_checkpointing
+    model.activation_checkpointing = run.checkpointing("pretrain", model.config)
     model.set_dropout(config.dropout)
     weights = config.weights or {name: len(Shards(path)) for name, path in config.data.items()}
     mixture = Mixture(config.data, weights, config.context, config.seed)

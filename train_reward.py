@@ -55,7 +55,7 @@ class Config:
     beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
     clip: float = option(1.0, "largest gradient norm")
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
-    activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
+    activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
     reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     # the run
     valid_every: int = option(100, "steps between validations")
@@ -314,7 +314,7 @@ def main(config: Config) -> None:
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device, score=config.kind)
     check_tokenizer(tokenizer, model, config.init)
-    model.activation_checkpointing = config.activation_checkpointing
+    model.activation_checkpointing = run.checkpointing("reward", model.config)
 
     def load(paths: list[str]) -> tuple[list[Labelled], int]:
         parts = [load_labelled(path, config, tokenizer) for path in paths]

@@ -46,7 +46,7 @@ class Config:
     valid_every: int = option(100, "steps between validation losses")
     save_every: int = option(100, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
-    activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
+    activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
     reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     seed: int = option(0, "seed of the packing order")
     device: str = option("auto", "auto, cpu or cuda")
@@ -143,7 +143,7 @@ def main(config: Config) -> None:
     model = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, model, config.init)
     model.config.context = max(model.config.context, config.context)
-    model.activation_checkpointing = config.activation_checkpointing
+    model.activation_checkpointing = run.checkpointing("sft", model.config)
     model.set_dropout(config.dropout)
     examples, left_out = load_examples(config.data, tokenizer, config.template, config.context)
     valid = load_examples([config.valid], tokenizer, config.template, config.context)[0] if config.valid else []

@@ -12,6 +12,7 @@ import training
 from torch.profiler import ProfilerActivity, profile
 
 import generate
+import model as model_module
 import plan
 import runtime
 import train_dpo
@@ -420,6 +421,81 @@ def test_bad_input_is_one_line(arguments, said, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         plan.run_cli(plan.main)
     assert said in training.one_error(stop.value.code, capsys.readouterr().err)
+
+
+def configured(stage: str, **changes):
+    """The options of the trainer alone."""
+    everything = parse(plan.options_of(stage), STEPS[stage].split())
+    own = {field.name: getattr(everything, field.name) for field in dataclasses.fields(plan.STAGES[stage].Config)}
+    return plan.STAGES[stage].Config(**own | changes)
+
+
+@pytest.mark.parametrize("stage", STEPS)
+def test_activation_checkpointing_by_need(stage, tmp_path, monkeypatch, capsys):
+    """On where a step does not fit: what learning takes is what `measure` says for sequences that fill the context."""
+    config = configured(stage, to=str(tmp_path))
+    peak = plan.learning_peak(stage, config, SHAPE, 1)
+    context = getattr(config, "context", SHAPE.context)
+    prompt, longest = context // 2, getattr(config, "max_new_tokens", 0)
+    monkeypatch.setattr(plan, "model_shape", lambda *_: dataclasses.replace(SHAPE))
+    given = vars(config) | dict(gpus=1, prompt_tokens=prompt, response_tokens=longest)
+    plain, again = (
+        plan.measure(stage, plan.options_of(stage)(**given | {"activation_checkpointing": on})).held("update")
+        for on in (False, True)
+    )
+    assert again < plain == peak
+    for limit, on in ((peak, False), (peak - 1, True)):
+        monkeypatch.setattr(runtime, "memory_limit", lambda world, limit=limit: limit)
+        run = runtime.Run(dataclasses.replace(config), runtime.World())
+        assert run.checkpointing(stage, SHAPE) is run.config.activation_checkpointing is on
+        said = capsys.readouterr().out
+        assert said.startswith(f"activation checkpointing {'on' if on else 'off'}: ") and f"{peak / 1e9:.1f} GB" in said
+
+
+def test_activation_checkpointing_as_told_and_on_a_cpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "learning_peak", None)  # not asked
+    for told in (True, False):
+        run = runtime.Run(configured("sft", to=str(tmp_path), activation_checkpointing=told), runtime.World())
+        monkeypatch.setattr(runtime, "memory_limit", lambda world, told=told: 0.0 if not told else 1e15)
+        assert run.checkpointing("sft", SHAPE) is told
+    assert parse(train_sft.Config, ["--activation_checkpointing", "--to", "x"]).activation_checkpointing is True
+    monkeypatch.undo()
+    run = runtime.Run(configured("sft", to=str(tmp_path)), runtime.World())
+    assert run.checkpointing("sft", SHAPE) is False and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("trainer", ["sft", "ppo"])
+def test_a_run_that_needs_it(trainer, tiny, tmp_path, monkeypatch, capsys):
+    """It says so, keeps the decision with its options, and learns what it would have learned without."""
+    short = dict(steps=2, save_every=1, valid="", decay=0.0)
+    plain = training.run(trainer, tiny.root, tmp_path / "plain", **short)
+    blocks = []
+    original = model_module.checkpoint
+    monkeypatch.setattr(model_module, "checkpoint", lambda *args, **more: blocks.append(1) or original(*args, **more))
+    monkeypatch.setattr(runtime, "memory_limit", lambda world: 1000.0)
+    needed = training.run(trainer, tiny.root, tmp_path / "needed", **short)
+    assert len(blocks) >= 2 * 2 * (2 if trainer == "ppo" else 1)  # layers, steps, models
+    assert "activation_checkpointing = true" in (needed / "config.toml").read_text()
+    assert "activation_checkpointing = false" in (plain / "config.toml").read_text()
+    monkeypatch.undo()
+    training.run(trainer, tiny.root, needed, **short | {"steps": 3})  # elsewhere, where it fits: the run goes on
+    for row, expected in zip(training.metrics(needed), training.metrics(plain), strict=False):
+        assert row == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert len(training.metrics(needed)) == 3
+
+
+def test_report_decides_as_the_trainer(directory, monkeypatch, capsys):
+    shared = ["sft", "--model", str(directory), *STEPS["sft"].split(), "--gpus", "1", "--reserve", "0"]
+    plain, again = (
+        plan.measure("sft", options("sft", directory, "--gpus", "1", "--activation_checkpointing", on))
+        for on in ("false", "true")
+    )
+    text = run(monkeypatch, capsys, *shared, "--gpu_memory", str(plain.peak / 1e9))
+    assert "activation checkpointing off: " in text and f"peak {plain.peak / 1e9:.2f} GB" in text
+    text = run(monkeypatch, capsys, *shared, "--gpu_memory", str(again.peak / 1e9))
+    assert "activation checkpointing on: " in text and f"peak {again.peak / 1e9:.2f} GB" in text
+    text = run(monkeypatch, capsys, *shared, "--activation_checkpointing", "false")
+    assert "activation checkpointing" not in text
 
 
 def test_unknown_key_of_a_file(tmp_path, monkeypatch, capsys):
