@@ -124,15 +124,18 @@ def collect(
     reward_model: RewardModel | None,
     world: World,
 ) -> tuple[list[Rollout], dict]:
-    """A step's rollouts, with rewards and advantages, and the seconds that sampling and rewarding took."""
-    began = time.perf_counter()
+    """A step's rollouts, with rewards and advantages, and the seconds of sampling, of the rule when all was sampled
+    (programs run while others are still being written), and of a reward model and advantages."""
+    began, judging = time.perf_counter(), {"judge": 0.0}
     seed = seeded(config.seed, "rollout", step)
     sampling = Sampling(config.samples, config.temperature, 1.0, config.max_new_tokens, seed=seed)
     formats = [config.formats[i % len(config.formats)] for i in range(len(items))]
-    rollouts = rollout(sampler, tokenizer, items, formats, config.template, sampling, config.max_rows, sandbox, world)
+    shared = config.max_rows, sandbox, world, judging
+    rollouts = rollout(sampler, tokenizer, items, formats, config.template, sampling, *shared)
     sampled = time.perf_counter()
     supervise(config, rollouts, reward_model, world)
-    return rollouts, {"rollout": sampled - began, "reward": time.perf_counter() - sampled}
+    rewarded = time.perf_counter() - sampled
+    return rollouts, {"rollout": sampled - began - judging["judge"], **judging, "reward": rewarded}
 
 
 def supervise(config: Config, rollouts: list[Rollout], reward_model: RewardModel | None, world: World) -> None:

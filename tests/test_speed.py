@@ -138,7 +138,7 @@ def test_a_step_of_reinforcement(trainer, models, processes, tiny, tmp_path, mon
         assert timing["mfu"] * learning * peak == pytest.approx(flops)
         assert timing["mfu_step"] * timing["seconds"] * peak == pytest.approx(flops + forward)
     assert timing["mfu_step"] * timing["seconds"] / (timing["mfu"] * learning) == pytest.approx(1 + forward / flops)
-    assert timing["seconds"] == pytest.approx(timing["rollout"] + timing["reward"] + learning)
+    assert timing["seconds"] == pytest.approx(timing["rollout"] + timing["judge"] + timing["reward"] + learning)
 
 
 def test_a_step_that_was_sampled_before_says_nothing_of_sampling(tiny, tmp_path):
