@@ -20,7 +20,7 @@ from data import InputError
 from data.shards import Mixture, Shards, windows
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer
-from kernels.logprob import linear_logprob
+from kernels.head_loss import cross_entropy
 from model import Layout, ModelConfig, Transformer, from_pretrained, preset
 from options import option
 
@@ -74,8 +74,7 @@ def lm_loss(model: Transformer, rows: np.ndarray, eos: int, tokens: int) -> torc
     learned = torch.from_numpy(np.flatnonzero(inputs.reshape(-1) != eos)).to(model.device)
     hidden = model(torch.from_numpy(inputs.reshape(-1)).to(model.device), layout)
     targets = torch.from_numpy(targets).to(model.device)[learned]
-    logp, _ = linear_logprob(hidden[learned], model.head_weight, targets, entropy=False)
-    return -logp.sum() / tokens
+    return cross_entropy(hidden[learned], model.head_weight, targets, tokens)
 
 
 def total_loss(model, rows: np.ndarray, eos: int, micro_batch: int, world: runtime.World) -> float:

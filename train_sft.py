@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 import runtime
-from batch import Group, forward_flops, pack_completions, token_logprobs
+from batch import Group, forward_flops, hidden_states, pack_completions
 from data import InputError, prompts, read_jsonl
 from data.packing import micro_batches, pack
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer
+from kernels.head_loss import cross_entropy
 from model import Transformer, from_pretrained
 from options import option
 
@@ -91,8 +92,8 @@ def batches(lengths: list[int], context: int, batch: int, seed: int) -> Iterator
 
 def sft_loss(model: Transformer, examples: list[Group], tokens: int) -> torch.Tensor:
     """Eq. 5 with instruction data and coefficient 1: minus the mean log-prob over the global batch's `tokens`."""
-    logp, _ = token_logprobs(model, pack_completions(examples, shared=False, device=model.device))
-    return -logp.sum() / tokens
+    batch = pack_completions(examples, shared=False, device=model.device)
+    return cross_entropy(hidden_states(model, batch), model.head_weight, batch.targets, tokens)
 
 
 def sft_coefficient() -> float:

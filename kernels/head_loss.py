@@ -262,6 +262,30 @@ def head_policy_loss(
     return loss, _stats(sums, ent), logp
 
 
+def cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    count: int,
+    fused: bool | None = None,
+    chunk: int | None = None,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Minus the log-probs of the targets [T] int64, summed and divided by `count`: the loss of pre-training and SFT.
+
+    hidden [T, D], weight [V, D] (the LM head). In one with the head where `fuses` says so (`fused` overrides it): the
+    log-likelihood has the gradient of a policy loss with advantage 1, whose ratio is 1 as long as the policy is the one
+    that sampled. Otherwise by `linear_logprob`. Returns a float32 scalar (float64 for float64). Raises ValueError as
+    that does.
+    """
+    if not fuses(len(weight), hidden, fused):
+        return -linear_logprob(hidden, weight, targets, chunk=chunk, entropy=False, backend=backend)[0].sum() / count
+    ones = torch.ones(len(targets), dtype=float_of(hidden), device=hidden.device)
+    settings = dict(beta=0.0, entropy=False, chunk=chunk, backend=backend)
+    loss, _, logp = head_policy_loss(hidden, weight, targets, ones, ones / count, **settings)
+    return loss - loss.detach() - logp.sum() / count  # the gradient of the one, the value of the other
+
+
 def policy_loss_from_logits(
     logits: torch.Tensor,
     targets: torch.Tensor,

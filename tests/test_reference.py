@@ -15,6 +15,7 @@ import train_grpo
 import train_ppo
 import train_pretrain
 import train_reward
+import train_sft
 from batch import pack_completions
 from data import InputError
 from data.shards import windows
@@ -92,6 +93,20 @@ def test_gradients_and_metrics_of_every_trainer(tiny, alone, readable):
         for name, tensor in expected.items():
             error = (found[trainer][name].double() - tensor.double()).abs().max()
             assert error <= 2e-5 * max(tensor.double().abs().max(), 1e-3), f"{trainer} {name}: off by {error:.2g}"
+
+
+def test_pretraining_and_sft_with_the_head_in_one(tiny, alone, monkeypatch):
+    """What large vocabularies and GPUs take: the same gradients and losses, cut into micro-batches or not."""
+    monkeypatch.setattr(head_loss, "fuses", lambda *_: True)
+    monkeypatch.setattr(logprob._LinearLogprob, "apply", None)
+    model, world = from_pretrained(tiny.root / "base"), runtime.World()
+    for micro in (1, 4):
+        rows = windows(tiny.root / "a", 32, 7)
+        loss = train_pretrain.total_loss(model, rows, tiny.tokenizer.eos_id, 8 // micro, world)
+        training.assert_close(training.gradients(model) | {"loss": torch.tensor(loss)}, alone[1]["pretrain"])
+        examples = train_sft.load_examples([f"{tiny.root}/sft.jsonl"], tiny.tokenizer, "plain", 96)[0][:7]
+        loss = train_sft.sft_gradient(model, examples, 320 // micro, world)
+        training.assert_close(training.gradients(model) | {"loss": torch.tensor(loss)}, alone[1]["sft"])
 
 
 @pytest.mark.parametrize("fused", [True, False])
