@@ -7,16 +7,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from training import TRAINERS, run
+from training import TRAINERS, made_up_rollouts, run, scoring
 
 import runtime
 import train_dpo
+import train_grpo
+import train_ppo
 import train_pretrain
 import train_reward
 import train_sft
 from batch import forward_flops, pack_completions
 from data.tokenizer import Tokenizer
-from model import ModelConfig, read_config
+from model import ModelConfig, from_pretrained, read_config
 from rollout import load_rollouts
 
 SHAPE = ModelConfig(50, width=8, layers=3, heads=4, kv_heads=1, ffn=10, head_width=2)
@@ -139,6 +141,54 @@ def test_a_step_of_reinforcement(trainer, models, processes, tiny, tmp_path, mon
         assert timing["mfu_step"] * timing["seconds"] * peak == pytest.approx(flops + forward)
     assert timing["mfu_step"] * timing["seconds"] / (timing["mfu"] * learning) == pytest.approx(1 + forward / flops)
     assert timing["seconds"] == pytest.approx(timing["rollout"] + timing["judge"] + timing["reward"] + learning)
+
+
+def fed_tokens(run_step, *models) -> list[int]:
+    """Tokens that went through each model's forward in `run_step()`."""
+    counts = [0] * len(models)
+
+    def count(number):
+        def hook(model, args):
+            counts[number] += args[0].numel()
+
+        return hook
+
+    handles = [model.register_forward_pre_hook(count(i)) for i, model in enumerate(models)]
+    run_step()
+    for handle in handles:
+        handle.remove()
+    return counts
+
+
+@pytest.mark.parametrize("mu", [1, 3])
+def test_a_question_is_read_once_and_the_reference_reads_once(mu, tiny):
+    """By every model, in every method whose completions share a question, however many updates a batch serves."""
+    root, world = tiny.root, runtime.World()
+    policy, reference, value = from_pretrained(root / "base"), from_pretrained(root / "model"), scoring(root / "model")
+    rollouts = made_up_rollouts(tiny.tokenizer)
+    once = sum(len(one.prompt) + sum(len(sample.ids) - 1 for sample in one.samples) for one in rollouts)
+    steps = [runtime.adamw(model, 0.0) for model in (policy, value)]
+
+    config = train_grpo.Config(mu=mu, max_new_tokens=16)
+    shared = rollouts, config, reference, world
+    assert fed_tokens(lambda: train_grpo.update(policy, steps[0], *shared), policy, reference) == [mu * once, once]
+    config = train_ppo.Config(mu=mu, max_new_tokens=16)
+
+    def ppo() -> None:
+        train_ppo.assess(config, rollouts, reference, value, world)
+        train_ppo.estimate(config, rollouts)
+        train_ppo.update(policy, steps[0], value, steps[1], rollouts, config, world)
+
+    assert fed_tokens(ppo, policy, reference, value) == [mu * once, once, (mu + 1) * once]
+    config = train_dpo.Config(init=str(root / "model"))
+    pairs = train_dpo.load_pairs([f"{root}/samples.jsonl"], config, tiny.tokenizer)[0][:3]
+    once = sum(pair.tokens - 2 for pair in pairs)
+    found = fed_tokens(lambda: train_dpo.dpo_gradient(policy, reference, pairs, config, world), policy, reference)
+    assert found == [once, once]
+    config = train_reward.Config(kind="process", init=str(root / "base"))
+    groups = train_reward.load_labelled(f"{root}/samples.jsonl", config, tiny.tokenizer)[0]
+    once = sum(one.tokens for one in groups)
+    assert fed_tokens(lambda: train_reward.reward_gradient(value, groups, config, world), value) == [once]
 
 
 def test_a_step_that_was_sampled_before_says_nothing_of_sampling(tiny, tmp_path):
