@@ -10,14 +10,16 @@ never fed: ids = [5 6 7 | 8 | 4 3], positions = [0 1 2 | 3 | 3 4]. Hidden state 
 first tokens: index = [2 3, 2 4 5], targets = [8 9, 4 3 2], completion = [0 0, 1 1 1].
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+import kernels
 from kernels.logprob import linear_logprob
-from model import Layout, Transformer
+from model import Layout, ModelConfig, Transformer
 
 Group = tuple[list[int], list[list[int]]]  # a prompt's ids and the ids of its completions
 
@@ -34,7 +36,8 @@ class Batch:
 
 
 def pack_completions(groups: list[Group], shared: bool = True, device="cpu") -> Batch:
-    """Lay out groups of (prompt, completions); see the module's example. A group of one completion is always plain.
+    """Lay out groups of (prompt, completions); see the module's example. A group of one completion is always plain, and
+    on the readable path (kernels.reference) all are.
 
     Raises ValueError for an empty prompt or completion.
     """
@@ -56,7 +59,7 @@ def pack_completions(groups: list[Group], shared: bool = True, device="cpu") -> 
         for ids in completions:
             targets.append(ids)
             counts.append(len(ids))
-        if shared and len(completions) > 1:
+        if shared and len(completions) > 1 and not kernels.reference:
             parent = len(lengths)
             last = feed(prompt) + len(prompt) - 1
             for ids in completions:
@@ -73,6 +76,25 @@ def pack_completions(groups: list[Group], shared: bool = True, device="cpu") -> 
 
     completion = np.repeat(np.arange(len(counts)), counts)
     return Batch(tensor(fed), Layout(lengths, parents, device), tensor(index), tensor(targets), tensor([completion]))
+
+
+def forward_flops(config: ModelConfig, groups: Iterable[Group], last: bool = False) -> float:
+    """FLOPs of a forward that predicts all completion tokens: what the model needs for it, every prompt read once,
+    however it is packed and cut into micro-batches. `last`: the last tokens are read too, as `token_scores` does.
+
+    Example: prompt [5 6 7], completions [8 9] and [4 3 2]. 3 + 1 + 2 tokens are fed and 5 predicted; they see
+    1 + 2 + 3, 4 and 4 + 5 tokens: `config.flops(6, 5, 19)`.
+    """
+    fed = predicted = pairs = 0
+    for prompt, completions in groups:
+        fed += len(prompt)
+        pairs += len(prompt) * (len(prompt) + 1) // 2
+        for ids in completions:
+            own = len(ids) if last else len(ids) - 1
+            fed += own
+            predicted += len(ids)
+            pairs += own * len(prompt) + own * (own + 1) // 2
+    return config.flops(fed, predicted, pairs)
 
 
 def cut_group(prompt: list[int], completions: list[list[int]], budget: int) -> list[list[int]]:

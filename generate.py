@@ -198,11 +198,13 @@ def generate(
     keys: list[int] | None = None,
     on_stop: ToolHook | None = None,
     progress: Callable[[int], None] | None = None,
+    on_sample: Callable[[int, int, Sample], None] | None = None,
 ) -> list[list[Sample]]:
     """Complete every prompt (token ids) `sampling.samples` times: the result is indexed [prompt][sample number].
 
     `keys` names the random stream of each prompt (default: its index). `max_rows` bounds the batch and with it the
-    cache; the samples do not depend on it. `progress` is called with the number of samples that finished.
+    cache; the samples do not depend on it. `progress` is called with the number of samples that finished,
+    `on_sample` with (prompt index, sample number, sample) of each, while others are still being written.
     Raises InputError for an empty prompt, or one that leaves no room in the model's context.
     """
     config, device, G = model.config, model.device, sampling.samples
@@ -260,6 +262,8 @@ def generate(
         for row in sorted(finish, reverse=True):
             prompt, sample = rows.owner[row]
             results[prompt][sample] = rows.pop(row, finish[row], cache)
+            if on_sample:
+                on_sample(prompt, sample, results[prompt][sample])
         if progress and finish:
             progress(len(finish))
 

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import kernels
 from data import InputError
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,11 +144,18 @@ class ModelConfig:
             "torch_dtype": str(dtype).removeprefix("torch."),
         }
 
+    def flops(self, fed: int, predicted: int, pairs: float) -> float:
+        """FLOPs of a forward, a multiplication and an addition each: of `fed` tokens through the blocks, `predicted`
+        ones through the head (a score head's are not worth counting), and of attention, where `pairs` counts (token,
+        token that it sees, itself included). A backward takes twice as many; looking up an embedding takes none."""
+        attn = self.width * self.head_width * (2 * self.heads + 2 * self.kv_heads)
+        block = fed * (attn + 3 * self.width * self.ffn) + pairs * 2 * self.heads * self.head_width
+        return 2.0 * (self.layers * block + (0 if self.score else predicted * self.width * self.vocab_size))
+
     @property
     def flops_per_token(self) -> float:
-        """Matrix-multiply FLOPs of one token's forward and backward, attention over the context left out (6 N)."""
-        attn = self.width * self.head_width * (2 * self.heads + 2 * self.kv_heads)
-        return 6.0 * (self.layers * (attn + 3 * self.width * self.ffn) + self.width * self.vocab_size)
+        """FLOPs of one token's forward and backward, attention over the context left out (6 N)."""
+        return 3 * self.flops(1, 1, 0)
 
 
 # name: (width, layers, heads, kv heads, ffn, tied). The two largest are DeepSeek-Coder-Base 1.3B and DeepSeek-LLM 7B
@@ -353,6 +361,8 @@ _flex_attention = None  # compiled at first use on CUDA
 
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """Attention inside a layout: q [T, H, E], k and v [T, K, E] -> [T, H * E]."""
+    if kernels.reference:
+        return attend_reference(q, k, v, layout)
     if q.is_cuda:
         global _flex_attention
         if _flex_attention is None:
@@ -378,6 +388,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         outputs.append(out.transpose(1, 2).reshape(queries.numel(), -1))
     out = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return out if inverse is None else out.index_select(0, inverse)
+
+
+def attend_reference(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    """The definition of `attend`, a segment at a time, in float32: softmax(q k / sqrt(E)) v over the tokens seen."""
+    H, K, E = q.shape[1], k.shape[1], q.shape[2]
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    outputs = []
+    for start, length, parent in zip(layout.starts, layout.lengths, layout.parents, strict=True):
+        rows = torch.arange(start, start + length, device=q.device)  # [L]
+        seen = rows  # [S]: the parent's tokens and its own
+        if parent >= 0:
+            first = layout.starts[parent]
+            seen = torch.cat([torch.arange(first, first + layout.lengths[parent], device=q.device), rows])
+        keys, values = (x[seen].to(dtype).repeat_interleave(H // K, dim=1) for x in (k, v))  # [S, H, E]
+        scores = torch.einsum("lhe,she->hls", q[rows].to(dtype), keys) / math.sqrt(E)
+        visible = layout.mask_mod(0, 0, rows[:, None], seen[None])  # [L, S]
+        weights = scores.masked_fill(~visible, -torch.inf).softmax(dim=-1)
+        outputs.append(torch.einsum("hls,she->lhe", weights, values).flatten(1))
+    return torch.cat(outputs).to(q.dtype)
 
 
 class Attention(nn.Module):

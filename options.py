@@ -59,7 +59,7 @@ def parse(Config, argv: list[str] | None = None, description: str = ""):
             raise InputError(f"--{name}: unknown option; {_nearest(name, ['config', *names], '--')}")
         if not equals:
             bare = not rest or rest[0].startswith("--")
-            if bare and kinds.get(name) is not bool:
+            if bare and kinds.get(name) not in (bool, bool | None):
                 raise InputError(f"--{name}: no value given; write --{name} value or --{name}=value")
             text = "true" if bare else rest.pop(0)
         (files if name == "config" else given).append((name, text))

@@ -87,7 +87,8 @@ class Work:
     finds the gradients of the first)."""
 
     text: str
-    tokens: int  # of a step, over all GPUs
+    tokens: int  # of a step, over all GPUs; a question is read once for each micro-batch that it is in
+    once: int  # the same with every question read once: as timing.jsonl counts
     own: int  # tokens of the process that has most
     micros: int  # its micro-batches
     largest: int  # tokens of the first, none is larger
@@ -109,7 +110,8 @@ def work_of(stage: str, config) -> Work:
             rows[:, config.document_tokens - 1 :: config.document_tokens] = 1  # EOS
         tokens = [size * config.context for size in sizes]
         text = f"{config.batch:,} sequences of {config.context:,} tokens"
-        return Work(text, config.batch * config.context, sum(tokens), len(sizes), tokens[0], sum(tokens[:2]), rows)
+        together = config.batch * config.context
+        return Work(text, together, together, sum(tokens), len(sizes), tokens[0], sum(tokens[:2]), rows)
 
     length = response_tokens(config)
     if stage == "sft":
@@ -127,11 +129,12 @@ def work_of(stage: str, config) -> Work:
         parts = cut_group([0] * prompt, [[0] * length] * group, config.micro_tokens)
         items = [_group(stage, prompt, len(members), length) for _ in range(config.questions) for members in parts]
         sizes = [prompt + len(members) * length for members in parts] * config.questions
+    once = sum(sizes) if stage in ("sft", "dpo") else config.questions * (prompt + group * length)
     shares = micro_batches(sizes, config.micro_tokens, config.gpus)
     tokens = max(([sum(sizes[i] for i in micro) for micro in micros if micro] for micros in shares), key=sum)
     first = max(shares, key=lambda micros: sum(sizes[i] for micro in micros for i in micro))[:2]
     chosen = [items[i] for micro in first for i in micro]
-    return Work(text, sum(sizes), sum(tokens), len(tokens), tokens[0], sum(tokens[:2]), chosen)
+    return Work(text, sum(sizes), once, sum(tokens), len(tokens), tokens[0], sum(tokens[:2]), chosen)
 
 
 def _group(stage: str, prompt: int, count: int, length: int):
@@ -213,6 +216,8 @@ def check(stage: str, config) -> None:
         raise InputError("--gpu_memory must be above 0, --reserve at least 0 and below 1")
     if config.tflops < 0 or config.bandwidth < 0:
         raise InputError("--tflops and --bandwidth must be at least 0")
+    if config.reference:
+        raise InputError("--reference: a plan is of the fast path; leave it out")
     if config.device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {config.device}: unknown; use auto or cuda, or cpu")
     if stage != "pretrain" and not hasattr(config, "max_new_tokens"):
@@ -228,9 +233,20 @@ def check(stage: str, config) -> None:
 FILES = {"init": "-", "to": "-", "problems": ["-"], "data": ["-"], "reward_model": "-"}
 
 
-def measure(stage: str, config) -> Plan:
-    """Trace a step of the trainer: models as it holds them, two micro-batches, a decoding step."""
-    shape, work = model_shape(stage, config), work_of(stage, config)
+def learning_peak(stage: str, config, shape: ModelConfig, gpus: int) -> int:
+    """Bytes that a process holds at most while it learns with a trainer's own `config`, without activation
+    checkpointing, from sequences as long as the options and the model's context allow."""
+    prompt = max(1, min(Options().prompt_tokens, getattr(config, "context", shape.context) // 2))
+    length = min(getattr(config, "max_new_tokens", 0), shape.context - prompt)  # 0: what the context leaves
+    given = vars(config) | {"activation_checkpointing": False, "device": "cuda"}
+    options = options_of(stage)(**given, gpus=gpus, prompt_tokens=prompt, response_tokens=length)
+    return measure(stage, options, replace(shape)).held("update")
+
+
+def measure(stage: str, config, shape: ModelConfig | None = None) -> Plan:
+    """Trace a step of the trainer: models as it holds them, two micro-batches, a decoding step. shape: the model's, if
+    it is not the one that the options name."""
+    shape, work = shape or model_shape(stage, config), work_of(stage, config)
     gpu = config.device != "cpu"
     dtype = torch.bfloat16 if gpu else torch.float32
     ledger = Ledger(shape.vocab_size)
@@ -434,7 +450,7 @@ def measured_rates(stage: str, config) -> tuple[float, float]:
         return learning / seconds, found.decode_bytes / median("rollout")
     before.response_tokens = config.response_tokens
     found = measure(stage, before)
-    return found.update_flops / found.work.own * median("tokens_per_second") / config.rates_gpus, 0.0
+    return found.update_flops * median("tokens_per_second") / found.work.once, 0.0
 
 
 def smaller(config, found: Plan, floor: int):
@@ -510,12 +526,19 @@ def table(found: Plan) -> str:
 def report(stage: str, config) -> str:
     check(stage, config)
     tflops, bandwidth = config.tflops * 1e12, config.bandwidth * 1e12
-    found = measure(stage, config)
+    limit = config.gpu_memory * GB * (1 - config.reserve)
+    found, decided = measure(stage, config), ""
+    if config.activation_checkpointing is None:  # as the trainer decides
+        decided = "activation checkpointing " + ("on" if found.held("update") > limit else "off")
+        decided += f": without it learning takes {found.held('update') / GB:.2f} GB"
+        if found.held("update") > limit:
+            config = replace(config, activation_checkpointing=True)
+            found = measure(stage, config)
     rates = "given"
     if config.rates:
         tflops, bandwidth = measured_rates(stage, config)
         rates = f"of {config.rates}"
-    limit, work, shape = config.gpu_memory * GB * (1 - config.reserve), found.work, found.shape
+    work, shape = found.work, found.shape
     lines = [
         f"{stage}: {found.parameters / 1e9:.3f} B parameters (D {shape.width}, {shape.layers} layers, vocabulary "
         f"{shape.vocab_size:,}), {config.gpus} GPUs of {config.gpu_memory:g} GB",
@@ -524,6 +547,8 @@ def report(stage: str, config) -> str:
     ]
     if found.decoded:
         lines.append(f"decoding: {found.decoded} completions at once, {found.cache_capacity:,} tokens of cache each")
+    if decided:
+        lines.append(decided)
     fits = found.peak <= limit
     verdict = "it fits" if fits else "IT DOES NOT FIT"
     kept = f"{limit / GB:.1f} GB of {config.gpu_memory:g} ({config.reserve:.0%} kept free)"

@@ -6,6 +6,7 @@ with the gold answers. Rewards, evaluation and majority voting all go through he
 """
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 import torch
 
@@ -30,7 +31,7 @@ def completion_text(tokenizer: Tokenizer, sample: Sample, stop: Sequence[str] = 
 
 
 def predictions(
-    texts: Sequence[str], format: str, template: str = "plain", sandbox: Sandbox | None = None
+    texts: Sequence[str], format: str, template: str = "plain", sandbox: "Sandbox | Programs | None" = None
 ) -> list[str | None]:
     """The answer of each completion: extracted from the text (cot), or the last line its program prints (pot).
 
@@ -45,10 +46,34 @@ def predictions(
     return [printed(result) for result in run_programs([prompts.program(t, format, template) for t in texts], sandbox)]
 
 
-def run_programs(programs: Sequence[str | None], sandbox: Sandbox) -> list[Result | None]:
+def run_programs(programs: Sequence[str | None], sandbox: "Sandbox | Programs") -> list[Result | None]:
     """The result of each program; None where there is none."""
     results = iter(sandbox.run_many([program for program in programs if program]))
     return [next(results) if program else None for program in programs]
+
+
+class Programs:
+    """Programs of completions that are still being sampled, told as each one ends and run meanwhile; then a sandbox
+    whose `run_many` waits for what is left. Equal programs run once."""
+
+    def __init__(self, sandbox: Sandbox, tokenizer: Tokenizer, format: str, template: str, stop: Sequence[str]):
+        self.sandbox, self.tokenizer, self.told = sandbox, tokenizer, (format, template)
+        self.stop = stop
+        self.started: dict[str, Future[Result]] = {}
+
+    def begin(self, sample: Sample) -> None:
+        program = prompts.program(completion_text(self.tokenizer, sample, self.stop), *self.told)
+        if program:
+            self._start(program)
+
+    def _start(self, program: str) -> Future[Result]:
+        if program not in self.started:
+            self.started[program] = self.sandbox.start(program)
+        return self.started[program]
+
+    def run_many(self, programs: Sequence[str]) -> list[Result]:
+        started = [self._start(program) for program in programs]
+        return [future.result() for future in started]
 
 
 def printed(result: Result | None) -> str | None:

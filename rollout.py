@@ -11,6 +11,7 @@ last step has nothing left to sample, its label is the completion's own reward.
 """
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -26,7 +27,7 @@ from eval import check_tokenizer, encode_prompts
 from generate import Sample, Sampling, generate
 from model import Transformer, from_pretrained
 from options import option
-from reward import completion_text, predictions, rule_rewards, step_ends
+from reward import Programs, completion_text, predictions, rule_rewards, step_ends
 from runtime import World, seeded
 
 
@@ -79,8 +80,10 @@ def rollout(
     max_rows: int,
     sandbox: Sandbox | None,
     world: World,
+    seconds: dict | None = None,
 ) -> list[Rollout]:
-    """Sample G completions of each item and judge them by the rule; formats [Q], a format of each item.
+    """Sample G completions of each item and judge them by the rule; formats [Q], a format of each item. `seconds`
+    receives "judge": how long this process judged, or waited for programs, when nothing was left to sample.
 
     Processes share the items and exchange results: all return all. Random streams hang on (seed, place in the batch),
     so any number of processes draws the same samples.
@@ -91,12 +94,47 @@ def rollout(
         members = [i for i in own if formats[i] == format]
         questions = encode_prompts(tokenizer, [items[i] for i in members], format, template)
         stop = tuple(prompts.stop_strings(format, template))
-        sampled = generate(policy, tokenizer, questions, replace(sampling, stop=stop), max_rows, keys=members)
-        rewards = judge(tokenizer, [items[i] for i in members], sampled, format, template, sandbox)
-        for i, *parts in zip(members, questions, sampled, rewards, strict=True):
+        asked = policy, tokenizer, questions, replace(sampling, stop=stop), max_rows, members
+        told = [items[i] for i in members], format, template, sandbox
+        groups, rewards, waited = sample_and_judge(*asked, *told)
+        for i, *parts in zip(members, questions, groups, rewards, strict=True):
             mine[i] = Rollout(items[i], format, *parts, advantages=[])
+        if seconds is not None:
+            seconds["judge"] = seconds.get("judge", 0.0) + waited
     everything = {i: one for part in world.all_gather_objects(mine) for i, one in part.items()}
     return [everything[i] for i in range(len(items))]
+
+
+def sample_and_judge(
+    policy: Transformer,
+    tokenizer: Tokenizer,
+    questions: list[list[int]],
+    sampling: Sampling,
+    max_rows: int,
+    keys: list[int],
+    items: list[Problem],
+    format: str,
+    template: str,
+    sandbox: Sandbox | None,
+    begun: list[list[int]] | None = None,
+) -> tuple[list[list[Sample]], list[list[float]], float]:
+    """Complete each question (token ids) and judge by the rule: samples, rewards, and the seconds that judging took
+    when all were there. A program runs from when its completion ends, while others are still being written. begun: ids
+    at the end of each question that are the beginning of its completions, and are put in front of the samples."""
+    programs = Programs(sandbox, tokenizer, format, template, sampling.stop) if format == "pot" and sandbox else None
+
+    def whole(number: int, sample: Sample) -> Sample:
+        return replace(sample, ids=[*begun[number], *sample.ids]) if begun else sample
+
+    def ended(number: int, _: int, sample: Sample) -> None:
+        if programs:
+            programs.begin(whole(number, sample))
+
+    groups = generate(policy, tokenizer, questions, sampling, max_rows, keys=keys, on_sample=ended)
+    groups = [[whole(number, sample) for sample in group] for number, group in enumerate(groups)]
+    began = time.perf_counter()
+    rewards = judge(tokenizer, items, groups, format, template, programs or sandbox)
+    return groups, rewards, time.perf_counter() - began
 
 
 def judge(
@@ -105,7 +143,7 @@ def judge(
     groups: list[list[Sample]],
     format: str,
     template: str,
-    sandbox: Sandbox | None,
+    sandbox: Sandbox | Programs | None,
 ) -> list[list[float]]:
     """The rule's reward of each sample of each item, in one call of the sandbox."""
     stop = tuple(prompts.stop_strings(format, template))
@@ -146,12 +184,10 @@ def label_steps(
         asked = [[*rollouts[r].prompt, *beginning] for r, beginning in jobs]
         stop = tuple(prompts.stop_strings(format, template))
         keys = [seeded(rollouts[r].problem.id, beginning) for r, beginning in jobs]
-        groups = generate(policy, tokenizer, asked, replace(sampling, stop=stop), max_rows, keys=keys)
-        whole = [
-            [replace(sample, ids=[*beginning, *sample.ids]) for sample in group]
-            for (_, beginning), group in zip(jobs, groups, strict=True)
-        ]
-        rewards = judge(tokenizer, [rollouts[r].problem for r, _ in jobs], whole, format, template, sandbox)
+        begun = [list(beginning) for _, beginning in jobs]
+        told = policy, tokenizer, asked, replace(sampling, stop=stop), max_rows, keys
+        items = [rollouts[r].problem for r, _ in jobs]
+        rewards = sample_and_judge(*told, items, format, template, sandbox, begun)[1]
         found.update((job, sum(row) / len(row)) for job, row in zip(jobs, rewards, strict=True))
     found = {job: share for part in world.all_gather_objects(found) for job, share in part.items()}
     for r, one in enumerate(rollouts):

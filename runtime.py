@@ -39,6 +39,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import kernels
 from data import InputError, atomic_write
 from options import local_main, parse, read_toml, to_toml, toml_value
 
@@ -116,8 +117,10 @@ class World:
             dist.barrier()
 
 
-def setup(device: str = "auto") -> World:
-    """The processes that torchrun started (gloo on CPUs, NCCL on GPUs), or this one alone. Raises InputError."""
+def setup(device: str = "auto", reference: bool = False) -> World:
+    """The processes that torchrun started (gloo on CPUs, NCCL on GPUs), or this one alone. `reference` takes the
+    readable path (see kernels/__init__.py) from here on. Raises InputError."""
+    kernels.reference = reference
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {device}: unknown; use auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
@@ -289,6 +292,25 @@ def peak_flops(device: torch.device) -> float:
 def mfu(flops_per_second: float, world: World) -> float:
     """Model FLOPs utilisation: the model's arithmetic per second, over all processes, as a share of their peak."""
     return flops_per_second / (peak_flops(world.device) * world.size)
+
+
+def speed(tokens: int, flops: float, seconds: float, world: World) -> dict:
+    """What every trainer writes to timing.jsonl of its optimizer steps: tokens_per_second and mfu.
+
+    tokens: of the batch over all processes, no padding, a question with several completions counted once, each time
+    the batch is learned from. flops: what the mathematics needs for them (`batch.forward_flops`): a forward, of a
+    trained model a backward, twice as much. What the program does again (activations, logits, a question in several
+    micro-batches) or for nothing (padding) counts in the seconds alone.
+    """
+    return {"tokens_per_second": tokens / seconds, "mfu": mfu(flops / seconds, world)}
+
+
+def memory_limit(world: World) -> float | None:
+    """Bytes that this process may hold on its GPU, but for a tenth kept free: what is free now and what it holds
+    already. None on a CPU."""
+    if world.device.type != "cuda":
+        return None
+    return 0.9 * (torch.cuda.mem_get_info(world.device)[0] + torch.cuda.memory_reserved(world.device))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -509,7 +531,10 @@ class Run:
     and for a larger number of steps.
     """
 
-    FREE = ("keep", "save_every", "device", "max_rows", "keep_rollouts", "to", "patience")
+    FREE = (
+        "keep", "save_every", "device", "max_rows", "keep_rollouts", "to", "patience", "reference",
+        "activation_checkpointing",
+    )  # fmt: skip
 
     def __init__(self, config, world: World):
         self.config, self.world, self.directory = config, world, Path(config.to)
@@ -534,6 +559,24 @@ class Run:
     def say(self, text: str) -> None:
         if self.world.main:
             print(text, flush=True)
+
+    def checkpointing(self, stage: str, shape) -> bool:
+        """Whether blocks compute their activations again in the backward: what the option says or, where it is None, on
+        a GPU whose memory a step would not fit without, by plan.py's count; then a line says so. Kept in the config.
+
+        shape: the model's ModelConfig; stage: the trainer's name in plan.py. A collective.
+        """
+        if self.config.activation_checkpointing is None:
+            self.config.activation_checkpointing = False
+            if (limit := memory_limit(self.world)) is not None:
+                import plan  # it imports the trainers
+
+                needed = plan.learning_peak(stage, self.config, shape, self.world.size)
+                on = self.world.all_sum(float(needed > limit)) > 0  # the same on every process
+                self.config.activation_checkpointing = on
+                why = f"without it a step takes {needed / 1e9:.1f} GB, by plan.py, of {limit / 1e9:.1f} GB"
+                self.say(f"activation checkpointing {'on' if on else 'off'}: {why}")
+        return self.config.activation_checkpointing
 
     def resume(self, model, optimizer, others: Others = None) -> tuple[int, dict]:
         """(last finished step, its state) with models and optimizers as they were then; (0, {}) at the start.

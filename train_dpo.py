@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import runtime
-from batch import Group, pack_completions, token_logprobs
+from batch import Group, forward_flops, pack_completions, token_logprobs
 from data import InputError
 from data.packing import micro_batches
 from data.tokenizer import Tokenizer
@@ -53,7 +53,8 @@ class Config:
     beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
     clip: float = option(1.0, "largest gradient norm")
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
-    activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
+    activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
+    reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     # the run
     valid_every: int = option(100, "steps between validations")
     save_every: int = option(100, "steps between checkpoints")
@@ -220,7 +221,7 @@ def check(config: Config) -> None:
 
 def main(config: Config) -> None:
     check(config)
-    world = runtime.setup(config.device)
+    world = runtime.setup(config.device, config.reference)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)
@@ -229,7 +230,7 @@ def main(config: Config) -> None:
     valid = load_pairs([config.valid], config, tokenizer)[0] if config.valid else []
     run.say("{pairs} pairs of {questions} questions; {left_out} possible ones were too long".format(**counts))
 
-    model.activation_checkpointing = config.activation_checkpointing
+    model.activation_checkpointing = run.checkpointing("dpo", model.config)
     model = runtime.shard(model, world)  # one after the other, so that whole copies do not pile up
     reference = runtime.shard(from_pretrained(config.init, world.device), world)
     optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
@@ -248,11 +249,11 @@ def main(config: Config) -> None:
         metrics |= {"grad_norm": runtime.clip_grad_norm(model, config.clip), "lr": rate}
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        flops = (3 + 1) * forward_flops(model.config, [pair.group for pair in chosen])  # the reference: forward only
+        speed = runtime.speed(sum(pair.tokens for pair in chosen), flops, time.perf_counter() - began, world)
         if valid and (step % config.valid_every == 0 or step == config.steps):
             metrics |= validate(model, reference, valid, config, world)
-        seconds = time.perf_counter() - began
-        tokens = sum(pair.tokens for pair in chosen)
-        run.log(step, metrics, {"seconds": seconds, "tokens_per_second": tokens / seconds})
+        run.log(step, metrics, {"seconds": time.perf_counter() - began, **speed})
         run.checkpoint(step, model, tokenizer, optimizer)
     run.finish(model, tokenizer, counts)
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 import runtime
 import train_reward
-from batch import Group, cut_group, hidden_states, pack_completions, token_logprobs
+from batch import Group, cut_group, forward_flops, hidden_states, pack_completions, token_logprobs
 from data import InputError, problems
 from data.packing import micro_batches
 from data.problems import Problem
@@ -40,9 +40,9 @@ from data.tokenizer import Tokenizer
 from eval import check_tokenizer, encode_prompts, evaluate, summarise
 from generate import Sampling
 from kernels.advantage import group_advantage, process_advantage
-from kernels.head_loss import head_policy_loss
+from kernels.head_loss import fuses, head_policy_loss
 from kernels.policy_loss import policy_loss, token_weights
-from model import Transformer, from_pretrained
+from model import ModelConfig, Transformer, from_pretrained
 from options import option, parse
 from reward import RewardModel, solution_score
 from rollout import Rollout, label_steps, load_rollouts, rollout, save_rollouts
@@ -97,7 +97,8 @@ class Config:
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
     shared_prompts: bool = option(True, "run a question once for its G completions; false repeats it (same gradient)")
     fused: bool | None = option(None, "LM head and loss in one pass; none: on GPUs and for 4,096 words and more")
-    activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
+    activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
+    reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     # the run
     valid: str = option("", "problems held out for evaluation during training (greedy)")
     valid_limit: int = option(200, "number of those problems used")
@@ -123,15 +124,18 @@ def collect(
     reward_model: RewardModel | None,
     world: World,
 ) -> tuple[list[Rollout], dict]:
-    """A step's rollouts, with rewards and advantages, and the seconds that sampling and rewarding took."""
-    began = time.perf_counter()
+    """A step's rollouts, with rewards and advantages, and the seconds of sampling, of the rule when all was sampled
+    (programs run while others are still being written), and of a reward model and advantages."""
+    began, judging = time.perf_counter(), {"judge": 0.0}
     seed = seeded(config.seed, "rollout", step)
     sampling = Sampling(config.samples, config.temperature, 1.0, config.max_new_tokens, seed=seed)
     formats = [config.formats[i % len(config.formats)] for i in range(len(items))]
-    rollouts = rollout(sampler, tokenizer, items, formats, config.template, sampling, config.max_rows, sandbox, world)
+    shared = config.max_rows, sandbox, world, judging
+    rollouts = rollout(sampler, tokenizer, items, formats, config.template, sampling, *shared)
     sampled = time.perf_counter()
     supervise(config, rollouts, reward_model, world)
-    return rollouts, {"rollout": sampled - began, "reward": time.perf_counter() - sampled}
+    rewarded = time.perf_counter() - sampled
+    return rollouts, {"rollout": sampled - began - judging["judge"], **judging, "reward": rewarded}
 
 
 def supervise(config: Config, rollouts: list[Rollout], reward_model: RewardModel | None, world: World) -> None:
@@ -208,6 +212,7 @@ def refresh(
             to=str(reward_directory(config, iteration).parent),
             seed=seeded(config.seed, "reward model", iteration),
             device=config.device,
+            reference=config.reference,
         )
         train_reward.main(options)
 
@@ -276,8 +281,7 @@ class MicroBatch:
 def micro_loss(model, micro: MicroBatch, config: Config, entropy: bool) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Eq. 3 of a micro-batch, sums to log of its policy tokens (that of the entropies if asked), and log-probs [N]."""
     old, ref, clip = micro.old_logp, micro.ref_logp, (config.clip_low, config.clip_high)
-    # A small vocabulary's head is no share of a step on a CPU: logits made twice cost nothing there.
-    if model.config.vocab_size >= 4096 or micro.advantage.is_cuda if config.fused is None else config.fused:
+    if fuses(model.config.vocab_size, micro.advantage, config.fused):
         return head_policy_loss(
             hidden_states(model, micro.batch), model.head_weight, micro.batch.targets, micro.advantage, micro.weight,
             old, ref, *clip, config.beta, temperature=config.temperature, entropy=entropy,
@@ -371,6 +375,34 @@ def rollout_metrics(rollouts: list[Rollout]) -> dict:
     }
 
 
+def timing(
+    rollouts: list[Rollout],
+    seconds: dict,
+    policy: ModelConfig,
+    learned: list[tuple[ModelConfig, int]],
+    mu: int,
+    reward_model: RewardModel | None,
+    world: World,
+) -> dict:
+    """A step's line of timing.jsonl: its `seconds` by phase and together; `runtime.speed` of learning, in which the
+    models of `learned` take so many forwards of the batch each (a backward counts as two); and where it was sampled in
+    this step too, the tokens sampled a second, over all processes, and mfu_step: that of the whole step, for which
+    sampling takes the policy one forward of the batch, as the cache keeps what was read."""
+    groups = [(one.prompt, [sample.ids for sample in one.samples]) for one in rollouts]
+    tokens = mu * sum(len(prompt) + sum(map(len, completions)) for prompt, completions in groups)
+    flops = sum(times * forward_flops(shape, groups) for shape, times in learned)
+    found = runtime.speed(tokens, flops, seconds["update"] + seconds.get("assess", 0.0), world)
+    together = sum(seconds.values())
+    if "rollout" in seconds:
+        sampled = sum(sum(sample.mask) for one in rollouts for sample in one.samples)
+        flops += forward_flops(policy, groups)
+        if reward_model is not None:
+            flops += forward_flops(reward_model.model.config, groups, last=True)
+        found["rollout_tokens_per_second"] = sampled / seconds["rollout"]
+        found["mfu_step"] = runtime.mfu(flops / together, world)
+    return {"seconds": together, **seconds, **found}
+
+
 def validate(
     config: Config,
     policy: Transformer,
@@ -459,7 +491,7 @@ def load_problems(config: Config, tokenizer: Tokenizer, context: int) -> tuple[l
 
 def main(config: Config) -> None:
     check(config)
-    world = runtime.setup(config.device)
+    world = runtime.setup(config.device, config.reference)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)
@@ -467,7 +499,7 @@ def main(config: Config) -> None:
     items, held_out = load_problems(config, tokenizer, model.config.context)
     run.say(f"{len(items)} problems, {config.questions} x {config.samples} completions a step")
 
-    model.activation_checkpointing = config.activation_checkpointing
+    model.activation_checkpointing = run.checkpointing("grpo", model.config)
     model = runtime.shard(model, world)  # one after the other, so that whole copies do not pile up
     regularised = config.beta and config.algorithm == "grpo"
     reference = runtime.shard(from_pretrained(config.init, world.device), world) if regularised else None
@@ -526,7 +558,8 @@ def main(config: Config) -> None:
             if held_out and (step % config.valid_every == 0 or step == total):
                 runtime.gather_into(model, policy)
                 metrics |= validate(config, policy, tokenizer, held_out, sandbox, world)
-            run.log(step, metrics, {"seconds": sum(seconds.values()), **seconds})
+            reads = [(model.config, 3 * config.mu + (reference is not None))]
+            run.log(step, metrics, timing(rollouts, seconds, model.config, reads, config.mu, reward_model, world))
             silent = silent + 1 if metrics["no_signal"] == 1 else 0
             if metrics["reward_not_finite"]:
                 run.say(f"step {step}: {metrics['reward_not_finite']} rewards are not finite; they count for nothing")

@@ -51,6 +51,7 @@ from train_grpo import (
     load_problems,
     make_batches,
     rollout_metrics,
+    timing,
     units,
     validate,
 )
@@ -94,7 +95,8 @@ class Config:
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
     shared_prompts: bool = option(True, "run a question once for all its completions; false repeats it (same gradient)")
     fused: bool | None = option(None, "LM head and loss in one pass; none: on GPUs and for 4,096 words and more")
-    activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
+    activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
+    reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     # the run
     valid: str = option("", "problems held out for evaluation during training (greedy)")
     valid_limit: int = option(200, "number of those problems used")
@@ -283,13 +285,13 @@ def load_value(config: Config, tokenizer: Tokenizer, device) -> Transformer:
 
 def main(config: Config) -> None:
     check(config)
-    world = runtime.setup(config.device)
+    world = runtime.setup(config.device, config.reference)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, model, config.init)
     items, held_out = load_problems(config, tokenizer, model.config.context)
-    model.activation_checkpointing = config.activation_checkpointing
+    model.activation_checkpointing = run.checkpointing("ppo", model.config)
     model = runtime.shard(model, world)  # one after the other, so that whole copies do not pile up
     value = runtime.shard(load_value(config, tokenizer, world.device), world)
     reference = runtime.shard(from_pretrained(config.init, world.device), world) if config.beta else None
@@ -338,7 +340,9 @@ def main(config: Config) -> None:
             if held_out and (step % config.valid_every == 0 or step == config.steps):
                 runtime.gather_into(model, policy)
                 metrics |= validate(config, policy, tokenizer, held_out, sandbox, world)
-            run.log(step, metrics, {"seconds": sum(seconds.values()), **seconds})
+            times, assessed = 3 * config.mu, "assess" in seconds
+            reads = [(model.config, times + (assessed and reference is not None)), (value.config, times + assessed)]
+            run.log(step, metrics, timing(rollouts, seconds, model.config, reads, config.mu, reward_model, world))
             if metrics["reward_not_finite"]:
                 run.say(f"step {step}: {metrics['reward_not_finite']} rewards are not finite; they count for nothing")
             run.checkpoint(step, model, tokenizer, optimizer, others=others)

@@ -20,8 +20,8 @@ from data import InputError
 from data.shards import Mixture, Shards, windows
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer
-from kernels.logprob import linear_logprob
-from model import Layout, Transformer, from_pretrained, preset
+from kernels.head_loss import cross_entropy
+from model import Layout, ModelConfig, Transformer, from_pretrained, preset
 from options import option
 
 
@@ -48,7 +48,8 @@ class Config:
     valid_windows: int = option(64, "sequences of each validation source")
     save_every: int = option(1000, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
-    activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
+    activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
+    reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     seed: int = option(0, "seed of the weights and of the data order")
     device: str = option("auto", "auto, cpu or cuda")
 
@@ -73,8 +74,7 @@ def lm_loss(model: Transformer, rows: np.ndarray, eos: int, tokens: int) -> torc
     learned = torch.from_numpy(np.flatnonzero(inputs.reshape(-1) != eos)).to(model.device)
     hidden = model(torch.from_numpy(inputs.reshape(-1)).to(model.device), layout)
     targets = torch.from_numpy(targets).to(model.device)[learned]
-    logp, _ = linear_logprob(hidden[learned], model.head_weight, targets, entropy=False)
-    return -logp.sum() / tokens
+    return cross_entropy(hidden[learned], model.head_weight, targets, tokens)
 
 
 def total_loss(model, rows: np.ndarray, eos: int, micro_batch: int, world: runtime.World) -> float:
@@ -92,13 +92,21 @@ def total_loss(model, rows: np.ndarray, eos: int, micro_batch: int, world: runti
     return float(world.all_sum(total))
 
 
+def step_flops(shape: ModelConfig, rows: np.ndarray, eos: int) -> float:
+    """FLOPs of forward and backward of windows [B, T + 1]: documents see themselves alone, an EOS predicts nothing."""
+    inputs = rows[:, :-1]
+    lengths = np.array(document_lengths(inputs, eos))
+    pairs = int((lengths * (lengths + 1) // 2).sum())
+    return 3 * shape.flops(inputs.size, int((inputs != eos).sum()), pairs)
+
+
 def main(config: Config) -> None:
     if not config.data or not config.to or not (config.init or config.tokenizer):
         raise InputError("--data NAME=DIR, --to DIR and --init DIR (or --tokenizer DIR for a new model) are needed")
     for name in ("context", "batch", "steps", "micro_batch", "valid_every", "save_every"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} must be at least 1")
-    world = runtime.setup(config.device)
+    world = runtime.setup(config.device, config.reference)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init or config.tokenizer)
     if config.init:
@@ -108,7 +116,7 @@ def main(config: Config) -> None:
     else:
         shape = preset(config.size, tokenizer.vocab_size, context=config.context, eos_id=tokenizer.eos_id)
         model = Transformer(shape, config.seed).to(world.device)
-    model.activation_checkpointing = config.activation_checkpointing
+    model.activation_checkpointing = run.checkpointing("pretrain", model.config)
     model.set_dropout(config.dropout)
     weights = config.weights or {name: len(Shards(path)) for name, path in config.data.items()}
     mixture = Mixture(config.data, weights, config.context, config.seed)
@@ -117,7 +125,7 @@ def main(config: Config) -> None:
     for name, path in config.valid.items():
         Shards(path).check(tokenizer.hash)
         valid[name] = windows(path, config.context, config.valid_windows)
-    flops = model.config.flops_per_token
+    shape = model.config
     parameters = sum(p.numel() for p in model.parameters())
     run.say(f"{parameters / 1e6:.2f} M parameters, {config.batch * config.context} tokens a step")
 
@@ -146,9 +154,9 @@ def main(config: Config) -> None:
                 for name, held_out in valid.items():
                     held_out_loss = total_loss(model, held_out, tokenizer.eos_id, config.micro_batch, world)
                     metrics[f"valid_loss/{name}"] = held_out_loss
-        speed = config.batch * config.context / seconds
-        timing = {"seconds": seconds, "tokens_per_second": speed, "mfu": runtime.mfu(speed * flops, world)}
-        run.log(step, metrics, timing)
+        flops = step_flops(shape, rows, tokenizer.eos_id)
+        speed = runtime.speed(config.batch * config.context, flops, seconds, world)
+        run.log(step, metrics, {"seconds": seconds, **speed})
         run.checkpoint(step, model, tokenizer, optimizer, {"mixture": mixture.state_dict()})
     run.finish(model, tokenizer, {"parameters": parameters})
 

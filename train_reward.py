@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 import runtime
-from batch import cut_group, token_scores
+from batch import cut_group, forward_flops, token_scores
 from data import InputError, prompts, read_jsonl
 from data.packing import micro_batches
 from data.tokenizer import Tokenizer
@@ -55,7 +55,8 @@ class Config:
     beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
     clip: float = option(1.0, "largest gradient norm")
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
-    activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
+    activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
+    reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     # the run
     valid_every: int = option(100, "steps between validations")
     save_every: int = option(100, "steps between checkpoints")
@@ -308,12 +309,12 @@ def check(config: Config) -> None:
 
 def main(config: Config) -> None:
     check(config)
-    world = runtime.setup(config.device)
+    world = runtime.setup(config.device, config.reference)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device, score=config.kind)
     check_tokenizer(tokenizer, model, config.init)
-    model.activation_checkpointing = config.activation_checkpointing
+    model.activation_checkpointing = run.checkpointing("reward", model.config)
 
     def load(paths: list[str]) -> tuple[list[Labelled], int]:
         parts = [load_labelled(path, config, tokenizer) for path in paths]
@@ -345,11 +346,11 @@ def main(config: Config) -> None:
         metrics |= {"grad_norm": runtime.clip_grad_norm(model, config.clip), "lr": rate}
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        flops = 3 * forward_flops(model.config, [(one.prompt, one.completions) for one in chosen], last=True)
+        speed = runtime.speed(sum(one.tokens for one in chosen), flops, time.perf_counter() - began, world)
         if valid and (step % config.valid_every == 0 or step == config.steps):
             metrics |= validate(model, valid, config, world)
-        seconds = time.perf_counter() - began
-        tokens = sum(one.tokens for one in chosen)
-        run.log(step, metrics, {"seconds": seconds, "tokens_per_second": tokens / seconds})
+        run.log(step, metrics, {"seconds": time.perf_counter() - began, **speed})
         run.checkpoint(step, model, tokenizer, optimizer)
     run.finish(model, tokenizer, counts)
 

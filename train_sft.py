@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 import runtime
-from batch import Group, pack_completions, token_logprobs
+from batch import Group, forward_flops, hidden_states, pack_completions
 from data import InputError, prompts, read_jsonl
 from data.packing import micro_batches, pack
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer
+from kernels.head_loss import cross_entropy
 from model import Transformer, from_pretrained
 from options import option
 
@@ -46,7 +47,8 @@ class Config:
     valid_every: int = option(100, "steps between validation losses")
     save_every: int = option(100, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
-    activation_checkpointing: bool = option(False, "recompute activations in the backward: less memory, 1/3 more time")
+    activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
+    reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     seed: int = option(0, "seed of the packing order")
     device: str = option("auto", "auto, cpu or cuda")
 
@@ -90,8 +92,8 @@ def batches(lengths: list[int], context: int, batch: int, seed: int) -> Iterator
 
 def sft_loss(model: Transformer, examples: list[Group], tokens: int) -> torch.Tensor:
     """Eq. 5 with instruction data and coefficient 1: minus the mean log-prob over the global batch's `tokens`."""
-    logp, _ = token_logprobs(model, pack_completions(examples, shared=False, device=model.device))
-    return -logp.sum() / tokens
+    batch = pack_completions(examples, shared=False, device=model.device)
+    return cross_entropy(hidden_states(model, batch), model.head_weight, batch.targets, tokens)
 
 
 def sft_coefficient() -> float:
@@ -136,13 +138,13 @@ def main(config: Config) -> None:
     for name in ("context", "batch", "steps", "micro_tokens", "valid_every", "save_every"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} must be at least 1")
-    world = runtime.setup(config.device)
+    world = runtime.setup(config.device, config.reference)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, model, config.init)
     model.config.context = max(model.config.context, config.context)
-    model.activation_checkpointing = config.activation_checkpointing
+    model.activation_checkpointing = run.checkpointing("sft", model.config)
     model.set_dropout(config.dropout)
     examples, left_out = load_examples(config.data, tokenizer, config.template, config.context)
     valid = load_examples([config.valid], tokenizer, config.template, config.context)[0] if config.valid else []
@@ -167,12 +169,12 @@ def main(config: Config) -> None:
         norm = runtime.clip_grad_norm(model, config.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        flops = 3 * forward_flops(model.config, chosen)
+        speed = runtime.speed(sum(map(length, chosen)), flops, time.perf_counter() - began, world)
         metrics = {"loss": loss, "grad_norm": norm, "lr": rate, "examples": len(chosen)}
         if valid and (step % config.valid_every == 0 or step == config.steps):
             metrics["valid_loss"] = validation_loss(model, valid, config.micro_tokens, world)
-        seconds = time.perf_counter() - began
-        tokens = sum(map(length, chosen))
-        run.log(step, metrics, {"seconds": seconds, "tokens_per_second": tokens / seconds})
+        run.log(step, metrics, {"seconds": time.perf_counter() - began, **speed})
         run.checkpoint(step, model, tokenizer, optimizer)
     run.finish(model, tokenizer, {"examples": len(examples), "left_out": left_out})
 

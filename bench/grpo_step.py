@@ -1,19 +1,17 @@
 """One GRPO step beside one of TRL: sampling, reference and update at a small, fixed shape, in turn in one run.
 
-    python bench/grpo_step.py [--peer VENV/bin/python] [--rounds 10] [--dtype float32]
+    python -m venv peer && peer/bin/pip install trl transformers accelerate datasets    # the peer's environment
+    python bench/grpo_step.py [--peer peer/bin/python] [--rounds 10] [--dtype float32] [--ours KEY=VALUE,...]
 
 The shape: 0.5 M parameters (D 128, 3 layers, 4 heads, 2 KV heads, FFN 320, V 46) with the same random weights on both
 sides, 16 questions x 16 samples, at most 48 new tokens (EOS ends them at random), beta 0.04, mu 1, AdamW. Rewards are
 random numbers, so that no reward's own time is in the figure. Before anything is timed, the log-probs of the same
-prompts are compared between the two models. The peer is a Python with trl and datasets; without one ours runs alone.
+prompts are compared between the two models. --dtype bfloat16: weights are float32 and products in bfloat16, by
+autocast on the peer's side; --ours changes options of train_grpo.py.
 """
 
-import argparse
-import copy
-import json
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,10 +19,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench import turns
 from bench.turns import alternate, median, record, serve
+from data import run_cli
 
 QUESTIONS, SAMPLES, LENGTH, VOCABULARY = 16, 16, 48, 46
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRS"  # ids 1 to 45; id 0 ends a completion
+OURS = ("activation_checkpointing", "fused", "max_rows", "micro_tokens", "shared_prompts")  # what --ours may change
 
 
 def questions(step: int) -> list[list[int]]:
@@ -37,43 +38,82 @@ def questions(step: int) -> list[list[int]]:
 # Ours
 
 
-def ours(model_directory: str, dtype: str) -> None:
+def own_config(given: str):
+    from train_grpo import Config
+
+    defaults = dict(questions=QUESTIONS, samples=SAMPLES, max_new_tokens=LENGTH, lr=1e-6)
+    return turns.own_options(Config, given, OURS, defaults)
+
+
+class Learner:
+    """A policy with what train_grpo.py holds beside it: its optimizer, the reference, the sampler's whole copy.
+
+    `model` is in float32 on the device of `world`; its products are made in `dtype`. config.samples completions of a
+    prompt hold at most config.max_new_tokens; `eos` ends one (-1, and no EOS in the model's config: nothing does).
+    """
+
+    def __init__(self, model, config, world, dtype, eos: int):
+        import copy
+
+        import torch
+
+        import runtime
+
+        class Ids:
+            """The smallest thing that `generate` takes for a tokenizer."""
+
+            eos_id, vocab_size = eos, model.config.vocab_size
+
+        self.config, self.world, self.tokenizer = config, world, Ids()
+        model.activation_checkpointing = config.activation_checkpointing
+        self.model = runtime.shard(model, world, bf16=dtype == torch.bfloat16)
+        self.reference, self.sampler = copy.deepcopy(model), copy.deepcopy(model).to(dtype)
+        self.sampler.compute_dtype = None
+        self.optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
+
+    def rollout(self, prompts: list[list[int]], seed: int) -> list:
+        """Sampled completions with random rewards and their advantages."""
+        import torch
+
+        import runtime
+        from data.problems import Problem
+        from generate import Sampling, generate
+        from kernels.advantage import group_advantage
+        from train_grpo import Rollout
+
+        runtime.gather_into(self.model, self.sampler)
+        G = self.config.samples
+        sampling = Sampling(G, 1.0, 1.0, self.config.max_new_tokens, seed=seed)
+        groups = generate(self.sampler, self.tokenizer, prompts, sampling, self.config.max_rows)
+        rewards = torch.rand(len(prompts), G, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        rows = zip(prompts, groups, rewards.tolist(), group_advantage(rewards).tolist(), strict=True)
+        return [Rollout(Problem("", "", ""), "cot", *row) for row in rows]
+
+    def update(self, rollouts: list) -> None:
+        """The reference's log-probs and config.mu steps."""
+        from train_grpo import update
+
+        update(self.model, self.optimizer, rollouts, self.config, self.reference, self.world)
+
+
+def ours(folder: str, given) -> None:
     import torch
 
     import runtime
-    from data.problems import Problem
-    from generate import Sampling, generate
-    from kernels.advantage import group_advantage
     from model import from_pretrained
-    from train_grpo import Config, Rollout, update
 
-    class Bytes:
-        """The smallest thing that `generate` takes for a tokenizer."""
-
-        eos_id, vocab_size = 0, VOCABULARY
-
-    model = from_pretrained(model_directory)
-    if dtype == "bfloat16":
-        model.compute_dtype = torch.bfloat16
-    reference = copy.deepcopy(model)
-    config = Config(questions=QUESTIONS, samples=SAMPLES, max_new_tokens=LENGTH, lr=1e-6)
-    world, optimizer = runtime.World(), runtime.adamw(model, config.lr, (0.9, 0.95), 0.0)
-    torch.manual_seed(0)
+    learner = Learner(
+        from_pretrained(folder), own_config(given.ours), runtime.World(), getattr(torch, given.dtype), eos=0
+    )
 
     def work(step: int) -> dict:
         prompts = questions(step)
         began = time.perf_counter()
-        groups = generate(model, Bytes(), prompts, Sampling(SAMPLES, 1.0, 1.0, LENGTH, seed=step))
+        rollouts = learner.rollout(prompts, seed=step)
         sampled = time.perf_counter()
-        rewards = torch.rand(QUESTIONS, SAMPLES, dtype=torch.float64)
-        advantages = group_advantage(rewards).tolist()
-        rollouts = [
-            Rollout(Problem(str(i), "", ""), "cot", prompts[i], groups[i], rewards[i].tolist(), advantages[i])
-            for i in range(QUESTIONS)
-        ]
-        update(model, optimizer, rollouts, config, reference, world)
+        learner.update(rollouts)
         ended = time.perf_counter()
-        lengths = [len(sample.ids) for group in groups for sample in group]
+        lengths = [len(sample.ids) for one in rollouts for sample in one.samples]
         return {"seconds": ended - began, "rollout": sampled - began, "update": ended - sampled,
                 "length": statistics.mean(lengths)}  # fmt: skip
 
@@ -84,109 +124,65 @@ def ours(model_directory: str, dtype: str) -> None:
 # TRL
 
 
-def trl(model_directory: str, dtype: str) -> None:
-    import threading
-
+def trl(folder: str, given) -> None:
     import torch
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
     from trl import GRPOConfig, GRPOTrainer
 
     vocabulary = {"<eos>": 0, **{c: i + 1 for i, c in enumerate(CHARACTERS)}}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
     raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", pad_token="<eos>")
-    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
-    lengths, asked, done = [], threading.Semaphore(0), threading.Semaphore(0)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    lengths = []
 
     def reward(completion_ids, **_):
         lengths.append(statistics.mean(map(len, completion_ids)))
         return torch.rand(len(completion_ids)).tolist()
 
-    class Turns(TrainerCallback):
-        """A step is made when it is asked for."""
-
-        def on_step_begin(self, *_, **__):
-            asked.acquire()
-
-        def on_step_end(self, *_, **__):
-            done.release()
-
     rows = [{"prompt": "".join(CHARACTERS[i - 1] for i in ids)} for step in range(1000) for ids in questions(step)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as output:
         config = GRPOConfig(
-            output_dir=folder, use_cpu=True, bf16=dtype == "bfloat16", per_device_train_batch_size=QUESTIONS * SAMPLES,
+            output_dir=output, use_cpu=True, bf16=given.dtype == "bfloat16",
+            per_device_train_batch_size=QUESTIONS * SAMPLES,
             num_generations=SAMPLES, max_completion_length=LENGTH, temperature=1.0, top_p=1.0, top_k=0, beta=0.04,
             learning_rate=1e-6, lr_scheduler_type="constant", loss_type="grpo", max_steps=1000, save_strategy="no",
             logging_strategy="no", report_to="none", disable_tqdm=True, gradient_checkpointing=False,
             shuffle_dataset=False, adam_beta2=0.95, seed=0,
         )  # fmt: skip
-        trainer = GRPOTrainer(model=model, reward_funcs=reward, args=config, train_dataset=Dataset.from_list(rows),
-                              processing_class=tokenizer, callbacks=[Turns()])  # fmt: skip
-        thread = threading.Thread(target=trainer.train, daemon=True)
-        thread.start()
+        step = turns.trainer_steps(lambda callback: GRPOTrainer(
+            model=model, reward_funcs=reward, args=config, train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer, callbacks=[callback],
+        ))  # fmt: skip
 
-        def work(step: int) -> dict:
-            asked.release()
-            while not done.acquire(timeout=1):
-                if not thread.is_alive():
-                    sys.exit(1)
+        def work(_: int) -> dict:
+            step()
             return {"length": lengths[-1]}
 
         serve(work)
 
 
-def logprobs(side: str, model_directory: str) -> None:
-    """Print the log-probs of fixed completions: sums of the four prompts' own, as the side's model computes them."""
-    import torch
-
-    prompts = questions(0)[:4]
-    if side == "trl":
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
-        logits = [model(torch.tensor([ids])).logits[0] for ids in prompts]
-    else:
-        from model import from_pretrained
-
-        model = from_pretrained(model_directory)
-        logits = [model.logits(model(torch.tensor(ids))) for ids in prompts]
-    sums = [row[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None]).sum().item()
-            for row, ids in zip(logits, prompts, strict=True)]  # fmt: skip
-    print(json.dumps(sums))
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peer", help="a Python with trl, transformers and datasets")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the arithmetic")
-    parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--check", nargs=2, help=argparse.SUPPRESS)
+    parser = turns.arguments(__doc__, rounds=10)
+    parser.add_argument("--ours", default="", help=f"options of our side alone, KEY=VALUE,...: {', '.join(OURS)}")
     given = parser.parse_args()
     if given.check:
-        return logprobs(*given.check)
+        return turns.print_logprobs(*given.check, questions(0)[:4])
     if given.side:
-        return {"ours": ours, "trl": trl}[given.side[0]](given.side[1], given.dtype)
+        return {"ours": ours, "trl": trl}[given.side[0]](given.side[1], given)
+    own_config(given.ours)
     from model import ModelConfig, Transformer
 
     shape = ModelConfig(VOCABULARY, width=128, layers=3, heads=4, kv_heads=2, ffn=320, context=256, eos_id=0)
-    pythons = {"ours": sys.executable} | ({"trl": given.peer} if given.peer else {})
-    threads = {"OMP_NUM_THREADS": str(given.threads)}
+    commands = turns.commands(__file__, given, "trl")
     with tempfile.TemporaryDirectory() as folder:
         model = Transformer(shape)
         model.save_pretrained(folder)
-        commands = {name: [python, __file__] for name, python in pythons.items()}
-        sums = [
-            json.loads(subprocess.run([*command, "--check", name, folder], check=True, capture_output=True).stdout)
-            for name, command in commands.items()
-        ]
-        if any(abs(a - b) > 1e-3 for a, b in zip(sums[0], sums[-1], strict=True)):
-            raise SystemExit(f"error: the two models do not give the same log-probs: {sums}")
-        sides = {name: [*command, "--side", name, folder, "--dtype", given.dtype] for name, command in commands.items()}
-        found = alternate(sides, given.rounds, threads)
+        turns.check_same(commands, folder, tolerance=1e-3)
+        threads = {"OMP_NUM_THREADS": str(given.threads)}
+        found = alternate(turns.sides(commands, given, folder), given.rounds, threads)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{millions:.2f} M parameters, {given.rounds} steps each in turn, {given.threads} threads, {given.dtype}")
     for name, side in found.items():
@@ -199,9 +195,8 @@ def main() -> None:
     if given.peer:
         ratio = median(found["trl"]["rows"])[0] / median(found["ours"]["rows"])[0]
         print(f"ratio {ratio:.2f}")
-    settings = {"rounds": given.rounds, "threads": given.threads, "dtype": given.dtype}
-    record("grpo_step", settings, found)
+    record("grpo_step", turns.settings(given), found)
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

@@ -32,7 +32,7 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,6 +86,7 @@ class Sandbox:
         if mode not in ("strict", "best-effort"):
             raise InputError(f"--sandbox {mode}: unknown; write strict or best-effort")
         limits = {"cpu_seconds": cpu_seconds, "memory_mb": memory_mb, "output_bytes": output_bytes, "without": _without}
+        self._threads = ThreadPoolExecutor(max(1, workers))
         self._servers = [_Server(limits) for _ in range(max(1, workers))]  # started together,
         try:
             for server in self._servers:
@@ -122,14 +123,18 @@ class Sandbox:
             finally:
                 self._free.append(server)
 
+    def start(self, code: str) -> "Future[Result]":
+        """Run one program while the caller goes on, as soon as a worker is free."""
+        return self._threads.submit(self.run, code)
+
     def run_many(self, codes: list[str]) -> list[Result]:
         """Results in the order of `codes`, spread over the workers; equal programs run once."""
-        distinct = list(dict.fromkeys(codes))
-        with ThreadPoolExecutor(len(self._servers)) as threads:
-            results = dict(zip(distinct, threads.map(self.run, distinct), strict=True))
-        return [results[code] for code in codes]
+        started = {code: self.start(code) for code in dict.fromkeys(codes)}
+        return [started[code].result() for code in codes]
 
     def close(self) -> None:
+        """Programs that have not begun are dropped, those that run are waited for: at most their time limit."""
+        self._threads.shutdown(cancel_futures=True)
         for server in self._servers:
             server.stop()
 

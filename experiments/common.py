@@ -10,8 +10,9 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -173,8 +174,9 @@ def save(path: Path, values: dict) -> None:
     print(f"written to {path}")
 
 
-def picture(path: Path, title: str, xlabel: str, ylabel: str, lines: dict[str, tuple], log_x: bool = False) -> None:
-    """Draw lines {name: (x, [values of a seed] x seeds)} with their mean and 95 % interval as a PNG."""
+@contextmanager
+def canvas(path: Path, rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 4.5)) -> Iterator[list]:
+    """Axes [rows * columns] of a picture of `size` inches, which is written to `path` as a PNG at the end."""
     try:
         import matplotlib
     except ImportError:
@@ -182,19 +184,25 @@ def picture(path: Path, title: str, xlabel: str, ylabel: str, lines: dict[str, t
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), dpi=150)
-    for name, (x, seeds) in lines.items():
-        mean, _, half = zip(*(mean_interval(column) for column in zip(*seeds, strict=True)), strict=True)
-        mean, half = np.array(mean), np.nan_to_num(half)
-        (line,) = axes.plot(x, mean, label=name, marker="o", markersize=3)
-        axes.fill_between(x, mean - half, mean + half, alpha=0.15, color=line.get_color(), linewidth=0)
-    if log_x:
-        axes.set_xscale("log", base=2)
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, dpi=150, squeeze=False)
+    yield axes.flatten().tolist()
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     pyplot.close(figure)
     print(f"drawn in {path}")
+
+
+def picture(path: Path, title: str, xlabel: str, ylabel: str, lines: dict[str, tuple], log_x: bool = False) -> None:
+    """Draw lines {name: (x, [values of a seed] x seeds)} with their mean and 95 % interval as a PNG."""
+    with canvas(path) as (axes,):
+        for name, (x, seeds) in lines.items():
+            mean, _, half = zip(*(mean_interval(column) for column in zip(*seeds, strict=True)), strict=True)
+            mean, half = np.array(mean), np.nan_to_num(half)
+            (line,) = axes.plot(x, mean, label=name, marker="o", markersize=3)
+            axes.fill_between(x, mean - half, mean + half, alpha=0.15, color=line.get_color(), linewidth=0)
+        if log_x:
+            axes.set_xscale("log", base=2)
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        axes.grid(alpha=0.3)
+        axes.legend()

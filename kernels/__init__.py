@@ -4,6 +4,10 @@ ours outside.
 Each file holds a PyTorch reference, which is the readable definition and what runs on CPUs, a Triton kernel for CUDA
 tensors, and a public function that picks. On a machine without a GPU the Triton kernels run in Triton's interpreter
 when TRITON_INTERPRET=1 is set before the first import of triton.
+
+`kernels.reference` switches a whole trainer (its option --reference) to the readable path: what is computed here
+follows its definition, differentiated by autograd; attention is a softmax over explicit scores (model.py), and a prompt
+is repeated for each of its completions (batch.py). The same numbers up to rounding, for more time and memory.
 """
 
 from types import SimpleNamespace
@@ -16,17 +20,20 @@ try:
 except ImportError:  # no Triton on this platform: the references serve
     triton, tl = None, SimpleNamespace(constexpr=None)
 
+reference = False  # set by runtime.setup
+
 jit = (lambda function=None, **_: function or (lambda f: f)) if triton is None else triton.jit
 
 
 def use_triton(tensor: torch.Tensor, backend: str | None) -> bool:
-    """Whether to launch the Triton kernel for `tensor`: on CUDA unless it is float64, which the references serve.
+    """Whether to launch the Triton kernel for `tensor`: on CUDA unless it is float64, which the references serve, or
+    on the readable path.
 
     `backend` "torch" or "triton" overrides the choice. Raises ValueError for another name, RuntimeError where Triton
     is asked for and not installed.
     """
     if backend is None:
-        return triton is not None and tensor.is_cuda and tensor.dtype != torch.float64
+        return triton is not None and not reference and tensor.is_cuda and tensor.dtype != torch.float64
     if backend not in ("torch", "triton"):
         raise ValueError(f"backend {backend!r}: give None, 'torch' or 'triton'")
     if backend == "triton" and triton is None:

@@ -16,6 +16,7 @@ import functools
 
 import torch
 
+import kernels
 from kernels import float_of, jit, tl, triton, use_triton
 from kernels.logprob import check, linear_logprob, logprob_from_logits, product, read_row, read_torch, row_blocks
 from kernels.policy_loss import STATS, check_loss, loss_and_slope, policy_loss, token_terms
@@ -214,6 +215,14 @@ def _scaled(ctx, grad):
     return found
 
 
+def fuses(vocabulary: int, tensor: torch.Tensor, wanted: bool | None = None) -> bool:
+    """Whether a trainer takes head and loss in one: as it is told, else for tensors on GPUs and vocabularies of 4,096
+    and more. A small vocabulary's head is no share of a step on a CPU: logits made twice cost nothing there."""
+    if wanted is None:
+        wanted = vocabulary >= 4096 or tensor.is_cuda
+    return wanted and not kernels.reference
+
+
 def head_policy_loss(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -251,6 +260,30 @@ def head_policy_loss(
         hidden, weight, tokens, settings, temperature, entropy, chunk, wanted, use_triton(hidden, backend)
     )
     return loss, _stats(sums, ent), logp
+
+
+def cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    count: int,
+    fused: bool | None = None,
+    chunk: int | None = None,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Minus the log-probs of the targets [T] int64, summed and divided by `count`: the loss of pre-training and SFT.
+
+    hidden [T, D], weight [V, D] (the LM head). In one with the head where `fuses` says so (`fused` overrides it): the
+    log-likelihood has the gradient of a policy loss with advantage 1, whose ratio is 1 as long as the policy is the one
+    that sampled. Otherwise by `linear_logprob`. Returns a float32 scalar (float64 for float64). Raises ValueError as
+    that does.
+    """
+    if not fuses(len(weight), hidden, fused):
+        return -linear_logprob(hidden, weight, targets, chunk=chunk, entropy=False, backend=backend)[0].sum() / count
+    ones = torch.ones(len(targets), dtype=float_of(hidden), device=hidden.device)
+    settings = dict(beta=0.0, entropy=False, chunk=chunk, backend=backend)
+    loss, _, logp = head_policy_loss(hidden, weight, targets, ones, ones / count, **settings)
+    return loss - loss.detach() - logp.sum() / count  # the gradient of the one, the value of the other
 
 
 def policy_loss_from_logits(

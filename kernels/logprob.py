@@ -8,6 +8,7 @@ one more matrix product in exchange for [T, V] floats of memory: 0.4 GB for ever
 
 import torch
 
+import kernels
 from kernels import float_of, jit, tl, triton, use_triton
 
 # Bytes of logits in a chunk. A CPU wants them to stay in its caches, a GPU wants matrix products of thousands of rows.
@@ -246,6 +247,9 @@ def linear_logprob(
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden {list(hidden.shape)} and weight {list(weight.shape)} must be [T, D] and [V, D]")
     check(len(hidden), len(weight), targets, temperature)
+    if kernels.reference and backend is None:
+        dtype = float_of(hidden)
+        return logprob_from_logits(hidden.to(dtype) @ weight.to(dtype).T, targets, temperature, entropy)
     chunk = chunk or max(1, CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cuda"]) // (4 * len(weight)))
     on_triton = use_triton(hidden, backend)
     logp, ent = _LinearLogprob.apply(hidden, weight, targets.contiguous(), temperature, chunk, entropy, on_triton)

@@ -12,6 +12,7 @@ the second line is equation 21. Only `logp` receives a gradient. The paper has n
 
 import torch
 
+import kernels
 from kernels import float_of, jit, tl, triton, use_triton
 from kernels.kl import HIGHEST, KINDS, LOWEST, kl_block, value_and_slope
 
@@ -145,6 +146,11 @@ def policy_loss(
     unknown kl_kind or shapes that differ.
     """
     check_loss(logp, kl_kind, old_logp=old_logp, ref_logp=ref_logp, advantage=advantage, weight=weight)
+    if kernels.reference and backend is None:  # the definition, and autograd for its gradient
+        old_logp = logp.detach() if old_logp is None else old_logp
+        settings = clip_low, clip_high, beta, kl_kind
+        loss, _, sums = loss_and_slope(logp, old_logp, ref_logp, advantage, weight, *settings, False)
+        return loss, dict(zip(STATS, sums.detach().unbind(), strict=True))
     tensors = logp.contiguous(), old_logp, ref_logp, advantage, weight
     loss, sums = _PolicyLoss.apply(*tensors, clip_low, clip_high, beta, kl_kind, use_triton(logp, backend))
     return loss, dict(zip(STATS, sums.unbind(), strict=True))

@@ -12,6 +12,7 @@ import training
 from torch.profiler import ProfilerActivity, profile
 
 import generate
+import model as model_module
 import plan
 import runtime
 import train_dpo
@@ -20,7 +21,7 @@ import train_ppo
 import train_pretrain
 import train_reward
 import train_sft
-from batch import pack_completions, token_logprobs, token_scores
+from batch import forward_flops, pack_completions, token_logprobs, token_scores
 from data import InputError
 from generate import Sampling
 from kernels.logprob import CHUNK_BYTES
@@ -276,9 +277,38 @@ def test_flops_by_hand(gpu, directory):
     found = plan.measure("pretrain", options("pretrain", directory, "--gpus", "1", "--device", device))
     tokens, pairs = 12 * 128, 12 * 128 * 129 / 2
     products = SHAPE.flops_per_token * tokens  # 6 for each weight
-    head = 2 * 40 * 503 * tokens  # the logits are made again in the backward
+    head = 0 if gpu else 2 * 40 * 503 * tokens  # on a CPU the logits are made again in the backward
     attention = (4 + 10) * 4 * 8 * pairs * 3  # H, E, layers
     assert found.flops["update"] == pytest.approx(products + head + attention, rel=1e-12)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "grpo"])
+def test_the_trainers_logs_count_what_is_computed_once(stage, directory):
+    """`forward_flops` against operation by operation: but for scores that attention makes again (2 of 14), and DPO's
+    logits."""
+    config = options(stage, directory, "--gpus", "1", *(["--micro_batch=99"] if stage == "pretrain" else []))
+    config.micro_tokens = 10**6
+    found, items = plan.measure(stage, config), plan.work_of(stage, config).items
+    if stage == "pretrain":
+        needed = train_pretrain.step_flops(SHAPE, items, 1)
+        pairs = 12 * 128 * 129 / 2
+    else:
+        kinds = dict(sft=lambda one: one, dpo=lambda one: one.group, reward=lambda one: (one.prompt, one.completions))
+        kinds["grpo"] = lambda one: (one.prompt, [sample.ids for sample in one.samples])
+        groups = [kinds[stage](one) for one in items]
+        shape = dataclasses.replace(SHAPE, score="outcome") if stage == "reward" else SHAPE
+        needed = (3 + (stage in ("dpo", "grpo"))) * forward_flops(shape, groups, last=stage == "reward")
+        pairs = (forward_flops(shape, groups, last=stage == "reward") - shape.flops(*fed(groups, stage))) / (4 * 32 * 3)
+    again = 2 * 4 * 8 * 3 * pairs  # 4 heads of 8, 3 layers
+    again += 2 * 40 * 503 * sum(len(ids) for _, own in groups for ids in own) if stage == "dpo" else 0
+    scored = 6 * 40 * sum(map(len, (own for _, own in groups))) if stage == "reward" else 0  # the score head itself
+    assert found.update_flops == pytest.approx(needed + again + scored, rel=1e-12)
+
+
+def fed(groups, stage: str) -> tuple[int, int, int]:
+    completions = [ids for _, own in groups for ids in own]
+    tokens = sum(map(len, completions)) - (0 if stage == "reward" else len(completions))
+    return tokens + sum(len(prompt) for prompt, _ in groups), sum(map(len, completions)), 0
 
 
 def test_activation_checkpointing_computes_each_block_once_more(directory):
@@ -376,7 +406,7 @@ def test_rates_of_a_run(directory, tmp_path, monkeypatch, capsys):
         metrics.write(step, {"loss": 1.0}, {"seconds": 12 * 128 / speed, "tokens_per_second": speed})
     config = options("pretrain", directory, "--rates", str(tmp_path), "--rates_gpus", "4")
     flops, bandwidth = plan.measured_rates("pretrain", config)
-    one = SHAPE.flops_per_token + 2 * 40 * 503 + 14 * 4 * 8 * 3 * 129 / 2
+    one = SHAPE.flops_per_token + 14 * 4 * 8 * 3 * 129 / 2
     assert flops == pytest.approx(one * 5000 / 4) and bandwidth == 0
 
 
@@ -420,6 +450,81 @@ def test_bad_input_is_one_line(arguments, said, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         plan.run_cli(plan.main)
     assert said in training.one_error(stop.value.code, capsys.readouterr().err)
+
+
+def configured(stage: str, **changes):
+    """The options of the trainer alone."""
+    everything = parse(plan.options_of(stage), STEPS[stage].split())
+    own = {field.name: getattr(everything, field.name) for field in dataclasses.fields(plan.STAGES[stage].Config)}
+    return plan.STAGES[stage].Config(**own | changes)
+
+
+@pytest.mark.parametrize("stage", STEPS)
+def test_activation_checkpointing_by_need(stage, tmp_path, monkeypatch, capsys):
+    """On where a step does not fit: what learning takes is what `measure` says for sequences that fill the context."""
+    config = configured(stage, to=str(tmp_path))
+    peak = plan.learning_peak(stage, config, SHAPE, 1)
+    context = getattr(config, "context", SHAPE.context)
+    prompt, longest = context // 2, getattr(config, "max_new_tokens", 0)
+    monkeypatch.setattr(plan, "model_shape", lambda *_: dataclasses.replace(SHAPE))
+    given = vars(config) | dict(gpus=1, prompt_tokens=prompt, response_tokens=longest)
+    plain, again = (
+        plan.measure(stage, plan.options_of(stage)(**given | {"activation_checkpointing": on})).held("update")
+        for on in (False, True)
+    )
+    assert again < plain == peak
+    for limit, on in ((peak, False), (peak - 1, True)):
+        monkeypatch.setattr(runtime, "memory_limit", lambda world, limit=limit: limit)
+        run = runtime.Run(dataclasses.replace(config), runtime.World())
+        assert run.checkpointing(stage, SHAPE) is run.config.activation_checkpointing is on
+        said = capsys.readouterr().out
+        assert said.startswith(f"activation checkpointing {'on' if on else 'off'}: ") and f"{peak / 1e9:.1f} GB" in said
+
+
+def test_activation_checkpointing_as_told_and_on_a_cpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "learning_peak", None)  # not asked
+    for told in (True, False):
+        run = runtime.Run(configured("sft", to=str(tmp_path), activation_checkpointing=told), runtime.World())
+        monkeypatch.setattr(runtime, "memory_limit", lambda world, told=told: 0.0 if not told else 1e15)
+        assert run.checkpointing("sft", SHAPE) is told
+    assert parse(train_sft.Config, ["--activation_checkpointing", "--to", "x"]).activation_checkpointing is True
+    monkeypatch.undo()
+    run = runtime.Run(configured("sft", to=str(tmp_path)), runtime.World())
+    assert run.checkpointing("sft", SHAPE) is False and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("trainer", ["sft", "ppo"])
+def test_a_run_that_needs_it(trainer, tiny, tmp_path, monkeypatch, capsys):
+    """It says so, keeps the decision with its options, and learns what it would have learned without."""
+    short = dict(steps=2, save_every=1, valid="", decay=0.0)
+    plain = training.run(trainer, tiny.root, tmp_path / "plain", **short)
+    blocks = []
+    original = model_module.checkpoint
+    monkeypatch.setattr(model_module, "checkpoint", lambda *args, **more: blocks.append(1) or original(*args, **more))
+    monkeypatch.setattr(runtime, "memory_limit", lambda world: 1000.0)
+    needed = training.run(trainer, tiny.root, tmp_path / "needed", **short)
+    assert len(blocks) >= 2 * 2 * (2 if trainer == "ppo" else 1)  # layers, steps, models
+    assert "activation_checkpointing = true" in (needed / "config.toml").read_text()
+    assert "activation_checkpointing = false" in (plain / "config.toml").read_text()
+    monkeypatch.undo()
+    training.run(trainer, tiny.root, needed, **short | {"steps": 3})  # elsewhere, where it fits: the run goes on
+    for row, expected in zip(training.metrics(needed), training.metrics(plain), strict=False):
+        assert row == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert len(training.metrics(needed)) == 3
+
+
+def test_report_decides_as_the_trainer(directory, monkeypatch, capsys):
+    shared = ["sft", "--model", str(directory), *STEPS["sft"].split(), "--gpus", "1", "--reserve", "0"]
+    plain, again = (
+        plan.measure("sft", options("sft", directory, "--gpus", "1", "--activation_checkpointing", on))
+        for on in ("false", "true")
+    )
+    text = run(monkeypatch, capsys, *shared, "--gpu_memory", str(plain.peak / 1e9))
+    assert "activation checkpointing off: " in text and f"peak {plain.peak / 1e9:.2f} GB" in text
+    text = run(monkeypatch, capsys, *shared, "--gpu_memory", str(again.peak / 1e9))
+    assert "activation checkpointing on: " in text and f"peak {again.peak / 1e9:.2f} GB" in text
+    text = run(monkeypatch, capsys, *shared, "--activation_checkpointing", "false")
+    assert "activation checkpointing" not in text
 
 
 def test_unknown_key_of_a_file(tmp_path, monkeypatch, capsys):

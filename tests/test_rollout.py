@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import training
 from training import PROBLEMS, in_tests, one_error
 
 import rollout as module
@@ -14,8 +15,8 @@ from data import InputError, read_jsonl
 from data.sandbox import Sandbox
 from generate import Sample, Sampling, generate
 from model import from_pretrained
-from reward import step_ends
-from rollout import Rollout, label_steps, load_rollouts, save_rollouts
+from reward import Programs, step_ends
+from rollout import Rollout, label_steps, load_rollouts, rollout, save_rollouts
 from runtime import World
 
 
@@ -61,6 +62,51 @@ def test_lines_of_programs_are_steps_too(tiny, policy):
     assert [len(labels) for labels in one.step_labels] == [3, 1]
     assert one.step_labels[0][1] > 0.5  # having got so far, the policy knows how to end it
     assert one.step_labels[1] == [0.0]
+
+
+class Noting(training.Calculator):
+    """Notes when a program begins, and when somebody waits for it."""
+
+    def __init__(self, events):
+        super().__init__("best-effort")
+        self.events = events
+
+    def start(self, code):
+        self.events.append(code)
+        return super().start(code)
+
+
+def test_programs_run_while_others_are_written(tiny, policy, monkeypatch):
+    """The same rollouts and step labels as when all is judged in the end; a program is started once, and at once."""
+    events, original, decode = [], module.generate, policy.decode
+    monkeypatch.setattr(policy, "decode", lambda *args: events.append("decode") or decode(*args))
+    sampling, waited = Sampling(6, 0.9, 1.0, 16, seed=4), {}
+
+    def sampled(sandbox, waited=None):
+        shared = "plain", sampling, 5, sandbox, World()
+        found = rollout(policy, tiny.tokenizer, PROBLEMS, ["pot", "cot"] * 3, *shared, waited)
+        label_steps(policy, tiny.tokenizer, found, *shared)
+        return found
+
+    early = sampled(Noting(events), waited)
+    programs = [event for event in events if event != "decode"]
+    assert len(programs) > 5 and 0 <= waited["judge"] < 10
+    first = [i for i, event in enumerate(events) if event != "decode"][:5]
+    assert all("decode" in events[i:] for i in first), "programs were started when all was sampled"
+    monkeypatch.setattr(module, "generate", lambda *args, keys, on_sample: original(*args, keys=keys))
+    assert early == sampled(Noting([])) and 0 < sum(sum(one.rewards) for one in early) < 36
+    assert any(label not in (0, 1) for one in early for labels in one.step_labels for label in labels)
+
+
+def test_a_program_is_started_once(tiny):
+    events = []
+    programs = Programs(Noting(events), tiny.tokenizer, "pot", "plain", ())
+    samples = [completion(tiny.tokenizer, text) for text in ("\nprint(1)", "\nprint(1)", "\nprint(7)", "\n")]
+    for sample in samples:
+        programs.begin(sample)
+    assert events == ["print(1)", "print(7)"]
+    assert [one.stdout for one in programs.run_many(["print(1)", "a = 2\nprint(a)", "print(7)"])] == ["1", "2", ""]
+    assert events == ["print(1)", "print(7)", "a = 2\nprint(a)"]
 
 
 def test_files_keep_everything(tiny, tmp_path):

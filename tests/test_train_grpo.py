@@ -34,7 +34,7 @@ from data.problems import Problem
 from data.sandbox import Sandbox
 from data.tokenizer import train
 from generate import Sample
-from model import from_pretrained
+from model import ModelConfig, from_pretrained
 from options import parse, read_toml
 from reward import RewardModel
 from rollout import load_rollouts
@@ -130,7 +130,7 @@ def test_rewards_belong_to_their_question_and_sample(tiny, sampled):
 def test_a_format_may_come_several_times(sampled, policy, tiny, monkeypatch):
     """cot,cot,pot: two questions of three, each sampled once."""
     config, asked, generate = replace(sampled[0], formats=["cot", "cot", "pot"]), [], rollout.generate
-    monkeypatch.setattr(rollout, "generate", lambda *a, keys: asked.extend(keys) or generate(*a, keys=keys))
+    monkeypatch.setattr(rollout, "generate", lambda *a, keys, **b: asked.extend(keys) or generate(*a, keys=keys, **b))
     with Sandbox(workers=1) as sandbox:
         rollouts, _ = collect(config, 1, policy, tiny.tokenizer, PROBLEMS, sandbox, None, World())
     assert [one.format for one in rollouts] == ["cot", "cot", "pot"] * 2
@@ -430,6 +430,7 @@ def test_update_metrics(monkeypatch):
     reference = first + torch.tensor([0.0, 0.1, -0.2, 50.0, 0.0])
     table = [reference, first, first + ratios.log()]
     model = torch.nn.Linear(1, 5, bias=False)
+    model.config = ModelConfig(5, width=2, layers=1, heads=1, kv_heads=1, ffn=1)
     steps = []
 
     def told(network, batch, temperature, entropy=False):

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,8 +105,13 @@ class Calculator:
     def __exit__(self, *_):
         pass
 
+    def start(self, code):
+        result = Future()
+        result.set_result(Result("ok", self.answers[code], "") if code in self.answers else Result("error", "", ""))
+        return result
+
     def run_many(self, codes):
-        return [Result("ok", self.answers[c], "") if c in self.answers else Result("error", "", "") for c in codes]
+        return [self.start(code).result() for code in codes]
 
 
 def options(trainer: str, root: Path, run: Path, /, **changes) -> list[str]:

@@ -166,6 +166,19 @@ def test_dead_server_is_restarted(sandbox):
     assert sandbox.run_many(["print(1)", "print(2)", "print(3)"]) == [Result("ok", f"{i}\n", "") for i in (1, 2, 3)]
 
 
+def test_programs_run_while_the_caller_goes_on():
+    code = "import time; time.sleep(0.3); print(1)"
+    with Sandbox(workers=1) as sandbox:
+        began = time.monotonic()
+        first, second = sandbox.start(code), sandbox.start("print(2)")
+        assert time.monotonic() - began < 0.2 and not first.done()
+        assert second.result() == sandbox.run("print(2)") and first.result() == Result("ok", "1\n", "")
+        running, dropped = sandbox.start(code), sandbox.start("print(3)")
+        while not running.running():
+            time.sleep(0.01)
+    assert running.result().stdout == "1\n" and dropped.cancelled()
+
+
 def test_start_failure_says_why(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(RuntimeError, match="/no/such/python"):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from test_logprob import Largest
 
-from kernels.head_loss import head_policy_loss, policy_loss_from_logits
+from kernels import head_loss
+from kernels.head_loss import cross_entropy, head_policy_loss, policy_loss_from_logits
 from kernels.logprob import linear_logprob
 from kernels.policy_loss import policy_loss, token_weights
 
@@ -68,6 +69,41 @@ def test_as_two_calls(dtype, tolerance, old, ref, normalization):
         wanted = results(two_calls, hidden, weight, tokens, **settings)
         assert_same(results(head_policy_loss, hidden, weight, tokens, **settings, chunk=chunk), wanted, tolerance)
         assert not old or temperature != 1 or wanted["clip"] > 2
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-11), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_cross_entropy_is_the_definition(dtype, tolerance, fused):
+    """Value and gradients against autograd through log_softmax of all logits, in float64."""
+    hidden, weight, tokens = example(dtype, V=97, D=16)
+    h, w = (x.detach().double().requires_grad_() for x in (hidden, weight))
+    expected = -(h @ w.T).log_softmax(-1).gather(1, tokens["targets"][:, None]).sum() / 40
+    (3 * expected).backward()
+    for chunk in (None, 7):
+        h2, w2 = (x.detach().requires_grad_() for x in (hidden, weight))
+        loss = cross_entropy(h2, w2, tokens["targets"], 40, fused, chunk)
+        (3 * loss).backward()
+        assert loss.dtype == torch.promote_types(dtype, torch.float32)
+        exact = 1e-12 if dtype == torch.float64 else 1e-5
+        assert loss.item() == pytest.approx(expected.item(), rel=exact)
+        for found, wanted in ((h2.grad, h.grad), (w2.grad, w.grad)):
+            assert (found.double() - wanted).abs().max() <= tolerance * wanted.abs().max()
+        with torch.no_grad():
+            assert cross_entropy(h2, w2, tokens["targets"], 40, fused, chunk).item() == pytest.approx(loss.item())
+
+
+def test_cross_entropy_fuses_large_vocabularies_alone(monkeypatch):
+    calls = []
+    monkeypatch.setattr(head_loss, "head_policy_loss", lambda *a, **k: calls.append(1) or head_policy_loss(*a, **k))
+    for vocabulary, fused in ((4095, 0), (4096, 1)):
+        weight, hidden = torch.zeros(vocabulary, 2), torch.zeros(3, 2)
+        loss = cross_entropy(hidden, weight, torch.tensor([0, 5, 4094]), 3)
+        assert loss.item() == pytest.approx(math.log(vocabulary)) and len(calls) == fused
+    empty = cross_entropy(torch.zeros(0, 2, requires_grad=True), weight, torch.zeros(0, dtype=torch.int64), 3)
+    empty.backward()  # windows of nothing but EOS
+    assert empty.item() == 0
+    with pytest.raises(ValueError, match="targets reach from 0 to 4096"):
+        cross_entropy(hidden, weight, torch.tensor([0, 5, 4096]), 3)
 
 
 def test_as_the_whole_table_in_float64():

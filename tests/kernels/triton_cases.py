@@ -10,7 +10,7 @@ import torch
 
 from bench.kernels_gpu import check
 from kernels.advantage import group_advantage, process_advantage
-from kernels.head_loss import head_policy_loss, policy_loss_from_logits
+from kernels.head_loss import cross_entropy, head_policy_loss, policy_loss_from_logits
 from kernels.kl import kl
 from kernels.logprob import linear_logprob, logprob_from_logits
 from kernels.policy_loss import policy_loss
@@ -129,6 +129,19 @@ def test_head_policy_loss(T, D, V, chunk, dtype, old, ref):
         assert error < (1e-5 if dtype == torch.float32 else 1e-2)
     if T > 20:
         assert not old or found[1]["clip"] > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cross_entropy(dtype):
+    hidden, weight = randn(23, 6).to(dtype).requires_grad_(), (0.3 * randn(37, 6, seed=1)).to(dtype).requires_grad_()
+    targets = (randn(23, seed=2).abs() * 37).long() % 37
+    (values, wanted), (found, gradients) = both(
+        lambda backend, h, w: (cross_entropy(h, w, targets, 40, True, 5, backend),), hidden, weight
+    )
+    torch.testing.assert_close(found, values, rtol=1e-5, atol=1e-6)
+    for one, other in zip(gradients, wanted, strict=True):
+        error = (one.double() - other.double()).norm() / other.double().norm()
+        assert error < (1e-5 if dtype == torch.float32 else 1e-2)
 
 
 @pytest.mark.parametrize("inplace", [False, True])

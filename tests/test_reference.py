@@ -1,0 +1,193 @@
+"""The readable path (--reference) and the fast one: the same losses, metrics and gradients in every trainer."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import training
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from training import all_gradients, made_up_rollouts, run, scoring
+
+import kernels
+import model as model_module
+import runtime
+import train_grpo
+import train_ppo
+import train_pretrain
+import train_reward
+import train_sft
+from batch import pack_completions
+from data import InputError
+from data.shards import windows
+from kernels import head_loss, logprob, policy_loss
+from model import Layout, attend, from_pretrained
+
+
+@pytest.fixture
+def readable(monkeypatch):
+    """The readable path, on which nothing of the fast one may be called; off again after the test."""
+
+    def refuse(*_, **__):
+        raise AssertionError("the fast path was taken")
+
+    def switch() -> None:
+        monkeypatch.setattr(kernels, "reference", True)
+        monkeypatch.setattr(F, "scaled_dot_product_attention", refuse)
+        monkeypatch.setattr(Layout, "buckets", property(refuse))
+        monkeypatch.setattr(torch, "compile", refuse)
+        for kernel in (logprob._LinearLogprob, policy_loss._PolicyLoss, head_loss._HeadLoss):
+            monkeypatch.setattr(kernel, "apply", refuse)
+
+    return switch
+
+
+SEGMENTS = st.lists(st.tuples(st.integers(1, 6), st.lists(st.integers(1, 5), max_size=4)), min_size=1, max_size=4)
+
+
+@settings(max_examples=40)
+@given(SEGMENTS, st.sampled_from([(4, 4), (4, 2), (3, 1)]), st.integers(0, 9))
+def test_attention_of_ragged_shared_layouts(groups, heads, seed):
+    """In float64, output and gradients; and the layout without a prefix is the softmax over its own past alone."""
+    lengths, parents = [], []
+    for prompt, completions in groups:
+        parent = len(lengths)
+        lengths += [prompt, *completions]
+        parents += [-1, *[parent] * len(completions)]
+    layout, (H, K) = Layout(lengths, parents), heads
+    draw = torch.Generator().manual_seed(seed)
+    shapes = [(layout.tokens, n, 6) for n in (H, K, K)]
+    q, k, v = (torch.randn(s, generator=draw, dtype=torch.float64, requires_grad=True) for s in shapes)
+    upstream = torch.randn(layout.tokens, H * 6, generator=draw, dtype=torch.float64)
+    found = []
+    for path in (attend, model_module.attend_reference):
+        out = path(q, k, v, layout)
+        found.append([out, *torch.autograd.grad(out, (q, k, v), upstream)])
+    for fast, slow in zip(*found, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-11, atol=1e-12)
+
+
+def test_attention_is_in_float32_where_the_model_is_not():
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(50, 2, 8, generator=draw).to(torch.bfloat16) for _ in range(3))
+    layout = Layout([30, 20], [-1, 0])
+    exact = model_module.attend_reference(*(x.double() for x in (q, k, v)), layout)
+    found = model_module.attend_reference(q, k, v, layout)
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - exact).abs().max() <= exact.abs().max() * 2**-8  # the rounding of the result alone
+
+
+def test_prompts_are_repeated(readable):
+    groups = [([5, 6, 7], [[8, 9], [4, 3, 2]])]
+    shared = pack_completions(groups)
+    readable()
+    plain = pack_completions(groups)
+    assert shared.ids.tolist() == [5, 6, 7, 8, 4, 3] and plain.ids.tolist() == [5, 6, 7, 8, 5, 6, 7, 4, 3]
+    assert (plain.layout.parents < 0).all() and torch.equal(plain.targets, shared.targets)
+
+
+def test_gradients_and_metrics_of_every_trainer(tiny, alone, readable):
+    readable()
+    found = all_gradients(tiny.root, runtime.World())
+    assert found.keys() == alone[1].keys() and len(found) == 9
+    for trainer, expected in alone[1].items():
+        for name, tensor in expected.items():
+            error = (found[trainer][name].double() - tensor.double()).abs().max()
+            assert error <= 2e-5 * max(tensor.double().abs().max(), 1e-3), f"{trainer} {name}: off by {error:.2g}"
+
+
+def test_pretraining_and_sft_with_the_head_in_one(tiny, alone, monkeypatch):
+    """What large vocabularies and GPUs take: the same gradients and losses, cut into micro-batches or not."""
+    monkeypatch.setattr(head_loss, "fuses", lambda *_: True)
+    monkeypatch.setattr(logprob._LinearLogprob, "apply", None)
+    model, world = from_pretrained(tiny.root / "base"), runtime.World()
+    for micro in (1, 4):
+        rows = windows(tiny.root / "a", 32, 7)
+        loss = train_pretrain.total_loss(model, rows, tiny.tokenizer.eos_id, 8 // micro, world)
+        training.assert_close(training.gradients(model) | {"loss": torch.tensor(loss)}, alone[1]["pretrain"])
+        examples = train_sft.load_examples([f"{tiny.root}/sft.jsonl"], tiny.tokenizer, "plain", 96)[0][:7]
+        loss = train_sft.sft_gradient(model, examples, 320 // micro, world)
+        training.assert_close(training.gradients(model) | {"loss": torch.tensor(loss)}, alone[1]["sft"])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_float64(tiny, fused, readable):
+    """Every loss in float64, with ratio, clip and KL at work, completions that share a prompt, and tool output."""
+    rollouts = made_up_rollouts(tiny.tokenizer)
+    config = train_grpo.Config(beta=0.3, temperature=0.7, clip_low=0.1, clip_high=0.2, micro_tokens=200, fused=fused)
+    values = train_ppo.Config(micro_tokens=200, clip_value=0.5)
+    draw = torch.Generator().manual_seed(3)
+    for one in rollouts:
+        sizes = [len(sample.ids) for sample in one.samples]
+        one.values, one.returns = ([torch.randn(n, generator=draw).tolist() for n in sizes] for _ in range(2))
+    rows = windows(tiny.root / "a", 32, 5)
+    labelled, _ = train_reward.load_labelled(
+        f"{tiny.root}/samples.jsonl",
+        train_reward.Config(kind="process", init=str(tiny.root / "base")),
+        tiny.tokenizer,
+    )
+
+    def everything() -> list[torch.Tensor]:
+        model, world = from_pretrained(tiny.root / "base").double(), runtime.World()
+        value, reference = scoring(tiny.root / "model").double(), from_pretrained(tiny.root / "model").double()
+        found = [torch.tensor(train_pretrain.total_loss(model, rows, tiny.tokenizer.eos_id, 3, world))]
+        batches = train_grpo.make_batches(rollouts, config, reference, world)
+        noise = torch.Generator().manual_seed(4)
+        for micro in batches:
+            logp = train_grpo.token_logprobs(model, micro.batch, config.temperature)[0].detach()
+            micro.old_logp = logp + 0.3 * torch.randn(len(logp), generator=noise)
+        sums = train_grpo.grpo_gradient(model, batches, config, first=True)
+        assert sums["clip"] > 3
+        sums |= train_ppo.value_gradient(value, batches, values)
+        scores = train_reward.reward_scores(value, labelled)
+        F.binary_cross_entropy_with_logits(scores.double(), train_reward.wanted(labelled, "soft").double()).backward()
+        found += [sums[name].double() for name in sorted(sums)]
+        return found + [p.grad for one in (model, value) for p in one.parameters()]
+
+    fast = everything()
+    readable()
+    for one, two in zip(fast, everything(), strict=True):
+        scale = max(float(two.abs().max()), 1e-6)
+        assert (one - two).abs().max() <= 3e-7 * scale if one.dim() == 0 else 1e-7 * scale
+
+
+@pytest.mark.parametrize("trainer", training.TRAINERS)
+def test_a_run(trainer, tiny, tmp_path, readable, monkeypatch):
+    """The option, in `main`: the first steps of a run say what those of the fast path say."""
+    monkeypatch.setattr(kernels, "reference", False)  # `main` sets it; what it was comes back after the test
+    short = dict(steps=2, valid="", decay=0.0)
+    short |= {"iterations": 1 if trainer == "grpo" else 2} if trainer in ("grpo", "iterative") else {}
+    short |= {"steps": 1} if trainer == "iterative" else {}
+    short |= {"fused": "true"} if trainer in ("grpo", "ppo", "iterative") else {}
+    if trainer == "pretrain":
+        del short["decay"]
+    fast = run(trainer, tiny.root, tmp_path / "fast", **short)
+    assert not kernels.reference
+    readable()
+    slow = run(trainer, tiny.root, tmp_path / "slow", reference="true", **short)
+    one, two = (training.metrics(directory) for directory in (fast, slow))
+    assert len(one) == len(two) == 2
+    for row, other in zip(one, two, strict=True):
+        assert row.keys() == other.keys()
+        for name, value in row.items():
+            expected = pytest.approx(value, rel=2e-3, abs=1e-5) if isinstance(value, float) else value
+            assert other[name] == expected, name
+
+
+def test_the_switch_is_set_for_each_run(monkeypatch):
+    monkeypatch.setattr(kernels, "reference", False)
+    runtime.setup("cpu", reference=True)
+    assert kernels.reference and not head_loss.fuses(10**5, torch.zeros(1), True)
+    runtime.setup("cpu")
+    assert not kernels.reference and head_loss.fuses(10**5, torch.zeros(1))
+    with pytest.raises(ValueError, match="targets reach from 0 to 7"):  # errors are those of the fast path
+        monkeypatch.setattr(kernels, "reference", True)
+        logprob.linear_logprob(torch.zeros(2, 3), torch.zeros(7, 3), torch.tensor([0, 7]))
+
+
+def test_a_run_may_go_on_on_the_other_path(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "reference", False)
+    to = run("sft", tiny.root, tmp_path / "run", steps=2, valid="", decay=0.0)
+    run("sft", tiny.root, to, steps=3, valid="", decay=0.0, reference="true")
+    assert [row["step"] for row in training.metrics(to)] == [1, 2, 3]
+    with pytest.raises(InputError, match="lr was"):
+        run("sft", tiny.root, to, steps=3, valid="", decay=0.0, lr=1e-5)
