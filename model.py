@@ -428,21 +428,17 @@ class Attention(nn.Module):
             return rotate(self.q_norm(qk[:, :H]), *rope), rotate(self.k_norm(qk[:, H:]), *rope), v
         return *rotate(qk, *rope).split([H, K], dim=1), v
 
-    def attend_cached(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, rows, lengths, mask) -> Tensor:
-        """One new token a row, q [B, H, E], k and v [B, K, E] at positions `lengths`: writes its key and value, attends
-        over the row's cache -> [B, H * E]."""
+    def attend_cached(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, places, mask) -> Tensor:
+        """One new token a row, q [B, H, E], k and v [B, K, E]: writes its key and value at `places` [B * K] of the
+        layer's cache, seen as [rows * K * capacity, E], and attends over the row -> [B, H * E]."""
         B, longest = q.shape[0], mask.shape[-1]
-        cache.keys[layer].index_put_((rows, self.every_head, lengths), k)
-        cache.values[layer].index_put_((rows, self.every_head, lengths), v)
+        for whole, new in ((cache.keys[layer], k), (cache.values[layer], v)):
+            whole.view(-1, self.E).index_copy_(0, places, new.reshape(-1, self.E).to(whole.dtype))
         keys, values = cache.keys[layer, :B, :, :longest], cache.values[layer, :B, :, :longest]
         q = q.view(B, self.K, self.H // self.K, self.E)  # heads of a group side by side: no key is ever repeated
-        scores = torch.matmul(q * self.E**-0.5, keys.transpose(2, 3)).float() + mask  # [B, K, H/K, longest]
+        scores = torch.matmul(q * self.E**-0.5, keys.transpose(2, 3)).float().add_(mask)  # [B, K, H/K, longest]
         out = torch.matmul(torch.softmax(scores, dim=-1).to(values.dtype), values)
         return out.reshape(B, -1)
-
-    @property
-    def every_head(self) -> Tensor:
-        return torch.arange(self.K, device=self.out.weight.device)
 
 
 class MLP(nn.Module):
@@ -539,12 +535,15 @@ class Transformer(nn.Module):
         for block in self.layers:
             block.dropout = share
 
-    def multiply_in(self, dtype: torch.dtype) -> None:
-        """Matrix products in this dtype, everything between them as it was: for CPUs that multiply bfloat16 several
-        times as fast (AMX, AVX-512 BF16) and are slow at all else in it. The LM head is left out."""
-        for module in self.modules():
-            if isinstance(module, Linear) and module is not self.head:
+    def multiply_in(self, dtype: torch.dtype, store: bool = False) -> None:
+        """The blocks' matrix products in this dtype, everything between them and the head as it was: for CPUs, some of
+        which multiply bfloat16 several times as fast (AMX) and all of which are slow at anything else in it. With
+        `store` the weights are kept in it too, which suits a copy that is not trained."""
+        for module in self.layers.modules():
+            if isinstance(module, Linear):
                 module.multiply = dtype
+                if store:
+                    module.requires_grad_(False).to(dtype)
 
     def compile_blocks(self) -> None:
         """Fuse what stands between the matrix products of a block with torch.compile (on a CPU it needs g++)."""
@@ -596,11 +595,13 @@ class Transformer(nn.Module):
         """
         x = self.embedded(ids)
         rope = self.rope(lengths, longest)
-        rows = torch.arange(ids.shape[0], device=ids.device)[:, None]
+        K, capacity = self.config.kv_heads, cache.capacity
+        head = torch.arange(ids.shape[0] * K, device=ids.device).view(-1, K)  # row * K + number of the head
+        places = (head * capacity + lengths[:, None]).flatten()
         seen = torch.arange(longest, device=ids.device) <= lengths[:, None]  # the new token included
         mask = torch.zeros(seen.shape, device=ids.device).masked_fill_(~seen, -torch.inf)[:, None, None]
         for layer, block in enumerate(self.layers):
-            x = block.decode(x, rope, cache, layer, rows, lengths[:, None], mask)
+            x = block.decode(x, rope, cache, layer, places, mask)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -79,6 +79,8 @@ class World:
     size: int = 1
     device: torch.device = torch.device("cpu")
     local_rank: int = 0
+    bf16: bool | None = None  # multiply matrices in bfloat16; None: on a GPU
+    compile: bool | None = None  # fuse blocks with torch.compile; None: on a GPU
 
     @property
     def main(self) -> bool:
@@ -86,8 +88,9 @@ class World:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What matrices are multiplied in: bfloat16 on GPUs, float32 on CPUs. Trained weights are float32 on both."""
-        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        """What all but sums and losses are computed in, and a model that is not trained is kept in: bfloat16 on GPUs,
+        float32 on CPUs, where at most the matrix products are in bfloat16. Trained weights are float32 on both."""
+        return torch.bfloat16 if self.device.type == "cuda" and self.bf16 is not False else torch.float32
 
     def all_sum(self, value):
         """Sum over processes of a number, or of a tensor (element by element; a new tensor)."""
@@ -117,10 +120,14 @@ class World:
             dist.barrier()
 
 
-def setup(device: str = "auto", reference: bool = False) -> World:
+def setup(
+    device: str = "auto", reference: bool = False, bf16: bool | None = None, compile: bool | None = None
+) -> World:
     """The processes that torchrun started (gloo on CPUs, NCCL on GPUs), or this one alone. `reference` takes the
-    readable path (see kernels/__init__.py) from here on. Raises InputError."""
+    readable path (see kernels/__init__.py) from here on. bf16, compile: see World. Raises InputError."""
     kernels.reference = reference
+    if compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise InputError("--compile true: torch.compile finds no C++ compiler; install g++, or leave it out")
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {device}: unknown; use auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
@@ -137,7 +144,7 @@ def setup(device: str = "auto", reference: bool = False) -> World:
         # Processes wait for each other while one of them decodes long completions: an hour, not NCCL's ten minutes.
         timeout = datetime.timedelta(hours=1)
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, device_id=where if cuda else None)
-    return World(rank, size, where, local)
+    return World(rank, size, where, local, bf16, compile)
 
 
 def seeded(*key) -> int:
@@ -166,14 +173,26 @@ def shuffled(count: int, seed: int) -> Iterator[int]:
 # FSDP2
 
 
-def shard(model: nn.Module, world: World, bf16: bool | None = None) -> nn.Module:
+def prepare(model: nn.Module, world: World, trained: bool = True) -> nn.Module:
+    """How the model computes: blocks compiled, and on a CPU products in bfloat16, where the run asks for it. A copy
+    that is not `trained` may keep its matrices in bfloat16."""
+    cpu = world.device.type == "cpu"
+    if not kernels.reference and (not cpu if world.compile is None else world.compile):
+        model.compile_blocks()
+    if cpu and world.bf16:
+        model.multiply_in(torch.bfloat16, store=not trained)
+    return model
+
+
+def shard(model: nn.Module, world: World) -> nn.Module:
     """Split the weights over the processes, one unit for each block in `model.layers` and one for the rest.
 
     Gradients are the *sum* over processes (FSDP's default is the mean): losses are divided by global counts before
-    backward. Weights are float32; with bf16 (default: on GPUs) they are gathered and multiplied in bfloat16, gradients
-    reduced in float32. A single process keeps the plain module; with bf16 its `compute_dtype` is set.
+    backward. Weights are float32; on GPUs they are gathered and multiplied in bfloat16, gradients reduced in float32. A
+    single process keeps the plain module; in bfloat16 its `compute_dtype` is set.
     """
-    dtype = world.dtype if bf16 is None else torch.bfloat16 if bf16 else torch.float32
+    dtype = world.dtype
+    prepare(model, world)
     if world.size == 1:
         if dtype != torch.float32:
             model.compute_dtype = dtype
@@ -532,7 +551,7 @@ class Run:
     """
 
     FREE = (
-        "keep", "save_every", "device", "max_rows", "keep_rollouts", "to", "patience", "reference",
+        "keep", "save_every", "device", "max_rows", "keep_rollouts", "to", "patience", "reference", "compile",
         "activation_checkpointing",
     )  # fmt: skip
 

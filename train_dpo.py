@@ -54,6 +54,8 @@ class Config:
     clip: float = option(1.0, "largest gradient norm")
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
     activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
+    bf16: bool | None = option(None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too")
+    compile: bool | None = option(None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute")
     reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     # the run
     valid_every: int = option(100, "steps between validations")
@@ -221,7 +223,7 @@ def check(config: Config) -> None:
 
 def main(config: Config) -> None:
     check(config)
-    world = runtime.setup(config.device, config.reference)
+    world = runtime.setup(config.device, config.reference, config.bf16, config.compile)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)

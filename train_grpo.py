@@ -20,6 +20,7 @@ Defaults are the paper's (4.2): lr 1e-6, beta 0.04, 64 samples of up to 1,024 to
     torchrun --nproc_per_node 8 train_grpo.py --config configs/paper/grpo.toml --init DIR --problems FILE --to DIR
 """
 
+import copy
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -98,6 +99,8 @@ class Config:
     shared_prompts: bool = option(True, "run a question once for its G completions; false repeats it (same gradient)")
     fused: bool | None = option(None, "LM head and loss in one pass; none: on GPUs and for 4,096 words and more")
     activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
+    bf16: bool | None = option(None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too")
+    compile: bool | None = option(None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute")
     reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     # the run
     valid: str = option("", "problems held out for evaluation during training (greedy)")
@@ -491,7 +494,7 @@ def load_problems(config: Config, tokenizer: Tokenizer, context: int) -> tuple[l
 
 def main(config: Config) -> None:
     check(config)
-    world = runtime.setup(config.device, config.reference)
+    world = runtime.setup(config.device, config.reference, config.bf16, config.compile)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)
@@ -503,9 +506,10 @@ def main(config: Config) -> None:
     model = runtime.shard(model, world)  # one after the other, so that whole copies do not pile up
     regularised = config.beta and config.algorithm == "grpo"
     reference = runtime.shard(from_pretrained(config.init, world.device), world) if regularised else None
-    policy = from_pretrained(config.init, world.device, world.dtype)  # whole: decoding never waits for another process
+    # Whole on every process: decoding never waits for another one.
+    policy = runtime.prepare(from_pretrained(config.init, world.device, world.dtype), world, trained=False)
     offline = config.data_source == "sft"
-    sampler = from_pretrained(config.init, world.device, world.dtype) if offline else policy
+    sampler = copy.deepcopy(policy) if offline else policy
     optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
 
     def reward_of(iteration: int) -> RewardModel | None:

@@ -96,6 +96,8 @@ class Config:
     shared_prompts: bool = option(True, "run a question once for all its completions; false repeats it (same gradient)")
     fused: bool | None = option(None, "LM head and loss in one pass; none: on GPUs and for 4,096 words and more")
     activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
+    bf16: bool | None = option(None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too")
+    compile: bool | None = option(None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute")
     reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     # the run
     valid: str = option("", "problems held out for evaluation during training (greedy)")
@@ -285,7 +287,7 @@ def load_value(config: Config, tokenizer: Tokenizer, device) -> Transformer:
 
 def main(config: Config) -> None:
     check(config)
-    world = runtime.setup(config.device, config.reference)
+    world = runtime.setup(config.device, config.reference, config.bf16, config.compile)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)
@@ -295,7 +297,8 @@ def main(config: Config) -> None:
     model = runtime.shard(model, world)  # one after the other, so that whole copies do not pile up
     value = runtime.shard(load_value(config, tokenizer, world.device), world)
     reference = runtime.shard(from_pretrained(config.init, world.device), world) if config.beta else None
-    policy = from_pretrained(config.init, world.device, world.dtype)  # whole: decoding never waits for another process
+    # Whole on every process: decoding never waits for another one.
+    policy = runtime.prepare(from_pretrained(config.init, world.device, world.dtype), world, trained=False)
     kind, learned = config.reward.removesuffix("_model"), config.reward != "rule"
     reward_model = RewardModel(config.reward_model, kind, tokenizer, world.device, world.dtype) if learned else None
     run.say(f"{len(items)} problems, {config.questions} x {config.samples} completions a step")

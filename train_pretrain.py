@@ -49,6 +49,8 @@ class Config:
     save_every: int = option(1000, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
     activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
+    bf16: bool | None = option(None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too")
+    compile: bool | None = option(None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute")
     reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
     seed: int = option(0, "seed of the weights and of the data order")
     device: str = option("auto", "auto, cpu or cuda")
@@ -106,7 +108,7 @@ def main(config: Config) -> None:
     for name in ("context", "batch", "steps", "micro_batch", "valid_every", "save_every"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} must be at least 1")
-    world = runtime.setup(config.device, config.reference)
+    world = runtime.setup(config.device, config.reference, config.bf16, config.compile)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init or config.tokenizer)
     if config.init:

@@ -25,7 +25,8 @@ from data import run_cli
 
 QUESTIONS, SAMPLES, LENGTH, VOCABULARY = 16, 16, 48, 46
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRS"  # ids 1 to 45; id 0 ends a completion
-OURS = ("activation_checkpointing", "fused", "max_rows", "micro_tokens", "shared_prompts")  # what --ours may change
+# what --ours may change
+OURS = ("activation_checkpointing", "compile", "fused", "max_rows", "micro_tokens", "shared_prompts")
 
 
 def questions(step: int) -> list[list[int]]:
@@ -48,14 +49,12 @@ def own_config(given: str):
 class Learner:
     """A policy with what train_grpo.py holds beside it: its optimizer, the reference, the sampler's whole copy.
 
-    `model` is in float32 on the device of `world`; its products are made in `dtype`. config.samples completions of a
-    prompt hold at most config.max_new_tokens; `eos` ends one (-1, and no EOS in the model's config: nothing does).
+    `model` is in float32 on the device of `world`, which says how it computes. config.samples completions of a prompt
+    hold at most config.max_new_tokens; `eos` ends one (-1, and no EOS in the model's config: nothing does).
     """
 
-    def __init__(self, model, config, world, dtype, eos: int):
+    def __init__(self, model, config, world, eos: int):
         import copy
-
-        import torch
 
         import runtime
 
@@ -66,9 +65,9 @@ class Learner:
 
         self.config, self.world, self.tokenizer = config, world, Ids()
         model.activation_checkpointing = config.activation_checkpointing
-        self.model = runtime.shard(model, world, bf16=dtype == torch.bfloat16)
-        self.reference, self.sampler = copy.deepcopy(model), copy.deepcopy(model).to(dtype)
-        self.sampler.compute_dtype = None
+        self.sampler = runtime.prepare(copy.deepcopy(model).to(world.dtype), world, trained=False)
+        self.model = runtime.shard(model, world)
+        self.reference = copy.deepcopy(model)
         self.optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
 
     def rollout(self, prompts: list[list[int]], seed: int) -> list:
@@ -97,14 +96,12 @@ class Learner:
 
 
 def ours(folder: str, given) -> None:
-    import torch
-
     import runtime
     from model import from_pretrained
 
-    learner = Learner(
-        from_pretrained(folder), own_config(given.ours), runtime.World(), getattr(torch, given.dtype), eos=0
-    )
+    config = own_config(given.ours)
+    world = runtime.World(bf16=given.dtype == "bfloat16", compile=config.compile)
+    learner = Learner(from_pretrained(folder), config, world, eos=0)
 
     def work(step: int) -> dict:
         prompts = questions(step)

@@ -19,7 +19,7 @@ from bench.turns import alternate, median, record, serve
 from data import run_cli
 
 VOCABULARY, RATE = 1024, 1e-3
-OURS = ("activation_checkpointing", "micro_batch")  # what --ours may change
+OURS = ("activation_checkpointing", "compile", "micro_batch")  # what --ours may change
 
 
 def rows(step: int, batch: int, context: int):
@@ -42,10 +42,11 @@ def ours(folder: str, given) -> None:
     from model import from_pretrained
     from train_pretrain import total_loss
 
-    config, world = own_config(given), runtime.World()
+    config = own_config(given)
+    world = runtime.World(bf16=given.dtype == "bfloat16", compile=config.compile)
     model = from_pretrained(folder)
     model.activation_checkpointing = config.activation_checkpointing
-    model = runtime.shard(model, world, bf16=given.dtype == "bfloat16")
+    model = runtime.shard(model, world)
     optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
 
     def work(step: int) -> dict:

@@ -171,7 +171,7 @@ def learner_of(shape: Shape, model: ModelConfig, world: runtime.World) -> Learne
         questions=shape.questions, samples=shape.samples, max_new_tokens=shape.length, max_rows=shape.max_rows,
         micro_tokens=shape.micro_tokens,
     )  # fmt: skip
-    return Learner(Transformer(model).to(world.device), config, world, world.dtype, eos=-1)
+    return Learner(Transformer(model).to(world.device), config, world, eos=-1)
 
 
 def planned(shape: Shape, gpu: bool) -> plan.Plan:

@@ -329,7 +329,7 @@ def test_activation_checkpointing_gives_the_same_gradients():
     ids, layout, gradients = torch.tensor(sum(DOCUMENTS, [])), Layout([len(d) for d in DOCUMENTS]), []
     for activation_checkpointing in (False, True):
         model, calls = small(), []
-        model.layers[0].attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        model.layers[0].attn_norm.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         model.activation_checkpointing = activation_checkpointing
         model.logits(model(ids, layout)).logsumexp(-1).sum().backward()
         assert len(calls) == 1 + activation_checkpointing, "the block runs again in the backward pass"
