@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 import kernels
 from data import InputError
+from kernels.decode_attention import Prefix, decode_attention, prefix_tiles, rows_per_tile
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
@@ -284,23 +285,43 @@ class Layout:
 
 
 class KVCache:
-    """Keys and values of decoding rows: per layer two tensors [rows, K, capacity, E], and the tokens each row holds.
+    """Keys and values of decoding rows: per layer two tensors [rows, K, capacity, E].
 
-    Rows in use are always the first `len(lengths)`: who drops a row moves the last one into its place (`move`).
+    Rows in use are always the first ones: who drops a row moves the last one into its place (`move`). With `prompts`, a
+    prompt lies once in prompt_keys, prompt_values [layers, prompts, K, prompt_capacity, E] however many rows belong to
+    it (prompt_of [rows]), and rows hold only what comes after.
     """
 
-    def __init__(self, config: ModelConfig, rows: int, capacity: int, device="cpu", dtype=torch.float32):
-        shape = (config.layers, rows, config.kv_heads, capacity, config.head_width)
-        self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
-        self.rows, self.capacity = rows, capacity
+    def __init__(
+        self, config: ModelConfig, rows: int, capacity: int, device="cpu", dtype=torch.float32,
+        prompts: int = 0, prompt_capacity: int = 0,
+    ):  # fmt: skip
+        def zeros(*size, dtype=dtype):
+            return torch.zeros(size, device=device, dtype=dtype)
+
+        shape = config.layers, rows, config.kv_heads, capacity, config.head_width
+        self.keys, self.values = zeros(*shape), zeros(*shape)
+        self.rows, self.capacity, self.prompts = rows, capacity, prompts
+        if prompts:
+            shape = config.layers, prompts, config.kv_heads, prompt_capacity, config.head_width
+            self.prompt_keys, self.prompt_values = zeros(*shape), zeros(*shape)
+            self.prompt_lengths, self.prompt_of = (zeros(n, dtype=torch.int64) for n in (prompts, rows))
 
     def put(self, row: int, keys: Tensor, values: Tensor) -> None:
         """Write a prefilled prompt, [layers, L, K, E] each, to the front of a row: the fork of a group is this copy."""
         self.keys[:, row, :, : keys.shape[1]] = keys.transpose(1, 2)
         self.values[:, row, :, : values.shape[1]] = values.transpose(1, 2)
 
+    def put_prompt(self, place: int, keys: Tensor, values: Tensor) -> None:
+        """Write a prefilled prompt, [layers, L, K, E] each, where all of its rows read it."""
+        self.prompt_lengths[place] = keys.shape[1]
+        self.prompt_keys[:, place, :, : keys.shape[1]] = keys.transpose(1, 2)
+        self.prompt_values[:, place, :, : values.shape[1]] = values.transpose(1, 2)
+
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy a row's first `length` tokens over another row."""
+        """Copy a row's first `length` tokens over another row, and which prompt is its."""
+        if self.prompts:
+            self.prompt_of[target] = self.prompt_of[source]
         self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
         self.values[:, target, :, :length] = self.values[:, source, :, :length]
 
@@ -432,6 +453,8 @@ class Attention(nn.Module):
 
     def decode(self, x: Tensor, rope, cache: KVCache, layer: int, rows: Tensor, lengths: Tensor, mask: Tensor):
         """One token a row: x [B, D] at positions `lengths`; writes its key and value, attends over the row's cache."""
+        if cache.prompts:
+            return self.decode_shared(x, rope, cache, layer, rows, lengths)
         B, longest = x.shape[0], mask.shape[-1]
         q, k, v = self.project(x, rope)
         cache.keys[layer].index_put_((rows, self.every_head, lengths), k)
@@ -441,6 +464,16 @@ class Attention(nn.Module):
         scores = torch.matmul(q * self.E**-0.5, keys.transpose(2, 3)).float() + mask  # [B, K, H/K, longest]
         out = torch.matmul(torch.softmax(scores, dim=-1).to(values.dtype), values)
         return self.out(out.reshape(B, -1))
+
+    def decode_shared(self, x: Tensor, rope, cache: KVCache, layer: int, prefix: tuple, own: Tensor) -> Tensor:
+        """`decode` where prompts are stored once: rows have written own[0] [B] tokens, own[1] with the new one; prefix:
+        (prompt of each row [B], prefix_tiles)."""
+        q, k, v = self.project(x, rope)
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        cache.keys[layer].index_put_((rows, self.every_head, own[0][:, None]), k)
+        cache.values[layer].index_put_((rows, self.every_head, own[0][:, None]), v)
+        prompts = Prefix(cache.prompt_keys[layer], cache.prompt_values[layer], cache.prompt_lengths, *prefix)
+        return self.out(decode_attention(q, cache.keys[layer], cache.values[layer], own[1], prompts).flatten(1))
 
     @property
     def every_head(self) -> Tensor:
@@ -567,6 +600,13 @@ class Transformer(nn.Module):
         """
         x = self.embedded(ids)
         rope = self.rope(lengths, longest)
+        if cache.prompts:
+            of = cache.prompt_of[: len(ids)]
+            own = (lengths - cache.prompt_lengths[of]).clamp(min=0)  # 0: rows not in use
+            tiles = prefix_tiles(of, cache.prompts, rows_per_tile(len(ids), self.config.heads, self.config.kv_heads))
+            for layer, block in enumerate(self.layers):
+                x = block.decode(x, rope, cache, layer, (of, tiles), (own, own + 1), None)
+            return self.norm(x)
         rows = torch.arange(ids.shape[0], device=ids.device)[:, None]
         seen = torch.arange(longest, device=ids.device) <= lengths[:, None]  # the new token included
         mask = torch.zeros(seen.shape, device=ids.device).masked_fill_(~seen, -torch.inf)[:, None, None]

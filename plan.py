@@ -30,7 +30,8 @@ from batch import cut_group, token_logprobs, token_scores, token_values
 from data import InputError, run_cli
 from data.packing import micro_batches
 from data.problems import Problem
-from generate import Sample, sample_tokens
+from decoding import sample_tokens
+from generate import Sample
 from ledger import Ledger, Model
 from model import PRESETS, KVCache, Layout, ModelConfig, Transformer, preset, read_config
 from options import option, parse, usage

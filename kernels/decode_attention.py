@@ -168,7 +168,8 @@ def _attention_triton(q, keys, values, lengths, prefix):
             **blocks(rows * G, E, q.element_size()),
         )
         offset += pieces
-    _merge_kernel[(B * H,)](peak, total, out, merged, slots, E, triton.next_power_of_2(E), triton.next_power_of_2(slots))
+    sizes = (triton.next_power_of_2(n) for n in (E, slots))
+    _merge_kernel[(B * H,)](peak, total, out, merged, slots, E, *sizes)
     return merged
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from data import InputError
 from data.tokenizer import train
-from generate import Sampling, _prefill, eos_ids, generate, mix64, sample_tokens, uniform
+from decoding import mix64, sample_tokens, uniform
+from generate import Sampling, _prefill, eos_ids, generate
 from model import ModelConfig, Transformer
 
 ROOT = Path(__file__).parents[1]

@@ -34,8 +34,9 @@ def described(kernel, arch, constants, pointers, warps=4):
     types |= {n: "constexpr" for n in constants}
     names = kernel.arg_names
     signature = {n: types.get(n, "i32") for n in names}
+    sizes = {"V", "stride", "out_stride", "entry_stride", "head_stride"}
     known = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names)
-             if n in ("V", "stride", "out_stride", "entry_stride", "head_stride") or n in pointers or n in ("x", "slope", "value")}
+             if n in sizes or n in pointers or n in ("x", "slope", "value")}
     source = ASTSource(kernel, signature, {(names.index(n),): v for n, v in constants.items()}, known)
     made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
