@@ -17,7 +17,6 @@ from torch import Tensor
 from model import KVCache, Transformer
 
 POLL = {"cpu": 1, "cuda": 8}  # steps between two looks at the rows; a row that ends in between waits
-FIXED = ("cuda",)  # devices whose steps have fixed shapes (bucket, capacity) and whose cache holds a prompt once
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -89,7 +88,8 @@ class Rows:
         rows, device = cache.rows, model.device
         self.model, self.cache, self.sampling, self.ends, self.watch = model, cache, sampling, ends, watch
         self.capacity, self.count, self.longest = rows, 0, longest
-        self.poll, self.fixed = POLL.get(device.type, 1), device.type in FIXED
+        self.poll = POLL.get(device.type, 1)
+        self.fixed = cache.prompts > 0  # steps have the shapes of a batch size and of the whole cache
         # [rows] each: tokens in the cache (the prompt's included), tokens written so far, end of what a tool wrote,
         # tokens the sample may have, random stream, 1 while it goes on
         self.state = torch.zeros(6, rows, dtype=torch.int64, device=device)

@@ -1,8 +1,9 @@
 """Sampling with a KV cache: groups, ragged prompts, tool calls. Tokens in, tokens out.
 
 How a call runs: every prompt is prefilled once, packed with others, and its keys and values are copied (forked) to its
-G samples. All running samples decode one token a step in one batch. A finished row leaves the batch at once (the last
-row takes its place) and a waiting sample is admitted, so no step is spent on a row that is done.
+G samples; on a GPU they are stored once and shared. All running samples decode one token a step in one batch. A
+finished row leaves the batch (the last row takes its place) and a waiting sample is admitted: at once on a CPU, so that
+no step is spent on a row that is done; on a GPU every few steps (decoding.py, the device's side of a step).
 
 A sample's random numbers depend on (seed, key of its prompt, number of the sample, position) alone: the same seed gives
 the same samples whatever the batch size, the order of the prompts or the number of processes.
@@ -18,8 +19,10 @@ import torch
 from torch import Tensor
 
 from data import InputError
-from decoding import FIXED, Rows, Running, mix64
-from model import KVCache, Layout, Transformer
+from decoding import Rows, Running, mix64
+from model import KVCache, Layout, ModelConfig, Transformer
+
+SHARED = ("cuda",)  # devices whose cache holds the prompt of a group once, which makes steps of fixed shapes possible
 
 
 @dataclass
@@ -134,10 +137,12 @@ def generate(
     keys = torch.tensor(list(range(len(prompts))) if keys is None else keys, dtype=torch.int64)
     streams = mix64(mix64(keys + seed)[:, None] + torch.arange(G))  # [prompts, G]
     limits = [min(sampling.max_new_tokens, config.context - len(p)) for p in prompts]
-    longest = max(len(p) + limit for p, limit in zip(prompts, limits, strict=True))
-    cache = make_cache(model, min(max_rows, len(prompts) * G), G, [len(p) for p in prompts], limits)
+    dtype, lengths = model.compute_dtype or model.embed.weight.dtype, [len(p) for p in prompts]
+    shared = device.type in SHARED
+    cache = make_cache(config, min(max_rows, len(prompts) * G), G, lengths, limits, device, dtype, shared)
     ends = torch.tensor([i in eos for i in range(config.vocab_size)], device=device)
     watch = ends | torch.tensor(stops.maybe, device=device) if stops else ends
+    longest = max(map(sum, zip(lengths, limits, strict=True)))
     rows = Rows(model, cache, sampling, ends, watch, longest, max(limits))
     results: list[list[Sample | None]] = [[None] * G for _ in prompts]
     waiting = deque((p, g) for p in range(len(prompts)) for g in range(G))
@@ -227,18 +232,18 @@ def generate(
     return results
 
 
-def make_cache(model: Transformer, rows: int, samples: int, lengths: list[int], limits: list[int]) -> KVCache:
+def make_cache(
+    config: ModelConfig, rows: int, samples: int, lengths: list[int], limits: list[int], device, dtype, shared: bool
+) -> KVCache:  # fmt: skip
     """The KV cache of a call: `rows` running samples of prompts of these lengths, each with its limit of new tokens.
 
-    On CPUs every row holds its prompt and what it writes. On GPUs (decoding.FIXED) a prompt is stored once; there are
-    places for four times the prompts that fill the batch, because a group's last samples keep theirs to the end.
+    A row holds its prompt and what it writes; or, `shared`, a prompt is stored once, in one of four times the places
+    that prompts need to fill the batch: the last samples of a group keep theirs to the end.
     """
-    dtype, device = model.compute_dtype or model.embed.weight.dtype, model.device
-    if device.type not in FIXED:
-        capacity = max(a + b for a, b in zip(lengths, limits, strict=True))
-        return KVCache(model.config, rows, capacity, device, dtype)
+    if not shared:
+        return KVCache(config, rows, max(map(sum, zip(lengths, limits, strict=True))), device, dtype)
     prompts = min(len(lengths), rows, 4 * -(-rows // samples))
-    return KVCache(model.config, rows, max(limits), device, dtype, prompts, max(lengths))
+    return KVCache(config, rows, max(limits), device, dtype, prompts, max(lengths))
 
 
 def eos_ids(model: Transformer, tokenizer) -> list[int]:

@@ -1,5 +1,5 @@
-"""The computations of the loss: log-probs, KL, advantages, policy loss, and LM head and loss in one. Imports nothing of
-ours outside.
+"""The computations of the loss (log-probs, KL, advantages, policy loss, LM head and loss in one) and the attention of
+decoding. Imports nothing of ours outside.
 
 Each file holds a PyTorch reference, which is the readable definition and what runs on CPUs, a Triton kernel for CUDA
 tensors, and a public function that picks. On a machine without a GPU the Triton kernels run in Triton's interpreter
