@@ -166,7 +166,7 @@ class Rows:
         if self.state.is_cuda:
             pool = next((graph.pool() for graph in self.graphs.values()), None)  # one runs at a time: memory is shared
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 self.advance(B, self.longest)
             self.graphs[B] = graph
 

@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 import kernels
 from data import InputError
-from kernels.decode_attention import Prefix, decode_attention, prefix_tiles, rows_per_tile
+from kernels.decode_attention import Prefix, append, decode_attention, prefix_tiles, rows_per_tile
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
@@ -468,10 +468,11 @@ class Attention(nn.Module):
     def decode_shared(self, x: Tensor, rope, cache: KVCache, layer: int, prefix: tuple, own: Tensor) -> Tensor:
         """`decode` where prompts are stored once: rows have written own[0] [B] tokens, own[1] with the new one; prefix:
         (prompt of each row [B], prefix_tiles)."""
-        q, k, v = self.project(x, rope)
-        rows = torch.arange(len(x), device=x.device)[:, None]
-        cache.keys[layer].index_put_((rows, self.every_head, own[0][:, None]), k)
-        cache.values[layer].index_put_((rows, self.every_head, own[0][:, None]), v)
+        H, K = self.H, self.K
+        qkv = self.qkv(x).view(-1, H + 2 * K, self.E)
+        if self.q_norm is not None:
+            qkv = torch.cat([self.q_norm(qkv[:, :H]), self.k_norm(qkv[:, H : H + K]), qkv[:, H + K :]], dim=1)
+        q = append(qkv, *rope, own[0], cache.keys[layer], cache.values[layer])
         prompts = Prefix(cache.prompt_keys[layer], cache.prompt_values[layer], cache.prompt_lengths, *prefix)
         return self.out(decode_attention(q, cache.keys[layer], cache.values[layer], own[1], prompts).flatten(1))
 

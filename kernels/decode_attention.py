@@ -214,3 +214,61 @@ def decode_attention(
         raise ValueError(f"prefix keys {list(prefix.keys.shape)} of {list(prefix.of.shape)} must be [P, {K}, L, {E}]")
     attention = _attention_triton if use_triton(q, backend) else _attention_torch
     return attention(q, keys, values, lengths, prefix)
+
+
+@jit
+def _append_kernel(
+    qkv, cos, sin, lengths, q, keys, values, H, K, entry_stride, head_stride, E: tl.constexpr, HALF: tl.constexpr
+):
+    """One head of one row: rotated (queries, keys) and written where it belongs."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    i = tl.arange(0, HALF)
+    inside = i < E // 2
+    source = qkv + (row * (H + 2 * K) + head) * E + i
+    a, b = tl.load(source, mask=inside), tl.load(source + E // 2, mask=inside)
+    if head < H + K:
+        c, s = (tl.load(cos + row * (E // 2) + i, mask=inside), tl.load(sin + row * (E // 2) + i, mask=inside))
+        x, y = a.to(tl.float32), b.to(tl.float32)
+        a, b = (x * c - y * s).to(a.dtype), (y * c + x * s).to(b.dtype)
+    place = row * entry_stride + tl.load(lengths + row) * E + i
+    if head < H:
+        target = q + (row * H + head) * E + i
+    elif head < H + K:
+        target = keys + place + (head - H) * head_stride
+    else:
+        target = values + place + (head - H - K) * head_stride
+    tl.store(target, a, mask=inside)
+    tl.store(target + E // 2, b, mask=inside)
+
+
+def append(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    lengths: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Take the new token of each row into the cache: its rotated key and its value are written behind `lengths` [B].
+
+    qkv [B, H + 2 K, E] heads of queries, keys and values side by side, cos and sin [B, 1, E / 2] float32 of the
+    rotation (pairs i, i + E / 2, in float32), keys and values [at least B, K, C, E]. Returns the rotated queries
+    [B, H, E]. One launch in place of a dozen.
+    """
+    (B, heads, E), K = qkv.shape, keys.shape[1]
+    H = heads - 2 * K
+    if use_triton(qkv, backend):
+        q, qkv = qkv.new_empty(B, H, E), qkv.contiguous()
+        _append_kernel[(B, heads)](
+            *(qkv, cos.contiguous(), sin.contiguous(), lengths, q, keys, values),
+            *(H, K, keys.stride(0), keys.stride(1), E, triton.next_power_of_2(E // 2)),
+            num_warps=1,
+        )
+        return q
+    a, b = qkv[:, : H + K].to(float_of(qkv)).chunk(2, dim=-1)
+    rotated = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(qkv.dtype)
+    place = torch.arange(B, device=qkv.device)[:, None], torch.arange(K, device=qkv.device), lengths[:, None]
+    keys.index_put_(place, rotated[:, H:])
+    values.index_put_(place, qkv[:, H + K :])
+    return rotated[:, :H]

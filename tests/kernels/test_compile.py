@@ -23,7 +23,7 @@ from kernels import advantage, decode_attention, head_loss, kl, logprob, policy_
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 FLOATS = ["old_logp", "ref_logp", "advantage", "weight", "logp", "lse", "entropy", "grad", "slope", "sums", "value",
-          "factor", "x", "out", "peak", "total"]
+          "factor", "x", "out", "peak", "total", "cos", "sin"]
 LONGS = ["targets", "ends", "steps", "tokens", "lengths", "tiles", "order"]
 SCALARS = ["scale", "low", "high", "beta", "eps"]
 
@@ -88,6 +88,9 @@ for arch in map(int, sys.argv[1:]):
             constants |= dict(OWN=kind == "own", EXACT=False)
             kernel = decode_attention._partial_kernel
             found[f"attention {kind} {name} {arch}"] = described(kernel, arch, constants, pointers, warps)
+    pointers = dict.fromkeys(("qkv", "q", "keys", "values"), "*bf16")
+    constants = dict(E=128, HALF=64)
+    found[f"append {arch}"] = described(decode_attention._append_kernel, arch, constants, pointers, 1)
     constants = dict(E=128, WIDTH=128, SLOTS=4)
     found[f"merge {arch}"] = described(decode_attention._merge_kernel, arch, constants, {"merged": "*bf16"})
 print(json.dumps(found))
@@ -112,7 +115,7 @@ def compiled():
 
 def test_every_kernel_fits(compiled):
     """No register is spilled, and the shared memory is what the smallest supported GPUs have (99 KiB)."""
-    assert len(compiled) == 5 + 16
+    assert len(compiled) == 5 + 17
     for name, one in compiled.items():
         assert one["stack"] == one["local"] == one["spills"] == 0, name
         assert one["shared"] <= 99 << 10 and one["reg"] * 32 * one["warps"] <= 65536, (name, one)

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.decode_attention import Prefix, decode_attention, prefix_tiles
+from kernels.decode_attention import Prefix, append, decode_attention, prefix_tiles
+from model import rotate
 
 # B, H, K, E, capacity of the own parts, prompts, tokens of a prompt at most
 SHAPES = {
@@ -86,6 +87,26 @@ def test_tiles_hold_every_row_once_and_no_two_prompts(of, rows):
     assert sorted(held) == list(range(len(of)))
     used = [prompt for prompt, _, count in tiles.T.tolist() if count]
     assert len(used) == sum(-(-of.count(p) // rows) for p in range(5))  # no more programs read a prompt than need be
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_append_rotates_and_writes(dtype):
+    """By model.rotate, the place of every other key and value untouched."""
+    B, H, K, E, C = 5, 6, 2, 12, 9
+    draw = torch.Generator().manual_seed(0)
+    qkv = torch.randn(B, H + 2 * K, E, generator=draw).to(dtype)
+    angle = torch.randn(B, 1, E // 2, generator=draw)
+    lengths = torch.tensor([0, 8, 3, 3, 1])
+    before = torch.randn(2, B + 1, K, C, E, generator=draw).to(dtype)
+    keys, values = before.clone()
+    q = append(qkv, angle.cos(), angle.sin(), lengths, keys, values)
+    rotated = rotate(qkv[:, : H + K], angle.cos(), angle.sin())
+    assert torch.equal(q, rotated[:, :H])
+    for b in range(B):
+        assert torch.equal(keys[b, :, lengths[b]], rotated[b, H:])
+        assert torch.equal(values[b, :, lengths[b]], qkv[b, H + K :])
+        keys[b, :, lengths[b]], values[b, :, lengths[b]] = before[:, b, :, lengths[b]]
+    assert torch.equal(torch.stack([keys, values]), before)
 
 
 def test_errors():

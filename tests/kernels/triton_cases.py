@@ -299,3 +299,16 @@ def test_splits_fill_the_device_and_no_more():
     """One row of a long cache: as many pieces as there are 128 keys; 512 rows of 16 heads: none is split."""
     assert attention._splits(16, 4096) == 32 and attention._splits(16, 100_000) == 33
     assert attention._splits(512 * 16, 4096) == 1 and attention._splits(1, 100) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("H, K, E", [(6, 2, 12), (1, 1, 64)])
+def test_append(H, K, E, dtype):
+    qkv, angle, lengths = randn(5, H + 2 * K, E).to(dtype), randn(5, 1, E // 2, seed=1), torch.tensor([0, 8, 3, 3, 1])
+    found = {}
+    for backend in ("torch", "triton"):
+        keys, values = (randn(7, K, 9, E, seed=seed).to(dtype) for seed in (2, 3))
+        q = attention.append(qkv, angle.cos(), angle.sin(), lengths.to(DEVICE), keys, values, backend)
+        found[backend] = q, keys, values
+    tolerance = dict(rtol=1e-5, atol=1e-6) if dtype == torch.float32 else dict(rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(found["triton"], found["torch"], **tolerance)
