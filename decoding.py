@@ -148,7 +148,10 @@ class Rows:
 
     def run(self) -> None:
         """Steps until the next look: POLL, or fewer where all rows will have their last token before."""
-        for _ in range(min(self.poll, int((self.most - self.lengths)[: self.count].max()))):
+        left = int((self.most - self.lengths)[: self.count].max())
+        if left < 1:
+            raise RuntimeError("every row has its last token, and none was taken out")
+        for _ in range(min(self.poll, left)):
             lengths = self.lengths[: self.count]
             if self.fixed:
                 self.replay(min(1 << (self.count - 1).bit_length(), self.capacity))
