@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import kernels
 from data import InputError
 from decoding import Rows, Running, mix64
 from model import KVCache, Layout, ModelConfig, Transformer
@@ -138,7 +139,7 @@ def generate(
     streams = mix64(mix64(keys + seed)[:, None] + torch.arange(G))  # [prompts, G]
     limits = [min(sampling.max_new_tokens, config.context - len(p)) for p in prompts]
     dtype, lengths = model.compute_dtype or model.embed.weight.dtype, [len(p) for p in prompts]
-    shared = device.type in SHARED
+    shared = device.type in SHARED and not kernels.reference
     cache = make_cache(config, min(max_rows, len(prompts) * G), G, lengths, limits, device, dtype, shared)
     ends = torch.tensor([i in eos for i in range(config.vocab_size)], device=device)
     watch = ends | torch.tensor(stops.maybe, device=device) if stops else ends
@@ -158,7 +159,7 @@ def generate(
                 return n, "eos"
             if stops and stops.found(ids, n):
                 return n, "stop"
-        owner.seen = max(owner.seen, len(ids))
+        owner.seen = len(ids)
         return (len(ids), "length") if len(ids) >= owner.limit else None
 
     def collect() -> None:

@@ -482,6 +482,16 @@ def test_a_step_reads_no_value_of_the_device():
         rows.advance(4, 14)
 
 
+def test_the_readable_path_copies_prompts(monkeypatch):
+    model, sampling, made = random_model(4), Sampling(2, max_new_tokens=9, seed=1), []
+    monkeypatch.setattr(gen, "KVCache", lambda *args: made.append(KVCache(*args)) or made[-1])
+    decoding_by(monkeypatch, 1, True)
+    shared = generate(model, LETTERS, PROMPTS, sampling)
+    monkeypatch.setattr(gen.kernels, "reference", True)
+    same(generate(model, LETTERS, PROMPTS, sampling), shared)
+    assert [cache.prompts for cache in made] == [7, 0]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 def test_graphs_give_the_samples_of_single_steps(monkeypatch):
     model = random_model(9, head_width=32).cuda()
