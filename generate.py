@@ -1,8 +1,9 @@
 """Sampling with a KV cache: groups, ragged prompts, tool calls. Tokens in, tokens out.
 
 How a call runs: every prompt is prefilled once, packed with others, and its keys and values are copied (forked) to its
-G samples. All running samples decode one token a step in one batch. A finished row leaves the batch at once (the last
-row takes its place) and a waiting sample is admitted, so no step is spent on a row that is done.
+G samples; on a GPU they are stored once and shared. All running samples decode one token a step in one batch. A
+finished row leaves the batch (the last row takes its place) and a waiting sample is admitted: at once on a CPU, so that
+no step is spent on a row that is done; on a GPU every few steps (decoding.py, the device's side of a step).
 
 A sample's random numbers depend on (seed, key of its prompt, number of the sample, position) alone: the same seed gives
 the same samples whatever the batch size, the order of the prompts or the number of processes.
@@ -14,12 +15,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+import kernels
 from data import InputError
-from model import KVCache, Layout, Transformer
+from decoding import Rows, Running, mix64
+from model import KVCache, Layout, ModelConfig, Transformer
+
+SHARED = ("cuda",)  # devices whose cache holds the prompt of a group once, which makes steps of fixed shapes possible
 
 
 @dataclass
@@ -61,113 +65,23 @@ class Sample:
 ToolHook = Callable[[list[tuple[int, int, list[int]]]], list[list[int] | None]]
 
 
-def _shift(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # logical, not arithmetic
-
-
-def mix64(x: Tensor) -> Tensor:
-    """splitmix64's step on int64 tensors (arithmetic wraps): a counter-based random generator needs nothing more."""
-    x = x + -7046029254386353131
-    x = (x ^ _shift(x, 30)) * -4658895280553007687
-    x = (x ^ _shift(x, 27)) * -7723592293110705685
-    return x ^ _shift(x, 31)
-
-
-def uniform(stream: Tensor, position: Tensor) -> Tensor:
-    """One float64 in [0, 1) per row: stream [B] int64 names the sample, position [B] counts its tokens."""
-    return _shift(mix64(stream + mix64(position)), 11).double() * 2.0**-53
-
-
-def sample_tokens(logits: Tensor, temperature: float, top_p: float, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw by inverting the cumulative distribution: logits [B, V] float32 (lost), u [B] -> ids [B], log-probs [B]."""
-    if temperature == 0:
-        ids = logits.argmax(dim=-1)
-        return ids, logits.gather(1, ids[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
-    if temperature != 1:
-        logits.div_(temperature)
-    logits.sub_(logits.amax(dim=-1, keepdim=True))
-    if top_p < 1:
-        ordered, order = torch.softmax(logits, dim=-1).sort(dim=-1, descending=True)
-        beyond = ordered.cumsum(dim=-1) - ordered >= top_p  # the token that crosses top_p still belongs
-        logits.masked_fill_(torch.zeros_like(beyond).scatter_(1, order, beyond), -torch.inf)
-    cumulative = logits.exp().cumsum(dim=-1)  # [B, V]
-    total = cumulative[:, -1:]
-    ids = torch.searchsorted(cumulative, (u[:, None] * total.double()).to(total.dtype), right=True)
-    # u * total can round up to total itself: the last id with any probability is meant then
-    ids = torch.minimum(ids, (cumulative < total).sum(dim=-1, keepdim=True))
-    return ids[:, 0], (logits.gather(1, ids) - total.log())[:, 0]
-
-
 class _StopStrings:
     """Finds stop strings in what a row wrote; only ids whose bytes could end one are looked at closely."""
 
-    def __init__(self, tokenizer, stop: tuple[str, ...], vocab_size: int, device):
+    def __init__(self, tokenizer, stop: tuple[str, ...], vocab_size: int):
         self.tokenizer, self.stop = tokenizer, tuple(s.encode() for s in stop)
         last = {s[-1] for s in self.stop}
         ends = [any(b in last for b in tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)]
-        self.maybe = torch.tensor(ends + [False] * (vocab_size - len(ends)), device=device)  # [V]
-        self.reach = max(map(len, self.stop)) + 1  # ids to look back: each holds a byte at least
+        self.maybe = ends[:vocab_size] + [False] * (vocab_size - len(ends))  # [V]
+        self.reach = max(map(len, self.stop), default=0) + 1  # ids to look back: each holds a byte at least
 
-    def found(self, ids: list[int]) -> bool:
-        """Did the newest id complete a stop string?"""
-        before = len(self.tokenizer.decode_bytes(ids[-self.reach : -1]))
-        text = self.tokenizer.decode_bytes(ids[-self.reach :])
+    def found(self, ids: list[int], n: int) -> bool:
+        """Did the n-th id complete a stop string?"""
+        if not self.maybe[ids[n - 1]]:
+            return False
+        near = ids[max(0, n - self.reach) : n]
+        before, text = len(self.tokenizer.decode_bytes(near[:-1])), self.tokenizer.decode_bytes(near)
         return any(text.find(s, max(0, before - len(s) + 1)) >= 0 for s in self.stop)
-
-
-class _Rows:
-    """The running samples: row b of every tensor belongs to row b of the KV cache; the first `count` are in use."""
-
-    def __init__(self, rows: int, max_new_tokens: int, device):
-        self.capacity, self.count = rows, 0
-        # tokens in the cache, tokens written so far, tokens the sample may have, random stream: [rows]
-        self.length, self.step, self.limit, self.stream = torch.zeros(4, rows, dtype=torch.int64, device=device)
-        self.ids = torch.zeros(rows, max_new_tokens, dtype=torch.int64, device=device)
-        self.logprobs = torch.zeros(rows, max_new_tokens, device=device)
-        self.chosen = torch.zeros(rows, max_new_tokens, dtype=torch.bool, device=device)
-        self.lengths = np.zeros(rows, dtype=np.int64)  # `length` on the host: no synchronisation to find the longest
-        self.owner: list[tuple[int, int]] = [(0, 0)] * rows  # (prompt, sample number)
-        self.forced: dict[int, deque[int]] = {}  # row -> a tool's output still to be fed
-
-    def add(self, prompt: int, sample: int, length: int, limit: int, stream: Tensor) -> int:
-        row, self.count = self.count, self.count + 1
-        self.length[row] = self.lengths[row] = length
-        self.step[row], self.limit[row], self.stream[row], self.owner[row] = 0, limit, stream, (prompt, sample)
-        return row
-
-    def record(self, start: int, ids: Tensor, logprobs: Tensor) -> None:
-        """Write one drawn id for each row from `start` on; where a tool's output is pending, that instead."""
-        row, step = torch.arange(start, self.count, device=ids.device), self.step[start : self.count]
-        self.ids[row, step], self.logprobs[row, step] = ids, logprobs
-        self.chosen[row, step] = torch.ones_like(ids, dtype=torch.bool)
-        for r in [r for r in self.forced if r >= start]:  # rows before `start` write nothing now
-            at = self.step[r]
-            self.ids[r, at], self.logprobs[r, at], self.chosen[r, at] = self.forced[r].popleft(), 0.0, False
-            if not self.forced[r]:
-                del self.forced[r]
-        step += 1
-
-    def written(self, row: int) -> list[int]:
-        return self.ids[row, : self.step[row]].tolist()
-
-    def pop(self, row: int, finish: str, cache: KVCache) -> Sample:
-        """Take a finished row out; the last row moves into its place."""
-        n, last = int(self.step[row]), self.count - 1
-        sample = Sample(
-            self.ids[row, :n].tolist(), self.logprobs[row, :n].tolist(), self.chosen[row, :n].tolist(), finish
-        )
-        self.forced.pop(row, None)
-        if row != last:
-            cache.move(last, row, int(self.lengths[last]))
-            for tensor in (self.length, self.lengths, self.step, self.limit, self.stream):
-                tensor[row] = tensor[last]
-            for tensor in (self.ids, self.logprobs, self.chosen):
-                tensor[row] = tensor[last]
-            self.owner[row] = self.owner[last]
-            if last in self.forced:
-                self.forced[row] = self.forced.pop(last)
-        self.count = last
-        return sample
 
 
 def _prefill(model: Transformer, prompts: list[list[int]], budget: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -218,77 +132,119 @@ def generate(
         raise InputError(f"max_rows {max_rows} must be at least 1")
     if not prompts:
         return []
-    eos = torch.tensor(eos_ids(model, tokenizer), device=device)
-    stops = _StopStrings(tokenizer, sampling.stop, config.vocab_size, device) if sampling.stop else None
+    eos = set(eos_ids(model, tokenizer))
+    stops = _StopStrings(tokenizer, sampling.stop, config.vocab_size) if sampling.stop else None
     seed = mix64(torch.tensor(sampling.seed))
     keys = torch.tensor(list(range(len(prompts))) if keys is None else keys, dtype=torch.int64)
-    streams = mix64(mix64(keys + seed)[:, None] + torch.arange(G)).to(device)  # [prompts, G]
+    streams = mix64(mix64(keys + seed)[:, None] + torch.arange(G))  # [prompts, G]
     limits = [min(sampling.max_new_tokens, config.context - len(p)) for p in prompts]
-    rows = _Rows(min(max_rows, len(prompts) * G), max(limits), device)
-    capacity = max(len(p) + limit for p, limit in zip(prompts, limits, strict=True))
-    cache = KVCache(config, rows.capacity, capacity, device, model.compute_dtype or model.embed.weight.dtype)
+    dtype, lengths = model.compute_dtype or model.embed.weight.dtype, [len(p) for p in prompts]
+    shared = device.type in SHARED and not kernels.reference
+    cache = make_cache(config, min(max_rows, len(prompts) * G), G, lengths, limits, device, dtype, shared)
+    ends = torch.tensor([i in eos for i in range(config.vocab_size)], device=device)
+    watch = ends | torch.tensor(stops.maybe, device=device) if stops else ends
+    longest = max(map(sum, zip(lengths, limits, strict=True)))
+    rows = Rows(model, cache, sampling, ends, watch, longest, max(limits))
     results: list[list[Sample | None]] = [[None] * G for _ in prompts]
     waiting = deque((p, g) for p in range(len(prompts)) for g in range(G))
-    prefilled: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    prefilled: dict[int, tuple[Tensor | None, Tensor | None, Tensor]] = {}
+    places = list(range(cache.prompts or len(prompts)))  # for prompts in the cache: those not taken
+    place: dict[int, int] = {}  # of the prompts with samples that run or will
+    left = [G] * len(prompts)  # samples that have not finished
 
-    def draw(start: int, logits: Tensor) -> None:
-        """Draw a token for each row from `start` on, then take out the rows that are done."""
-        stream, step = rows.stream[start : rows.count], rows.step[start : rows.count]
-        ids, logprobs = sample_tokens(logits, sampling.temperature, sampling.top_p, uniform(stream, step))
-        rows.record(start, ids, logprobs)
-        ids = rows.ids[torch.arange(start, rows.count, device=device), step - 1]  # forced ones included
-        ended, full = torch.isin(ids, eos), step >= rows.limit[start : rows.count]
-        closer_look = ended | full | stops.maybe[ids] if stops else ended | full
-        finish, called = {}, []
-        for row in (closer_look.nonzero()[:, 0] + start).tolist():
-            if not rows.chosen[row, rows.step[row] - 1]:  # a tool wrote it: neither EOS nor stop strings count
-                pass
-            elif ended[row - start]:
-                finish[row] = "eos"
-                continue
-            elif stops and stops.found(rows.written(row)):
-                finish[row] = "stop"
-                if not full[row - start]:
+    def ending(owner: Running, ids: list[int]) -> tuple[int, str] | None:
+        """(tokens, finish) of a row that has written ids; None if it goes on."""
+        for n in range(owner.seen + 1, len(ids) + 1):
+            if ids[n - 1] in eos:
+                return n, "eos"
+            if stops and stops.found(ids, n):
+                return n, "stop"
+        owner.seen = len(ids)
+        return (len(ids), "length") if len(ids) >= owner.limit else None
+
+    def collect() -> None:
+        """Look at what was written since the last time: rows that are done leave, tools are run, their rows go on."""
+        flagged, finish, called = rows.flagged(), {}, []
+        for row, ids in flagged:
+            if end := ending(rows.owner[row], ids):
+                finish[row] = ids[: end[0]], end[1]
+                if end[1] == "stop" and end[0] < rows.owner[row].limit:
                     called.append(row)
-                continue
-            if full[row - start]:
-                finish[row] = "length"
         if called and on_stop is not None:
-            for row, answer in zip(called, on_stop([(*rows.owner[r], rows.written(r)) for r in called]), strict=True):
+            asked = [(rows.owner[row].prompt, rows.owner[row].sample, finish[row][0]) for row in called]
+            for row, answer in zip(called, on_stop(asked), strict=True):
                 if answer is not None:
-                    del finish[row]
-                    if answer:
-                        rows.forced[row] = deque(answer)
-        for row in sorted(finish, reverse=True):
-            prompt, sample = rows.owner[row]
-            results[prompt][sample] = rows.pop(row, finish[row], cache)
+                    n = len(finish.pop(row)[0])
+                    rows.give(row, n, answer[: rows.owner[row].limit - n])
+        if not finish:
+            return
+        done = sorted(finish, reverse=True)
+        for row, logp in zip(done, rows.logprobs[done].tolist(), strict=True):
+            owner, (ids, why) = rows.owner[row], finish[row]
+            sample = Sample(ids, logp[: len(ids)], owner.mask(len(ids)), why)
+            results[owner.prompt][owner.sample] = sample
+            left[owner.prompt] -= 1
+            if not left[owner.prompt]:
+                places.append(place.pop(owner.prompt))
             if on_sample:
-                on_sample(prompt, sample, results[prompt][sample])
-        if progress and finish:
+                on_sample(owner.prompt, owner.sample, sample)
+        rows.remove(done)
+        if progress:
             progress(len(finish))
 
+    def admit() -> list[tuple[int, int]]:
+        """(prompt, sample) of those whose turn it is: as many as there are free rows, and places for their prompts."""
+        batch, free = [], rows.capacity - rows.count
+        if rows.count and free < min(len(waiting), max(1, rows.capacity // 8)):
+            return batch
+        while waiting and len(batch) < free:
+            prompt = waiting[0][0]
+            if prompt not in place:
+                if not places:
+                    break
+                place[prompt] = places.pop()
+            batch.append(waiting.popleft())
+        return batch
+
     while waiting or rows.count:
-        free = rows.capacity - rows.count
-        if waiting and (rows.count == 0 or free >= min(len(waiting), max(1, rows.capacity // 8))):
-            # Admit: prompts not seen yet are prefilled, then every sample gets a copy of its prompt's keys and values.
-            start, batch = rows.count, [waiting.popleft() for _ in range(min(len(waiting), free))]
+        if waiting and (batch := admit()):
+            # Prompts not seen yet are prefilled; every sample gets a copy of its keys and values, or shares them.
             new = [p for p in dict.fromkeys(p for p, _ in batch) if p not in prefilled]
-            prefilled.update(zip(new, _prefill(model, [prompts[p] for p in new], 16_384), strict=True))
-            for p, g in batch:
-                row = rows.add(p, g, len(prompts[p]), limits[p], streams[p, g])
-                cache.put(row, *prefilled[p][:2])
+            for p, (k, v, logits) in zip(new, _prefill(model, [prompts[p] for p in new], 16_384), strict=True):
+                if cache.prompts:
+                    cache.put_prompt(place[p], k, v)
+                    k = v = None
+                prefilled[p] = k, v, logits
+            start = rows.count
+            for row, (p, _) in enumerate(batch, start):
+                if not cache.prompts:
+                    cache.put(row, *prefilled[p][:2])
+            if cache.prompts:
+                cache.prompt_of[start : start + len(batch)] = torch.tensor([place[p] for p, _ in batch], device=device)
+            owners = [Running(p, g, len(prompts[p]), limits[p]) for p, g in batch]
+            rows.add(owners, torch.stack([streams[p, g] for p, g in batch]))
             logits = torch.stack([prefilled[p][2] for p, _ in batch])
             for p in {p for p, g in batch if g == G - 1}:
                 del prefilled[p]
-            draw(start, logits)
-            continue
-        B, length = rows.count, rows.length[: rows.count]
-        newest = rows.ids[torch.arange(B, device=device), rows.step[:B] - 1]
-        hidden = model.decode(newest, cache, length, int(rows.lengths[:B].max()) + 1)
-        length += 1
-        rows.lengths[:B] += 1
-        draw(0, model.logits(hidden).float())
+            rows.draw(start, rows.count, logits)
+        else:
+            rows.run()
+        collect()
     return results
+
+
+def make_cache(
+    config: ModelConfig, rows: int, samples: int, lengths: list[int], limits: list[int], device, dtype, shared: bool
+) -> KVCache:  # fmt: skip
+    """The KV cache of a call: `rows` running samples of prompts of these lengths, each with its limit of new tokens.
+
+    A row holds its prompt and what it writes; or, `shared`, a prompt is stored once, in one of four times the places
+    that prompts need to fill the batch: the last samples of a group keep theirs to the end.
+    """
+    if not shared:
+        return KVCache(config, rows, max(map(sum, zip(lengths, limits, strict=True))), device, dtype)
+    prompts = min(len(lengths), rows, 4 * -(-rows // samples))
+    return KVCache(config, rows, max(limits), device, dtype, prompts, max(lengths))
 
 
 def eos_ids(model: Transformer, tokenizer) -> list[int]:

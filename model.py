@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 import kernels
 from data import InputError
+from kernels.decode_attention import Prefix, append, decode_attention, prefix_tiles, rows_per_tile
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
@@ -285,23 +286,43 @@ class Layout:
 
 
 class KVCache:
-    """Keys and values of decoding rows: per layer two tensors [rows, K, capacity, E], and the tokens each row holds.
+    """Keys and values of decoding rows: per layer two tensors [rows, K, capacity, E].
 
-    Rows in use are always the first `len(lengths)`: who drops a row moves the last one into its place (`move`).
+    Rows in use are always the first ones: who drops a row moves the last one into its place (`move`). With `prompts`, a
+    prompt lies once in prompt_keys, prompt_values [layers, prompts, K, prompt_capacity, E] however many rows belong to
+    it (prompt_of [rows]), and rows hold only what comes after.
     """
 
-    def __init__(self, config: ModelConfig, rows: int, capacity: int, device="cpu", dtype=torch.float32):
-        shape = (config.layers, rows, config.kv_heads, capacity, config.head_width)
-        self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
-        self.rows, self.capacity = rows, capacity
+    def __init__(
+        self, config: ModelConfig, rows: int, capacity: int, device="cpu", dtype=torch.float32,
+        prompts: int = 0, prompt_capacity: int = 0,
+    ):  # fmt: skip
+        def zeros(*size, dtype=dtype):
+            return torch.zeros(size, device=device, dtype=dtype)
+
+        shape = config.layers, rows, config.kv_heads, capacity, config.head_width
+        self.keys, self.values = zeros(*shape), zeros(*shape)
+        self.rows, self.capacity, self.prompts = rows, capacity, prompts
+        if prompts:
+            shape = config.layers, prompts, config.kv_heads, prompt_capacity, config.head_width
+            self.prompt_keys, self.prompt_values = zeros(*shape), zeros(*shape)
+            self.prompt_lengths, self.prompt_of = (zeros(n, dtype=torch.int64) for n in (prompts, rows))
 
     def put(self, row: int, keys: Tensor, values: Tensor) -> None:
         """Write a prefilled prompt, [layers, L, K, E] each, to the front of a row: the fork of a group is this copy."""
         self.keys[:, row, :, : keys.shape[1]] = keys.transpose(1, 2)
         self.values[:, row, :, : values.shape[1]] = values.transpose(1, 2)
 
+    def put_prompt(self, place: int, keys: Tensor, values: Tensor) -> None:
+        """Write a prefilled prompt, [layers, L, K, E] each, where all of its rows read it."""
+        self.prompt_lengths[place] = keys.shape[1]
+        self.prompt_keys[:, place, :, : keys.shape[1]] = keys.transpose(1, 2)
+        self.prompt_values[:, place, :, : values.shape[1]] = values.transpose(1, 2)
+
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy a row's first `length` tokens over another row."""
+        """Copy a row's first `length` tokens over another row, and which prompt is its."""
+        if self.prompts:
+            self.prompt_of[target] = self.prompt_of[source]
         self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
         self.values[:, target, :, :length] = self.values[:, source, :, :length]
 
@@ -428,6 +449,14 @@ class Attention(nn.Module):
             return rotate(self.q_norm(qk[:, :H]), *rope), rotate(self.k_norm(qk[:, H:]), *rope), v
         return *rotate(qk, *rope).split([H, K], dim=1), v
 
+    def products(self, x: Tensor) -> Tensor:
+        """`project` without the rotation: q, k and v side by side, [T, H + 2 K, E]."""
+        H, K = self.H, self.K
+        qkv = self.qkv(x).view(-1, H + 2 * K, self.E)
+        if self.q_norm is None:
+            return qkv
+        return torch.cat([self.q_norm(qkv[:, :H]), self.k_norm(qkv[:, H : H + K]), qkv[:, H + K :]], dim=1)
+
     def attend_cached(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, places, mask) -> Tensor:
         """One new token a row, q [B, H, E], k and v [B, K, E]: writes its key and value at `places` [B * K] of the
         layer's cache, seen as [rows * K * capacity, E], and attends over the row -> [B, H * E]."""
@@ -439,6 +468,13 @@ class Attention(nn.Module):
         scores = torch.matmul(q * self.E**-0.5, keys.transpose(2, 3)).float().add_(mask)  # [B, K, H/K, longest]
         out = torch.matmul(torch.softmax(scores, dim=-1).to(values.dtype), values)
         return out.reshape(B, -1)
+
+    def attend_shared(self, qkv: Tensor, rope, cache: KVCache, layer: int, prefix: tuple, own: Tensor) -> Tensor:
+        """`attend_cached` of `products` where prompts are stored once: rows have written own[0] [B] tokens, own[1] with
+        the new one; prefix: (prompt of each row [B], prefix_tiles)."""
+        q = append(qkv, *rope, own[0], cache.keys[layer], cache.values[layer])
+        prompts = Prefix(cache.prompt_keys[layer], cache.prompt_values[layer], cache.prompt_lengths, *prefix)
+        return decode_attention(q, cache.keys[layer], cache.values[layer], own[1], prompts).flatten(1)
 
 
 class MLP(nn.Module):
@@ -465,6 +501,9 @@ class Block(nn.Module):
         self.attn, self.mlp = Attention(config), MLP(config)
         self.dropout = 0.0
 
+    def products(self, x: Tensor) -> Tensor:
+        return self.attn.products(self.attn_norm(x))
+
     def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.attn.project(self.attn_norm(x), (cos, sin))
 
@@ -473,7 +512,7 @@ class Block(nn.Module):
         return x + self.drop(self.mlp(self.mlp_norm(x)))
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], layout: Layout, store: list | None = None) -> Tensor:
-        before, after = compiled_parts() if self.compiled else (Block.before, Block.after)
+        _, before, after = compiled_parts() if self.compiled else PARTS
         q, k, v = before(self, x, *rope)
         if store is not None:  # copies: views would keep the queries, and with them twice the memory, alive
             store.append((k.contiguous(), v.clone()))
@@ -482,16 +521,21 @@ class Block(nn.Module):
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.dropout and torch.is_grad_enabled() else x
 
-    def decode(self, x: Tensor, rope: tuple[Tensor, Tensor], *cached) -> Tensor:
-        before, after = compiled_parts() if self.compiled else (Block.before, Block.after)
-        return after(self, x, self.attn.attend_cached(*before(self, x, *rope), *cached))
+    def decode(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache, *given) -> Tensor:
+        products, before, after = compiled_parts() if self.compiled else PARTS
+        if cache.prompts:
+            return after(self, x, self.attn.attend_shared(products(self, x), rope, cache, *given))
+        return after(self, x, self.attn.attend_cached(*before(self, x, *rope), cache, *given))
+
+
+PARTS = Block.products, Block.before, Block.after
 
 
 @functools.cache
-def compiled_parts() -> tuple[Callable, Callable]:
-    """Block.before and Block.after with what stands between their matrix products fused: one pass over memory in place
-    of ten. Compiled at first use, once for all layers and all numbers of tokens."""
-    return torch.compile(Block.before, dynamic=True), torch.compile(Block.after, dynamic=True)
+def compiled_parts() -> tuple[Callable, ...]:
+    """PARTS with what stands between the matrix products fused: one pass over memory in place of ten. Compiled when
+    first used, once for all layers and numbers of tokens."""
+    return tuple(torch.compile(part, dynamic=True) for part in PARTS)
 
 
 class Transformer(nn.Module):
@@ -595,6 +639,13 @@ class Transformer(nn.Module):
         """
         x = self.embedded(ids)
         rope = self.rope(lengths, longest)
+        if cache.prompts:
+            of = cache.prompt_of[: len(ids)]
+            own = (lengths - cache.prompt_lengths[of]).clamp(min=0)  # 0: rows not in use
+            tiles = prefix_tiles(of, cache.prompts, rows_per_tile(len(ids), self.config.heads, self.config.kv_heads))
+            for layer, block in enumerate(self.layers):
+                x = block.decode(x, rope, cache, layer, (of, tiles), (own, own + 1))
+            return self.norm(x)
         K, capacity = self.config.kv_heads, cache.capacity
         head = torch.arange(ids.shape[0] * K, device=ids.device).view(-1, K)  # row * K + number of the head
         places = (head * capacity + lengths[:, None]).flatten()

@@ -30,8 +30,9 @@ from batch import cut_group, token_logprobs, token_scores, token_values
 from data import InputError, run_cli
 from data.packing import micro_batches
 from data.problems import Problem
-from generate import Sample, sample_tokens
-from ledger import Ledger, Model
+from decoding import sample_tokens
+from generate import Sample, make_cache
+from ledger import ELSEWHERE, Ledger, Model
 from model import PRESETS, KVCache, Layout, ModelConfig, Transformer, preset, read_config
 from options import option, parse, usage
 from rollout import Rollout
@@ -346,16 +347,19 @@ def _reinforce(stage: str, config, plan: Plan, ledger: Ledger, phase, items, mod
     longest = min(config.max_new_tokens, plan.shape.context - prompt)
     completions = prompts * group
     plan.decoded, plan.decode_steps = rows, math.ceil(completions * mean / rows)
+    shape = plan.shape, rows, group, [prompt] * prompts, [longest] * prompts, META.device, sampler.dtype
     with ledger.of_kind("cache"), ledger.phase("rollout"):
-        cache = KVCache(plan.shape, rows, prompt + longest, META.device, sampler.dtype)
+        cache = make_cache(*shape, shared=config.device != "cpu")
+    with ledger.of_kind(ELSEWHERE):  # for the operations of a step: on a GPU a kernel that meta tensors do not run
+        whole = make_cache(*shape, shared=False)
     before = ledger.flops
     with torch.no_grad(), ledger.phase("rollout"):
         ledger.new(max(p.numel() for p in model.module.parameters()), torch.float32, "gathered")  # runtime.gather_into
         _prefill(sampler.module, prompt, min(-(-rows // group), max(1, 16_384 // prompt)))
         prefill = ledger.flops - before
-        _decode(sampler.module, cache, config.temperature, prompt + longest)
+        _decode(sampler.module, whole, config.temperature, prompt + longest)
         before = ledger.flops
-        _decode(sampler.module, cache, config.temperature, prompt + (mean + 1) // 2)
+        _decode(sampler.module, whole, config.temperature, prompt + (mean + 1) // 2)
     at_once = min(-(-rows // group), max(1, 16_384 // prompt))
     plan.flops["rollout"] = prefill * prompts / at_once + (ledger.flops - before) / rows * completions * mean
     weights = sum(w.nbytes for w in sampler.weights)
@@ -363,8 +367,10 @@ def _reinforce(stage: str, config, plan: Plan, ledger: Ledger, phase, items, mod
         weights -= plan.shape.vocab_size * plan.shape.width * sampler.dtype.itemsize
     token = 2 * cache.keys.nbytes / (cache.rows * cache.capacity)
     plan.cache_capacity = cache.capacity
-    plan.decode_bytes = plan.decode_steps * weights + token * completions * (mean * prompt + mean * (mean - 1) / 2)
-    del cache
+    together = min(group, rows) if cache.prompts else 1  # rows that read a prompt at once
+    cached = completions * (mean * prompt / together + mean * (mean - 1) / 2)
+    plan.decode_bytes = plan.decode_steps * weights + token * cached
+    del cache, whole
     if judge is not None:  # RewardModel's micro-batches: parts of a group, or several groups
         parts = cut_group([0] * prompt, [[0] * mean] * group, config.micro_tokens)
         together = min(prompts, max(1, config.micro_tokens // (prompt + group * mean)))

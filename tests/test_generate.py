@@ -12,10 +12,13 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import decoding
+import generate as gen
 from data import InputError
 from data.tokenizer import train
-from generate import Sampling, _prefill, eos_ids, generate, mix64, sample_tokens, uniform
-from model import ModelConfig, Transformer
+from decoding import mix64, sample_tokens, uniform
+from generate import Sampling, _prefill, eos_ids, generate
+from model import KVCache, ModelConfig, Transformer
 
 ROOT = Path(__file__).parents[1]
 FAST = settings(max_examples=40)
@@ -378,6 +381,134 @@ def test_tool_output_is_cut_at_the_limit():
     sampling.max_new_tokens = 1  # no room for an answer: the tool is not asked
     ((s,),) = generate(model, tokenizer, [[0]], sampling, on_stop=lambda stopped: pytest.fail("asked"))
     assert (s.ids, s.finish) == ([1], "stop")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The device's side of a step: looked at now and then, fixed shapes, prompts stored once
+
+
+def decoding_by(monkeypatch, poll, shared, device="cpu"):
+    monkeypatch.setitem(decoding.POLL, device, poll)
+    monkeypatch.setattr(gen, "SHARED", (device,) if shared else ())
+
+
+CASES = [  # Sampling's changes, max_rows, tool
+    (dict(samples=4, seed=1), 5, None),
+    (dict(samples=3, temperature=0.0, stop=("e", "ab")), 64, None),
+    (dict(samples=3, temperature=1.3, top_p=0.8, stop=("b",), seed=4), 2, None),
+    (dict(samples=4, stop=("a", "c"), seed=2), 6, answers_of),
+    (dict(samples=2, temperature=0.0, stop=("a", "c")), 1, answers_of),
+]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+@pytest.mark.parametrize(("poll", "shared"), [(3, False), (8, False), (1, True), (3, True), (8, True)])
+def test_samples_do_not_depend_on_how_often_one_looks(case, poll, shared, monkeypatch):
+    """EOS, limits, stop strings, tools and rows that wait, over ragged prompts: ids, log-probs, masks, finishes."""
+    (changes, max_rows, tool), model = CASES[case], random_model(9 + case, qk_norm=case == 1)
+    sampling, finished = Sampling(max_new_tokens=21, **changes), []
+    expected = generate(model, LETTERS, PROMPTS, sampling, max_rows, on_stop=tool)
+    decoding_by(monkeypatch, poll, shared)
+    found = generate(model, LETTERS, PROMPTS, sampling, max_rows, on_stop=tool, progress=finished.append)
+    same(found, expected)
+    assert sum(finished) == sampling.samples * len(PROMPTS)
+    finishes = {s.finish for group in found for s in group}
+    assert finishes >= ({"stop"} if sampling.stop else {"eos", "length"})
+    if tool:
+        assert any(False in s.mask for group in found for s in group)
+
+
+def test_a_tool_is_asked_once_whatever_was_written_beyond(monkeypatch):
+    """A row that went on for up to seven tokens behind its stop string goes back to it; the tool sees nothing else."""
+    model, sampling = random_model(9), Sampling(4, 1.2, max_new_tokens=20, stop=("a", "c"), seed=2)
+    asked = {}
+    for poll in (1, 8):
+        decoding_by(monkeypatch, poll, True)
+        asked[poll] = []
+
+        def hook(stopped, calls=asked[poll]):
+            calls.extend((prompt, sample, tuple(ids)) for prompt, sample, ids in stopped)
+            return answers_of(stopped)
+
+        generate(model, LETTERS, PROMPTS, sampling, 5, on_stop=hook)
+    assert sorted(asked[1]) == sorted(asked[8]) and len(set(asked[8])) == len(asked[8]) > 20
+    assert all(ids[-1] in (0, 2) for _, _, ids in asked[8])
+
+
+def test_steps_have_few_shapes_and_none_is_wasted_on_all_rows(monkeypatch):
+    """Batch sizes are powers of two up to max_rows, each prompt is written once, and looks end with the longest row."""
+    model, sampling = random_model(7), Sampling(5, max_new_tokens=40, seed=3)
+    decoding_by(monkeypatch, 2, True)
+    prefilled, steps = count_calls(model, monkeypatch)
+    results = generate(model, LETTERS, PROMPTS, sampling, 6)
+    assert sorted(prefilled) == sorted(map(tuple, PROMPTS))
+    assert set(steps) == {1, 2, 4, 6}
+    assert sum(steps) >= sum(len(s.ids) - 1 for group in results for s in group)
+    steps.clear()
+    decoding_by(monkeypatch, 8, True)
+    (group,) = generate(model, LETTERS, [[1, 2]], Sampling(temperature=0, max_new_tokens=6))
+    assert len(steps) == 5 == len(group[0].ids) - 1  # not 8
+
+
+def test_places_of_prompts_are_used_again(monkeypatch):
+    """Room for two prompts: the third waits until all samples of another are done, and gets its place."""
+    model, sampling = random_model(4), Sampling(3, max_new_tokens=12, seed=11)
+    prompts = [[i % 11, i % 7] + [1] * (i % 5) for i in range(30)]
+    expected = generate(model, LETTERS, prompts, sampling, 6)
+    fill = gen.make_cache(model.config, 64, 16, [5] * 99, [7] * 99, "meta", torch.float32, True)
+    assert (fill.rows, fill.prompts, fill.capacity) == (64, 16, 7)  # four times the four prompts that fill the rows
+    made = []
+
+    def cache(*args):
+        assert args[5] == 6 and args[2] == 12 and args[6] == 6  # prompts, new tokens, tokens of the longest prompt
+        made.append(KVCache(*args[:5], 2, args[6]))
+        return made[-1]
+
+    monkeypatch.setattr(gen, "KVCache", cache)
+    decoding_by(monkeypatch, 3, True)
+    same(generate(model, LETTERS, prompts, sampling, 6), expected)
+    assert made[0].prompt_keys.shape == (2, 2, 2, 6, 8)
+
+
+def test_a_step_reads_no_value_of_the_device():
+    """On the meta device no tensor has values: a step that asked for one would fail. Hence a CUDA graph can hold it."""
+    shape = random_model(0).config
+    with torch.device("meta"):
+        model = Transformer(shape)
+        cache = KVCache(shape, 4, 9, "meta", torch.float32, 2, 5)
+        tables = torch.zeros(2, shape.vocab_size, dtype=torch.bool)
+    for temperature, top_p in ((1.0, 1.0), (0.7, 0.9), (0.0, 1.0)):
+        rows = decoding.Rows(model, cache, Sampling(2, temperature, top_p), *tables, 14, 9)
+        rows.advance(4, 14)
+
+
+def test_the_readable_path_copies_prompts(monkeypatch):
+    model, sampling, made = random_model(4), Sampling(2, max_new_tokens=9, seed=1), []
+    monkeypatch.setattr(gen, "KVCache", lambda *args: made.append(KVCache(*args)) or made[-1])
+    decoding_by(monkeypatch, 1, True)
+    shared = generate(model, LETTERS, PROMPTS, sampling)
+    monkeypatch.setattr(gen.kernels, "reference", True)
+    same(generate(model, LETTERS, PROMPTS, sampling), shared)
+    assert [cache.prompts for cache in made] == [7, 0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_graphs_give_the_samples_of_single_steps(monkeypatch):
+    model = random_model(9, head_width=32).cuda()
+    sampling = Sampling(4, 1.0, max_new_tokens=20, stop=("a", "c"), seed=2)
+
+    def run():
+        return generate(model, LETTERS, PROMPTS, sampling, 12, on_stop=answers_of)
+
+    replayed = run()
+    monkeypatch.setattr(decoding.Rows, "replay", lambda rows, B: rows.advance(B, rows.longest))
+    same(run(), replayed)
+    decoding_by(monkeypatch, 1, False, "cuda")  # plain PyTorch, prompts copied
+    same(run(), replayed)
+    model.to(torch.bfloat16)
+    monkeypatch.undo()
+    finishes = {s.finish for group in run() for s in group}
+    assert finishes <= {"eos", "stop", "length"} and len(finishes) > 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -191,8 +191,9 @@ def test_nothing_is_left_in_the_ledger(directory):
         assert ledger.live["weights"] == 4 * sum(share(p.shape, 2) for p in Transformer(SHAPE).parameters())
 
 
-def test_cache_is_the_one_that_the_generator_makes(directory, monkeypatch):
-    config = options("grpo", directory, "--gpus", "2", "--device", "cpu", "--max_rows", "7")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])  # where the prompt of a group is stored in every row, and once
+def test_cache_is_the_one_that_the_generator_makes(device, directory, monkeypatch):
+    config = options("grpo", directory, "--gpus", "2", "--device", device, "--max_rows", "7")
     found = plan.measure("grpo", config)
     made = []
 
@@ -204,15 +205,20 @@ def test_cache_is_the_one_that_the_generator_makes(directory, monkeypatch):
         eos_id, vocab_size = 502, 503
 
     monkeypatch.setattr(generate, "KVCache", cache)
-    sampling = Sampling(samples=6, max_new_tokens=60)
-    generate.generate(Transformer(SHAPE), Tokenizer(), [[1] * 30, [2] * 30], sampling, max_rows=7)
+    monkeypatch.setattr(generate, "SHARED", ("cpu",) if device == "cuda" else ())
+    sampling, model = Sampling(samples=6, max_new_tokens=60), Transformer(SHAPE)
+    model.compute_dtype = torch.bfloat16 if device == "cuda" else None
+    generate.generate(model, Tokenizer(), [[1] * 30, [2] * 30], sampling, max_rows=7)
     (real,) = made
-    assert found.phases["rollout"]["cache"] == real.keys.nbytes + real.values.nbytes
-    assert (found.decoded, found.cache_capacity) == (real.rows, real.capacity) == (7, 90)
+    held = [x.nbytes for x in vars(real).values() if torch.is_tensor(x)]
+    assert len(held) == (6 if device == "cuda" else 2)
+    assert found.phases["rollout"]["cache"] == sum(held)
+    assert (found.decoded, found.cache_capacity) == (real.rows, real.capacity) == (7, 60 if device == "cuda" else 90)
     assert found.decode_steps == 103  # 12 completions of 60 tokens, seven at once
-    weights = sum(p.nbytes for p in Transformer(SHAPE).parameters()) - 503 * 40 * 4
-    token = 3 * 1 * 8 * 2 * 4  # layers, K, E, keys and values, bytes
-    cached = sum(30 + t for t in range(60)) * 12 * token
+    size, readers = (2, 6) if device == "cuda" else (4, 1)
+    weights = size * (sum(p.numel() for p in Transformer(SHAPE).parameters()) - 503 * 40)
+    token = 3 * 1 * 8 * 2 * size  # layers, K, E, keys and values, bytes
+    cached = (60 * 30 / readers + sum(range(60))) * 12 * token
     assert found.decode_bytes == 103 * weights + cached
 
 

@@ -19,12 +19,12 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from kernels import advantage, head_loss, kl, logprob, policy_loss
+from kernels import advantage, decode_attention, head_loss, kl, logprob, policy_loss
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 FLOATS = ["old_logp", "ref_logp", "advantage", "weight", "logp", "lse", "entropy", "grad", "slope", "sums", "value",
-          "factor", "x", "out"]
-LONGS = ["targets", "ends", "steps", "tokens"]
+          "factor", "x", "out", "peak", "total", "cos", "sin"]
+LONGS = ["targets", "ends", "steps", "tokens", "lengths", "tiles", "order"]
 SCALARS = ["scale", "low", "high", "beta", "eps"]
 
 
@@ -34,8 +34,9 @@ def described(kernel, arch, constants, pointers, warps=4):
     types |= {n: "constexpr" for n in constants}
     names = kernel.arg_names
     signature = {n: types.get(n, "i32") for n in names}
+    sizes = {"V", "stride", "out_stride", "entry_stride", "head_stride"}
     known = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names)
-             if n in ("V", "stride", "out_stride") or n in pointers or n in ("x", "slope", "value")}
+             if n in sizes or n in pointers or n in ("x", "slope", "value")}
     source = ASTSource(kernel, signature, {(names.index(n),): v for n, v in constants.items()}, known)
     made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -79,6 +80,19 @@ for arch in map(int, sys.argv[1:]):
     found[f"group {arch}"] = described(advantage._group_kernel, arch, dict(DDOF=1, STD=True, BLOCK=64), rewards)
     constants = dict(DDOF=1, ALL=256, OWN=16, BLOCK=64)
     found[f"process {arch}"] = described(advantage._process_kernel, arch, constants, rewards)
+    for name, number in (("bf16", "*bf16"), ("fp32", "*fp32")):
+        pointers = dict.fromkeys(("q", "keys", "values"), number)
+        for kind, queries in (("own", 1), ("prompt", 64)):
+            constants = decode_attention.blocks(queries, 128, 2 if name == "bf16" else 4)
+            warps = constants.pop("num_warps")
+            constants |= dict(OWN=kind == "own", EXACT=False)
+            kernel = decode_attention._partial_kernel
+            found[f"attention {kind} {name} {arch}"] = described(kernel, arch, constants, pointers, warps)
+    pointers = dict.fromkeys(("qkv", "q", "keys", "values"), "*bf16")
+    constants = dict(E=128, HALF=64)
+    found[f"append {arch}"] = described(decode_attention._append_kernel, arch, constants, pointers, 1)
+    constants = dict(E=128, WIDTH=128, SLOTS=4)
+    found[f"merge {arch}"] = described(decode_attention._merge_kernel, arch, constants, {"merged": "*bf16"})
 print(json.dumps(found))
 '''
 
@@ -101,7 +115,7 @@ def compiled():
 
 def test_every_kernel_fits(compiled):
     """No register is spilled, and the shared memory is what the smallest supported GPUs have (99 KiB)."""
-    assert len(compiled) == 5 + 11
+    assert len(compiled) == 5 + 17
     for name, one in compiled.items():
         assert one["stack"] == one["local"] == one["spills"] == 0, name
         assert one["shared"] <= 99 << 10 and one["reg"] * 32 * one["warps"] <= 65536, (name, one)
@@ -113,6 +127,14 @@ def test_logits_move_16_bytes_at_a_time(compiled):
             assert one["wide_loads"] >= 2, (name, one)
         if name.startswith(("policy", "slope")):
             assert one["wide_stores"] >= 2, (name, one)
+
+
+def test_keys_and_values_move_16_bytes_at_a_time(compiled):
+    """Into shared memory, one block while another is worked on: keys and values of every stage and of the loop."""
+    found = {name: one for name, one in compiled.items() if name.startswith("attention")}
+    assert len(found) == 4
+    for name, one in found.items():
+        assert one["wide_loads"] >= 16, (name, one)
 
 
 def test_threads_meet_only_at_the_end(compiled):

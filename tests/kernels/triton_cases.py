@@ -7,9 +7,12 @@ import math
 
 import pytest
 import torch
+from test_decode_attention import SHAPES, by_hand, inputs
 
 from bench.kernels_gpu import check
+from kernels import decode_attention as attention
 from kernels.advantage import group_advantage, process_advantage
+from kernels.decode_attention import Prefix, decode_attention
 from kernels.head_loss import cross_entropy, head_policy_loss, policy_loss_from_logits
 from kernels.kl import kl
 from kernels.logprob import linear_logprob, logprob_from_logits
@@ -261,3 +264,51 @@ def test_every_kernel_against_float64():
     """The checks that bench/kernels_gpu.py begins with."""
     rows = check(torch.device(DEVICE), True, 3, "triton")
     assert len(rows) > 80 and not [row for row in rows if not row["error"] <= row["bound"]]
+
+
+def on_host(*tensors, prefix):
+    return by_hand(*(x.cpu() for x in tensors), prefix and Prefix(*(x.cpu() for x in prefix[:4])))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decode_attention(name, dtype):
+    """What is not in use is NaN: no key beyond a length is ever read."""
+    q, keys, values, lengths, prefix = inputs(name, dtype, device=DEVICE)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for shared in (True, False):
+        if not shared:
+            prefix, lengths, keys, values = None, lengths.clamp(min=1), keys.nan_to_num(), values.nan_to_num()
+        exact = on_host(q, keys, values, lengths, prefix=prefix)
+        found = decode_attention(q, keys, values, lengths, prefix, backend="triton")
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double().cpu(), exact, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 7])
+def test_pieces_of_the_keys_are_merged(pieces, monkeypatch):
+    """However many programs share the keys, the shortest rows leave most of them empty."""
+    q, keys, values, lengths, prefix = inputs("long", device=DEVICE)
+    exact = on_host(q, keys, values, lengths, prefix=prefix)
+    monkeypatch.setattr(attention, "_splits", lambda programs, longest: pieces)
+    found = decode_attention(q, keys, values, lengths, prefix, backend="triton")
+    torch.testing.assert_close(found.double().cpu(), exact, atol=1e-5, rtol=1e-5)
+
+
+def test_splits_fill_the_device_and_no_more():
+    """One row of a long cache: as many pieces as there are 128 keys; 512 rows of 16 heads: none is split."""
+    assert attention._splits(16, 4096) == 32 and attention._splits(16, 100_000) == 33
+    assert attention._splits(512 * 16, 4096) == 1 and attention._splits(1, 100) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("H, K, E", [(6, 2, 12), (1, 1, 64)])
+def test_append(H, K, E, dtype):
+    qkv, angle, lengths = randn(5, H + 2 * K, E).to(dtype), randn(5, 1, E // 2, seed=1), torch.tensor([0, 8, 3, 3, 1])
+    found = {}
+    for backend in ("torch", "triton"):
+        keys, values = (randn(7, K, 9, E, seed=seed).to(dtype) for seed in (2, 3))
+        q = attention.append(qkv, angle.cos(), angle.sin(), lengths.to(DEVICE), keys, values, backend)
+        found[backend] = q, keys, values
+    tolerance = dict(rtol=1e-5, atol=1e-6) if dtype == torch.float32 else dict(rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(found["triton"], found["torch"], **tolerance)
