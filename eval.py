@@ -369,14 +369,14 @@ def plan(config: Config) -> tuple[list[Task], dict[str, list[str]], dict[str, li
 
 
 def way_of(config: Config, benchmark: benchmarks.Benchmark, format: str) -> tuple[FewShot, bool]:
-    """(how the problems are put, whether by our exemplars). Where all benchmarks are wanted, and --prompts has none for
-    this one, ours are used, and the results say so."""
+    """(how the problems are put, whether by our exemplars). Where --prompts has none for a benchmark and format that
+    was not asked for by name, ours are used, and the results say so."""
     shots = None if config.shots < 0 else config.shots
     if config.prompts:
         try:
             way = FewShot.load(config.prompts, benchmark, format)
         except InputError:
-            if config.benchmarks not in ([], ["all"]):
+            if config.benchmarks not in ([], ["all"]) and (config.formats or len(benchmark.formats) == 1):
                 raise
         else:
             if shots is None or shots == way.shots:

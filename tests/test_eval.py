@@ -339,6 +339,11 @@ def test_prompts_of_others(world, folder, tmp_path, monkeypatch, capsys):
     texts = [json.loads(line)["prompt_tokens"] for line in (tmp_path / "gsm8k.cot.jsonl").read_text().splitlines()]
     tokenizer = Tokenizer.load(world / "model")
     assert texts == [len(tokenizer.encode(f"Q: 1 + 1?\nA: 2\n\nQ: {question}\nA:")) for question in QUESTIONS]
+    named = options | {"benchmarks": "gsm8k", "to": tmp_path / "named", "limit": 1, "max_new_tokens": 4}
+    del named["formats"]  # the benchmark by name, its ways of solving not: ours where the file has none
+    assert command(monkeypatch, **named) == 0
+    results = json.loads((tmp_path / "named" / "results.json").read_text())["results"]
+    assert "note" not in results["gsm8k.cot"] and "our exemplars" in results["gsm8k.pot"]["note"]
     for changes, message in (
         ({"benchmarks": "bbh"}, "prompts.json: has no prompt for bbh"),
         ({"benchmarks": "gsm8k", "shots": 2}, "--shots 2: "),
