@@ -32,8 +32,9 @@ from data.prover import NO_PROVER, Prover, find_prover
 from data.sandbox import Sandbox
 from data.tokenizer import Tokenizer
 from generate import Sampling, generate
-from model import Transformer, from_pretrained
+from model import Transformer
 from options import option
+from pretrained import from_pretrained
 
 
 @dataclass

@@ -22,6 +22,7 @@ import kernels
 from data import InputError
 from decoding import Rows, Running, mix64
 from model import KVCache, Layout, ModelConfig, Transformer
+from pretrained import from_pretrained
 
 SHARED = ("cuda",)  # devices whose cache holds the prompt of a group once, which makes steps of fixed shapes possible
 
@@ -258,7 +259,6 @@ def main() -> None:
     import argparse
 
     from data.tokenizer import Tokenizer
-    from model import from_pretrained
 
     parser = argparse.ArgumentParser(description="Sample completions of a prompt from a model directory.")
     parser.add_argument("--model", required=True, help="Hugging Face model directory")

@@ -33,8 +33,9 @@ from data.problems import Problem
 from decoding import sample_tokens
 from generate import Sample, make_cache
 from ledger import ELSEWHERE, Ledger, Model
-from model import PRESETS, KVCache, Layout, ModelConfig, Transformer, preset, read_config
+from model import PRESETS, KVCache, Layout, ModelConfig, Transformer, preset
 from options import option, parse, usage
+from pretrained import read_config
 from rollout import Rollout
 from runtime import World
 

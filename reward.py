@@ -16,7 +16,7 @@ from data.packing import micro_batches
 from data.sandbox import Result, Sandbox
 from data.tokenizer import Tokenizer
 from generate import Sample
-from model import from_pretrained
+from pretrained import from_pretrained
 
 
 def completion_text(tokenizer: Tokenizer, sample: Sample, stop: Sequence[str] = ()) -> str:

@@ -25,8 +25,9 @@ from data.sandbox import Sandbox
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer, encode_prompts
 from generate import Sample, Sampling, generate
-from model import Transformer, from_pretrained
+from model import Transformer
 from options import option
+from pretrained import from_pretrained
 from reward import Programs, completion_text, predictions, rule_rewards, step_ends
 from runtime import World, seeded
 

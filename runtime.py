@@ -42,6 +42,7 @@ from torch import nn
 import kernels
 from data import InputError, atomic_write
 from options import local_main, parse, read_toml, to_toml, toml_value
+from pretrained import save_pretrained
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Programs
@@ -429,7 +430,7 @@ class Checkpoints:
         self.world.barrier()
         weights = full_state(model, "cpu", keep=self.world.main)
         if self.world.main:
-            model.save_pretrained(temporary, state_dict=weights, dtype=self.world.dtype)
+            save_pretrained(model, temporary, state_dict=weights, dtype=self.world.dtype)
             tokenizer.save(temporary)
         del weights
         if state is not None:

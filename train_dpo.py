@@ -26,8 +26,8 @@ from data.packing import micro_batches
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer
 from generate import Sample
-from model import from_pretrained
 from options import option
+from pretrained import from_pretrained
 from rollout import Rollout, load_samples
 from runtime import World, seeded
 

@@ -43,8 +43,9 @@ from generate import Sampling
 from kernels.advantage import group_advantage, process_advantage
 from kernels.head_loss import fuses, head_policy_loss
 from kernels.policy_loss import policy_loss, token_weights
-from model import ModelConfig, Transformer, from_pretrained
+from model import ModelConfig, Transformer
 from options import option, parse
+from pretrained import from_pretrained
 from reward import RewardModel, solution_score
 from rollout import Rollout, label_steps, load_rollouts, rollout, save_rollouts
 from runtime import World, seeded

@@ -38,8 +38,9 @@ from data.packing import micro_batches
 from data.sandbox import Sandbox
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer
-from model import Transformer, from_pretrained
+from model import Transformer
 from options import option
+from pretrained import from_pretrained
 from reward import RewardModel
 from rollout import Rollout, load_rollouts, save_rollouts
 from runtime import World

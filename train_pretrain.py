@@ -21,8 +21,9 @@ from data.shards import Mixture, Shards, windows
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer
 from kernels.head_loss import cross_entropy
-from model import Layout, ModelConfig, Transformer, from_pretrained, preset
+from model import Layout, ModelConfig, Transformer, preset
 from options import option
+from pretrained import from_pretrained
 
 
 @dataclass

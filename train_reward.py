@@ -27,8 +27,8 @@ from data import InputError, prompts, read_jsonl
 from data.packing import micro_batches
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer
-from model import from_pretrained
 from options import option
+from pretrained import from_pretrained
 from reward import solution_score, step_ends
 from rollout import load_samples
 

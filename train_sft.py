@@ -22,8 +22,9 @@ from data.packing import micro_batches, pack
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer
 from kernels.head_loss import cross_entropy
-from model import Transformer, from_pretrained
+from model import Transformer
 from options import option
+from pretrained import from_pretrained
 
 
 @dataclass

@@ -98,7 +98,7 @@ def ours(side: str, folder: str, small: bool) -> None:
     import decoding
     import generate as generator
     from generate import Sampling, generate
-    from model import from_pretrained
+    from pretrained import from_pretrained
 
     class Ids:
         """The smallest thing that `generate` takes for a tokenizer; -1 is drawn by nobody."""
@@ -181,6 +181,7 @@ def main(arguments=None) -> int:
     if not torch.cuda.is_available() and not given.small:
         parser.error("no GPU here: give --small to try the program itself")
     from model import Transformer, preset
+    from pretrained import save_pretrained
 
     name, vocabulary, count, samples, length, new, _ = SIZES[given.small]
     pythons = {side: sys.executable for side in given.sides.split(",") if side in OURS}
@@ -192,7 +193,7 @@ def main(arguments=None) -> int:
         model = model.to_empty(device=device_and_dtype()[0])  # drawn where that is fast: the numbers do not matter
         for weight in model.parameters():
             weight.data.normal_(0, 0.02) if weight.dim() > 1 else weight.data.fill_(1)
-        model.save_pretrained(folder)
+        save_pretrained(model, folder)
         del model
         small = ["--small"] * given.small
         sides = {side: [python, __file__, *small, "--side", side, folder] for side, python in pythons.items()}

@@ -97,7 +97,7 @@ class Learner:
 
 def ours(folder: str, given) -> None:
     import runtime
-    from model import from_pretrained
+    from pretrained import from_pretrained
 
     config = own_config(given.ours)
     world = runtime.World(bf16=given.dtype == "bfloat16", compile=config.compile)
@@ -171,12 +171,13 @@ def main() -> None:
         return {"ours": ours, "trl": trl}[given.side[0]](given.side[1], given)
     own_config(given.ours)
     from model import ModelConfig, Transformer
+    from pretrained import save_pretrained
 
     shape = ModelConfig(VOCABULARY, width=128, layers=3, heads=4, kv_heads=2, ffn=320, context=256, eos_id=0)
     commands = turns.commands(__file__, given, "trl")
     with tempfile.TemporaryDirectory() as folder:
         model = Transformer(shape)
-        model.save_pretrained(folder)
+        save_pretrained(model, folder)
         turns.check_same(commands, folder, tolerance=1e-3)
         threads = {"OMP_NUM_THREADS": str(given.threads)}
         found = alternate(turns.sides(commands, given, folder), given.rounds, threads)

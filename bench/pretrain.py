@@ -39,7 +39,7 @@ def own_config(given):
 
 def ours(folder: str, given) -> None:
     import runtime
-    from model import from_pretrained
+    from pretrained import from_pretrained
     from train_pretrain import total_loss
 
     config = own_config(given)
@@ -121,11 +121,12 @@ def main() -> None:
         return {"ours": ours, "trainer": trainer}[given.side[0]](given.side[1], given)
     own_config(given)
     from model import Transformer, preset
+    from pretrained import save_pretrained
 
     commands = turns.commands(__file__, given, "trainer")
     with tempfile.TemporaryDirectory() as folder:
         model = Transformer(preset(given.size, VOCABULARY, context=given.context))
-        model.save_pretrained(folder)
+        save_pretrained(model, folder)
         turns.check_same(commands, folder, tolerance=1e-2)
         sides = turns.sides(commands, given, folder, "--batch", str(given.batch), "--context", str(given.context))
         found = alternate(sides, given.rounds, {"OMP_NUM_THREADS": str(given.threads)})

@@ -46,7 +46,7 @@ def case_of(name: str) -> tuple[bool, int]:
 def ours(folder: str, given) -> None:
     import runtime
     from generate import Sampling, generate
-    from model import from_pretrained
+    from pretrained import from_pretrained
 
     class Ids:
         """The smallest thing that `generate` takes for a tokenizer; -1 is drawn by nobody."""
@@ -99,11 +99,12 @@ def main() -> None:
     if given.side:
         return {"ours": ours, "transformers": transformers}[given.side[0]](given.side[1], given)
     from model import Transformer, preset
+    from pretrained import save_pretrained
 
     commands, found = turns.commands(__file__, given, "transformers"), {}
     with tempfile.TemporaryDirectory() as folder:
         model = Transformer(preset("4m", VOCABULARY, context=1024))
-        model.save_pretrained(folder)
+        save_pretrained(model, folder)
         turns.check_same(commands, folder, tolerance=1e-2)
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         print(f"{millions:.2f} M parameters, {given.dtype}, {given.threads} threads, {given.rounds} rounds in turn")

@@ -118,7 +118,7 @@ def print_logprobs(side: str, folder: str, prompts: list[list[int]]) -> None:
     import torch
 
     if side == "ours":
-        from model import from_pretrained
+        from pretrained import from_pretrained
 
         model = from_pretrained(folder)
         logits = [model.logits(model(torch.tensor(ids))) for ids in prompts]

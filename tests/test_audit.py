@@ -17,7 +17,7 @@ from data.problems import Problem, save
 from data.retelling import told
 from eval import evaluate
 from generate import Sampling
-from model import from_pretrained
+from pretrained import from_pretrained
 
 ROOT = Path(__file__).parents[1]
 

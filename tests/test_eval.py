@@ -28,6 +28,7 @@ from data.tokenizer import Tokenizer, train
 from eval import evaluate, majority, normal, pass_at_k, summarise, vote, wilson
 from generate import Sampling, generate
 from model import ModelConfig, Transformer
+from pretrained import save_pretrained
 
 ROOT = Path(__file__).parents[1]
 
@@ -150,7 +151,7 @@ def answering(tokenizer, **weights):
 def world(tokenizer, tmp_path_factory):
     """root/model, root/problems.jsonl, and the directory in which further files are made."""
     root = tmp_path_factory.mktemp("eval")
-    answering(tokenizer, text=0.6, other=0.2, program=0.2).save_pretrained(root / "model")
+    save_pretrained(answering(tokenizer, text=0.6, other=0.2, program=0.2), root / "model")
     tokenizer.save(root / "model")
     write_jsonl(root / "problems.jsonl", [{"id": p.id, "question": p.question, "answer": p.answer} for p in PROBLEMS])
     return root
@@ -465,9 +466,9 @@ def wrong_inputs(world):
     (world / "again").mkdir(exist_ok=True)
     (world / "again" / "problems.jsonl").write_text((world / "problems.jsonl").read_text())
     other = train(["Two words, two words"], 300, workers=1)
-    Transformer(ModelConfig(257, 16, 1, 2, 1, 16)).save_pretrained(world / "foreign")
+    save_pretrained(Transformer(ModelConfig(257, 16, 1, 2, 1, 16)), world / "foreign")
     other.save(world / "foreign")
-    Transformer(ModelConfig(257, 16, 1, 2, 1, 16)).save_pretrained(world / "bare")
+    save_pretrained(Transformer(ModelConfig(257, 16, 1, 2, 1, 16)), world / "bare")
     both = f"{world / 'problems.jsonl'},{world / 'again' / 'problems.jsonl'}"
     return {
         "no model": ({"model": world / "absent"}, "absent"),

@@ -19,6 +19,7 @@ from data.tokenizer import train
 from decoding import mix64, sample_tokens, uniform
 from generate import Sampling, _prefill, eos_ids, generate
 from model import KVCache, ModelConfig, Transformer
+from pretrained import save_pretrained
 
 ROOT = Path(__file__).parents[1]
 FAST = settings(max_examples=40)
@@ -624,7 +625,7 @@ def test_no_rows():
 def test_command(tmp_path):
     tokenizer = train(["One apple and two apples are three apples."] * 3, 270, workers=1)
     model = random_model(vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
-    model.save_pretrained(tmp_path)
+    save_pretrained(model, tmp_path)
     tokenizer.save(tmp_path)
     command = [sys.executable, "generate.py", "--model", str(tmp_path), "--prompt", "One apple", "--samples", "2"]
     command += ["--max_new_tokens", "5", "--seed", "3", "--temperature", "0.5", "--top_p", "0.9", "--stop", "zz"]

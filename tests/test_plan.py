@@ -28,6 +28,7 @@ from kernels.logprob import CHUNK_BYTES
 from ledger import Ledger, Model, share
 from model import KVCache, ModelConfig, Transformer, preset
 from options import parse, to_toml
+from pretrained import save_pretrained
 
 # No two of these numbers are alike, nor is 2 x 3 x 8 = 48 = (heads + 2 kv_heads) x 8: a mistaken dimension shows.
 SHAPE = ModelConfig(vocab_size=503, width=40, layers=3, heads=4, kv_heads=1, ffn=96, head_width=8, context=256)
@@ -44,7 +45,7 @@ STEPS = {
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("plan") / "model"
-    Transformer(SHAPE).save_pretrained(path)
+    save_pretrained(Transformer(SHAPE), path)
     return path
 
 
@@ -241,7 +242,7 @@ def test_deepseek_7b_over_eight_gpus_takes_two_bytes_a_parameter_on_each():
 
 def test_shards_and_peak_of_two_real_processes(tmp_path):
     shape = dataclasses.replace(SHAPE, layers=6, width=48)
-    Transformer(shape).save_pretrained(tmp_path)
+    save_pretrained(Transformer(shape), tmp_path)
     finished = training.start([str(tmp_path)], processes=2, program=Path(__file__))
     assert finished.returncode == 0, finished.stderr
 
@@ -406,7 +407,7 @@ def test_report(directory, monkeypatch, capsys):
 def test_rates_of_a_run(directory, tmp_path, monkeypatch, capsys):
     old = train_pretrain.Config(context=128, batch=12, micro_batch=4, steps=5)
     (tmp_path / "config.toml").write_text(to_toml(old))
-    Transformer(SHAPE).save_pretrained(tmp_path / "model")
+    save_pretrained(Transformer(SHAPE), tmp_path / "model")
     metrics = runtime.Metrics(tmp_path, runtime.World(), 5)
     for step, speed in enumerate((10.0, 5000.0, 5200.0, 4800.0, 5100.0), 1):
         metrics.write(step, {"loss": 1.0}, {"seconds": 12 * 128 / speed, "tokens_per_second": speed})
@@ -420,7 +421,7 @@ def test_rates_of_a_grpo_run(directory, tmp_path):
     old = options("grpo", directory, "--mu", "2")
     own = {field.name: getattr(old, field.name) for field in dataclasses.fields(train_grpo.Config)}
     (tmp_path / "config.toml").write_text(to_toml(train_grpo.Config(**own)))
-    Transformer(SHAPE).save_pretrained(tmp_path / "step_000002")
+    save_pretrained(Transformer(SHAPE), tmp_path / "step_000002")
     metrics = runtime.Metrics(tmp_path, runtime.World(), 3)
     for step, length in enumerate((40.0, 38.0, 42.0), 1):
         metrics.write(step, {"length": length}, {"seconds": 9.0, "rollout": 2.0, "update": 3.0 + step})

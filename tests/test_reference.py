@@ -20,7 +20,8 @@ from batch import pack_completions
 from data import InputError
 from data.shards import windows
 from kernels import head_loss, logprob, policy_loss
-from model import Layout, attend, from_pretrained
+from model import Layout, attend
+from pretrained import from_pretrained
 
 
 @pytest.fixture

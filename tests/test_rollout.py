@@ -14,7 +14,7 @@ import runtime
 from data import InputError, read_jsonl
 from data.sandbox import Sandbox
 from generate import Sample, Sampling, generate
-from model import from_pretrained
+from pretrained import from_pretrained
 from reward import Programs, step_ends
 from rollout import Rollout, label_steps, load_rollouts, rollout, save_rollouts
 from runtime import World

@@ -1,4 +1,4 @@
-"""Options, sharding, checkpoints, metrics and interruption, on a stand-in model small enough to train in a blink."""
+"""Options, sharding, checkpoints, metrics and interruption, on a transformer small enough to train in a blink."""
 
 import json
 import math
@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from safetensors.torch import load_file
 
 import runtime
 from data import InputError
+from model import ModelConfig, Transformer
 from options import option, parse, to_toml
 
 ROOT = Path(__file__).parents[1]
@@ -27,25 +29,8 @@ ROOT = Path(__file__).parents[1]
 # A toy trainer. This file is also the program that the tests start in processes of their own.
 
 
-class Toy(nn.Module):
-    """A residual MLP with uneven sizes (5 and 7 do not divide by two processes) and a head used outside forward."""
-
-    def __init__(self, seed: int = 0):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.embed = nn.Linear(3, 5)
-            self.layers = nn.ModuleList(nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 5)) for _ in range(2))
-            self.head = nn.Linear(5, 1, bias=False)
-
-    def forward(self, x):
-        x = self.embed(x)
-        for layer in self.layers:
-            x = x + layer(x)
-        return x
-
-    def save_pretrained(self, directory, state_dict=None, dtype=None):
-        torch.save({name: weight.to(dtype) for name, weight in state_dict.items()}, Path(directory) / "model.pt")
+# Uneven sizes: 5 and 7 do not divide by two processes. The head is used outside forward.
+SHAPE = ModelConfig(7, width=5, layers=2, heads=1, kv_heads=1, ffn=7, head_width=2, qkv_bias=True, family="qwen2")
 
 
 class ToyTokenizer:
@@ -70,14 +55,14 @@ class ToyConfig:
 
 def toy_batch(step: int):
     generator = runtime.generator("batch", step)
-    x = torch.randn(8, 3, generator=generator)
-    return x, x.sum(1, keepdim=True).sin()
+    ids = torch.randint(0, 7, (8, 4), generator=generator)
+    return ids, (3 * ids + 1) % 7
 
 
 def toy_gradient(model, world, step: int) -> float:
     """Half of the batch on each of two processes, all of it on one; divided by the global count."""
-    x, y = (part[world.rank :: world.size] for part in toy_batch(step))
-    loss = ((model(x) @ model.head.weight.T - y) ** 2).sum() / 8
+    ids, targets = (part[world.rank :: world.size] for part in toy_batch(step))
+    loss = F.cross_entropy(model.logits(model(ids)).flatten(0, 1), targets.flatten(), reduction="sum") / 32
     loss.backward()
     return world.all_sum(loss.item())
 
@@ -87,7 +72,7 @@ def toy_main(config: ToyConfig) -> None:
     run = runtime.Run(config, world)
     if config.fail:
         raise InputError("data.jsonl:3: no answer")
-    model = runtime.shard(Toy(), world)
+    model = runtime.shard(Transformer(SHAPE), world)
     optimizer = runtime.adamw(model, config.lr)
     start, state = run.resume(model, optimizer)
     noise = torch.Generator()
@@ -111,8 +96,8 @@ def grads_main(config: ToyConfig) -> None:
     world = runtime.setup("cpu")
     assert (world.size, world.all_sum(world.rank + 1), world.all_gather_objects(world.rank)) == (2, 3.0, [0, 1])
     assert world.broadcast_object({"from": world.rank}) == {"from": 0}
-    plain = Toy()
-    target = Toy()
+    plain = Transformer(SHAPE)
+    target = Transformer(SHAPE)
     model = runtime.shard(plain, world)
     with torch.no_grad():
         model(toy_batch(0)[0])  # leaves the root whole, as a validation loss does
@@ -312,12 +297,12 @@ def test_other_schedules():
 
 
 def test_weight_decay_on_matrices_only():
-    model = Toy()
+    model = Transformer(SHAPE)
     optimizer = runtime.adamw(model, 0.1, weight_decay=0.5)
     decayed, plain = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
-    assert decayed == {id(p) for n, p in model.named_parameters() if n.endswith("weight")}
-    assert plain == {id(p) for n, p in model.named_parameters() if n.endswith("bias")}
+    vectors = {id(p) for n, p in model.named_parameters() if n.endswith(("norm.weight", "bias"))}
+    assert plain == vectors and decayed == {id(p) for p in model.parameters()} - vectors
 
 
 def test_seeds_are_stable_and_differ():
@@ -337,7 +322,7 @@ def test_mfu():
 
 
 def test_clip_grad_norm():
-    model = Toy()
+    model = Transformer(SHAPE)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     model.head.weight.grad[0, :2] = torch.tensor([3.0, 4.0])
@@ -371,13 +356,14 @@ def test_a_run_writes_its_files(uninterrupted):
     assert lines(uninterrupted, "timing")[0] == '{"step": 1, "seconds": 0.5}'
     summary = json.loads((uninterrupted / "summary.json").read_text())
     assert summary == {"steps": 12, "seconds": 6.0, "metrics": json.loads(lines(uninterrupted)[-1]), "toy": True}
-    assert sorted(path.name for path in (uninterrupted / "model").iterdir()) == ["model.pt", "tokenizer.json"]
+    files = "config.json generation_config.json model.safetensors tokenizer.json"
+    assert sorted(path.name for path in (uninterrupted / "model").iterdir()) == files.split()
     losses = [json.loads(line)["loss"] for line in lines(uninterrupted)]
     assert losses[-1] < losses[0]
 
 
 def same_weights(first, second) -> bool:
-    first, second = (torch.load(path / "model" / "model.pt") for path in (first, second))
+    first, second = (load_file(path / "model" / "model.safetensors") for path in (first, second))
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -501,7 +487,7 @@ def test_metrics_truncate(tmp_path, capsys):
 
 def test_reference_is_kept_exactly(tmp_path):
     run = runtime.Run(ToyConfig(to=str(tmp_path)), runtime.World())
-    models = [Toy(seed) for seed in range(4)]
+    models = [Transformer(SHAPE, seed) for seed in range(4)]
     for iteration in (1, 2, 3):
         run.save_reference(iteration, models[iteration], ToyTokenizer())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["reference_2", "reference_3"]
@@ -522,7 +508,7 @@ def test_two_processes(uninterrupted, tmp_path):
     assert errors.count("SIGTERM: saved") == 1 and output.count("step 1/12") == 1
 
     grads, norm, clipped, weights = torch.load(tmp_path / "grads.pt")
-    model, world = Toy(), runtime.World()
+    model, world = Transformer(SHAPE), runtime.World()
     toy_gradient(model, world, 1)
     toy_gradient(model, world, 2)
     for name, parameter in model.named_parameters():

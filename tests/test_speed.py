@@ -18,7 +18,8 @@ import train_reward
 import train_sft
 from batch import forward_flops, pack_completions
 from data.tokenizer import Tokenizer
-from model import ModelConfig, from_pretrained, read_config
+from model import ModelConfig
+from pretrained import from_pretrained, read_config
 from rollout import load_rollouts
 
 SHAPE = ModelConfig(50, width=8, layers=3, heads=4, kv_heads=1, ffn=10, head_width=2)

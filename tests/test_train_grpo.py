@@ -34,8 +34,9 @@ from data.problems import Problem
 from data.sandbox import Sandbox
 from data.tokenizer import train
 from generate import Sample
-from model import ModelConfig, from_pretrained
+from model import ModelConfig
 from options import parse, read_toml
+from pretrained import from_pretrained, save_pretrained
 from reward import RewardModel
 from rollout import load_rollouts
 from runtime import World, shuffled
@@ -684,7 +685,7 @@ def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, text, change
     if text is not None:
         (tmp_path / "bad.jsonl").write_text(text)
     if "mixed" in message:  # a checkpoint with the tokenizer of another
-        from_pretrained(tiny.root / "base").save_pretrained(tmp_path / "mixed")
+        save_pretrained(from_pretrained(tiny.root / "base"), tmp_path / "mixed")
         train([chr(i) * 9 for i in range(300, 900)], 500, workers=1).save(tmp_path / "mixed")
     changes = {"problems": "{}/bad.jsonl", **changes}
     changes = {name: str(value).replace("{}", str(tmp_path)) for name, value in changes.items()}

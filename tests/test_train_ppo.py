@@ -28,7 +28,7 @@ from data.problems import Problem
 from data.tokenizer import Tokenizer, train
 from generate import Sample
 from kernels.policy_loss import policy_loss, token_weights
-from model import from_pretrained
+from pretrained import from_pretrained, save_pretrained
 from rollout import Rollout, load_rollouts
 from runtime import World, shuffled
 from train_grpo import grpo_gradient, make_batches
@@ -336,7 +336,7 @@ def test_gradients_do_not_depend_on_micro_batches_or_processes(alone, together):
 @pytest.mark.parametrize("kind", ["", "outcome", "process"])
 def test_any_model_becomes_a_value_model_that_says_zero(tiny, tmp_path, kind):
     """Of a reward model's head nothing is kept: it gives the logit of a probability, not a value."""
-    (scoring(tiny.root / "model", kind) if kind else from_pretrained(tiny.root / "model")).save_pretrained(tmp_path)
+    save_pretrained(scoring(tiny.root / "model", kind) if kind else from_pretrained(tiny.root / "model"), tmp_path)
     found, known = from_pretrained(tmp_path, score="value"), weights(tiny.root / "model")
     assert found.config.score == "value" and not any(p.abs().any() for p in found.score.parameters())
     body = {name: p for name, p in found.state_dict().items() if not name.startswith("score")}
@@ -344,7 +344,7 @@ def test_any_model_becomes_a_value_model_that_says_zero(tiny, tmp_path, kind):
 
 
 def test_a_value_model_stays_what_it_is(tiny, tmp_path):
-    scoring(tiny.root / "model").save_pretrained(tmp_path)
+    save_pretrained(scoring(tiny.root / "model"), tmp_path)
     assert torch.equal(from_pretrained(tmp_path, score="value").score.weight, scoring(tiny.root / "model").score.weight)
 
 
@@ -440,10 +440,10 @@ def test_ppo_learns_what_is_right(tiny, tmp_path):
 )
 def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, changes, message):
     if "mixed" in message:  # a model with another tokenizer
-        from_pretrained(tiny.root / "base").save_pretrained(tmp_path / "mixed")
+        save_pretrained(from_pretrained(tiny.root / "base"), tmp_path / "mixed")
         train([chr(i) * 9 for i in range(300, 900)], 500, workers=1).save(tmp_path / "mixed")
     if "scored" in json.dumps(changes):
-        scoring(tiny.root / "model").save_pretrained(tmp_path / "scored")
+        save_pretrained(scoring(tiny.root / "model"), tmp_path / "scored")
         tiny.tokenizer.save(tmp_path / "scored")
     changes = {name: str(value).replace("{}", str(tmp_path)) for name, value in changes.items()}
     said = refusal("ppo", options("ppo", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys)
@@ -452,7 +452,7 @@ def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, changes, mes
 
 
 def test_a_reward_model_may_judge_and_begin_the_value_model(tiny, tmp_path):
-    scoring(tiny.root / "model", "outcome").save_pretrained(tmp_path / "outcome")
+    save_pretrained(scoring(tiny.root / "model", "outcome"), tmp_path / "outcome")
     tiny.tokenizer.save(tmp_path / "outcome")
     judge = dict(reward="outcome_model", reward_model=tmp_path / "outcome", value_init=tmp_path / "outcome")
     rows = metrics(run("ppo", tiny.root, tmp_path / "run", steps=1, valid="", **judge))

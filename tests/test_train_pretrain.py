@@ -14,7 +14,7 @@ from training import assert_close, assert_same_run, metrics, one_error, options,
 import train_pretrain
 from data.shards import Mixture, Shards, windows
 from data.tokenizer import train
-from model import from_pretrained
+from pretrained import from_pretrained
 from train_pretrain import document_lengths, lm_loss
 
 POINTS = [

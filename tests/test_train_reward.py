@@ -12,7 +12,7 @@ from training import assert_close, assert_same_run, gradients, metrics, options,
 
 from data import InputError, prompts
 from data.tokenizer import train
-from model import from_pretrained
+from pretrained import from_pretrained
 from reward import step_ends
 from rollout import load_rollouts
 from runtime import World

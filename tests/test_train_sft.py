@@ -27,7 +27,7 @@ from data import InputError, prompts, read_jsonl, write_jsonl
 from data.packing import pack
 from data.tokenizer import train
 from generate import Sampling, generate
-from model import from_pretrained
+from pretrained import from_pretrained, save_pretrained
 from train_sft import batches, length, load_examples, sft_loss
 
 POINTS = [
@@ -184,7 +184,7 @@ def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, text, change
     if text is not None:
         (tmp_path / "bad.jsonl").write_text(text)
     if "mixed" in message:  # a checkpoint with the tokenizer of another
-        from_pretrained(tiny.root / "base").save_pretrained(tmp_path / "mixed")
+        save_pretrained(from_pretrained(tiny.root / "base"), tmp_path / "mixed")
         train([chr(i) * 9 for i in range(300, 900)], 500, workers=1).save(tmp_path / "mixed")
     changes = {"data": "{}/bad.jsonl", **changes}
     changes = {name: str(value).replace("{}", str(tmp_path)) for name, value in changes.items()}

@@ -34,8 +34,9 @@ from data.shards import windows, write_shards
 from data.tokenizer import Tokenizer, train
 from eval import encode_prompts
 from generate import Sample, Sampling
-from model import ModelConfig, Transformer, from_pretrained
+from model import ModelConfig, Transformer
 from options import parse
+from pretrained import from_pretrained, save_pretrained
 from rollout import Rollout, label_steps, rollout, save_rollouts
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +77,7 @@ def build(root: Path) -> SimpleNamespace:
         write_shards(ids, root / name, tokenizer.hash, name, tokenizer.vocab_size, tokenizer.eos_id)
     eos = tokenizer.eos_id
     shape = ModelConfig(tokenizer.vocab_size, width=32, layers=2, heads=4, kv_heads=2, ffn=64, context=96, eos_id=eos)
-    Transformer(shape, seed=1).save_pretrained(root / "base")
+    save_pretrained(Transformer(shape, seed=1), root / "base")
     tokenizer.save(root / "base")
     run("sft", root, root / "taught", init=root / "base", steps=90, lr=1e-2, save_every=100, valid="")
     (root / "taught" / "model").rename(root / "model")
