@@ -176,11 +176,11 @@ def shuffled(count: int, seed: int) -> Iterator[int]:
 
 def prepare(model: nn.Module, world: World, trained: bool = True) -> nn.Module:
     """How the model computes: blocks compiled, and on a CPU products in bfloat16, where the run asks for it. A copy
-    that is not `trained` may keep its matrices in bfloat16."""
+    that is not `trained`, a sampler's, keeps its matrices in bfloat16, if they are large enough for that to pay."""
     cpu = world.device.type == "cpu"
     if not kernels.reference and (not cpu if world.compile is None else world.compile):
         model.compile_blocks()
-    if cpu and world.bf16:
+    if cpu and world.bf16 and (trained or model.config.width >= 256):
         model.multiply_in(torch.bfloat16, store=not trained)
     return model
 

@@ -81,6 +81,8 @@ def test_prepare(monkeypatch):
 
     assert prepared() == prepared(bf16=False, compile=False) == (False, {None}, torch.float32)
     assert prepared(bf16=True, compile=True) == (True, {torch.bfloat16}, torch.float32)
+    assert prepared(bf16=True, trained=False) == (False, {None}, torch.float32), "too narrow to pay in decoding"
+    monkeypatch.setitem(SHAPE, "width", 256)
     assert prepared(bf16=True, trained=False) == (False, {torch.bfloat16}, torch.bfloat16)
     monkeypatch.setattr(runtime.kernels, "reference", True)
     assert not prepared(compile=True)[0], "the readable path compiles nothing"
