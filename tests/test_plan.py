@@ -249,7 +249,7 @@ def test_shards_and_peak_of_two_real_processes(tmp_path):
 
 def on_two_processes(directory: str) -> None:
     """A process holds what was planned for it: weights, gradients and optimizer state to the byte. The peak is at most
-    2 % less, and up to a quarter more: gloo, unlike NCCL, copies what it sends and lets go of it when it finds time."""
+    5 % less, and up to a quarter more: gloo, unlike NCCL, copies what it sends and lets go of it when it finds time."""
     world = runtime.setup("cpu")
     for stage, checkpointing in (("pretrain", "true"), ("grpo", "true")):
         config = options(stage, directory, "--gpus", "2", "--device", "cpu")
@@ -270,7 +270,7 @@ def on_two_processes(directory: str) -> None:
         planned = beyond(found)
         if stage == "grpo":  # the root of the reference stays gathered after the step that came before
             planned -= 4 * (2 * 503 * 48 + 48)
-        assert 0.8 < planned / most < 1.02, f"{stage} {checkpointing}: planned {planned}, held {most}, {held}"
+        assert 0.8 < planned / most < 1.05, f"{stage} {checkpointing}: planned {planned}, held {most}, {held}"
     dist.destroy_process_group()
 
 
