@@ -216,6 +216,8 @@ def refresh(
             to=str(reward_directory(config, iteration).parent),
             seed=seeded(config.seed, "reward model", iteration),
             device=config.device,
+            bf16=config.bf16,
+            compile=config.compile,
             reference=config.reference,
         )
         train_reward.main(options)

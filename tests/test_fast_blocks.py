@@ -98,3 +98,8 @@ def test_a_run_in_bfloat16(tiny, tmp_path):
     assert 0 < abs(exact["grad_norm"] - rounded["grad_norm"]) < 0.05 * exact["grad_norm"]
     runs.append(run("grpo", tiny.root, tmp_path / "grpo", steps=1, bf16="true"))
     assert {w.dtype for directory in runs for w in weights(directory / "model").values()} == {torch.float32}
+
+
+def test_a_reward_model_that_learns_on_computes_as_the_run_does(tiny, tmp_path):
+    to = run("iterative", tiny.root, tmp_path / "run", steps=1, iterations=2, bf16="true")
+    assert "bf16 = true" in (to / "reward_1" / "config.toml").read_text()
