@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.cpu_decoder import CpuDecoder
 from model import KVCache, Transformer
 
 POLL = {"cpu": 1, "cuda": 8}  # steps between two looks at the rows; a row that ends in between waits
@@ -83,11 +84,12 @@ class Rows:
     """
 
     def __init__(
-        self, model: Transformer, cache: KVCache, sampling, ends: Tensor, watch: Tensor, longest: int, new: int
-    ):
+        self, model: Transformer, cache: KVCache, sampling, ends: Tensor, watch: Tensor, longest: int, new: int,
+        decoder: CpuDecoder | None = None,
+    ):  # fmt: skip
         rows, device = cache.rows, model.device
         self.model, self.cache, self.sampling, self.ends, self.watch = model, cache, sampling, ends, watch
-        self.capacity, self.count, self.longest = rows, 0, longest
+        self.capacity, self.count, self.longest, self.decoder = rows, 0, longest, decoder
         self.poll = POLL.get(device.type, 1)
         self.fixed = cache.prompts > 0  # steps have the shapes of a batch size and of the whole cache
         # [rows] each: tokens in the cache (the prompt's included), tokens written so far, end of what a tool wrote,
@@ -120,7 +122,12 @@ class Rows:
         """Write a token for each row in [start, stop): drawn from its logits, or what a tool has put there."""
         rows, sampling = slice(start, stop), self.sampling
         step, index, going = self.step[rows], self.index[rows], self.going[rows]
-        ids, logprobs = sample_tokens(logits, sampling.temperature, sampling.top_p, uniform(self.stream[rows], step))
+        if self.decoder and (sampling.top_p == 1 or sampling.temperature == 0):
+            ids, logprobs = self.decoder.draw(logits, sampling.temperature, self.stream[rows], step)
+        else:
+            u = uniform(self.stream[rows], step)
+            logits = logits[:, : len(self.ends)]
+            ids, logprobs = sample_tokens(logits, sampling.temperature, sampling.top_p, u)
         given = step < self.given[rows] if self.fixed or self.giving else None
         if given is not None:
             ids = torch.where(given, self.ids[index, step], ids)
@@ -142,9 +149,13 @@ class Rows:
         """
         length = self.length[:B]
         newest = self.ids[self.index[:B], self.step[:B] - 1]
-        hidden = self.model.decode(newest, self.cache, length, longest)
+        if self.decoder:
+            place = torch.from_numpy(self.cache.place[:B])
+            logits = self.decoder.forward(self.cache, newest, place, length, longest, self.index[:B])
+        else:
+            logits = self.model.logits(self.model.decode(newest, self.cache, length, longest)).float()
         length += self.going[:B]
-        self.draw(0, B, self.model.logits(hidden).float())
+        self.draw(0, B, logits)
 
     def run(self) -> None:
         """Steps until the next look: POLL, or fewer where all rows will have their last token before."""

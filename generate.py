@@ -11,7 +11,7 @@ the same samples whatever the batch size, the order of the prompts or the number
     python generate.py --model runs/demo/grpo/model --prompt "Question: ..." --samples 4
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -21,6 +21,8 @@ from torch import Tensor
 import kernels
 from data import InputError
 from decoding import Rows, Running, mix64
+from kernels.cpu_decoder import CpuDecoder
+from kernels.cpu_decoder import decoder as cpu_decoder
 from model import KVCache, Layout, ModelConfig, Transformer
 from pretrained import from_pretrained
 
@@ -85,8 +87,10 @@ class _StopStrings:
         return any(text.find(s, max(0, before - len(s) + 1)) >= 0 for s in self.stop)
 
 
-def _prefill(model: Transformer, prompts: list[list[int]], budget: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Keys and values [layers, L, K, E] and next logits [V] of each prompt, in packed forwards of ~`budget` tokens."""
+def _prefill(
+    model: Transformer, decoder: CpuDecoder | None, prompts: list[list[int]], budget: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Keys and values [layers, K, L, E] and next logits [V] of each prompt, in packed forwards of ~`budget` tokens."""
     first = 0
     while first < len(prompts):
         last, tokens = first, 0
@@ -95,10 +99,15 @@ def _prefill(model: Transformer, prompts: list[list[int]], budget: int) -> Itera
             last += 1
         lengths, store = [len(p) for p in prompts[first:last]], []
         ids = torch.tensor([i for p in prompts[first:last] for i in p], device=model.device)
-        hidden = model(ids, Layout(lengths, device=model.device), store)
-        ends = torch.tensor(lengths).cumsum(0) - 1
-        logits = model.logits(hidden[ends.to(hidden.device)]).float()
-        keys, values = (torch.stack(part).split(lengths, dim=1) for part in zip(*store, strict=True))
+        layout, ends = Layout(lengths, device=model.device), torch.tensor(lengths).cumsum(0) - 1
+        if decoder:
+            cache = KVCache(model.config, len(lengths), max(lengths), block=decoder.block)
+            logits = decoder.forward(cache, ids, layout.document, layout.positions, max(lengths), ends)
+            keys, values = cache.keys.unbind(1), cache.values.unbind(1)
+        else:
+            logits = model.logits(model(ids, layout, store)[ends.to(ids.device)]).float()
+            parts = (torch.stack(part).transpose(1, 2) for part in zip(*store, strict=True))
+            keys, values = (part.split(lengths, dim=2) for part in parts)
         yield from zip(keys, values, logits, strict=True)
         first = last
 
@@ -141,11 +150,13 @@ def generate(
     limits = [min(sampling.max_new_tokens, config.context - len(p)) for p in prompts]
     dtype, lengths = model.compute_dtype or model.embed.weight.dtype, [len(p) for p in prompts]
     shared = device.type in SHARED and not kernels.reference
-    cache = make_cache(config, min(max_rows, len(prompts) * G), G, lengths, limits, device, dtype, shared)
+    decoder = cpu_decoder(model)
+    block = decoder.block if decoder else 1
+    cache = make_cache(config, min(max_rows, len(prompts) * G), G, lengths, limits, device, dtype, shared, block)
     ends = torch.tensor([i in eos for i in range(config.vocab_size)], device=device)
     watch = ends | torch.tensor(stops.maybe, device=device) if stops else ends
     longest = max(map(sum, zip(lengths, limits, strict=True)))
-    rows = Rows(model, cache, sampling, ends, watch, longest, max(limits))
+    rows = Rows(model, cache, sampling, ends, watch, longest, max(limits), decoder)
     results: list[list[Sample | None]] = [[None] * G for _ in prompts]
     waiting = deque((p, g) for p in range(len(prompts)) for g in range(G))
     prefilled: dict[int, tuple[Tensor | None, Tensor | None, Tensor]] = {}
@@ -211,16 +222,20 @@ def generate(
         if waiting and (batch := admit()):
             # Prompts not seen yet are prefilled; every sample gets a copy of its keys and values, or shares them.
             new = [p for p in dict.fromkeys(p for p, _ in batch) if p not in prefilled]
-            for p, (k, v, logits) in zip(new, _prefill(model, [prompts[p] for p in new], 16_384), strict=True):
+            budget = 512 if decoder else 16_384
+            packed = _prefill(model, decoder, [prompts[p] for p in new], budget)
+            for p, (k, v, logits) in zip(new, packed, strict=True):
                 if cache.prompts:
                     cache.put_prompt(place[p], k, v)
                     k = v = None
                 prefilled[p] = k, v, logits
             start = rows.count
-            for row, (p, _) in enumerate(batch, start):
-                if not cache.prompts:
-                    cache.put(row, *prefilled[p][:2])
-            if cache.prompts:
+            if not cache.prompts:
+                row = start
+                for p, n in Counter(p for p, _ in batch).items():  # a prompt's samples stand side by side
+                    cache.put(row, row + n, *prefilled[p][:2])
+                    row += n
+            else:
                 cache.prompt_of[start : start + len(batch)] = torch.tensor([place[p] for p, _ in batch], device=device)
             owners = [Running(p, g, len(prompts[p]), limits[p]) for p, g in batch]
             rows.add(owners, torch.stack([streams[p, g] for p, g in batch]))
@@ -235,7 +250,8 @@ def generate(
 
 
 def make_cache(
-    config: ModelConfig, rows: int, samples: int, lengths: list[int], limits: list[int], device, dtype, shared: bool
+    config: ModelConfig, rows: int, samples: int, lengths: list[int], limits: list[int], device, dtype, shared: bool,
+    block: int = 1,
 ) -> KVCache:  # fmt: skip
     """The KV cache of a call: `rows` running samples of prompts of these lengths, each with its limit of new tokens.
 
@@ -243,7 +259,7 @@ def make_cache(
     that prompts need to fill the batch: the last samples of a group keep theirs to the end.
     """
     if not shared:
-        return KVCache(config, rows, max(map(sum, zip(lengths, limits, strict=True))), device, dtype)
+        return KVCache(config, rows, max(map(sum, zip(lengths, limits, strict=True))), device, dtype, block=block)
     prompts = min(len(lengths), rows, 4 * -(-rows // samples))
     return KVCache(config, rows, max(limits), device, dtype, prompts, max(lengths))
 

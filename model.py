@@ -204,37 +204,46 @@ class KVCache:
 
     Rows in use are always the first ones: who drops a row moves the last one into its place (`move`). With `prompts`, a
     prompt lies once in prompt_keys, prompt_values [layers, prompts, K, prompt_capacity, E] however many rows belong to
-    it (prompt_of [rows]), and rows hold only what comes after.
+    it (prompt_of [rows]), and rows hold only what comes after. With a `block` of more than one token, for
+    kernels/cpu_decoder.py, the keys of a head lie as [capacity / block, E, block], and `place` [rows] says where a row
+    lies: to move it is to say so.
     """
 
     def __init__(
         self, config: ModelConfig, rows: int, capacity: int, device="cpu", dtype=torch.float32,
-        prompts: int = 0, prompt_capacity: int = 0,
+        prompts: int = 0, prompt_capacity: int = 0, block: int = 1,
     ):  # fmt: skip
         def zeros(*size, dtype=dtype):
             return torch.zeros(size, device=device, dtype=dtype)
 
+        capacity += -capacity % block
         shape = config.layers, rows, config.kv_heads, capacity, config.head_width
-        self.keys, self.values = zeros(*shape), zeros(*shape)
         self.rows, self.capacity, self.prompts = rows, capacity, prompts
+        self.place = np.arange(rows) if block > 1 else None
+        new = zeros if block == 1 else functools.partial(torch.empty, dtype=dtype)
+        self.keys, self.values = new(*shape), new(*shape)
         if prompts:
             shape = config.layers, prompts, config.kv_heads, prompt_capacity, config.head_width
             self.prompt_keys, self.prompt_values = zeros(*shape), zeros(*shape)
             self.prompt_lengths, self.prompt_of = (zeros(n, dtype=torch.int64) for n in (prompts, rows))
 
-    def put(self, row: int, keys: Tensor, values: Tensor) -> None:
-        """Write a prefilled prompt, [layers, L, K, E] each, to the front of a row: the fork of a group is this copy."""
-        self.keys[:, row, :, : keys.shape[1]] = keys.transpose(1, 2)
-        self.values[:, row, :, : values.shape[1]] = values.transpose(1, 2)
+    def put(self, start: int, stop: int, keys: Tensor, values: Tensor) -> None:
+        """Write a prefilled prompt, [layers, K, L, E] each, to the front of rows: the fork of a group is this copy."""
+        rows = slice(start, stop) if self.place is None else torch.from_numpy(self.place[start:stop])
+        self.keys[:, rows, :, : keys.shape[2]] = keys[:, None]
+        self.values[:, rows, :, : values.shape[2]] = values[:, None]
 
     def put_prompt(self, place: int, keys: Tensor, values: Tensor) -> None:
-        """Write a prefilled prompt, [layers, L, K, E] each, where all of its rows read it."""
-        self.prompt_lengths[place] = keys.shape[1]
-        self.prompt_keys[:, place, :, : keys.shape[1]] = keys.transpose(1, 2)
-        self.prompt_values[:, place, :, : values.shape[1]] = values.transpose(1, 2)
+        """Write a prefilled prompt, [layers, K, L, E] each, where all of its rows read it."""
+        self.prompt_lengths[place] = keys.shape[2]
+        self.prompt_keys[:, place, :, : keys.shape[2]] = keys
+        self.prompt_values[:, place, :, : values.shape[2]] = values
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy a row's first `length` tokens over another row, and which prompt is its."""
+        """Put a row, its first `length` tokens, in the place of another, and say which prompt is its."""
+        if self.place is not None:
+            self.place[[source, target]] = self.place[[target, source]]
+            return
         if self.prompts:
             self.prompt_of[target] = self.prompt_of[source]
         self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
@@ -512,13 +521,17 @@ class Transformer(nn.Module):
     def device(self) -> torch.device:
         return self.embed.weight.device
 
-    def rope(self, positions: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [T, 1, E/2] float32 at the positions; the table grows with the longest position seen."""
-        if self._rope is None or self._rope.shape[1] < longest or self._rope.device != positions.device:
+    def rope_table(self, longest: int) -> Tensor:
+        """cos and sin [2, positions, E/2] float32; grows with the longest position seen."""
+        if self._rope is None or self._rope.shape[1] < longest or self._rope.device != self.device:
             size = max(longest, min(self.config.context, 8192))
             angle = torch.arange(size, dtype=torch.float32)[:, None] * rope_frequencies(self.config)  # [size, E/2]
-            self._rope = torch.stack([angle.cos(), angle.sin()]).to(positions.device)
-        cos, sin = self._rope[:, positions, None]
+            self._rope = torch.stack([angle.cos(), angle.sin()]).to(self.device)
+        return self._rope
+
+    def rope(self, positions: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [T, 1, E/2] float32 at the positions."""
+        cos, sin = self.rope_table(longest)[:, positions, None]
         return cos, sin
 
     def embedded(self, ids: Tensor) -> Tensor:

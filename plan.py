@@ -32,6 +32,7 @@ from data.packing import micro_batches
 from data.problems import Problem
 from decoding import sample_tokens
 from generate import Sample, make_cache
+from kernels import cpu_decoder
 from ledger import ELSEWHERE, Ledger, Model
 from model import PRESETS, KVCache, Layout, ModelConfig, Transformer, preset
 from options import option, parse, usage
@@ -350,7 +351,8 @@ def _reinforce(stage: str, config, plan: Plan, ledger: Ledger, phase, items, mod
     plan.decoded, plan.decode_steps = rows, math.ceil(completions * mean / rows)
     shape = plan.shape, rows, group, [prompt] * prompts, [longest] * prompts, META.device, sampler.dtype
     with ledger.of_kind("cache"), ledger.phase("rollout"):
-        cache = make_cache(*shape, shared=config.device != "cpu")
+        cpu = config.device == "cpu"
+        cache = make_cache(*shape, shared=not cpu, block=cpu_decoder.block(plan.shape) if cpu else 1)
     with ledger.of_kind(ELSEWHERE):  # for the operations of a step: on a GPU a kernel that meta tensors do not run
         whole = make_cache(*shape, shared=False)
     before = ledger.flops

@@ -41,6 +41,7 @@ from torch import nn
 
 import kernels
 from data import InputError, atomic_write
+from kernels.cpu_decoder import compiler
 from options import local_main, parse, read_toml, to_toml, toml_value
 from pretrained import save_pretrained
 
@@ -127,7 +128,7 @@ def setup(
     """The processes that torchrun started (gloo on CPUs, NCCL on GPUs), or this one alone. `reference` takes the
     readable path (see kernels/__init__.py) from here on. bf16, compile: see World. Raises InputError."""
     kernels.reference = reference
-    if compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+    if compile and compiler() is None:
         raise InputError("--compile true: torch.compile finds no C++ compiler; install g++, or leave it out")
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {device}: unknown; use auto, cpu or cuda")
@@ -176,11 +177,11 @@ def shuffled(count: int, seed: int) -> Iterator[int]:
 
 def prepare(model: nn.Module, world: World, trained: bool = True) -> nn.Module:
     """How the model computes: blocks compiled, and on a CPU products in bfloat16, where the run asks for it. A copy
-    that is not `trained`, a sampler's, keeps its matrices in bfloat16, if they are large enough for that to pay."""
+    that is not `trained`, a sampler's, keeps its matrices in bfloat16."""
     cpu = world.device.type == "cpu"
     if not kernels.reference and (not cpu if world.compile is None else world.compile):
         model.compile_blocks()
-    if cpu and world.bf16 and (trained or model.config.width >= 256):
+    if cpu and world.bf16:
         model.multiply_in(torch.bfloat16, store=not trained)
     return model
 

@@ -126,11 +126,11 @@ def test_log_probs_are_those_of_full_forwards(temperature, top_p):
 
 def test_prefill_in_several_packs():
     model = random_model(2)
-    made = list(_prefill(model, PROMPTS, 8))
+    made = list(_prefill(model, None, PROMPTS, 8))
     assert len(made) == len(PROMPTS)
     for prompt, (keys, values, logits) in zip(PROMPTS, made, strict=True):
-        ((keys_alone, values_alone, logits_alone),) = _prefill(model, [prompt], 10**6)
-        assert keys.shape == values.shape == (2, len(prompt), 2, 8)
+        ((keys_alone, values_alone, logits_alone),) = _prefill(model, None, [prompt], 10**6)
+        assert keys.shape == values.shape == (2, 2, len(prompt), 8)
         torch.testing.assert_close((keys, values, logits), (keys_alone, values_alone, logits_alone))
         torch.testing.assert_close(logits, model.logits(model(torch.tensor(prompt)))[-1])
 
@@ -485,7 +485,7 @@ def test_a_step_reads_no_value_of_the_device():
 
 def test_the_readable_path_copies_prompts(monkeypatch):
     model, sampling, made = random_model(4), Sampling(2, max_new_tokens=9, seed=1), []
-    monkeypatch.setattr(gen, "KVCache", lambda *args: made.append(KVCache(*args)) or made[-1])
+    monkeypatch.setattr(gen, "KVCache", lambda *args, **block: made.append(KVCache(*args, **block)) or made[-1])
     decoding_by(monkeypatch, 1, True)
     shared = generate(model, LETTERS, PROMPTS, sampling)
     monkeypatch.setattr(gen.kernels, "reference", True)

@@ -110,10 +110,11 @@ def test_prefill_then_decode_equals_transformers(oracle):
     owner, lengths, store = [0, 1, 1], [len(p) for p in prompts], []
     hidden = model(torch.tensor(sum(prompts, [])), Layout(lengths), store)
     close(model.logits(hidden[[lengths[0] - 1, -1]]), torch.stack([reference(theirs, p)[-1] for p in prompts]))
-    keys, values = (torch.stack(part).split(lengths, dim=1) for part in zip(*store, strict=True))
+    parts = (torch.stack(part).transpose(1, 2) for part in zip(*store, strict=True))
+    keys, values = (part.split(lengths, dim=2) for part in parts)  # [layers, K, L, E] of each prompt
     cache = KVCache(model.config, 4, 32)
-    for row, prompt in ((0, 0), (3, 1), (2, 1)):
-        cache.put(row, keys[prompt], values[prompt])
+    cache.put(0, 1, keys[0], values[0])
+    cache.put(2, 4, keys[1], values[1])
     cache.move(3, 1, lengths[1])
     length = torch.tensor([lengths[p] for p in owner])
     for step in range(5):

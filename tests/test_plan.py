@@ -198,8 +198,8 @@ def test_cache_is_the_one_that_the_generator_makes(device, directory, monkeypatc
     found = plan.measure("grpo", config)
     made = []
 
-    def cache(*args):
-        made.append(KVCache(*args))
+    def cache(*args, **block):
+        made.append(KVCache(*args, **block))
         return made[-1]
 
     class Tokenizer:

@@ -1,0 +1,389 @@
+// A model's forward on a CPU, for sampling: ids and a KV cache in, logits out, then draws (cpu_decoder.py calls it).
+//
+// PyTorch spends most of a decoding step between its operators: for a small model each of some sixty calls is a few
+// microseconds of arithmetic. Here the step is one call and one parallel region. Matrix products run over weights packed
+// in panels (PANEL outputs, all inputs), so that every weight is read in order and serves all rows of a tile from
+// registers. Every sum is taken in an order that depends neither on the batch nor on the threads: a row's logits are the
+// same bits alone and among others.
+//
+// Shapes: T tokens, D width, H query heads on K key/value heads of width E, F feed-forward width, V vocabulary.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#if defined(_OPENMP)
+#include <omp.h>
+static int thread() { return omp_get_thread_num(); }
+#else
+static int thread() { return 0; }
+#endif
+
+#if defined(__AMX_BF16__)
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, VECTORS = 4, ROWS = 6;  // floats of a vector, vectors of a panel, rows of a tile
+#elif defined(__AVX__)
+constexpr int LANES = 8, VECTORS = 2, ROWS = 6;
+#else
+constexpr int LANES = 4, VECTORS = 4, ROWS = 4;
+#endif
+constexpr int PANEL = LANES * VECTORS;
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+
+static inline vec load(const float *p) { vec v; memcpy(&v, p, sizeof v); return v; }
+static inline void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
+static inline float sum(vec v) { float s = v[0]; for (int i = 1; i < LANES; i++) s += v[i]; return s; }
+static inline float largest(vec v) { float m = v[0]; for (int i = 1; i < LANES; i++) m = v[i] > m ? v[i] : m; return m; }
+static inline ivec numbers() { ivec v; for (int i = 0; i < LANES; i++) v[i] = i; return v; }
+static const ivec INDEX = numbers();
+
+// e^x to 2e-7 relative: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]. Below -87, where float32 would lose digits, 0.
+static inline vec exponential(vec x) {
+    vec y = x > 88.0f ? vec{} + 88.0f : x;
+    vec n = (y * 1.44269504f + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: the sum has no digits behind the point
+    vec r = y - n * 0.693359375f - n * -2.12194440e-4f;
+    vec p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r
+             + 1.6666665459e-1f) * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    ivec power = (__builtin_convertvector(n, ivec) + 127) << 23;
+    vec scale;
+    memcpy(&scale, &power, sizeof scale);
+    return x < -87.0f ? vec{} : p * scale;
+}
+
+extern "C" {
+
+struct Layer {  // matrices in panels; null where a family has no such thing
+    const float *attn_norm, *qkv_bias, *q_norm, *k_norm, *out_bias, *mlp_norm;
+    const void *qkv, *out, *gate_up, *down;  // float, or bfloat16 for tiles
+};
+
+struct Model {
+    int64_t D, layers, H, K, E, F, V, bfloat16;
+    float eps;
+    const float *embed, *norm, *head;
+    const Layer *layer;
+};
+
+struct Cache {  // keys [layers, rows, K, capacity / LANES, E, LANES], values [layers, rows, K, capacity, E]
+    float *keys, *values;
+    int64_t rows, capacity;
+};
+
+int panel() { return PANEL; }
+int lanes() { return LANES; }
+
+}
+
+// A row of a buffer of n columns: room for whole panels, so that nothing that is stored needs a tail.
+static inline int64_t padded(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
+
+// sums[r] = sum over d of x[r][d] * w[d][:] for R rows and a panel, given to done(r, sums[r]).
+template <int R, class Done>
+static inline void tile(const float *x, int64_t stride, int64_t D, const float *w, Done done) {
+    vec sums[R][VECTORS] = {};
+    for (int64_t d = 0; d < D; d++, w += PANEL)
+        for (int v = 0; v < VECTORS; v++) {
+            vec weight = load(w + v * LANES);
+            for (int r = 0; r < R; r++) sums[r][v] += x[r * stride + d] * weight;
+        }
+    for (int r = 0; r < R; r++) done(r, sums[r]);
+}
+
+// x [B, padded(D)] times panels w [padded(N) / PANEL, D, PANEL]: done(row, first column, sums). Threads share the panels,
+// and where rows are many also those: some hundred at a time, which stay in a core's cache while panels pass.
+template <class Done>
+static void multiply(const float *x, int64_t B, int64_t D, const float *w, int64_t N, Done done) {
+    const int64_t tiles = (B + ROWS - 1) / ROWS, parts = (tiles + 15) / 16, most = (tiles + parts - 1) / parts * ROWS;
+    #pragma omp for collapse(2) schedule(static)
+    for (int64_t part = 0; part < parts; part++)
+        for (int64_t column = 0; column < N; column += PANEL) {
+            const float *weights = w + column * D;
+            const int64_t stop = part * most + most < B ? part * most + most : B;
+            for (int64_t first = part * most; first < stop; first += ROWS) {
+                auto give = [&](int r, const vec *sums) { done(first + r, column, sums); };
+                const float *from = x + first * padded(D);
+                switch (stop - first) {
+                    case 1: tile<1>(from, padded(D), D, weights, give); break;
+                    case 2: tile<2>(from, padded(D), D, weights, give); break;
+                    case 3: tile<3>(from, padded(D), D, weights, give); break;
+                    case 4: tile<4>(from, padded(D), D, weights, give); break;
+                    case 5: tile<5>(from, padded(D), D, weights, give); break;
+                    default: tile<ROWS>(from, padded(D), D, weights, give);
+                }
+            }
+        }
+}
+
+// The same with products of bfloat16 on the processor's matrix unit (AMX), sums in float: 16 rows and a panel at a time.
+// w [padded(N) / PANEL, D / 2, PANEL, 2], D a multiple of 32; `room`: for a thread's rows in bfloat16.
+#if defined(__AMX_BF16__)
+struct alignas(64) TileConfig {  // eight tiles of 16 rows of 64 bytes
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+static void begin_tiles() { TileConfig config; _tile_loadconfig(&config); }
+static void end_tiles() { _tile_release(); }
+
+template <class Done>
+static void multiply_bfloat16(const float *x, int64_t B, int64_t D, const uint16_t *w, int64_t N, uint16_t *room, Done done) {
+    typedef uint16_t half __attribute__((vector_size(2 * LANES)));
+    const int64_t parts = (B + 95) / 96, most = ((B + parts - 1) / parts + 15) / 16 * 16;
+    int64_t at = -1;
+    #pragma omp for collapse(2) schedule(static)
+    for (int64_t part = 0; part < parts; part++)
+        for (int64_t column = 0; column < N; column += PANEL) {
+            const int64_t start = part * most, stop = start + most < B ? start + most : B;
+            if (at != part) {
+                at = part;
+                for (int64_t b = start; b < stop; b++)
+                    for (int64_t d = 0; d < D; d += LANES) {
+                        ivec bits;
+                        memcpy(&bits, x + b * padded(D) + d, sizeof bits);
+                        bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to the nearest, ties to even
+                        half rounded = __builtin_convertvector(bits, half);
+                        memcpy(room + (b - start) * D + d, &rounded, sizeof rounded);
+                    }
+            }
+            for (int64_t first = start; first < stop; first += 16) {
+                const uint16_t *from = room + (first - start) * D, *weights = w + column * D;
+                alignas(64) float sums[16][PANEL];
+                _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+                for (int64_t d = 0; d < D; d += 32) {
+                    const uint16_t *panel = weights + d * PANEL;
+                    _tile_loadd(4, from + d, 2 * D);
+                    _tile_loadd(5, panel, 4 * PANEL); _tile_dpbf16ps(0, 4, 5);
+                    _tile_loadd(6, panel + 32, 4 * PANEL); _tile_dpbf16ps(1, 4, 6);
+                    _tile_loadd(7, panel + 64, 4 * PANEL); _tile_dpbf16ps(2, 4, 7);
+                    _tile_loadd(5, panel + 96, 4 * PANEL); _tile_dpbf16ps(3, 4, 5);
+                }
+                _tile_stored(0, sums[0], 4 * PANEL); _tile_stored(1, sums[0] + 16, 4 * PANEL);
+                _tile_stored(2, sums[0] + 32, 4 * PANEL); _tile_stored(3, sums[0] + 48, 4 * PANEL);
+                for (int64_t r = 0; r < 16 && first + r < stop; r++) {
+                    vec row[VECTORS];
+                    for (int v = 0; v < VECTORS; v++) row[v] = load(sums[r] + v * LANES);
+                    done(first + r, column, row);
+                }
+            }
+        }
+}
+
+extern "C" int tiles() { return !syscall(SYS_arch_prctl, 0x1023, 18); }  // asks the system for the use of tile registers
+#else
+static void begin_tiles() {}
+static void end_tiles() {}
+template <class Done>
+static void multiply_bfloat16(const float *, int64_t, int64_t, const uint16_t *, int64_t, uint16_t *, Done) {}
+
+extern "C" int tiles() { return 0; }
+#endif
+
+static inline void norm(const float *x, const float *weight, float *y, int64_t D, float eps) {
+    vec squares = {};
+    int64_t d = 0;
+    for (; d + LANES <= D; d += LANES) squares += load(x + d) * load(x + d);
+    float total = sum(squares);
+    for (; d < D; d++) total += x[d] * x[d];
+    float scale = 1.0f / std::sqrt(total / D + eps);
+    for (d = 0; d < D; d++) y[d] = x[d] * scale * weight[d];
+}
+
+// Pairs (i, i + E/2) of a head turned by the angle of its position.
+static inline void rotate(float *x, const float *cosine, const float *sine, int64_t E) {
+    for (int64_t i = 0; i < E / 2; i++) {
+        float a = x[i], b = x[i + E / 2];
+        x[i] = a * cosine[i] - b * sine[i];
+        x[i + E / 2] = b * cosine[i] + a * sine[i];
+    }
+}
+
+// N query heads over n tokens: q [N, E], keys [capacity / LANES, E, LANES], values [capacity, E] -> out [N, E]. `weights`
+// has room for [N, capacity]. What comes next from memory, the values and then the keys at `next`, is asked for early.
+template <int N>
+static inline void attend(const float *q, const float *keys, const float *values, const float *next, float *weights,
+                          float *out, int64_t n, int64_t E, int64_t capacity) {
+    const float scale = 1.0f / std::sqrt((float)E);
+    vec most[N], total[N] = {};
+    for (int i = 0; i < N; i++) most[i] = vec{} - INFINITY;
+    for (int64_t t = 0; t < n; t += LANES) {
+        vec even[N] = {}, odd[N] = {};  // two sums a head: one addition need not wait for the other
+        for (int64_t e = 0; e < E; e += 2) {
+            const float *at = keys + t * E + e * LANES;
+            __builtin_prefetch(values + t * E + e * LANES, 0, 2);
+            __builtin_prefetch(values + t * E + (e + 1) * LANES, 0, 2);
+            for (int i = 0; i < N; i++) {
+                even[i] += q[i * E + e] * load(at);
+                odd[i] += q[i * E + e + 1] * load(at + LANES);
+            }
+        }
+        ivec behind = INDEX + (int)(t - n);  // not negative: behind the last token
+        for (int i = 0; i < N; i++) {
+            vec score = behind < 0 ? (even[i] + odd[i]) * scale : vec{} - INFINITY;
+            most[i] = score > most[i] ? score : most[i];
+            store(weights + i * capacity + t, score);
+        }
+    }
+    for (int i = 0; i < N; i++) {
+        float top = largest(most[i]);
+        for (int64_t t = 0; t < n; t += LANES) {
+            vec weight = exponential(load(weights + i * capacity + t) - top);
+            total[i] += weight;
+            store(weights + i * capacity + t, weight);
+        }
+    }
+    for (int64_t e = 0; e < E;) {
+        auto mix = [&](auto width) {  // so many vectors of the values at once
+            vec results[N][width()] = {};
+            for (int64_t t = 0; t < n; t++)
+                for (int u = 0; u < width(); u++) {
+                    vec value = load(values + t * E + e + u * LANES);
+                    __builtin_prefetch(next + t * E + e + u * LANES, 0, 2);
+                    for (int i = 0; i < N; i++) results[i][u] += weights[i * capacity + t] * value;
+                }
+            for (int i = 0; i < N; i++)
+                for (int u = 0; u < width(); u++) store(out + i * E + e + u * LANES, results[i][u] / sum(total[i]));
+            e += width() * LANES;
+        };
+        if (e + 2 * LANES <= E) mix(std::integral_constant<int, 2>());
+        else mix(std::integral_constant<int, 1>());
+    }
+}
+
+// T tokens through the model: token t of id ids[t] stands at position[t] of cache row row[t], behind tokens that the cache
+// holds or that are among the T: a decoding step is one token a row, a prefill a prompt's tokens in a row. Then the logits
+// [L, padded(V)] of the tokens last[0 .. L). rope [2, positions, E / 2]; scratch: T * padded(each of D, D, (H + 2 K) E, H E,
+// F) + threads * (2 * capacity + 48 * padded(the widest of D, H E, F)) floats.
+extern "C" void step(const Model *model, const Cache *cache, int64_t T, const int64_t *ids, const int64_t *row,
+                     const int64_t *position, const float *rope, int64_t positions, int64_t L, const int64_t *last,
+                     float *scratch, float *logits, int threads) {
+    const auto [D, layers, H, K, E, F, V, bfloat16, eps, embed, last_norm, head, layer] = *model;
+    const int64_t heads = (H + 2 * K) * E, G = H / K, C = cache->capacity;
+    float *x = scratch, *normed = x + T * padded(D), *qkv = normed + T * padded(D), *attended = qkv + T * padded(heads);
+    float *hidden = attended + T * padded(H * E), *room = hidden + T * padded(F);
+    const int64_t widest = D > F ? (D > H * E ? D : H * E) : (F > H * E ? F : H * E);
+    auto product = [=](const float *y, int64_t rows, int64_t wide, const void *w, int64_t N, auto done) {
+        uint16_t *half = (uint16_t *)(room + threads * 2 * C) + thread() * 96 * padded(widest);
+        if (bfloat16) multiply_bfloat16(y, rows, wide, (const uint16_t *)w, N, half, done);
+        else multiply(y, rows, wide, (const float *)w, N, done);
+    };
+    auto put = [](float *y, int64_t stride, const float *bias) {
+        return [=](int64_t t, int64_t column, const vec *sums) {
+            for (int v = 0; v < VECTORS; v++)
+                store(y + t * stride + column + v * LANES, bias ? sums[v] + load(bias + column + v * LANES) : sums[v]);
+        };
+    };
+    auto add = [](float *y, int64_t stride, const float *bias) {
+        return [=](int64_t t, int64_t column, const vec *sums) {
+            for (int v = 0; v < VECTORS; v++) {
+                float *to = y + t * stride + column + v * LANES;
+                store(to, load(to) + (bias ? sums[v] + load(bias + column + v * LANES) : sums[v]));
+            }
+        };
+    };
+    auto swiglu = [=](int64_t t, int64_t column, const vec *sums) {  // a panel: VECTORS / 2 of gates, then of ups
+        for (int v = 0; v < VECTORS / 2; v++)
+            store(hidden + t * padded(F) + column / 2 + v * LANES,
+                  sums[v] / (1.0f + exponential(-sums[v])) * sums[v + VECTORS / 2]);
+    };
+    #pragma omp parallel num_threads(threads)
+    {
+        float *weights = room + thread() * 2 * C;
+        if (bfloat16) begin_tiles();
+        #pragma omp for
+        for (int64_t t = 0; t < T; t++) memcpy(x + t * padded(D), embed + ids[t] * D, D * sizeof(float));
+        for (int64_t l = 0; l < layers; l++) {
+            const Layer &w = layer[l];
+            #pragma omp for
+            for (int64_t t = 0; t < T; t++) norm(x + t * padded(D), w.attn_norm, normed + t * padded(D), D, eps);
+            product(normed, T, D, w.qkv, heads, put(qkv, padded(heads), w.qkv_bias));
+            #pragma omp for
+            for (int64_t t = 0; t < T; t++) {  // rotate, and write keys and values into the cache
+                const int64_t n = position[t];
+                float *q = qkv + t * padded(heads), *key = q + H * E, *value = key + K * E;
+                for (int64_t h = 0; h < H + K; h++) {
+                    const float *weight = h < H ? w.q_norm : w.k_norm;
+                    if (weight) norm(q + h * E, weight, q + h * E, E, eps);
+                    rotate(q + h * E, rope + n * E / 2, rope + (positions + n) * E / 2, E);
+                }
+                for (int64_t k = 0; k < K; k++) {
+                    const int64_t start = ((l * cache->rows + row[t]) * K + k) * C * E;
+                    float *to = cache->keys + start + n / LANES * LANES * E + n % LANES;
+                    for (int64_t e = 0; e < E; e++) to[e * LANES] = key[k * E + e];
+                    memcpy(cache->values + start + n * E, value + k * E, E * sizeof(float));
+                }
+            }
+            #pragma omp for collapse(2) schedule(dynamic, 16)
+            for (int64_t t = 0; t < T; t++)
+                for (int64_t k = 0; k < K; k++) {
+                    const int64_t n = position[t] + 1, start = ((l * cache->rows + row[t]) * K + k) * C * E;
+                    const float *keys = cache->keys + start, *values = cache->values + start;
+                    const float *q = qkv + t * padded(heads) + k * G * E;
+                    float *to = attended + t * padded(H * E) + k * G * E;
+                    for (int64_t g = 0; g < G; g += 2) {
+                        if (g + 1 < G) attend<2>(q + g * E, keys, values, keys + C * E, weights, to + g * E, n, E, C);
+                        else attend<1>(q + g * E, keys, values, keys + C * E, weights, to + g * E, n, E, C);
+                    }
+                }
+            product(attended, T, H * E, w.out, D, add(x, padded(D), w.out_bias));
+            #pragma omp for
+            for (int64_t t = 0; t < T; t++) norm(x + t * padded(D), w.mlp_norm, normed + t * padded(D), D, eps);
+            product(normed, T, D, w.gate_up, 2 * padded(F), swiglu);
+            product(hidden, T, F, w.down, D, add(x, padded(D), nullptr));
+        }
+        #pragma omp for
+        for (int64_t i = 0; i < L; i++) norm(x + last[i] * padded(D), last_norm, normed + i * padded(D), D, eps);
+        multiply(normed, L, D, head, V, put(logits, padded(V), nullptr));
+        if (bfloat16) end_tiles();
+    }
+}
+
+static inline uint64_t mix(uint64_t x) {  // splitmix64
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
+// Draw an id a row from logits [B, padded(V)] (lost), as decoding.sample_tokens does, by the random number of (stream,
+// position): ids and log-probs [B]. temperature 0 is greedy, with log-probs under temperature 1.
+extern "C" void draw(float *logits, int64_t B, int64_t V, float temperature, const int64_t *stream, const int64_t *position,
+                     int64_t *ids, float *logprobs, int threads) {
+    #pragma omp parallel for num_threads(threads)
+    for (int64_t b = 0; b < B; b++) {
+        float *row = logits + b * padded(V);
+        for (int64_t i = V; i < padded(V); i++) row[i] = -INFINITY;
+        vec most = vec{} - INFINITY;
+        for (int64_t i = 0; i < V; i += LANES) most = load(row + i) > most ? load(row + i) : most;
+        const float top = largest(most), scale = temperature ? 1 / temperature : 1;
+        int64_t id = 0;
+        while (row[id] != top && id < V - 1) id++;  // V - 1 where all are NaN
+        double total = 0;
+        for (int64_t i = 0; i < V; i += LANES) {
+            vec p = exponential((load(row + i) - top) * scale);
+            total += sum(p);
+            store(row + i, p);
+        }
+        if (temperature) {
+            double left = (mix(stream[b] + mix(position[b])) >> 11) * 0x1p-53 * total;
+            int64_t i = 0;
+            for (; i + LANES < V; i += LANES) {  // the vector in which the sum passes it, then the id
+                double of = sum(load(row + i));
+                if (of > left) break;
+                left -= of;
+            }
+            for (id = i; id < V - 1 && row[id] <= left; id++) left -= row[id];
+            while (id && row[id] == 0) id--;  // rounding can carry beyond the last id that has any probability
+        }
+        ids[b] = id;
+        logprobs[b] = std::log(row[id] / total);
+    }
+}

@@ -1,0 +1,279 @@
+"""kernels/cpu_decoder.py: the C++ of sampling on a CPU against the model in float64 and against PyTorch's own path."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import generate as gen
+import kernels
+from decoding import sample_tokens, uniform
+from generate import Sampling, generate
+from kernels import cpu_decoder
+from model import KVCache, ModelConfig, Transformer
+
+pytestmark = pytest.mark.skipif(cpu_decoder.library() is None, reason="no C++ compiler that takes cpu_decoder.cpp")
+
+# Widths that are no multiple of a panel, groups of 1 to 5 query heads, every kind of weight that a family has.
+FAMILIES = {
+    "llama": dict(vocab_size=97, width=72, layers=2, heads=4, kv_heads=2, ffn=104, head_width=16),
+    "qwen2": dict(
+        vocab_size=64, width=64, layers=2, heads=3, kv_heads=3, ffn=64, head_width=32, qkv_bias=True, tied=True
+    ),
+    "qwen3": dict(vocab_size=130, width=40, layers=3, heads=5, kv_heads=1, ffn=50, head_width=48, qk_norm=True),
+    "bias": dict(vocab_size=46, width=128, layers=1, heads=6, kv_heads=2, ffn=320, head_width=64, out_bias=True),
+}
+
+
+def random_model(**shape):
+    """Every weight drawn, norms and biases too."""
+    model = Transformer(ModelConfig(context=128, **shape), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for p in model.parameters():
+        if p.dim() == 1:
+            p.data += 0.3 * torch.randn(p.shape, generator=generator)
+        else:
+            p.data.normal_(0, p.shape[1] ** -0.5, generator=generator)
+    return model.requires_grad_(False)
+
+
+def documents(vocabulary, lengths, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(vocabulary, (n,), generator=generator) for n in lengths]
+
+
+def run(decoder, cache, tokens, rows, starts):
+    """Feed each row of `rows` its tokens from position starts[i] on, in one call -> logits of all of them."""
+    ids = torch.cat(tokens)
+    where = torch.cat([torch.full((len(t),), row) for t, row in zip(tokens, rows, strict=True)])
+    positions = torch.cat([torch.arange(start, start + len(t)) for t, start in zip(tokens, starts, strict=True)])
+    longest = int(positions.max()) + 1
+    logits = decoder.forward(cache, ids, where, positions, longest, torch.arange(len(ids)))
+    return logits[:, : decoder.shape.V].split([len(t) for t in tokens])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prefill_and_steps_give_the_logits_of_the_model_in_float64(family):
+    """Three rows of a cache, in any order: their prompts in one call, then the rest a token a step."""
+    model = random_model(**FAMILIES[family])
+    decoder, texts = cpu_decoder.decoder(model), documents(model.config.vocab_size, (41, 33, 25))
+    exact = Transformer(model.config).double()
+    exact.load_state_dict(model.state_dict())
+    expected = [exact.logits(exact(text)) for text in texts]
+    cache, rows, starts = KVCache(model.config, 4, 41, block=decoder.block), [2, 0, 3], [17, 1, 16]
+    cache.keys.fill_(torch.nan), cache.values.fill_(torch.nan)  # what a row held before must not be seen
+    found = [[part] for part in run(decoder, cache, [t[:n] for t, n in zip(texts, starts, strict=True)], rows, [0] * 3)]
+    for step in range(24):
+        going = [i for i in range(3) if starts[i] + step < len(texts[i])]
+        at = [starts[i] + step for i in going]
+        parts = run(decoder, cache, [texts[i][n : n + 1] for i, n in zip(going, at, strict=True)],
+                    [rows[i] for i in going], at)  # fmt: skip
+        for i, part in zip(going, parts, strict=True):
+            found[i].append(part)
+    for parts, logits in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.cat(parts).double(), logits[: sum(map(len, parts))], rtol=0, atol=2e-5)
+        assert logits.std() > 0.5
+
+
+class Rounded(torch.nn.Module):
+    """A linear layer of float64 whose factors are rounded to bfloat16."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.weight = linear.weight.bfloat16().double()
+        self.bias = 0 if linear.bias is None else linear.bias.double()
+
+    def forward(self, x):
+        return x.bfloat16().double() @ self.weight.T + self.bias
+
+
+@pytest.mark.parametrize("family", ["qwen2", "bias"])  # widths that are multiples of 32
+def test_products_of_bfloat16(family):
+    """On the matrix unit weights and activations are rounded, elsewhere the weights alone. An activation that lies
+    beside the middle of two bfloat16 is sometimes rounded the other way than in float64: hence a mean."""
+    model = random_model(**FAMILIES[family])
+    (text,) = documents(model.config.vocab_size, (60,))
+    exact = Transformer(model.config).double()
+    exact.load_state_dict(model.state_dict())
+    plain = exact.logits(exact(text))
+    model.multiply_in(torch.bfloat16)
+    decoder = cpu_decoder.decoder(model)
+    for block, ours in zip(exact.layers, model.layers, strict=True):
+        block.attn.qkv, block.attn.out = Rounded(ours.attn.qkv), Rounded(ours.attn.out)
+        block.mlp.gate_up, block.mlp.down = Rounded(ours.mlp.gate_up), Rounded(ours.mlp.down)
+    rounded = exact.logits(exact(text))
+    found = run(decoder, KVCache(model.config, 1, 60, block=decoder.block), [text], [0], [0])[0]
+    if decoder.tiles:
+        assert (found - rounded).abs().mean() < 0.1 * (rounded - plain).abs().mean()
+        assert (found - rounded).abs().max() < 0.05
+    assert 0 < (found - plain).abs().mean() < 0.03
+
+
+@pytest.mark.parametrize("family, dtype", [("llama", torch.float32), ("bias", torch.bfloat16)])
+def test_a_row_has_the_same_bits_alone_among_others_and_with_more_threads(family, dtype):
+    model = random_model(**FAMILIES[family])
+    model.multiply_in(dtype)
+    decoder, texts = cpu_decoder.decoder(model), documents(46, range(1, 41))
+    decoder.threads = 1
+    rows = list(range(40))
+
+    def fresh():
+        return KVCache(model.config, 40, 48, block=decoder.block)
+
+    alone = [run(decoder, fresh(), [text], [row], [0])[0] for row, text in enumerate(texts)]
+    for decoder.threads in (1, 2, 3):
+        for row, part in enumerate(run(decoder, fresh(), texts, rows, [0] * 40)):
+            assert torch.equal(part, alone[row])
+    cache, last = fresh(), []
+    for n in range(40):  # a token a step
+        last.append(run(decoder, cache, [text[n : n + 1] for text in texts[n:]], rows[n:], [n] * (40 - n)))
+    for row in rows:
+        assert torch.equal(torch.cat([last[n][row - n] for n in range(row + 1)]), alone[row])
+
+
+def drawing(vocabulary):
+    """A decoder for draws alone: of the model only the size of its vocabulary counts."""
+    shape = dict(width=32, layers=1, heads=1, kv_heads=1, ffn=16, head_width=32)
+    return cpu_decoder.decoder(Transformer(ModelConfig(vocabulary, **shape)))
+
+
+def draws(decoder, logits, temperature, streams, positions):
+    """The decoder's draws from logits [B, V]: behind them stands what must never be drawn."""
+    padded = torch.full((len(logits), decoder.width), 1e9)
+    padded[:, : logits.shape[1]] = logits
+    return decoder.draw(padded, temperature, streams, positions)
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 300), st.sampled_from([0.3, 1.0, 2.5]), st.integers(0, 2**31), st.sampled_from([0.1, 3.0, 60.0]))
+def test_a_draw_is_where_the_cumulative_distribution_passes_the_random_number(vocabulary, temperature, seed, spread):
+    generator = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(20, vocabulary, generator=generator)
+    streams = torch.randint(-(2**63), 2**63 - 1, (20,), generator=generator)
+    positions = torch.randint(0, 4096, (20,), generator=generator)
+    ids, logprobs = draws(drawing(vocabulary), logits, temperature, streams, positions)
+    p = (logits.double() / temperature).softmax(-1)
+    reached, u = p.cumsum(-1).gather(1, ids[:, None])[:, 0], uniform(streams, positions)
+    drawn = p.gather(1, ids[:, None])[:, 0]
+    assert ((reached - drawn - 1e-6 <= u) & (u <= reached + 1e-6)).all()
+    torch.testing.assert_close(logprobs.double(), drawn.log(), rtol=1e-6, atol=1e-6)
+    greedy, of = draws(drawing(vocabulary), logits, 0.0, streams, positions)
+    assert torch.equal(greedy, logits.argmax(-1))
+    torch.testing.assert_close(of, logits.log_softmax(-1).amax(-1), rtol=1e-6, atol=1e-6)
+
+
+def test_draws_are_those_of_sample_tokens():
+    generator = torch.Generator().manual_seed(0)
+    logits, positions = torch.randn(4000, 61, generator=generator), torch.arange(4000)
+    streams = torch.full((4000,), 77)
+    ids, logprobs = draws(drawing(61), logits, 0.8, streams, positions)
+    expected, of = sample_tokens(logits.clone(), 0.8, 1.0, uniform(streams, positions))
+    assert torch.equal(ids, expected)
+    torch.testing.assert_close(logprobs, of, rtol=0, atol=2e-6)
+
+
+def test_ids_without_probability_are_never_drawn():
+    """Probability on ids 3 and 40 alone, whatever the random number; ties go to the first when greedy."""
+    logits = torch.full((5000, 70), -torch.inf)
+    logits[:, 3], logits[:, 40] = 0.0, 0.0
+    streams, positions = torch.zeros(5000, dtype=torch.int64), torch.arange(5000)
+    ids, logprobs = draws(drawing(70), logits, 1.0, streams, positions)
+    assert set(ids.tolist()) == {3, 40} and 2300 < (ids == 3).sum() < 2700
+    assert logprobs.tolist() == pytest.approx([-0.6931472] * 5000, abs=1e-6)
+    assert set(draws(drawing(70), logits, 0.0, streams, positions)[0].tolist()) == {3}
+
+
+class Letters:
+    """A tokenizer of one letter an id; the last id is EOS."""
+
+    eos_id, vocab_size = 96, 97
+
+    def decode_bytes(self, ids):
+        return bytes(ids)
+
+
+@pytest.mark.parametrize(
+    "temperature, top_p, stop", [(1.0, 1.0, ()), (0.8, 0.7, ()), (0.0, 1.0, ()), (1.0, 1.0, ("A",))]
+)
+def test_samples_are_those_of_pytorch(temperature, top_p, stop, monkeypatch):
+    """With few rows, so that rows leave, others move and wait for a place; a stop string calls a tool."""
+    model = random_model(**FAMILIES["llama"])
+    model.head_weight[96] *= 1.2
+    prompts = [text.tolist() for text in documents(97, (3, 17, 1, 30, 16, 8))]
+    sampling = Sampling(5, temperature, top_p, 24, stop, seed=3)
+
+    def samples(rows):
+        def tool(asked):
+            return [[1, 2, 3] if number % 2 else None for _, number, _ in asked]
+
+        return [s for group in generate(model, Letters(), prompts, sampling, rows, on_stop=tool) for s in group]
+
+    forwards = []
+    forward = cpu_decoder.CpuDecoder.forward
+    monkeypatch.setattr(cpu_decoder.CpuDecoder, "forward", lambda *a: forwards.append(1) or forward(*a))
+    found = samples(7)
+    assert forwards
+    for rows in (1, 30):
+        again = samples(rows)
+        assert [(s.ids, s.logprobs) for s in again] == [(s.ids, s.logprobs) for s in found], "bit for bit"
+    forwards.clear()
+    monkeypatch.setattr(kernels, "reference", True)
+    for ours, theirs in zip(found, samples(7), strict=True):
+        assert (ours.ids, ours.mask, ours.finish) == (theirs.ids, theirs.mask, theirs.finish)
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=2e-5)
+    assert not forwards, "the readable path goes through PyTorch"
+    assert len({s.finish for s in found}) > 1 or not temperature
+    assert any(not all(s.mask) for s in found) == bool(stop)
+
+
+def test_who_is_left_to_pytorch(monkeypatch):
+    shape = FAMILIES["llama"]
+    assert cpu_decoder.decoder(random_model(**shape)) is not None
+    assert cpu_decoder.decoder(random_model(**{**shape, "head_width": 6})) is None, "heads of no whole vectors"
+    assert cpu_decoder.decoder(random_model(**shape, score="outcome")) is None
+    assert cpu_decoder.decoder(random_model(**shape).double()) is None
+    half = random_model(**shape)
+    half.compute_dtype = torch.bfloat16
+    assert cpu_decoder.decoder(half) is None
+    monkeypatch.setattr(cpu_decoder, "LARGEST", 1000)
+    assert cpu_decoder.decoder(random_model(**shape)) is None
+
+
+def test_weights_are_rounded_as_they_are_multiplied():
+    """Stored in bfloat16 (Transformer.multiply_in), or in float32 and multiplied in it: the same steps."""
+    logits = []
+    for store in (False, True):
+        model = random_model(**FAMILIES["llama"])
+        model.multiply_in(torch.bfloat16, store=store)
+        decoder = cpu_decoder.decoder(model)
+        cache = KVCache(model.config, 1, 9, block=decoder.block)
+        logits += run(decoder, cache, documents(97, (9,)), [0], [0])
+    assert torch.equal(*logits)
+    exact = run(cpu_decoder.decoder(random_model(**FAMILIES["llama"])), cache, documents(97, (9,)), [0], [0])[0]
+    assert 0 < (logits[0] - exact).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    "cxx, said", [("", "no C++ compiler"), ("#!/bin/sh\necho broken >&2; exit 1\n", "cannot compile")]
+)
+def test_without_a_compiler_pytorch_samples_and_a_line_says_so(cxx, said, tmp_path):
+    """With no compiler on the path, and with one that fails."""
+    if cxx:
+        (tmp_path / "c++").write_text(cxx)
+        (tmp_path / "c++").chmod(0o755)
+    code = (
+        "import torch; from generate import *; from model import *\n"
+        "class Ids: eos_id, vocab_size = 8, 9\n"
+        "model = Transformer(ModelConfig(9, width=32, layers=1, heads=1, kv_heads=1, ffn=16))\n"
+        "print(len(generate(model, Ids(), [[1]], Sampling(2, max_new_tokens=3))[0]))\n"
+    )
+    environment = {**os.environ, "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "CXX": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment,
+                          cwd=Path(gen.__file__).parent)  # fmt: skip
+    assert done.stdout == "2\n", done.stderr
+    assert said in done.stderr and "decoding goes through PyTorch" in done.stderr
