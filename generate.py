@@ -150,7 +150,7 @@ def generate(
     limits = [min(sampling.max_new_tokens, config.context - len(p)) for p in prompts]
     dtype, lengths = model.compute_dtype or model.embed.weight.dtype, [len(p) for p in prompts]
     shared = device.type in SHARED and not kernels.reference
-    decoder = cpu_decoder(model)
+    decoder = None if shared else cpu_decoder(model)
     block = decoder.block if decoder else 1
     cache = make_cache(config, min(max_rows, len(prompts) * G), G, lengths, limits, device, dtype, shared, block)
     ends = torch.tensor([i in eos for i in range(config.vocab_size)], device=device)

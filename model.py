@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import kernels
 from data import InputError
+from kernels import cpu, cpu_attention, cpu_block
 from kernels.decode_attention import Prefix, append, decode_attention, prefix_tiles, rows_per_tile
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -134,6 +135,14 @@ class Layout:
         with torch.inference_mode(False):  # a layout first used in inference must serve the update's backward too
             return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
+    @functools.cached_property
+    def families(self) -> tuple[np.ndarray, np.ndarray]:
+        """Segments without parent, each before its children: (members, where each family begins, and the end)."""
+        root = np.where(self.parents < 0, np.arange(len(self.parents)), self.parents)
+        members = np.lexsort((self.parents >= 0, root))
+        first = np.flatnonzero(self.parents[members] < 0)
+        return members, np.append(first, len(members))
+
     @property
     def buckets(self):
         """([(queries [N, L], keys [N, P + L], mask [N, 1, L, P + L] or None)], inverse [T]): padded token indices.
@@ -220,7 +229,7 @@ class KVCache:
         shape = config.layers, rows, config.kv_heads, capacity, config.head_width
         self.rows, self.capacity, self.prompts = rows, capacity, prompts
         self.place = np.arange(rows) if block > 1 else None
-        new = zeros if block == 1 else functools.partial(torch.empty, dtype=dtype)
+        new = zeros if block == 1 else functools.partial(torch.empty, device=device, dtype=dtype)
         self.keys, self.values = new(*shape), new(*shape)
         if prompts:
             shape = config.layers, prompts, config.kv_heads, prompt_capacity, config.head_width
@@ -274,6 +283,8 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if cpu.takes(x):
+            return cpu_block.rms_norm(x, self.weight, self.eps)
         if x.dtype in (torch.float32, torch.float64):
             return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         return F.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight.to(x.dtype)
@@ -409,7 +420,10 @@ class MLP(nn.Module):
         self.down = Linear(config.ffn, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        x = self.gate_up(x)
+        if cpu.takes(x):
+            return self.down(cpu_block.swiglu(x))
+        gate, up = x.chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
 
@@ -435,7 +449,10 @@ class Block(nn.Module):
         return x + self.drop(self.mlp(self.mlp_norm(x)))
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], layout: Layout, store: list | None = None) -> Tensor:
-        _, before, after = compiled_parts() if self.compiled else PARTS
+        """`rope`: cos and sin at the positions, or their table (Transformer.forward)."""
+        products, before, after = compiled_parts() if self.compiled else PARTS
+        if torch.is_tensor(rope):
+            return after(self, x, cpu_attention.attention(products(self, x), rope, layout, self.attn.H))
         q, k, v = before(self, x, *rope)
         if store is not None:  # copies: views would keep the queries, and with them twice the memory, alive
             store.append((k.contiguous(), v.clone()))
@@ -550,7 +567,10 @@ class Transformer(nn.Module):
         if layout.tokens != ids.numel():
             raise ValueError(f"the layout holds {layout.tokens} tokens, ids holds {ids.numel()}")
         x = self.embedded(ids)
-        rope = self.rope(layout.positions, layout.max_position)
+        if store is None and cpu.takes(x) and self.config.head_width % cpu.library().lanes() == 0:
+            rope = self.rope_table(layout.max_position)
+        else:
+            rope = self.rope(layout.positions, layout.max_position)
         for block in self.layers:
             if self.activation_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, rope, layout, use_reentrant=False)

@@ -41,7 +41,7 @@ from torch import nn
 
 import kernels
 from data import InputError, atomic_write
-from kernels.cpu_decoder import compiler
+from kernels.cpu import compiler
 from options import local_main, parse, read_toml, to_toml, toml_value
 from pretrained import save_pretrained
 

@@ -8,10 +8,8 @@
 //
 // Shapes: T tokens, D width, H query heads on K key/value heads of width E, F feed-forward width, V vocabulary.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
+#include "cpu.h"
+
 #if defined(_OPENMP)
 #include <omp.h>
 static int thread() { return omp_get_thread_num(); }
@@ -24,39 +22,6 @@ static int thread() { return 0; }
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
-
-#if defined(__AVX512F__)
-constexpr int LANES = 16, VECTORS = 4, ROWS = 6;  // floats of a vector, vectors of a panel, rows of a tile
-#elif defined(__AVX__)
-constexpr int LANES = 8, VECTORS = 2, ROWS = 6;
-#else
-constexpr int LANES = 4, VECTORS = 4, ROWS = 4;
-#endif
-constexpr int PANEL = LANES * VECTORS;
-
-typedef float vec __attribute__((vector_size(4 * LANES)));
-typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
-
-static inline vec load(const float *p) { vec v; memcpy(&v, p, sizeof v); return v; }
-static inline void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
-static inline float sum(vec v) { float s = v[0]; for (int i = 1; i < LANES; i++) s += v[i]; return s; }
-static inline float largest(vec v) { float m = v[0]; for (int i = 1; i < LANES; i++) m = v[i] > m ? v[i] : m; return m; }
-static inline ivec numbers() { ivec v; for (int i = 0; i < LANES; i++) v[i] = i; return v; }
-static const ivec INDEX = numbers();
-
-// e^x to 2e-7 relative: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]. Below -87, where float32 would lose digits, 0.
-static inline vec exponential(vec x) {
-    vec y = x > 88.0f ? vec{} + 88.0f : x;
-    vec n = (y * 1.44269504f + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: the sum has no digits behind the point
-    vec r = y - n * 0.693359375f - n * -2.12194440e-4f;
-    vec p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r
-             + 1.6666665459e-1f) * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    ivec power = (__builtin_convertvector(n, ivec) + 127) << 23;
-    vec scale;
-    memcpy(&scale, &power, sizeof scale);
-    return x < -87.0f ? vec{} : p * scale;
-}
 
 extern "C" {
 
@@ -187,77 +152,6 @@ static void multiply_bfloat16(const float *, int64_t, int64_t, const uint16_t *,
 extern "C" int tiles() { return 0; }
 #endif
 
-static inline void norm(const float *x, const float *weight, float *y, int64_t D, float eps) {
-    vec squares = {};
-    int64_t d = 0;
-    for (; d + LANES <= D; d += LANES) squares += load(x + d) * load(x + d);
-    float total = sum(squares);
-    for (; d < D; d++) total += x[d] * x[d];
-    float scale = 1.0f / std::sqrt(total / D + eps);
-    for (d = 0; d < D; d++) y[d] = x[d] * scale * weight[d];
-}
-
-// Pairs (i, i + E/2) of a head turned by the angle of its position.
-static inline void rotate(float *x, const float *cosine, const float *sine, int64_t E) {
-    for (int64_t i = 0; i < E / 2; i++) {
-        float a = x[i], b = x[i + E / 2];
-        x[i] = a * cosine[i] - b * sine[i];
-        x[i + E / 2] = b * cosine[i] + a * sine[i];
-    }
-}
-
-// N query heads over n tokens: q [N, E], keys [capacity / LANES, E, LANES], values [capacity, E] -> out [N, E]. `weights`
-// has room for [N, capacity]. What comes next from memory, the values and then the keys at `next`, is asked for early.
-template <int N>
-static inline void attend(const float *q, const float *keys, const float *values, const float *next, float *weights,
-                          float *out, int64_t n, int64_t E, int64_t capacity) {
-    const float scale = 1.0f / std::sqrt((float)E);
-    vec most[N], total[N] = {};
-    for (int i = 0; i < N; i++) most[i] = vec{} - INFINITY;
-    for (int64_t t = 0; t < n; t += LANES) {
-        vec even[N] = {}, odd[N] = {};  // two sums a head: one addition need not wait for the other
-        for (int64_t e = 0; e < E; e += 2) {
-            const float *at = keys + t * E + e * LANES;
-            __builtin_prefetch(values + t * E + e * LANES, 0, 2);
-            __builtin_prefetch(values + t * E + (e + 1) * LANES, 0, 2);
-            for (int i = 0; i < N; i++) {
-                even[i] += q[i * E + e] * load(at);
-                odd[i] += q[i * E + e + 1] * load(at + LANES);
-            }
-        }
-        ivec behind = INDEX + (int)(t - n);  // not negative: behind the last token
-        for (int i = 0; i < N; i++) {
-            vec score = behind < 0 ? (even[i] + odd[i]) * scale : vec{} - INFINITY;
-            most[i] = score > most[i] ? score : most[i];
-            store(weights + i * capacity + t, score);
-        }
-    }
-    for (int i = 0; i < N; i++) {
-        float top = largest(most[i]);
-        for (int64_t t = 0; t < n; t += LANES) {
-            vec weight = exponential(load(weights + i * capacity + t) - top);
-            total[i] += weight;
-            store(weights + i * capacity + t, weight);
-        }
-    }
-    for (int64_t e = 0; e < E;) {
-        auto mix = [&](auto width) {  // so many vectors of the values at once
-            vec results[N][width()] = {};
-            for (int64_t t = 0; t < n; t++)
-                for (int u = 0; u < width(); u++) {
-                    vec value = load(values + t * E + e + u * LANES);
-                    __builtin_prefetch(next + t * E + e + u * LANES, 0, 2);
-                    for (int i = 0; i < N; i++) results[i][u] += weights[i * capacity + t] * value;
-                }
-            for (int i = 0; i < N; i++)
-                for (int u = 0; u < width(); u++) store(out + i * E + e + u * LANES, results[i][u] / sum(total[i]));
-            e += width() * LANES;
-        };
-        if (e + 2 * LANES <= E) mix(std::integral_constant<int, 2>());
-        else mix(std::integral_constant<int, 1>());
-    }
-}
-
 // T tokens through the model: token t of id ids[t] stands at position[t] of cache row row[t], behind tokens that the cache
 // holds or that are among the T: a decoding step is one token a row, a prefill a prompt's tokens in a row. Then the logits
 // [L, padded(V)] of the tokens last[0 .. L). rope [2, positions, E / 2]; scratch: T * padded(each of D, D, (H + 2 K) E, H E,
@@ -312,12 +206,11 @@ extern "C" void step(const Model *model, const Cache *cache, int64_t T, const in
                 for (int64_t h = 0; h < H + K; h++) {
                     const float *weight = h < H ? w.q_norm : w.k_norm;
                     if (weight) norm(q + h * E, weight, q + h * E, E, eps);
-                    rotate(q + h * E, rope + n * E / 2, rope + (positions + n) * E / 2, E);
+                    rotate(q + h * E, q + h * E, rope + n * E / 2, rope + (positions + n) * E / 2, E);
                 }
                 for (int64_t k = 0; k < K; k++) {
                     const int64_t start = ((l * cache->rows + row[t]) * K + k) * C * E;
-                    float *to = cache->keys + start + n / LANES * LANES * E + n % LANES;
-                    for (int64_t e = 0; e < E; e++) to[e * LANES] = key[k * E + e];
+                    for (int64_t e = 0; e < E; e++) cache->keys[start + blocked(n, e, E)] = key[k * E + e];
                     memcpy(cache->values + start + n * E, value + k * E, E * sizeof(float));
                 }
             }
@@ -327,10 +220,13 @@ extern "C" void step(const Model *model, const Cache *cache, int64_t T, const in
                     const int64_t n = position[t] + 1, start = ((l * cache->rows + row[t]) * K + k) * C * E;
                     const float *keys = cache->keys + start, *values = cache->values + start;
                     const float *q = qkv + t * padded(heads) + k * G * E;
-                    float *to = attended + t * padded(H * E) + k * G * E;
+                    float *to = attended + t * padded(H * E) + k * G * E, unused;
                     for (int64_t g = 0; g < G; g += 2) {
-                        if (g + 1 < G) attend<2>(q + g * E, keys, values, keys + C * E, weights, to + g * E, n, E, C);
-                        else attend<1>(q + g * E, keys, values, keys + C * E, weights, to + g * E, n, E, C);
+                        const float *queries[] = {q + g * E, q + g * E + E};
+                        float *outs[] = {to + g * E, to + g * E + E}, *sums[] = {&unused, &unused};
+                        const int64_t seen[] = {n, n};
+                        if (g + 1 < G) attend<2>(queries, keys, values, keys + C * E, weights, outs, sums, seen, E, C);
+                        else attend<1>(queries, keys, values, keys + C * E, weights, outs, sums, seen, E, C);
                     }
                 }
             product(attended, T, H * E, w.out, D, add(x, padded(D), w.out_bias));

@@ -1,28 +1,18 @@
-"""Sampling on a CPU: a prefill, a decoding step, a draw are one call of C++ each (cpu_decoder.cpp), compiled at first
-use by the machine's own compiler.
+"""Sampling on a CPU: a prefill, a decoding step, a draw are one call of C++ each (cpu_decoder.cpp).
 
 Transformer.decode and decoding.sample_tokens are the definitions: the same numbers up to rounding. Without a C++
 compiler, and for models that it does not suit (see `block`), PyTorch does it.
 """
 
 import ctypes
-import functools
-import hashlib
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from ctypes import c_float, c_int, c_int64, c_void_p
-from pathlib import Path
+from ctypes import c_float, c_int64, c_void_p
 
 import torch
 from torch import Tensor
 
 import kernels
+from kernels.cpu import library
 
-SOURCE = Path(__file__).with_suffix(".cpp")
-FLAGS = "-std=c++17 -O3 -march=native -fno-math-errno -shared -fPIC -Wno-unknown-pragmas".split()
 LARGEST = 400_000_000  # weights: of a larger model a step is mostly arithmetic anyway, and their copy takes its memory
 LAYER = ("attn_norm", "qkv_bias", "q_norm", "k_norm", "out_bias", "mlp_norm", "qkv", "out", "gate_up", "down")
 
@@ -41,49 +31,6 @@ class Model(ctypes.Structure):
 
 class Cache(ctypes.Structure):
     _fields_ = [("keys", c_void_p), ("values", c_void_p), ("rows", c_int64), ("capacity", c_int64)]
-
-
-def compiler() -> str | None:
-    """The C++ compiler of this machine: $CXX, or the first of the usual names."""
-    return next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")))), None)
-
-
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """cpu_decoder.cpp compiled for this processor, from the cache of an earlier run where there is one.
-
-    None, after a line on standard error that says why, where it cannot be had.
-    """
-    cxx = compiler()
-    if cxx is None:
-        print("no C++ compiler (g++, clang++): decoding goes through PyTorch, slower", file=sys.stderr)
-        return None
-    # What the compiler says of the processor belongs to the name: a home directory may serve several machines.
-    target = subprocess.run([cxx, "-march=native", "-dM", "-E", "-x", "c++", os.devnull], capture_output=True).stdout
-    name = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), target, " ".join(FLAGS).encode()])).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepseekmath"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="deepseekmath"))
-    path = folder / f"{SOURCE.stem}_{name}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as made:  # then moved: another process may be at it too
-            for threads in (["-fopenmp"], []):  # Apple's compiler has no OpenMP: one thread there
-                to = Path(made) / path.name
-                done = subprocess.run([cxx, *FLAGS, *threads, SOURCE, "-o", to], capture_output=True, text=True)
-                if done.returncode == 0:
-                    to.replace(path)
-                    break
-            else:
-                print(f"{cxx} cannot compile {SOURCE.name}: decoding goes through PyTorch, slower\n{done.stderr}",
-                      file=sys.stderr)  # fmt: skip
-                return None
-    found = ctypes.CDLL(str(path))
-    p, n = c_void_p, c_int64
-    found.step.argtypes = [p, p, n, p, p, p, p, n, n, p, p, p, c_int]
-    found.draw.argtypes = [p, n, n, c_float, p, p, p, p, c_int]
-    return found
 
 
 def block(config) -> int:

@@ -10,7 +10,7 @@ import runtime
 from batch import pack_completions, token_logprobs
 from data import InputError
 from generate import Sampling, generate
-from kernels import cpu_decoder
+from kernels import cpu, cpu_decoder
 from model import ModelConfig, Transformer
 
 SHAPE = dict(vocab_size=50, width=64, layers=2, heads=4, kv_heads=2, ffn=96, context=64)
@@ -35,7 +35,7 @@ def sampled(model: Transformer) -> list:
     return [sample for group in samples for sample in group]
 
 
-@pytest.mark.skipif(cpu_decoder.compiler() is None, reason="no C++ compiler")
+@pytest.mark.skipif(cpu.compiler() is None, reason="no C++ compiler")
 def test_compiled_blocks_learn_and_sample_alike(monkeypatch):
     monkeypatch.setattr(cpu_decoder, "library", lambda: None)  # which decodes without the blocks
     model = Transformer(ModelConfig(**SHAPE, family="qwen3", qk_norm=True), seed=1)

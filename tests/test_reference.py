@@ -19,7 +19,7 @@ import train_sft
 from batch import pack_completions
 from data import InputError
 from data.shards import windows
-from kernels import head_loss, logprob, policy_loss
+from kernels import cpu_attention, cpu_block, cpu_decoder, head_loss, logprob, policy_loss
 from model import Layout, attend
 from pretrained import from_pretrained
 
@@ -36,8 +36,12 @@ def readable(monkeypatch):
         monkeypatch.setattr(F, "scaled_dot_product_attention", refuse)
         monkeypatch.setattr(Layout, "buckets", property(refuse))
         monkeypatch.setattr(torch, "compile", refuse)
-        for kernel in (logprob._LinearLogprob, policy_loss._PolicyLoss, head_loss._HeadLoss):
+        for kernel in (
+            logprob._LinearLogprob, policy_loss._PolicyLoss, head_loss._HeadLoss,
+            cpu_attention._Attention, cpu_block._RMSNorm, cpu_block._SwiGLU,
+        ):  # fmt: skip
             monkeypatch.setattr(kernel, "apply", refuse)
+        monkeypatch.setattr(cpu_decoder.CpuDecoder, "__init__", refuse)
 
     return switch
 
@@ -93,7 +97,7 @@ def test_gradients_and_metrics_of_every_trainer(tiny, alone, readable):
     for trainer, expected in alone[1].items():
         for name, tensor in expected.items():
             error = (found[trainer][name].double() - tensor.double()).abs().max()
-            assert error <= 2e-5 * max(tensor.double().abs().max(), 1e-3), f"{trainer} {name}: off by {error:.2g}"
+            assert error <= 4e-5 * max(tensor.double().abs().max(), 1e-3), f"{trainer} {name}: off by {error:.2g}"
 
 
 def test_pretraining_and_sft_with_the_head_in_one(tiny, alone, monkeypatch):

@@ -13,6 +13,7 @@ import runtime
 from data import InputError
 from experiments import cost
 from experiments.cost import Config, Shape, attention_flops, bends, counts, measure, nonnegative, shares, story
+from kernels import cpu_decoder
 from model import KVCache, Transformer
 
 SMALL = Shape("1m", vocab=64, prompt=6, questions=3, samples=4, length=5, micro_tokens=60, max_rows=8)
@@ -202,7 +203,7 @@ def test_a_point_that_takes_long_is_content_with_three_steps():
 
 def test_counted_cache_is_that_of_the_rows_at_once():
     """8 rows of 6 + 5 tokens, though 12 completions are sampled."""
-    cache = KVCache(SMALL.model, 8, 11)
+    cache = KVCache(SMALL.model, 8, 11, block=cpu_decoder.block(SMALL.model))
     assert counts(SMALL, gpu=False)["bytes"]["rollout"]["cache"] == cache.keys.nbytes + cache.values.nbytes
 
 

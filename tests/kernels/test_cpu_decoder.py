@@ -276,4 +276,4 @@ def test_without_a_compiler_pytorch_samples_and_a_line_says_so(cxx, said, tmp_pa
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment,
                           cwd=Path(gen.__file__).parent)  # fmt: skip
     assert done.stdout == "2\n", done.stderr
-    assert said in done.stderr and "decoding goes through PyTorch" in done.stderr
+    assert said in done.stderr and "all goes through PyTorch" in done.stderr

@@ -1,0 +1,83 @@
+"""What is written in C++ for CPUs, compiled at first use by the machine's own compiler and kept for later runs."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from ctypes import c_float, c_int, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+
+import kernels
+
+FOLDER = Path(__file__).parent
+SOURCES = [FOLDER / f"cpu_{name}.cpp" for name in ("attention", "block", "decoder")]
+HEADER = FOLDER / "cpu.h"
+FLAGS = "-std=c++17 -O3 -march=native -fno-math-errno -shared -fPIC -Wno-unknown-pragmas".split()
+
+
+def compiler() -> str | None:
+    """The C++ compiler of this machine: $CXX, or the first of the usual names."""
+    return next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")))), None)
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The C++ compiled for this processor, from the cache of an earlier run where there is one.
+
+    None, after a line on standard error that says why, where it cannot be had.
+    """
+    cxx = compiler()
+    if cxx is None:
+        print("no C++ compiler (g++, clang++): all goes through PyTorch, slower", file=sys.stderr)
+        return None
+    # What the compiler says of the processor belongs to the name: a home directory may serve several machines.
+    target = subprocess.run([cxx, "-march=native", "-dM", "-E", "-x", "c++", os.devnull], capture_output=True).stdout
+    parts = [*(file.read_bytes() for file in (*SOURCES, HEADER)), target, " ".join(FLAGS).encode()]
+    name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepseekmath"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="deepseekmath"))
+    path = folder / f"cpu_{name}.so"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as made:  # then moved: another process may be at it too
+            for threads in (["-fopenmp"], []):  # Apple's compiler has no OpenMP: one thread there
+                to = Path(made) / path.name
+                done = subprocess.run([cxx, *FLAGS, *threads, *SOURCES, "-o", to], capture_output=True, text=True)
+                if done.returncode == 0:
+                    to.replace(path)
+                    break
+            else:
+                names = ", ".join(file.name for file in SOURCES)
+                print(f"{cxx} cannot compile {names}: all goes through PyTorch, slower\n{done.stderr}", file=sys.stderr)
+                return None
+    found = ctypes.CDLL(str(path))
+    p, n = c_void_p, c_int64
+    found.step.argtypes = [p, p, n, p, p, p, p, n, n, p, p, p, c_int]
+    found.draw.argtypes = [p, n, n, c_float, p, p, p, p, c_int]
+    found.attention.argtypes = [p, p, p, p, p, c_int]
+    found.attention_backward.argtypes = [p, p, p, p, p, p, p, c_int]
+    found.rms_norm.argtypes = [p, p, p, p, n, n, c_float, c_int]
+    found.rms_norm_backward.argtypes = [p, p, p, p, p, p, n, n, c_int]
+    found.swiglu.argtypes = [p, p, n, n, c_int]
+    found.swiglu_backward.argtypes = [p, p, p, n, n, c_int]
+    return found
+
+
+def takes(x: torch.Tensor) -> bool:
+    """Whether x is for the C++: float32 on a CPU with a compiler; not on the readable path, and not where torch.compile
+    looks on, which fuses PyTorch's operators itself."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not kernels.reference
+        and not torch.compiler.is_compiling()
+        and library() is not None
+    )
