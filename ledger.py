@@ -28,6 +28,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import kernels.cpu
+import kernels.cpu_attention as cpu_attention
+import kernels.cpu_block
 import kernels.head_loss
 import kernels.logprob
 import model as model_module
@@ -105,6 +108,9 @@ class Ledger(TorchDispatchMode):
             return 10.0 * args[1].numel() * args[2].shape[2] * self.density
         return 0.0
 
+    def _count(self, flops: float) -> None:
+        self.flops += flops
+
     def _kind_of(self, tensor: Tensor) -> str | None:
         return self._found.get(tensor.untyped_storage()._cdata, (None, 0))[0]
 
@@ -164,7 +170,15 @@ class Ledger(TorchDispatchMode):
     @contextmanager
     def tracing(self, gpu: bool) -> Iterator[None]:
         """Code in here, on the meta device, goes the ways that it goes on a GPU, or on a CPU."""
-        original = model_module.attend
+        original, original_cpu = model_module.attend, cpu_attention.attention
+
+        def attention(qkv, table, layout, heads):
+            pairs = (layout.lengths * (layout.prefix + (layout.lengths + 1) / 2)).sum()  # of tokens that see each other
+            product = 2.0 * heads * qkv.shape[2] * float(pairs)
+            self.flops += 2 * product
+            if qkv.requires_grad:  # five products: the scores are made again
+                qkv = _Counted.apply(qkv, lambda: self._count(5 * product))
+            return original_cpu(qkv, table, layout, heads)
 
         def attend(q, k, v, layout):
             before = layout.prefix + (layout.lengths + 1) / 2  # tokens that one of the segment sees, on average
@@ -181,6 +195,11 @@ class Ledger(TorchDispatchMode):
             put(model_module, "attend", attend)
             if not gpu:  # what a kernel does not know it takes for a GPU
                 put(kernels.logprob, "CHUNK_BYTES", CHUNK_BYTES | {"meta": CHUNK_BYTES["cpu"]})
+                if kernels.cpu.library() is not None:
+                    put(kernels.cpu, "takes", lambda x: x.is_meta and x.dtype == torch.float32)
+                    put(cpu_attention, "attention", attention)
+                    for module in (cpu_attention, kernels.cpu_block):
+                        put(module, "library", _NoLibrary)
             else:
                 # FlexAttention keeps what this does for its backward: q, k, v, the output, a log-sum-exp a row
                 put(model_module, "_flex_attention", lambda q, k, v, **_: ATTENTION(q, k, v)[0])
@@ -214,6 +233,27 @@ def _from_outline(outline):
     if outline and isinstance(outline[0], type):
         return outline[1]
     return tuple(map(_from_outline, outline))
+
+
+class _Counted(torch.autograd.Function):
+    """The same tensor; `count` is called when its gradient has been made."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, count: Callable[[], None]) -> Tensor:
+        ctx.count = count
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, slope: Tensor) -> tuple[Tensor, None]:
+        ctx.count()
+        return slope, None
+
+
+class _NoLibrary:
+    """In place of the C++ for CPUs: its outputs are made by who calls it."""
+
+    def __getattr__(self, name: str) -> Callable:
+        return lambda *args: None
 
 
 class _NoLaunch:

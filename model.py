@@ -136,12 +136,14 @@ class Layout:
             return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
     @functools.cached_property
-    def families(self) -> tuple[np.ndarray, np.ndarray]:
-        """Segments without parent, each before its children: (members, where each family begins, and the end)."""
+    def families(self) -> tuple[np.ndarray, ...]:
+        """For kernels/cpu_attention.py, int64: positions [T]; starts, lengths, parents of segments; the segments with
+        each parent before its children, and where each such family begins there, with the end."""
         root = np.where(self.parents < 0, np.arange(len(self.parents)), self.parents)
         members = np.lexsort((self.parents >= 0, root))
-        first = np.flatnonzero(self.parents[members] < 0)
-        return members, np.append(first, len(members))
+        first = np.append(np.flatnonzero(self.parents[members] < 0), len(members))
+        positions = np.arange(self.tokens) - np.repeat(self.starts - self.prefix, self.lengths)
+        return positions, self.starts, self.lengths, self.parents, members, first
 
     @property
     def buckets(self):

@@ -1,9 +1,10 @@
-"""The computations of the loss (log-probs, KL, advantages, policy loss, LM head and loss in one) and the attention of
-decoding. Imports nothing of ours outside.
+"""The computations of the loss (log-probs, KL, advantages, policy loss, LM head and loss in one), the attention of
+decoding, and for CPUs the rest of a model (cpu_*). Imports nothing of ours outside.
 
-Each file holds a PyTorch reference, which is the readable definition and what runs on CPUs, a Triton kernel for CUDA
-tensors, and a public function that picks. On a machine without a GPU the Triton kernels run in Triton's interpreter
-when TRITON_INTERPRET=1 is set before the first import of triton.
+Each file of the loss holds a PyTorch reference, which is the readable definition and what runs on CPUs, a Triton kernel
+for CUDA tensors, and a public function that picks. What is written in C++ for CPUs is defined by model.py and
+decoding.py. On a machine without a GPU the Triton kernels run in Triton's interpreter when TRITON_INTERPRET=1 is set
+before the first import of triton.
 
 `kernels.reference` switches a whole trainer (its option --reference) to the readable path: what is computed here
 follows its definition, differentiated by autograd; attention is a softmax over explicit scores (model.py), a prompt is

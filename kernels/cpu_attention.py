@@ -28,9 +28,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, qkv: Tensor, table: Tensor, layout, H: int) -> Tensor:
         T, heads, E = qkv.shape
-        members, first = layout.families
-        arrays = layout.positions.numpy(), layout.starts, layout.lengths, layout.parents, members, first
-        packed = Packed(T, len(first) - 1, layout.max_position, *(array.ctypes.data for array in arrays))
+        arrays = layout.families
+        packed = Packed(T, len(arrays[-1]) - 1, layout.max_position, *(array.ctypes.data for array in arrays))
         shape = Heads(H, (heads - H) // 2, E, table.shape[1], table.data_ptr())
         qkv, out, lse = qkv.contiguous(), qkv.new_empty(T, H * E), qkv.new_empty(T, H)
         pointers = ctypes.addressof(packed), ctypes.addressof(shape), qkv.data_ptr()
@@ -50,6 +49,6 @@ class _Attention(torch.autograd.Function):
 
 
 def attention(qkv: Tensor, table: Tensor, layout, heads: int) -> Tensor:
-    """Attention of heads that are whole vectors wide (`lanes`):
-    qkv [T, H + 2 K, E] before rotation, table [2, positions, E / 2] of cosines and sines, H `heads` -> [T, H E]."""
+    """Of H `heads` that are whole vectors wide: qkv [T, H + 2 K, E] before rotation, table [2, positions, E / 2] of
+    cosines and sines -> [T, H E]."""
     return _Attention.apply(qkv, table, layout, heads)
