@@ -525,7 +525,7 @@ def test_two_processes(uninterrupted, tmp_path):
     edit(tmp_path / "config.toml", "kill_rank = 1", "kill_rank = 0")
     run_toy(tmp_path)
     for line, whole in zip(lines(tmp_path), lines(uninterrupted), strict=True):
-        assert json.loads(line) == pytest.approx(json.loads(whole), rel=1e-4)
+        assert json.loads(line) == pytest.approx(json.loads(whole), rel=5e-4)  # rounding, grown by steps of rate 0.05
 
 
 if __name__ == "__main__":
