@@ -102,7 +102,8 @@ def _prefill(
         ids = torch.tensor([i for p in prompts[first:last] for i in p], device=model.device)
         layout, ends = Layout(lengths, device=model.device), torch.tensor(lengths).cumsum(0) - 1
         if decoder:
-            cache = KVCache(model.config, len(lengths), max(lengths), block=decoder.block)
+            dtype = decoder.cache_dtype
+            cache = KVCache(model.config, len(lengths), max(lengths), dtype=dtype, block=decoder.block)
             logits = decoder.forward(cache, ids, layout.document, layout.positions, max(lengths), ends)
             keys, values = cache.keys.unbind(1), cache.values.unbind(1)
         else:
@@ -152,7 +153,7 @@ def generate(
     dtype, lengths = model.compute_dtype or model.embed.weight.dtype, [len(p) for p in prompts]
     shared = device.type in SHARED and not kernels.reference
     decoder = None if shared else cpu_decoder(model)
-    block = decoder.block if decoder else 1
+    dtype, block = (decoder.cache_dtype, decoder.block) if decoder else (dtype, 1)
     cache = make_cache(config, min(max_rows, len(prompts) * G), G, lengths, limits, device, dtype, shared, block)
     ends = torch.tensor([i in eos for i in range(config.vocab_size)], device=device)
     watch = ends | torch.tensor(stops.maybe, device=device) if stops else ends

@@ -22,6 +22,24 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 
 static inline vec load(const float *p) { vec v; memcpy(&v, p, sizeof v); return v; }
 static inline void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
+
+// bfloat16, the upper half of a float: read exactly, written to the nearest, ties to even.
+typedef uint16_t half __attribute__((vector_size(2 * LANES)));
+static inline vec load(const uint16_t *p) {
+    half h;
+    memcpy(&h, p, sizeof h);
+    ivec bits = __builtin_convertvector(h, ivec) << 16;
+    vec v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+static inline void store(uint16_t *p, vec v) {
+    ivec bits;
+    memcpy(&bits, &v, sizeof bits);
+    half h = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, half);
+    memcpy(p, &h, sizeof h);
+}
+
 // The same for the end of a row, of which `left` floats remain.
 static inline vec part(const float *p, int64_t left) {
     if (left >= LANES) return load(p);
@@ -79,8 +97,8 @@ static inline int64_t blocked(int64_t n, int64_t e, int64_t E) { return n / LANE
 // Attention of N queries over the same keys: q, out [E] of each, n: tokens that it sees, the last query's the most. keys
 // [capacity / LANES, E, LANES], values [capacity, E]; `weights` has room for [N, capacity]; lse becomes the logarithm of the
 // sum of the exponentials. What comes next from memory, the values and then what is at `next`, is asked for early.
-template <int N>
-static inline void attend(const float *const *q, const float *keys, const float *values, const float *next, float *weights,
+template <int N, class Number>
+static inline void attend(const float *const *q, const Number *keys, const Number *values, const Number *next, float *weights,
                           float *const *out, float *const *lse, const int64_t *n, int64_t E, int64_t capacity) {
     const float scale = 1.0f / std::sqrt((float)E);
     const int64_t longest = n[N - 1];
@@ -89,12 +107,13 @@ static inline void attend(const float *const *q, const float *keys, const float 
     for (int64_t t = 0; t < longest; t += LANES) {
         vec even[N] = {}, odd[N] = {};  // two sums a query: one addition need not wait for the other
         for (int64_t e = 0; e < E; e += 2) {
-            const float *at = keys + t * E + e * LANES;
+            const Number *at = keys + t * E + e * LANES;
             __builtin_prefetch(values + t * E + e * LANES, 0, 2);
             __builtin_prefetch(values + t * E + (e + 1) * LANES, 0, 2);
+            const vec first = load(at), second = load(at + LANES);
             for (int i = 0; i < N; i++) {
-                even[i] += q[i][e] * load(at);
-                odd[i] += q[i][e + 1] * load(at + LANES);
+                even[i] += q[i][e] * first;
+                odd[i] += q[i][e + 1] * second;
             }
         }
         for (int i = 0; i < N; i++) {

@@ -38,8 +38,8 @@ struct Model {
 };
 
 struct Cache {  // keys [layers, rows, K, capacity / LANES, E, LANES], values [layers, rows, K, capacity, E]
-    float *keys, *values;
-    int64_t rows, capacity;
+    void *keys, *values;  // float, or bfloat16
+    int64_t rows, capacity, bfloat16;
 };
 
 int panel() { return PANEL; }
@@ -101,7 +101,6 @@ static void end_tiles() { _tile_release(); }
 
 template <class Done>
 static void multiply_bfloat16(const float *x, int64_t B, int64_t D, const uint16_t *w, int64_t N, uint16_t *room, Done done) {
-    typedef uint16_t half __attribute__((vector_size(2 * LANES)));
     const int64_t parts = (B + 95) / 96, most = ((B + parts - 1) / parts + 15) / 16 * 16;
     int64_t at = -1;
     #pragma omp for collapse(2) schedule(static)
@@ -111,13 +110,8 @@ static void multiply_bfloat16(const float *x, int64_t B, int64_t D, const uint16
             if (at != part) {
                 at = part;
                 for (int64_t b = start; b < stop; b++)
-                    for (int64_t d = 0; d < D; d += LANES) {
-                        ivec bits;
-                        memcpy(&bits, x + b * padded(D) + d, sizeof bits);
-                        bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to the nearest, ties to even
-                        half rounded = __builtin_convertvector(bits, half);
-                        memcpy(room + (b - start) * D + d, &rounded, sizeof rounded);
-                    }
+                    for (int64_t d = 0; d < D; d += LANES)
+                        store(room + (b - start) * D + d, load(x + b * padded(D) + d));
             }
             for (int64_t first = start; first < stop; first += 16) {
                 const uint16_t *from = room + (first - start) * D, *weights = w + column * D;
@@ -199,36 +193,45 @@ extern "C" void step(const Model *model, const Cache *cache, int64_t T, const in
             #pragma omp for
             for (int64_t t = 0; t < T; t++) norm(x + t * padded(D), w.attn_norm, normed + t * padded(D), D, eps);
             product(normed, T, D, w.qkv, heads, put(qkv, padded(heads), w.qkv_bias));
-            #pragma omp for
-            for (int64_t t = 0; t < T; t++) {  // rotate, and write keys and values into the cache
-                const int64_t n = position[t];
-                float *q = qkv + t * padded(heads), *key = q + H * E, *value = key + K * E;
-                for (int64_t h = 0; h < H + K; h++) {
-                    const float *weight = h < H ? w.q_norm : w.k_norm;
-                    if (weight) norm(q + h * E, weight, q + h * E, E, eps);
-                    rotate(q + h * E, q + h * E, rope + n * E / 2, rope + (positions + n) * E / 2, E);
-                }
-                for (int64_t k = 0; k < K; k++) {
-                    const int64_t start = ((l * cache->rows + row[t]) * K + k) * C * E;
-                    for (int64_t e = 0; e < E; e++) cache->keys[start + blocked(n, e, E)] = key[k * E + e];
-                    memcpy(cache->values + start + n * E, value + k * E, E * sizeof(float));
-                }
-            }
-            #pragma omp for collapse(2) schedule(dynamic, 16)
-            for (int64_t t = 0; t < T; t++)
-                for (int64_t k = 0; k < K; k++) {
-                    const int64_t n = position[t] + 1, start = ((l * cache->rows + row[t]) * K + k) * C * E;
-                    const float *keys = cache->keys + start, *values = cache->values + start;
-                    const float *q = qkv + t * padded(heads) + k * G * E;
-                    float *to = attended + t * padded(H * E) + k * G * E, unused;
-                    for (int64_t g = 0; g < G; g += 2) {
-                        const float *queries[] = {q + g * E, q + g * E + E};
-                        float *outs[] = {to + g * E, to + g * E + E}, *sums[] = {&unused, &unused};
-                        const int64_t seen[] = {n, n};
-                        if (g + 1 < G) attend<2>(queries, keys, values, keys + C * E, weights, outs, sums, seen, E, C);
-                        else attend<1>(queries, keys, values, keys + C * E, weights, outs, sums, seen, E, C);
+            auto attention = [&](auto *keys, auto *values) {
+                #pragma omp for
+                for (int64_t t = 0; t < T; t++) {  // rotate, and write keys and values into the cache
+                    const int64_t n = position[t];
+                    float *q = qkv + t * padded(heads), *key = q + H * E, *value = key + K * E;
+                    for (int64_t h = 0; h < H + K; h++) {
+                        const float *weight = h < H ? w.q_norm : w.k_norm;
+                        if (weight) norm(q + h * E, weight, q + h * E, E, eps);
+                        rotate(q + h * E, q + h * E, rope + n * E / 2, rope + (positions + n) * E / 2, E);
+                    }
+                    for (int64_t k = 0; k < K; k++) {
+                        const int64_t start = ((l * cache->rows + row[t]) * K + k) * C * E;
+                        auto *numbers = values + start + n * E;
+                        for (int64_t e = 0; e < E; e += LANES) store(numbers + e, load(key + k * E + e));
+                        for (int64_t e = 0; e < E; e++) keys[start + blocked(n, e, E)] = numbers[e];
+                        for (int64_t e = 0; e < E; e += LANES) store(numbers + e, load(value + k * E + e));
                     }
                 }
+                #pragma omp for collapse(2) schedule(dynamic, 16)
+                for (int64_t t = 0; t < T; t++)
+                    for (int64_t k = 0; k < K; k++) {
+                        const int64_t start = ((l * cache->rows + row[t]) * K + k) * C * E;
+                        const int64_t seen[] = {position[t] + 1, position[t] + 1};
+                        const float *q = qkv + t * padded(heads) + k * G * E;
+                        float *to = attended + t * padded(H * E) + k * G * E, unused;
+                        for (int64_t g = 0; g < G; g += 2) {
+                            const float *queries[] = {q + g * E, q + g * E + E};
+                            float *outs[] = {to + g * E, to + g * E + E}, *sums[] = {&unused, &unused};
+                            auto run = [&](auto count) {
+                                attend<count()>(queries, keys + start, values + start, keys + start + C * E, weights, outs,
+                                                sums, seen, E, C);
+                            };
+                            if (g + 1 < G) run(std::integral_constant<int, 2>());
+                            else run(std::integral_constant<int, 1>());
+                        }
+                    }
+            };
+            if (cache->bfloat16) attention((uint16_t *)cache->keys, (uint16_t *)cache->values);
+            else attention((float *)cache->keys, (float *)cache->values);
             product(attended, T, H * E, w.out, D, add(x, padded(D), w.out_bias));
             #pragma omp for
             for (int64_t t = 0; t < T; t++) norm(x + t * padded(D), w.mlp_norm, normed + t * padded(D), D, eps);

@@ -30,7 +30,8 @@ class Model(ctypes.Structure):
 
 
 class Cache(ctypes.Structure):
-    _fields_ = [("keys", c_void_p), ("values", c_void_p), ("rows", c_int64), ("capacity", c_int64)]
+    _fields_ = [*((name, c_void_p) for name in ("keys", "values")),
+                *((name, c_int64) for name in ("rows", "capacity", "bfloat16"))]  # fmt: skip
 
 
 def block(config) -> int:
@@ -64,6 +65,7 @@ class CpuDecoder:
         self.width = -(-config.vocab_size // self.panel) * self.panel
         wide = config.width, config.heads * config.head_width, config.ffn
         rounded = model.layers[0].attn.qkv.multiply == torch.bfloat16
+        self.cache_dtype = torch.bfloat16 if rounded else torch.float32
         self.tiles = rounded and not any(n % 32 for n in wide) and bool(lib.tiles())  # the processor's matrix unit
         self.kept: list[Tensor] = []  # what C++ points to
         self.layers = (Layer * config.layers)()
@@ -124,7 +126,8 @@ class CpuDecoder:
             self.scratch = torch.empty(need)
         logits = torch.empty(len(last), self.width)
         ids, rows, positions, last = (x.contiguous() for x in (ids, rows, positions, last))
-        where = Cache(cache.keys.data_ptr(), cache.values.data_ptr(), cache.rows, cache.capacity)
+        half = cache.keys.dtype == torch.bfloat16
+        where = Cache(cache.keys.data_ptr(), cache.values.data_ptr(), cache.rows, cache.capacity, half)
         self.lib.step(
             ctypes.addressof(self.shape), ctypes.addressof(where), len(ids), ids.data_ptr(), rows.data_ptr(),
             positions.data_ptr(), table.data_ptr(), table.shape[1], len(last), last.data_ptr(),

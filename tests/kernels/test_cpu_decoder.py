@@ -80,6 +80,12 @@ def test_prefill_and_steps_give_the_logits_of_the_model_in_float64(family):
         assert logits.std() > 0.5
 
 
+def keys_of(cache):
+    """The keys of a cache in the order of tokens, [layers, rows, K, capacity, E]."""
+    E, lanes = cache.keys.shape[-1], cpu_decoder.library().lanes()
+    return cache.keys.unflatten(3, (-1, lanes)).flatten(4).unflatten(4, (E, lanes)).transpose(4, 5).flatten(3, 4)
+
+
 class Rounded(torch.nn.Module):
     """A linear layer of float64 whose factors are rounded to bfloat16."""
 
@@ -112,6 +118,13 @@ def test_products_of_bfloat16(family):
         assert (found - rounded).abs().mean() < 0.1 * (rounded - plain).abs().mean()
         assert (found - rounded).abs().max() < 0.05
     assert 0 < (found - plain).abs().mean() < 0.03
+    assert decoder.cache_dtype == torch.bfloat16
+    cache = KVCache(model.config, 1, 60, dtype=torch.bfloat16, block=decoder.block)
+    again = run(decoder, cache, [text], [0], [0])[0]
+    assert 0 < (again - found).abs().mean() < 0.03
+    exact = model.layers[0].attn.project(model.layers[0].attn_norm(model.embed(text)), model.rope(torch.arange(60), 60))
+    for stored, theirs in ((cache.values[0, 0], exact[2]), (keys_of(cache)[0, 0], exact[1])):
+        torch.testing.assert_close(stored[:, :60].float(), theirs.transpose(0, 1), rtol=2**-6, atol=2**-6)
 
 
 @pytest.mark.parametrize("family, dtype", [("llama", torch.float32), ("bias", torch.bfloat16)])
@@ -123,7 +136,7 @@ def test_a_row_has_the_same_bits_alone_among_others_and_with_more_threads(family
     rows = list(range(40))
 
     def fresh():
-        return KVCache(model.config, 40, 48, block=decoder.block)
+        return KVCache(model.config, 40, 48, dtype=decoder.cache_dtype, block=decoder.block)
 
     alone = [run(decoder, fresh(), [text], [row], [0])[0] for row, text in enumerate(texts)]
     for decoder.threads in (1, 2, 3):
