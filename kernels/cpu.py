@@ -60,6 +60,7 @@ def library() -> ctypes.CDLL | None:
                 return None
     found = ctypes.CDLL(str(path))
     p, n = c_void_p, c_int64
+    found.step.restype = n
     found.step.argtypes = [p, p, n, p, p, p, p, n, n, p, p, p, c_int]
     found.draw.argtypes = [p, n, n, c_float, p, p, p, p, c_int]
     found.attention.argtypes = [p, p, p, p, p, c_int]

@@ -149,12 +149,15 @@ extern "C" int tiles() { return 0; }
 // T tokens through the model: token t of id ids[t] stands at position[t] of cache row row[t], behind tokens that the cache
 // holds or that are among the T: a decoding step is one token a row, a prefill a prompt's tokens in a row. Then the logits
 // [L, padded(V)] of the tokens last[0 .. L). rope [2, positions, E / 2]; scratch: T * padded(each of D, D, (H + 2 K) E, H E,
-// F) + threads * (2 * capacity + 48 * padded(the widest of D, H E, F)) floats.
-extern "C" void step(const Model *model, const Cache *cache, int64_t T, const int64_t *ids, const int64_t *row,
-                     const int64_t *position, const float *rope, int64_t positions, int64_t L, const int64_t *last,
-                     float *scratch, float *logits, int threads) {
+// F) + threads * (2 * capacity + 48 * padded(the widest of D, H E, F)) floats. Returns -1, or the first token whose id is
+// none of the V.
+extern "C" int64_t step(const Model *model, const Cache *cache, int64_t T, const int64_t *ids, const int64_t *row,
+                        const int64_t *position, const float *rope, int64_t positions, int64_t L, const int64_t *last,
+                        float *scratch, float *logits, int threads) {
     const auto [D, layers, H, K, E, F, V, bfloat16, eps, embed, last_norm, head, layer] = *model;
     const int64_t heads = (H + 2 * K) * E, G = H / K, C = cache->capacity;
+    for (int64_t t = 0; t < T; t++)
+        if (ids[t] < 0 || ids[t] >= V) return t;
     float *x = scratch, *normed = x + T * padded(D), *qkv = normed + T * padded(D), *attended = qkv + T * padded(heads);
     float *hidden = attended + T * padded(H * E), *room = hidden + T * padded(F);
     const int64_t widest = D > F ? (D > H * E ? D : H * E) : (F > H * E ? F : H * E);
@@ -243,6 +246,7 @@ extern "C" void step(const Model *model, const Cache *cache, int64_t T, const in
         multiply(normed, L, D, head, V, put(logits, padded(V), nullptr));
         if (bfloat16) end_tiles();
     }
+    return -1;
 }
 
 static inline uint64_t mix(uint64_t x) {  // splitmix64

@@ -118,7 +118,8 @@ class CpuDecoder:
 
     def forward(self, cache, ids: Tensor, rows: Tensor, positions: Tensor, longest: int, last: Tensor) -> Tensor:
         """ids [T] at `positions` (below `longest`) of the cache's `rows` -> logits [L, width] of the tokens `last` [L].
-        Their keys and values are written into the cache, which holds those of all tokens before them."""
+        Their keys and values are written into the cache, which holds those of all tokens before them. Raises IndexError
+        for an id that the model has not."""
         c, table = self.model.config, self.model.rope_table(longest)  # [2, positions, E / 2]
         token = 2 * c.width + (2 * c.heads + 2 * c.kv_heads) * c.head_width + c.ffn + 5 * self.panel
         thread = 2 * cache.capacity + 48 * (max(c.width, c.heads * c.head_width, c.ffn) + self.panel)
@@ -128,11 +129,13 @@ class CpuDecoder:
         ids, rows, positions, last = (x.contiguous() for x in (ids, rows, positions, last))
         half = cache.keys.dtype == torch.bfloat16
         where = Cache(cache.keys.data_ptr(), cache.values.data_ptr(), cache.rows, cache.capacity, half)
-        self.lib.step(
+        wrong = self.lib.step(
             ctypes.addressof(self.shape), ctypes.addressof(where), len(ids), ids.data_ptr(), rows.data_ptr(),
             positions.data_ptr(), table.data_ptr(), table.shape[1], len(last), last.data_ptr(),
             self.scratch.data_ptr(), logits.data_ptr(), self.threads,
         )  # fmt: skip
+        if wrong >= 0:
+            raise IndexError(f"token id {ids[wrong]} is none of the model's {self.shape.V}")
         return logits
 
     def draw(self, logits: Tensor, temperature: float, streams: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

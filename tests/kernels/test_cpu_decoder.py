@@ -201,6 +201,13 @@ def test_ids_without_probability_are_never_drawn():
     assert set(draws(drawing(70), logits, 0.0, streams, positions)[0].tolist()) == {3}
 
 
+@pytest.mark.parametrize("wrong", [-1, 97])
+def test_an_id_that_the_model_has_not(wrong):
+    model = random_model(**FAMILIES["llama"])
+    with pytest.raises(IndexError, match=f"token id {wrong} is none of the model's 97"):
+        generate(model, Letters(), [[1, 2], [3, wrong]], Sampling(2, max_new_tokens=4))
+
+
 class Letters:
     """A tokenizer of one letter an id; the last id is EOS."""
 
