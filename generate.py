@@ -27,6 +27,7 @@ from kernels.cpu_decoder import decoder as cpu_decoder
 from model import KVCache, Layout, ModelConfig, Transformer
 from pretrained import from_pretrained
 
+PACK, PACK_CPU = 16_384, 512  # tokens of prompts in one forward; in C++ so few that they stay in a core's cache
 SHARED = ("cuda",)  # devices whose cache holds the prompt of a group once, which makes steps of fixed shapes possible
 
 
@@ -224,8 +225,7 @@ def generate(
         if waiting and (batch := admit()):
             # Prompts not seen yet are prefilled; every sample gets a copy of its keys and values, or shares them.
             new = [p for p in dict.fromkeys(p for p, _ in batch) if p not in prefilled]
-            budget = 512 if decoder else 16_384
-            packed = _prefill(model, decoder, [prompts[p] for p in new], budget)
+            packed = _prefill(model, decoder, [prompts[p] for p in new], PACK_CPU if decoder else PACK)
             for p, (k, v, logits) in zip(new, packed, strict=True):
                 if cache.prompts:
                     cache.put_prompt(place[p], k, v)

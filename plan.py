@@ -31,7 +31,7 @@ from data import InputError, run_cli
 from data.packing import micro_batches
 from data.problems import Problem
 from decoding import sample_tokens
-from generate import Sample, make_cache
+from generate import PACK, PACK_CPU, Sample, make_cache
 from kernels import cpu_decoder
 from ledger import ELSEWHERE, Ledger, Model
 from model import PRESETS, KVCache, Layout, ModelConfig, Transformer, preset
@@ -352,18 +352,21 @@ def _reinforce(stage: str, config, plan: Plan, ledger: Ledger, phase, items, mod
     shape = plan.shape, rows, group, [prompt] * prompts, [longest] * prompts, META.device, sampler.dtype
     with ledger.of_kind("cache"), ledger.phase("rollout"):
         cpu = config.device == "cpu"
-        cache = make_cache(*shape, shared=not cpu, block=cpu_decoder.block(plan.shape) if cpu else 1)
+        block = cpu_decoder.block(plan.shape) if cpu else 1
+        cache = make_cache(*shape, shared=not cpu, block=block)
+    matrices = int(plan.shape.flops(1, 1, 0) / 2) if block > 1 else 0
+    packed = ledger.new(matrices, torch.float32, "weights")  # CpuDecoder's copy
     with ledger.of_kind(ELSEWHERE):  # for the operations of a step: on a GPU a kernel that meta tensors do not run
         whole = make_cache(*shape, shared=False)
     before = ledger.flops
     with torch.no_grad(), ledger.phase("rollout"):
         ledger.new(max(p.numel() for p in model.module.parameters()), torch.float32, "gathered")  # runtime.gather_into
-        _prefill(sampler.module, prompt, min(-(-rows // group), max(1, 16_384 // prompt)))
+        at_once = min(-(-rows // group), max(1, (PACK_CPU if block > 1 else PACK) // prompt))
+        _prefill(sampler.module, prompt, at_once)
         prefill = ledger.flops - before
         _decode(sampler.module, whole, config.temperature, prompt + longest)
         before = ledger.flops
         _decode(sampler.module, whole, config.temperature, prompt + (mean + 1) // 2)
-    at_once = min(-(-rows // group), max(1, 16_384 // prompt))
     plan.flops["rollout"] = prefill * prompts / at_once + (ledger.flops - before) / rows * completions * mean
     weights = sum(w.nbytes for w in sampler.weights)
     if not plan.shape.tied:  # of the embedding only the rows of the new tokens
@@ -373,7 +376,7 @@ def _reinforce(stage: str, config, plan: Plan, ledger: Ledger, phase, items, mod
     together = min(group, rows) if cache.prompts else 1  # rows that read a prompt at once
     cached = completions * (mean * prompt / together + mean * (mean - 1) / 2)
     plan.decode_bytes = plan.decode_steps * weights + token * cached
-    del cache, whole
+    del cache, whole, packed
     if judge is not None:  # RewardModel's micro-batches: parts of a group, or several groups
         parts = cut_group([0] * prompt, [[0] * mean] * group, config.micro_tokens)
         together = min(prompts, max(1, config.micro_tokens // (prompt + group * mean)))
