@@ -573,7 +573,7 @@ class Transformer(nn.Module):
         if layout.tokens != ids.numel():
             raise ValueError(f"the layout holds {layout.tokens} tokens, ids holds {ids.numel()}")
         x = self.embedded(ids)
-        if store is None and cpu.takes(x) and self.config.head_width % cpu.library().lanes() == 0:
+        if store is None and cpu.takes(x) and cpu_attention.suits(self.config.head_width, layout.max_position):
             rope = self.rope_table(layout.max_position)
         else:
             rope = self.rope(layout.positions, layout.max_position)

@@ -12,6 +12,13 @@ from torch.autograd.function import once_differentiable
 
 from kernels.cpu import library
 
+LONGEST = 2**15  # tokens seen times width of a head; with more, keys and values leave a core's cache: PyTorch is faster
+
+
+def suits(E: int, longest: int) -> bool:
+    """Whether heads of width E are whole vectors, and the tokens that any token sees so few that this pays."""
+    return E % library().lanes() == 0 and longest * E <= LONGEST
+
 
 class Packed(ctypes.Structure):
     _fields_ = [

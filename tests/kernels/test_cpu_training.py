@@ -106,6 +106,19 @@ def test_norm_and_swiglu(T, D, seed, spread):
             torch.testing.assert_close(slope.double(), of, rtol=1e-5, atol=1e-5 * scale + 1e-12)
 
 
+def test_long_documents_are_left_to_pytorch(monkeypatch):
+    """Their attention is faster there; the same hidden states."""
+    called, apply = [], cpu_attention._Attention.apply
+    monkeypatch.setattr(cpu_attention._Attention, "apply", lambda *a: called.append(1) or apply(*a))
+    model = Transformer(ModelConfig(50, width=32, layers=1, heads=2, kv_heads=1, ffn=32)).requires_grad_(False)
+    ids, found = torch.randint(50, (200,), generator=torch.Generator().manual_seed(0)), []
+    for longest in (200 * 16, 199 * 16):
+        monkeypatch.setattr(cpu_attention, "LONGEST", longest)
+        found.append(model(ids))
+    assert called == [1]
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("changes", [dict(qk_norm=True), dict(qkv_bias=True, kv_heads=4), dict(head_width=6)])
 def test_a_model_learns_as_in_float64(changes, monkeypatch):
     """Hidden states and every gradient; heads of six are left to PyTorch, norms and SwiGLU are not."""
