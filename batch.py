@@ -19,7 +19,8 @@ from torch import Tensor
 
 import kernels
 from kernels.logprob import linear_logprob
-from model import Layout, ModelConfig, Transformer
+from layout import Layout
+from model import ModelConfig, Transformer
 
 Group = tuple[list[int], list[list[int]]]  # a prompt's ids and the ids of its completions
 

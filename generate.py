@@ -24,7 +24,8 @@ from data import InputError
 from decoding import Rows, Running, mix64
 from kernels.cpu_decoder import CpuDecoder
 from kernels.cpu_decoder import decoder as cpu_decoder
-from model import KVCache, Layout, ModelConfig, Transformer
+from layout import Layout
+from model import KVCache, ModelConfig, Transformer
 from pretrained import from_pretrained
 
 PACK, PACK_CPU = 16_384, 512  # tokens of prompts in one forward; in C++ so few that they stay in a core's cache

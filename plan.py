@@ -33,8 +33,9 @@ from data.problems import Problem
 from decoding import sample_tokens
 from generate import PACK, PACK_CPU, Sample, make_cache
 from kernels import cpu_decoder
+from layout import Layout
 from ledger import ELSEWHERE, Ledger, Model
-from model import PRESETS, KVCache, Layout, ModelConfig, Transformer, preset
+from model import PRESETS, KVCache, ModelConfig, Transformer, preset
 from options import option, parse, usage
 from pretrained import read_config
 from rollout import Rollout

@@ -21,7 +21,8 @@ from data.shards import Mixture, Shards, windows
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer
 from kernels.head_loss import cross_entropy
-from model import Layout, ModelConfig, Transformer, preset
+from layout import Layout
+from model import ModelConfig, Transformer, preset
 from options import option
 from pretrained import from_pretrained
 

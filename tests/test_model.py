@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import model as ours
 from data import InputError
-from model import KVCache, Layout, ModelConfig, Transformer, attend, preset
+from layout import Layout
+from model import KVCache, ModelConfig, Transformer, attend, preset
 from pretrained import from_pretrained
 
 V = 60

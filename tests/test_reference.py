@@ -20,7 +20,8 @@ from batch import pack_completions
 from data import InputError
 from data.shards import windows
 from kernels import cpu_attention, cpu_block, cpu_decoder, head_loss, logprob, policy_loss
-from model import Layout, attend
+from layout import Layout
+from model import attend
 from pretrained import from_pretrained
 
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import model as model_module
 from kernels import cpu, cpu_attention, cpu_block
-from model import Layout, ModelConfig, Transformer, rope_frequencies, rotate
+from layout import Layout
+from model import ModelConfig, Transformer, rope_frequencies, rotate
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler that takes the sources")
 
