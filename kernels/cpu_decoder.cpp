@@ -75,7 +75,7 @@ static void multiply(const float *x, int64_t B, int64_t D, const float *w, int64
             for (int64_t first = part * most; first < stop; first += ROWS) {
                 auto give = [&](int r, const vec *sums) { done(first + r, column, sums); };
                 const float *from = x + first * padded(D);
-                switch (stop - first) {
+                switch (stop - first < ROWS ? stop - first : ROWS) {
                     case 1: tile<1>(from, padded(D), D, weights, give); break;
                     case 2: tile<2>(from, padded(D), D, weights, give); break;
                     case 3: tile<3>(from, padded(D), D, weights, give); break;

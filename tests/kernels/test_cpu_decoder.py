@@ -1,6 +1,7 @@
 """kernels/cpu_decoder.py: the C++ of sampling on a CPU against the model in float64 and against PyTorch's own path."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -297,3 +298,22 @@ def test_without_a_compiler_pytorch_samples_and_a_line_says_so(cxx, said, tmp_pa
                           cwd=Path(gen.__file__).parent)  # fmt: skip
     assert done.stdout == "2\n", done.stderr
     assert said in done.stderr and "all goes through PyTorch" in done.stderr
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="compiles for processors of the x86 family")
+@pytest.mark.parametrize("target", ["haswell", "x86-64"])
+def test_processors_with_shorter_vectors(target):
+    """Eight lanes (AVX2) and four (SSE2), without the matrix unit: other tiles, the same logits and gradients."""
+    if target == "haswell" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.skip("this processor has no AVX2")
+    code = (
+        "import sys, pytest\n"
+        "from kernels import cpu\n"
+        f"cpu.FLAGS = [*cpu.FLAGS, '-march={target}']\n"
+        "assert cpu.library().lanes() < 16 and not cpu.library().tiles()\n"
+        "names = 'model_in_float64 or same_bits or samples_are_those or learns_as_in_float64'\n"
+        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', names, 'tests/kernels/test_cpu_decoder.py',\n"
+        "                      'tests/kernels/test_cpu_training.py']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(gen.__file__).parent)
+    assert done.returncode == 0, done.stdout + done.stderr
