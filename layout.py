@@ -16,8 +16,8 @@ class Layout:
 
     Example: Layout([3, 2, 2], parents=[-1, 0, 0]) has positions [0 1 2 | 3 4 | 3 4].
 
-    On CPU, attention runs over padded blocks of segments of similar length (`buckets`), so it costs what the real
-    tokens cost and no [T, T] mask exists. On CUDA one FlexAttention block mask says the same.
+    On a CPU the attention in C++ takes segments as they lie (`families`), PyTorch's runs over padded blocks of segments
+    of similar length (`buckets`): no [T, T] mask exists. On CUDA one FlexAttention block mask says the same.
     """
 
     def __init__(self, lengths, parents=None, device="cpu"):
@@ -32,7 +32,8 @@ class Layout:
         self.tokens = int(lengths.sum())
         self.device = torch.device(device)
         self.max_position = int((prefix + lengths).max()) if len(lengths) else 0
-        self.positions = self._tensor(np.arange(self.tokens) - np.repeat(starts - prefix, lengths))  # [T]
+        self._positions = np.arange(self.tokens) - np.repeat(starts - prefix, lengths)
+        self.positions = self._tensor(self._positions)  # [T]
         self.document = self._tensor(np.repeat(np.arange(len(lengths)), lengths))  # [T]
         self.parent = self._tensor(np.repeat(parents, lengths))  # [T], -1 without
         self._buckets = self._block_mask = None
@@ -48,8 +49,7 @@ class Layout:
         root = np.where(self.parents < 0, np.arange(len(self.parents)), self.parents)
         members = np.lexsort((self.parents >= 0, root))
         first = np.append(np.flatnonzero(self.parents[members] < 0), len(members))
-        positions = np.arange(self.tokens) - np.repeat(self.starts - self.prefix, self.lengths)
-        return positions, self.starts, self.lengths, self.parents, members, first
+        return self._positions, self.starts, self.lengths, self.parents, members, first
 
     @property
     def buckets(self):

@@ -195,11 +195,11 @@ class Ledger(TorchDispatchMode):
             put(model_module, "attend", attend)
             if not gpu:  # what a kernel does not know it takes for a GPU
                 put(kernels.logprob, "CHUNK_BYTES", CHUNK_BYTES | {"meta": CHUNK_BYTES["cpu"]})
-                if kernels.cpu.library() is not None:
+                if kernels.cpu.native() is not None:
                     put(kernels.cpu, "takes", lambda x: x.is_meta and x.dtype == torch.float32)
                     put(cpu_attention, "attention", attention)
                     for module in (cpu_attention, kernels.cpu_block):
-                        put(module, "library", _NoLibrary)
+                        put(module, "native", _NotNative)
             else:
                 # FlexAttention keeps what this does for its backward: q, k, v, the output, a log-sum-exp a row
                 put(model_module, "_flex_attention", lambda q, k, v, **_: ATTENTION(q, k, v)[0])
@@ -249,11 +249,11 @@ class _Counted(torch.autograd.Function):
         return slope, None
 
 
-class _NoLibrary:
+class _NotNative:
     """In place of the C++ for CPUs: its outputs are made by who calls it."""
 
     def lanes(self) -> int:
-        return kernels.cpu.library().lanes()
+        return kernels.cpu.native().lanes()
 
     def __getattr__(self, name: str) -> Callable:
         return lambda *args: None

@@ -27,7 +27,7 @@ def compiler() -> str | None:
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def native() -> ctypes.CDLL | None:
     """The C++ compiled for this processor, from the cache of an earlier run where there is one.
 
     None, after a line on standard error that says why, where it cannot be had.
@@ -80,5 +80,5 @@ def takes(x: torch.Tensor) -> bool:
         and x.dtype == torch.float32
         and not kernels.reference
         and not torch.compiler.is_compiling()
-        and library() is not None
+        and native() is not None
     )

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.cpu import library
+from kernels.cpu import native
 
 LONGEST = 2**15  # tokens seen times width of a head; with more, keys and values leave a core's cache: PyTorch is faster
 
 
 def suits(E: int, longest: int) -> bool:
     """Whether heads of width E are whole vectors, and the tokens that any token sees so few that this pays."""
-    return E % library().lanes() == 0 and longest * E <= LONGEST
+    return E % native().lanes() == 0 and longest * E <= LONGEST
 
 
 class Packed(ctypes.Structure):
@@ -40,7 +40,7 @@ class _Attention(torch.autograd.Function):
         shape = Heads(H, (heads - H) // 2, E, table.shape[1], table.data_ptr())
         qkv, out, lse = qkv.contiguous(), qkv.new_empty(T, H * E), qkv.new_empty(T, H)
         pointers = ctypes.addressof(packed), ctypes.addressof(shape), qkv.data_ptr()
-        library().attention(*pointers, out.data_ptr(), lse.data_ptr(), torch.get_num_threads())
+        native().attention(*pointers, out.data_ptr(), lse.data_ptr(), torch.get_num_threads())
         ctx.save_for_backward(qkv, out, lse)
         ctx.held = packed, shape, arrays, table
         return out
@@ -51,7 +51,7 @@ class _Attention(torch.autograd.Function):
         qkv, out, lse = ctx.saved_tensors
         slope, result = slope.contiguous(), torch.empty_like(qkv)
         tensors = (x.data_ptr() for x in (qkv, out, lse, slope, result))
-        library().attention_backward(*map(ctypes.addressof, ctx.held[:2]), *tensors, torch.get_num_threads())
+        native().attention_backward(*map(ctypes.addressof, ctx.held[:2]), *tensors, torch.get_num_threads())
         return result, None, None, None
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.cpu import library
+from kernels.cpu import native
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -17,7 +17,7 @@ class _RMSNorm(torch.autograd.Function):
         T = x.numel() // D
         y, scale = torch.empty_like(x), x.new_empty(T)
         pointers = x.data_ptr(), weight.data_ptr(), y.data_ptr(), scale.data_ptr()
-        library().rms_norm(*pointers, T, D, eps, torch.get_num_threads())
+        native().rms_norm(*pointers, T, D, eps, torch.get_num_threads())
         ctx.save_for_backward(x, weight, scale)
         return y
 
@@ -27,7 +27,7 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, scale = ctx.saved_tensors
         slope, dx, dweight = slope.contiguous(), torch.empty_like(x), torch.empty_like(weight)
         pointers = (t.data_ptr() for t in (x, weight, scale, slope, dx, dweight))
-        library().rms_norm_backward(*pointers, len(scale), x.shape[-1], torch.get_num_threads())
+        native().rms_norm_backward(*pointers, len(scale), x.shape[-1], torch.get_num_threads())
         return dx, dweight, None
 
 
@@ -36,7 +36,7 @@ class _SwiGLU(torch.autograd.Function):
     def forward(ctx, x: Tensor) -> Tensor:
         x, F = x.contiguous(), x.shape[-1] // 2
         y = x.new_empty(*x.shape[:-1], F)
-        library().swiglu(x.data_ptr(), y.data_ptr(), y.numel() // F, F, torch.get_num_threads())
+        native().swiglu(x.data_ptr(), y.data_ptr(), y.numel() // F, F, torch.get_num_threads())
         ctx.save_for_backward(x)
         return y
 
@@ -46,7 +46,7 @@ class _SwiGLU(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         slope, dx, F = slope.contiguous(), torch.empty_like(x), x.shape[-1] // 2
         pointers = x.data_ptr(), slope.data_ptr(), dx.data_ptr()
-        library().swiglu_backward(*pointers, slope.numel() // F, F, torch.get_num_threads())
+        native().swiglu_backward(*pointers, slope.numel() // F, F, torch.get_num_threads())
         return dx
 
 

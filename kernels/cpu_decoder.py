@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from kernels.cpu import library
+from kernels.cpu import native
 
 LARGEST = 400_000_000  # weights: of a larger model a step is mostly arithmetic anyway, and their copy takes its memory
 LAYER = ("attn_norm", "qkv_bias", "q_norm", "k_norm", "out_bias", "mlp_norm", "qkv", "out", "gate_up", "down")
@@ -39,9 +39,9 @@ def block(config) -> int:
     vector, or 1 where PyTorch decodes because the model has no LM head, its heads are not whole vectors wide, or there
     is no compiler."""
     weights = config.flops(1, 1, 0) / 2
-    if kernels.reference or config.score or weights > LARGEST or library() is None:
+    if kernels.reference or config.score or weights > LARGEST or native() is None:
         return 1
-    lanes = library().lanes()
+    lanes = native().lanes()
     return 1 if config.head_width % lanes else lanes
 
 
@@ -49,7 +49,7 @@ def decoder(model) -> "CpuDecoder | None":
     """The decoder of a float32 model on a CPU, or None where PyTorch decodes."""
     embed = model.embed.weight
     float32 = embed.dtype == torch.float32 and model.compute_dtype in (None, torch.float32)
-    return CpuDecoder(model, library()) if embed.is_cpu and float32 and block(model.config) > 1 else None
+    return CpuDecoder(model, native()) if embed.is_cpu and float32 and block(model.config) > 1 else None
 
 
 class CpuDecoder:

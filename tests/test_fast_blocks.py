@@ -37,7 +37,7 @@ def sampled(model: Transformer) -> list:
 
 @pytest.mark.skipif(cpu.compiler() is None, reason="no C++ compiler")
 def test_compiled_blocks_learn_and_sample_alike(monkeypatch):
-    monkeypatch.setattr(cpu_decoder, "library", lambda: None)  # which decodes without the blocks
+    monkeypatch.setattr(cpu_decoder, "native", lambda: None)  # which decodes without the blocks
     model = Transformer(ModelConfig(**SHAPE, family="qwen3", qk_norm=True), seed=1)
     before, samples = learned(model), sampled(model)
     model.compile_blocks()

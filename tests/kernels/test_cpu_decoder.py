@@ -18,7 +18,7 @@ from generate import Sampling, generate
 from kernels import cpu_decoder
 from model import KVCache, ModelConfig, Transformer
 
-pytestmark = pytest.mark.skipif(cpu_decoder.library() is None, reason="no C++ compiler that takes cpu_decoder.cpp")
+pytestmark = pytest.mark.skipif(cpu_decoder.native() is None, reason="no C++ compiler that takes cpu_decoder.cpp")
 
 # Widths that are no multiple of a panel, groups of 1 to 5 query heads, every kind of weight that a family has.
 FAMILIES = {
@@ -83,7 +83,7 @@ def test_prefill_and_steps_give_the_logits_of_the_model_in_float64(family):
 
 def keys_of(cache):
     """The keys of a cache in the order of tokens, [layers, rows, K, capacity, E]."""
-    E, lanes = cache.keys.shape[-1], cpu_decoder.library().lanes()
+    E, lanes = cache.keys.shape[-1], cpu_decoder.native().lanes()
     return cache.keys.unflatten(3, (-1, lanes)).flatten(4).unflatten(4, (E, lanes)).transpose(4, 5).flatten(3, 4)
 
 
@@ -310,7 +310,7 @@ def test_processors_with_shorter_vectors(target):
         "import sys, pytest\n"
         "from kernels import cpu\n"
         f"cpu.FLAGS = [*cpu.FLAGS, '-march={target}']\n"
-        "assert cpu.library().lanes() < 16 and not cpu.library().tiles()\n"
+        "assert cpu.native().lanes() < 16 and not cpu.native().tiles()\n"
         "names = 'model_in_float64 or same_bits or samples_are_those or learns_as_in_float64'\n"
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', names, 'tests/kernels/test_cpu_decoder.py',\n"
         "                      'tests/kernels/test_cpu_training.py']))\n"

@@ -11,7 +11,7 @@ from kernels import cpu, cpu_attention, cpu_block
 from layout import Layout
 from model import ModelConfig, Transformer, rope_frequencies, rotate
 
-pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler that takes the sources")
+pytestmark = pytest.mark.skipif(cpu.native() is None, reason="no C++ compiler that takes the sources")
 
 FAMILIES = st.lists(st.tuples(st.integers(1, 40), st.lists(st.integers(1, 35), max_size=4)), min_size=1, max_size=4)
 
