@@ -22,13 +22,13 @@ setup: .venv/.ready
 	touch $@
 
 demo: setup
-	$(BIN)/python pipeline.py configs/demo/pipeline.toml --seed $(SEED) $(if $(TO),--to $(TO))
+	$(BIN)/python -m tools.pipeline configs/demo/pipeline.toml --seed $(SEED) $(if $(TO),--to $(TO))
 
 word-problems: setup
-	$(BIN)/python pipeline.py configs/word_problems/pipeline.toml --data "$(DATA)" --seed $(SEED) $(if $(TO),--to $(TO))
+	$(BIN)/python -m tools.pipeline configs/word_problems/pipeline.toml --data "$(DATA)" --seed $(SEED) $(if $(TO),--to $(TO))
 
 gsm8k: setup
-	$(BIN)/python pipeline.py configs/gsm8k/pipeline.toml --data "$(DATA)" --seed $(SEED) $(if $(TO),--to $(TO))
+	$(BIN)/python -m tools.pipeline configs/gsm8k/pipeline.toml --data "$(DATA)" --seed $(SEED) $(if $(TO),--to $(TO))
 
 eval: setup
 	$(BIN)/python eval.py --model "$(MODEL)" --data "$(DATA)" --limit $(or $(LIMIT),0) --seed $(SEED) --to $(or $(TO),runs/eval)

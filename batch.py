@@ -76,7 +76,13 @@ def pack_completions(groups: list[Group], shared: bool = True, device="cpu") -> 
         return torch.from_numpy(array).to(device, non_blocking=True)
 
     completion = np.repeat(np.arange(len(counts)), counts)
-    return Batch(tensor(fed), Layout(lengths, parents, device), tensor(index), tensor(targets), tensor([completion]))
+    return Batch(
+        tensor(fed),
+        Layout(lengths, parents, device),
+        tensor(index),
+        tensor(targets),
+        tensor([completion]),
+    )
 
 
 def forward_flops(config: ModelConfig, groups: Iterable[Group], last: bool = False) -> float:
@@ -125,7 +131,9 @@ def token_logprobs(
     """Log-prob [N] float32 of every completion token and, if asked, the entropy [N] of its distribution, which has no
     gradient."""
     hidden = hidden_states(model, batch)
-    return linear_logprob(hidden, model.head_weight, batch.targets, temperature=temperature, entropy=entropy)
+    return linear_logprob(
+        hidden, model.head_weight, batch.targets, temperature=temperature, entropy=entropy
+    )
 
 
 def token_values(model: Transformer, batch: Batch) -> Tensor:
@@ -145,6 +153,8 @@ def token_scores(model: Transformer, groups: list[Group], places: list[list[int]
     batch = pack_completions(longer, device=model.device)
     lengths = np.array([len(ids) for _, completions in longer for ids in completions])
     first = np.repeat(lengths.cumsum() - lengths, [len(own) for own in places])
-    chosen = torch.from_numpy(first + np.concatenate([np.asarray(own, dtype=np.int64) for own in places]) + 1)
+    chosen = torch.from_numpy(
+        first + np.concatenate([np.asarray(own, dtype=np.int64) for own in places]) + 1
+    )
     hidden = model(batch.ids, batch.layout)
     return model.score(hidden[batch.index[chosen.to(model.device)]]).float()[:, 0]

@@ -18,7 +18,10 @@ from torch import Tensor
 from kernels.cpu_decoder import CpuDecoder
 from model import KVCache, Transformer
 
-POLL = {"cpu": 1, "cuda": 8}  # steps between two looks at the rows; a row that ends in between waits
+POLL = {
+    "cpu": 1,
+    "cuda": 8,
+}  # steps between two looks at the rows; a row that ends in between waits
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -38,7 +41,9 @@ def uniform(stream: Tensor, position: Tensor) -> Tensor:
     return _shift(mix64(stream + mix64(position)), 11).double() * 2.0**-53
 
 
-def sample_tokens(logits: Tensor, temperature: float, top_p: float, u: Tensor) -> tuple[Tensor, Tensor]:
+def sample_tokens(
+    logits: Tensor, temperature: float, top_p: float, u: Tensor
+) -> tuple[Tensor, Tensor]:
     """Draw by inverting the cumulative distribution: logits [B, V] float32 (lost), u [B] -> ids [B], log-probs [B]."""
     if temperature == 0:
         ids = logits.argmax(dim=-1)
@@ -48,7 +53,9 @@ def sample_tokens(logits: Tensor, temperature: float, top_p: float, u: Tensor) -
     logits.sub_(logits.amax(dim=-1, keepdim=True))
     if top_p < 1:
         ordered, order = torch.softmax(logits, dim=-1).sort(dim=-1, descending=True)
-        beyond = ordered.cumsum(dim=-1) - ordered >= top_p  # the token that crosses top_p still belongs
+        beyond = (
+            ordered.cumsum(dim=-1) - ordered >= top_p
+        )  # the token that crosses top_p still belongs
         logits.masked_fill_(torch.zeros_like(beyond).scatter_(1, order, beyond), -torch.inf)
     cumulative = logits.exp().cumsum(dim=-1)  # [B, V]
     total = cumulative[:, -1:]
@@ -85,35 +92,58 @@ class Rows:
     """
 
     def __init__(
-        self, model: Transformer, cache: KVCache, sampling, ends: Tensor, watch: Tensor, longest: int, new: int,
+        self,
+        model: Transformer,
+        cache: KVCache,
+        sampling,
+        ends: Tensor,
+        watch: Tensor,
+        longest: int,
+        new: int,
         decoder: CpuDecoder | None = None,
-    ):  # fmt: skip
+    ):
         rows, device = cache.rows, model.device
-        self.model, self.cache, self.sampling, self.ends, self.watch = model, cache, sampling, ends, watch
+        self.model, self.cache, self.sampling, self.ends, self.watch = (
+            model,
+            cache,
+            sampling,
+            ends,
+            watch,
+        )
         self.capacity, self.count, self.longest, self.decoder = rows, 0, longest, decoder
         self.poll = POLL.get(device.type, 1)
-        self.fixed = cache.prompts > 0  # steps have the shapes of a batch size and of the whole cache
+        self.fixed = (
+            cache.prompts > 0
+        )  # steps have the shapes of a batch size and of the whole cache
         # [rows] each: tokens in the cache (the prompt's included), tokens written so far, end of what a tool wrote,
         # tokens the sample may have, random stream, 1 while it goes on
         self.state = torch.zeros(6, rows, dtype=torch.int64, device=device)
         self.length, self.step, self.given, self.limit, self.stream, self.going = self.state
-        self.look = torch.zeros(rows, dtype=torch.bool, device=device)  # watched id or last token since the last look
+        self.look = torch.zeros(
+            rows, dtype=torch.bool, device=device
+        )  # watched id or last token since the last look
         # one place more than tokens, where a row that stands still behind its last may write
         self.ids = torch.zeros(rows, new + 1, dtype=torch.int64, device=device)
         self.logprobs = torch.zeros(rows, new + 1, device=device)
         self.index = torch.arange(rows, device=device)
-        self.lengths = np.zeros(rows, dtype=np.int64)  # `length` on the host, for rows that stand still perhaps more
+        self.lengths = np.zeros(
+            rows, dtype=np.int64
+        )  # `length` on the host, for rows that stand still perhaps more
         self.most = np.zeros(rows, dtype=np.int64)  # what `length` comes to
         self.owner: list[Running] = []
         self.giving = 0  # steps in which some row has a tool's output to read
-        self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}  # batch size -> its step (None: not on this device)
+        self.graphs: dict[
+            int, torch.cuda.CUDAGraph | None
+        ] = {}  # batch size -> its step (None: not on this device)
 
     def add(self, owners: list[Running], streams: Tensor) -> None:
         """New rows behind the others, whose prompts are in the cache; streams [len(owners)] int64 on the host."""
         start, self.count = self.count, self.count + len(owners)
         self.owner += owners
         columns = torch.zeros(6, len(owners), dtype=torch.int64)
-        columns[0], columns[3] = (torch.tensor([getattr(o, name) for o in owners]) for name in ("length", "limit"))
+        columns[0], columns[3] = (
+            torch.tensor([getattr(o, name) for o in owners]) for name in ("length", "limit")
+        )
         columns[4], columns[5] = streams, 1
         self.state[:, start : self.count] = columns.to(self.state.device)
         self.lengths[start : self.count] = columns[0].numpy()
@@ -152,9 +182,13 @@ class Rows:
         newest = self.ids[self.index[:B], self.step[:B] - 1]
         if self.decoder:
             place = torch.from_numpy(self.cache.place[:B])
-            logits = self.decoder.forward(self.cache, newest, place, length, longest, self.index[:B])
+            logits = self.decoder.forward(
+                self.cache, newest, place, length, longest, self.index[:B]
+            )
         else:
-            logits = self.model.logits(self.model.decode(newest, self.cache, length, longest)).float()
+            logits = self.model.logits(
+                self.model.decode(newest, self.cache, length, longest)
+            ).float()
         length += self.going[:B]
         self.draw(0, B, logits)
 
@@ -179,7 +213,9 @@ class Rows:
             return self.graphs[B].replay()
         self.advance(B, self.longest)
         if self.state.is_cuda:
-            pool = next((graph.pool() for graph in self.graphs.values()), None)  # one runs at a time: memory is shared
+            pool = next(
+                (graph.pool() for graph in self.graphs.values()), None
+            )  # one runs at a time: memory is shared
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 self.advance(B, self.longest)
@@ -198,8 +234,15 @@ class Rows:
     def give(self, row: int, n: int, answer: list[int]) -> None:
         """The row goes on behind its first n tokens (what it wrote beyond them is lost), with `answer`, then freely."""
         length = self.owner[row].length + n - 1
-        self.ids[row, n : n + len(answer)] = torch.tensor(answer, dtype=torch.int64, device=self.ids.device)
-        self.length[row], self.step[row], self.given[row], self.going[row] = length, n, n + len(answer), 1
+        self.ids[row, n : n + len(answer)] = torch.tensor(
+            answer, dtype=torch.int64, device=self.ids.device
+        )
+        self.length[row], self.step[row], self.given[row], self.going[row] = (
+            length,
+            n,
+            n + len(answer),
+            1,
+        )
         self.lengths[row] = length
         self.giving = max(self.giving, len(answer))
         self.owner[row].seen = n + len(answer)
@@ -207,18 +250,25 @@ class Rows:
 
     def remove(self, rows: list[int]) -> None:
         """Take rows out: the last ones move into their places."""
-        before, place = self.count, list(range(self.count))  # place[b]: where the row that comes to b is now
+        before, place = (
+            self.count,
+            list(range(self.count)),
+        )  # place[b]: where the row that comes to b is now
         for row in sorted(rows, reverse=True):
             place[row] = place[-1]
             place.pop()
         self.count = len(place)
         if moved := [(source, target) for target, source in enumerate(place) if source != target]:
             for source, target in moved:
-                own = self.lengths[source] - (self.owner[source].length if self.cache.prompts else 0)
+                own = self.lengths[source] - (
+                    self.owner[source].length if self.cache.prompts else 0
+                )
                 self.cache.move(source, target, int(own))
             source, target = torch.tensor(moved, device=self.state.device).T
             self.state[:, target] = self.state[:, source]
             self.ids[target], self.logprobs[target] = self.ids[source], self.logprobs[source]
         self.lengths[: self.count], self.most[: self.count] = self.lengths[place], self.most[place]
         self.owner = [self.owner[b] for b in place]
-        self.state[:, self.count : before] = 0  # nothing is drawn and no key read for a row that is not in use
+        self.state[:, self.count : before] = (
+            0  # nothing is drawn and no key read for a row that is not in use
+        )

@@ -3,7 +3,7 @@ tools; greedy, maj@k and pass@k.
 
     python eval.py --model DIR --data FOLDER [--benchmarks gsm8k,math] [--formats cot,pot] [--shots 0] --to DIR
     python eval.py --model DIR --problems FILE[,FILE] --formats cot,pot [--samples 16 --temperature 0.7] --to DIR
-    python eval.py --audit ...     how far the figures can be trusted: a table of changed problems (audit.py)
+    python eval.py --audit ...     how far the figures can be trusted: a table of changed problems (evaluation/audit.py)
 
 Prints a table; writes DIR/results.json (figures, settings, versions), DIR/table.md and, per benchmark and format,
 DIR/NAME.FORMAT.jsonl with a record per problem. Stopped at any moment, the same command goes on from there. Figures
@@ -22,19 +22,21 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import report
 import runtime
-import solve
-from data import InputError, benchmarks, contamination, paper_rules, problems, prompts
-from data.problems import Problem
+from data import prompts
+from data.answers import paper_rules
+from data.io import InputError
+from data.problems import benchmarks, contamination, readers
+from data.problems.readers import Problem
 from data.prompts import FewShot
-from data.prover import NO_PROVER, Prover, find_prover
-from data.sandbox import Sandbox
+from data.sandbox.prover import NO_PROVER, Prover, find_prover
+from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer
+from evaluation import report, solve
 from generate import Sampling, generate
 from model import Transformer
-from options import option
-from pretrained import from_pretrained
+from runtime.hf import from_pretrained
+from runtime.options import option
 
 
 @dataclass
@@ -42,28 +44,57 @@ class Config:
     model: str = option("", "Hugging Face model directory")
     # what is asked
     data: str = option("", "folder of the benchmarks' files")
-    benchmarks: list[str] = option([], "names of benchmarks; none: the paper's that are in --data; all: others too")
-    problems: list[str] = option([], "problem files (ours, GSM8K, MAWPS/ASDiv CSV, SVAMP), comma-separated")
+    benchmarks: list[str] = option(
+        [], "names of benchmarks; none: the paper's that are in --data; all: others too"
+    )
+    problems: list[str] = option(
+        [], "problem files (ours, GSM8K, MAWPS/ASDiv CSV, SVAMP), comma-separated"
+    )
     limit: int = option(0, "only the first so many problems of each; 0 is all")
-    shards: list[str] = option([], "token shards it was trained on: which problems stand there is said beside a score")
-    corpus: list[str] = option([], "the same for JSONL of text, or of question and response; files or folders")
+    shards: list[str] = option(
+        [], "token shards it was trained on: which problems stand there is said beside a score"
+    )
+    corpus: list[str] = option(
+        [], "the same for JSONL of text, or of question and response; files or folders"
+    )
     # the audit
-    audit: bool = option(False, "a robustness table in place of the one figure; writes audit.json and audit.md")
-    temperatures: list[float] = option([0.3, 0.7, 1.0], "of the audit's sweep, with --samples completions (1 means 4)")
+    audit: bool = option(
+        False, "a robustness table in place of the one figure; writes audit.json and audit.md"
+    )
+    temperatures: list[float] = option(
+        [0.3, 0.7, 1.0], "of the audit's sweep, with --samples completions (1 means 4)"
+    )
     # how it is asked
-    formats: list[str] = option([], "cot, pot, tool; none: what the paper reports for a benchmark, cot for a file")
-    shots: int = option(-1, "exemplars before a benchmark's question; -1: the paper's number, 0 with a chat template")
-    prompts: str = option("", "the authors' few-shot prompts (a JSON file, or a folder with some) instead of ours")
+    formats: list[str] = option(
+        [], "cot, pot, tool; none: what the paper reports for a benchmark, cot for a file"
+    )
+    shots: int = option(
+        -1,
+        "exemplars before a benchmark's question; -1: the paper's number, 0 with a chat template",
+    )
+    prompts: str = option(
+        "", "the authors' few-shot prompts (a JSON file, or a folder with some) instead of ours"
+    )
     template: str = option("plain", "prompt template: plain, deepseek or qwen")
     # how it answers
-    samples: int = option(1, "K completions a problem; maj@k and pass@k are given for k = 1, 2, 4 ... K")
+    samples: int = option(
+        1, "K completions a problem; maj@k and pass@k are given for k = 1, 2, 4 ... K"
+    )
     temperature: float = option(0.0, "0 is greedy (one sample); the paper's maj@64 uses 0.7")
     top_p: float = option(1.0, "nucleus sampling")
-    max_new_tokens: int = option(0, "longest completion; 0: the benchmark's own limit, 512 for a file")
+    max_new_tokens: int = option(
+        0, "longest completion; 0: the benchmark's own limit, 512 for a file"
+    )
     rounds: int = option(4, "programs that a tool-integrated solution may run")
-    sandbox: str = option("best-effort", "strict refuses to run programs where a protection is missing")
-    isabelle: str = option("", "Isabelle's folder; empty: $ISABELLE_HOME or the PATH; without it no proof is checked")
-    afp: str = option("", "folder thys of the Archive of Formal Proofs, which two problems of miniF2F need")
+    sandbox: str = option(
+        "best-effort", "strict refuses to run programs where a protection is missing"
+    )
+    isabelle: str = option(
+        "", "Isabelle's folder; empty: $ISABELLE_HOME or the PATH; without it no proof is checked"
+    )
+    afp: str = option(
+        "", "folder thys of the Archive of Formal Proofs, which two problems of miniF2F need"
+    )
     prover_seconds: float = option(600.0, "limit for the check of one proof")
     # how it runs
     max_rows: int = option(256, "completions decoded at once")
@@ -81,7 +112,11 @@ def wilson(right: float, total: int) -> tuple[float, float]:
     """95 % interval of a share, e.g. wilson(8, 10) = (0.490, 0.943)."""
     z, share = 1.959964, right / total
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    half = (
+        z
+        * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+        / (1 + z * z / total)
+    )
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
@@ -99,14 +134,18 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)
 
 
-def mean(values: list[float], sections: list[str], binary: bool) -> tuple[float, tuple[float, float]]:
+def mean(
+    values: list[float], sections: list[str], binary: bool
+) -> tuple[float, tuple[float, float]]:
     """(mean, 95 % interval) of a value a problem: the mean of the sections' means. Of one section Wilson's interval if
     the values are 0 and 1, else the normal one; of several the normal one of a stratified sample."""
     groups: dict[str, list[float]] = {}
     for section, value in zip(sections, values, strict=True):
         groups.setdefault(section, []).append(value)
     if len(groups) == 1:
-        return sum(values) / len(values), wilson(sum(values), len(values)) if binary else normal(values)
+        return sum(values) / len(values), wilson(sum(values), len(values)) if binary else normal(
+            values
+        )
     means = [sum(group) / len(group) for group in groups.values()]
     centre = sum(means) / len(means)
     errors = [(normal(group)[1] - normal(group)[0]) / 2 for group in groups.values()]
@@ -179,16 +218,28 @@ def evaluate(
     asked for more programs than `rounds`. "paper": right by the paper's rules, for a chain of thought on a `benchmark`
     that they know. For proof also "proof" (solve.check_proofs); "right" is None where none was checked.
     """
-    way, K, context = way or solve.zero_shot(format, template), sampling.samples, model.config.context
+    way, K, context = (
+        way or solve.zero_shot(format, template),
+        sampling.samples,
+        model.config.context,
+    )
     room = min(sampling.max_new_tokens, context // 4)
-    asked = solve.fit(tokenizer, way, items, way.shots if shots is None else shots, room, context, template)
+    asked = solve.fit(
+        tokenizer, way, items, way.shots if shots is None else shots, room, context, template
+    )
     fitting = [i for i, (ids, _) in enumerate(asked) if ids]
     keys = list(range(len(items))) if keys is None else keys
     tool = solve.Tool(tokenizer, sandbox, rounds) if format == "tool" else None
     groups = generate(
-        model, tokenizer, [asked[i][0] for i in fitting], replace(sampling, stop=tuple(way.stop)), max_rows,
-        keys=[keys[i] for i in fitting], on_stop=tool, progress=progress,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        [asked[i][0] for i in fitting],
+        replace(sampling, stop=tuple(way.stop)),
+        max_rows,
+        keys=[keys[i] for i in fitting],
+        on_stop=tool,
+        progress=progress,
+    )
     places = [(p, g) for p in range(len(fitting)) for g in range(K)]
     solved = [items[fitting[p]] for p, _ in places]
     samples = [sample for group in groups for sample in group]
@@ -205,10 +256,18 @@ def evaluate(
             solve.judge(item, one)
             if format == "cot" and benchmark in paper_rules.BENCHMARKS:
                 one["paper"] = solve.paper_right(item, one["text"], benchmark, template != "plain")
-        records.append({
-            "id": item.id, "question": item.question, "answer": item.answer, "kind": item.kind,
-            "section": benchmarks.section(item), "shots": shown, "prompt_tokens": len(ids), "attempts": attempts,
-        })  # fmt: skip
+        records.append(
+            {
+                "id": item.id,
+                "question": item.question,
+                "answer": item.answer,
+                "kind": item.kind,
+                "section": benchmarks.section(item),
+                "shots": shown,
+                "prompt_tokens": len(ids),
+                "attempts": attempts,
+            }
+        )
         if progress and not ids:
             progress(K)
     return summarise(records), records
@@ -232,10 +291,14 @@ def summarise(records: list[dict], average: str = "problems") -> dict:
     right = [sum(bool(attempt["right"]) for attempt in record["attempts"]) for record in records]
     strict = [sum(bool(attempt["strict"]) for attempt in record["attempts"]) for record in records]
     reasons = Counter(attempt["reason"] for attempt in attempts)
-    reasons.update(f"strict_{a['strict_reason']}" for a in attempts if a["right"] and not a["strict"])
+    reasons.update(
+        f"strict_{a['strict_reason']}" for a in attempts if a["right"] and not a["strict"]
+    )
     metrics: dict = {"problems": n, "samples": K}
     metrics["accuracy"], metrics["interval"] = mean([count / K for count in right], over, K == 1)
-    metrics["strict"], metrics["strict_interval"] = mean([count / K for count in strict], over, K == 1)
+    metrics["strict"], metrics["strict_interval"] = mean(
+        [count / K for count in strict], over, K == 1
+    )
     if not checked:
         metrics |= dict.fromkeys(("accuracy", "interval", "strict", "strict_interval"))
     metrics |= {
@@ -248,7 +311,9 @@ def summarise(records: list[dict], average: str = "problems") -> dict:
     }
     if "paper" in attempts[0]:
         counts = [sum(attempt["paper"] for attempt in record["attempts"]) for record in records]
-        metrics["paper"], metrics["paper_interval"] = mean([count / K for count in counts], over, K == 1)
+        metrics["paper"], metrics["paper_interval"] = mean(
+            [count / K for count in counts], over, K == 1
+        )
     if programs := Counter(attempt["program"] for attempt in attempts if "program" in attempt):
         metrics["programs"] = dict(sorted(programs.items()))
     if rounds := [attempt["rounds"] for attempt in attempts if "rounds" in attempt]:
@@ -256,7 +321,10 @@ def summarise(records: list[dict], average: str = "problems") -> dict:
     if proofs := Counter(attempt["proof"] for attempt in attempts if "proof" in attempt):
         metrics["proofs"] = dict(sorted(proofs.items()))
     if len(set(parts)) > 1 and checked:
-        shares = {part: [count / K for count, own in zip(right, parts, strict=True) if own == part] for part in parts}
+        shares = {
+            part: [count / K for count, own in zip(right, parts, strict=True) if own == part]
+            for part in parts
+        }
         metrics["sections"] = {part: sum(own) / len(own) for part, own in shares.items()}
     if K == 1 or not checked:
         return metrics
@@ -269,15 +337,21 @@ def summarise(records: list[dict], average: str = "problems") -> dict:
         voted.append([float(place is not None and own[place]["right"]) for place in winners])
     for k in sorted({2**i for i in range(K.bit_length())} | {K}):
         if voted:
-            metrics[f"maj@{k}"], metrics[f"maj@{k}_interval"] = mean([curve[k - 1] for curve in voted], over, True)
+            metrics[f"maj@{k}"], metrics[f"maj@{k}_interval"] = mean(
+                [curve[k - 1] for curve in voted], over, True
+            )
         chances = [pass_at_k(K, count, k) for count in right]
         metrics[f"pass@{k}"], metrics[f"pass@{k}_interval"] = mean(chances, over, False)
     return metrics
 
 
-def encode_prompts(tokenizer: Tokenizer, items: list[Problem], format: str, template: str) -> list[list[int]]:
+def encode_prompts(
+    tokenizer: Tokenizer, items: list[Problem], format: str, template: str
+) -> list[list[int]]:
     """Ids of each problem's prompt."""
-    return prompts.encode(tokenizer, [prompts.problem_prompt(item, format, template) for item in items], template)
+    return prompts.encode(
+        tokenizer, [prompts.problem_prompt(item, format, template) for item in items], template
+    )
 
 
 def check_tokenizer(tokenizer: Tokenizer, model: Transformer, where: str) -> None:
@@ -310,15 +384,23 @@ def check(config: Config) -> None:
         raise InputError("--model DIR and --problems FILE or --data FOLDER are needed")
     for format in config.formats:
         if format not in prompts.FORMATS:
-            raise InputError(f"--formats {format}: unknown; use {', '.join(prompts.FORMATS)}, or several of them")
+            raise InputError(
+                f"--formats {format}: unknown; use {', '.join(prompts.FORMATS)}, or several of them"
+            )
     if config.temperature == 0 and config.samples > 1 and not config.audit:
-        raise InputError("--samples above 1 needs --temperature above 0: greedy samples are all the same")
+        raise InputError(
+            "--samples above 1 needs --temperature above 0: greedy samples are all the same"
+        )
     if config.sandbox not in ("strict", "best-effort"):
         raise InputError(f"--sandbox {config.sandbox}: unknown; use strict or best-effort")
     if config.data and not Path(config.data).is_dir():
-        raise InputError(f"--data {config.data}: not a folder; give the one that holds the benchmarks' files")
+        raise InputError(
+            f"--data {config.data}: not a folder; give the one that holds the benchmarks' files"
+        )
     if not config.data and (config.benchmarks or config.prompts or config.shots > 0):
-        raise InputError("--benchmarks, --prompts and --shots need --data FOLDER, where the benchmarks' files are")
+        raise InputError(
+            "--benchmarks, --prompts and --shots need --data FOLDER, where the benchmarks' files are"
+        )
     if any(temperature <= 0 for temperature in config.temperatures):
         raise InputError("--temperatures: each must be above 0; 0 is the row called original")
     least = dict(limit=0, shots=-1, max_new_tokens=0, rounds=1, samples=1, max_rows=1, chunk=1)
@@ -347,25 +429,46 @@ def plan(config: Config) -> tuple[list[Task], dict[str, list[str]], dict[str, li
             continue
         if messages:
             bad[name] = messages
-        for format in one.formats if one.kind in ("code", "proof") else config.formats or one.formats:
+        for format in (
+            one.formats if one.kind in ("code", "proof") else config.formats or one.formats
+        ):
             way, own = way_of(config, one, format)
             limit = config.max_new_tokens or one.max_new_tokens
-            tasks.append(Task(f"{name}.{format}", items[: config.limit or None], format, way, own, limit, one))
+            tasks.append(
+                Task(
+                    f"{name}.{format}", items[: config.limit or None], format, way, own, limit, one
+                )
+            )
     for path in config.problems:
-        items = problems.load(path)[: config.limit or None]
+        items = readers.load(path)[: config.limit or None]
         for format in config.formats or ["cot"]:
             way = solve.zero_shot(format, config.template)
-            tasks.append(Task(f"{Path(path).stem}.{format}", items, format, way, True, config.max_new_tokens or 512))
+            tasks.append(
+                Task(
+                    f"{Path(path).stem}.{format}",
+                    items,
+                    format,
+                    way,
+                    True,
+                    config.max_new_tokens or 512,
+                )
+            )
     for name, count in Counter(task.name for task in tasks).items():
         if count > 1:
-            raise InputError(f"{name}: there are two of this name, and results are told apart by it; rename a file")
+            raise InputError(
+                f"{name}: there are two of this name, and results are told apart by it; rename a file"
+            )
     if not tasks:
         reasons = [f"{name}: {messages[-1]}" for name, messages in bad.items()]
         reasons += [f"{name}: looked for {places[0]}" for name, places in absent.items()]
-        raise InputError(f"--data {config.data}: there is no benchmark to evaluate; {'; '.join(reasons)}")
+        raise InputError(
+            f"--data {config.data}: there is no benchmark to evaluate; {'; '.join(reasons)}"
+        )
     if config.prompts and all(task.own for task in tasks):
         FewShot.load(config.prompts, benchmarks.get("gsm8k"), "cot")  # says what is wrong with it
-        raise InputError(f"--prompts {config.prompts}: has no prompt for any of the benchmarks; leave it out")
+        raise InputError(
+            f"--prompts {config.prompts}: has no prompt for any of the benchmarks; leave it out"
+        )
     return tasks, absent, bad
 
 
@@ -377,7 +480,9 @@ def way_of(config: Config, benchmark: benchmarks.Benchmark, format: str) -> tupl
         try:
             way = FewShot.load(config.prompts, benchmark, format)
         except InputError:
-            if config.benchmarks not in ([], ["all"]) and (config.formats or len(benchmark.formats) == 1):
+            if config.benchmarks not in ([], ["all"]) and (
+                config.formats or len(benchmark.formats) == 1
+            ):
                 raise
         else:
             if shots is None or shots == way.shots:
@@ -385,15 +490,26 @@ def way_of(config: Config, benchmark: benchmarks.Benchmark, format: str) -> tupl
             if way.one_text or shots > way.shots:
                 held = f"{config.prompts} has {way.shots} for {benchmark.name}"
                 raise InputError(f"--shots {shots}: {held}; leave --shots out")
-            return replace(way, exemplars={group: texts[:shots] for group, texts in way.exemplars.items()}), False
+            return replace(
+                way, exemplars={group: texts[:shots] for group, texts in way.exemplars.items()}
+            ), False
     return FewShot.own(benchmark, format, shots, config.template), True
 
 
-def run_task(task: Task, config: Config, saved: report.Saved, model, tokenizer, sandbox, prover, world) -> dict:
+def run_task(
+    task: Task, config: Config, saved: report.Saved, model, tokenizer, sandbox, prover, world
+) -> dict:
     """Solve what is not saved yet, a chunk at a time; returns the figures."""
-    sampling = Sampling(config.samples, config.temperature, config.top_p, task.max_new_tokens, seed=config.seed)
+    sampling = Sampling(
+        config.samples, config.temperature, config.top_p, task.max_new_tokens, seed=config.seed
+    )
     total = len(task.items)
-    bar = tqdm(total=total * config.samples, desc=task.name, disable=None if world.main else True, file=sys.stderr)
+    bar = tqdm(
+        total=total * config.samples,
+        desc=task.name,
+        disable=None if world.main else True,
+        file=sys.stderr,
+    )
     with bar:
         for start, end in saved.missing(task.name, total, config.chunk):
             bar.update(start * config.samples - bar.n)
@@ -401,10 +517,22 @@ def run_task(task: Task, config: Config, saved: report.Saved, model, tokenizer, 
             records = []
             if own:
                 records = evaluate(
-                    model, tokenizer, [task.items[i] for i in own], task.format, sampling, config.template, sandbox,
-                    config.max_rows, bar.update, way=task.way, keys=own, rounds=config.rounds, prover=prover,
-                    prover_seconds=config.prover_seconds, benchmark=task.benchmark.name if task.benchmark else "",
-                )[1]  # fmt: skip
+                    model,
+                    tokenizer,
+                    [task.items[i] for i in own],
+                    task.format,
+                    sampling,
+                    config.template,
+                    sandbox,
+                    config.max_rows,
+                    bar.update,
+                    way=task.way,
+                    keys=own,
+                    rounds=config.rounds,
+                    prover=prover,
+                    prover_seconds=config.prover_seconds,
+                    benchmark=task.benchmark.name if task.benchmark else "",
+                )[1]
             parts = world.all_gather_objects(records)
             records = [parts[i % world.size][i // world.size] for i in range(end - start)]
             saved.add(task.name, start, records, time.perf_counter() - began)
@@ -415,7 +543,13 @@ def run_task(task: Task, config: Config, saved: report.Saved, model, tokenizer, 
     said = [NO_PROVER] if task.format == "proof" and prover is None else []
     said += ["--prompts has none for it; with our exemplars"] if config.prompts and task.own else []
     note = {"note": "; ".join(said)} if said else {}
-    return {"format": task.format, "max_new_tokens": task.max_new_tokens, **metrics, **timing, **note}
+    return {
+        "format": task.format,
+        "max_new_tokens": task.max_new_tokens,
+        **metrics,
+        **timing,
+        **note,
+    }
 
 
 def start_sandbox(mode: str) -> Sandbox:
@@ -426,9 +560,11 @@ def start_sandbox(mode: str) -> Sandbox:
 
 
 def overlaps(tasks: list[Task], config: Config, tokenizer: Tokenizer) -> dict[str, dict]:
-    """NAME.FORMAT -> what data.contamination finds of its problems in the training data."""
+    """NAME.FORMAT -> what data.problems.contamination finds of its problems in the training data."""
     together = {task.name.rpartition(".")[0]: task.items for task in tasks}
-    found = contamination.overlap(together, contamination.documents(config.shards, tokenizer, config.corpus))
+    found = contamination.overlap(
+        together, contamination.documents(config.shards, tokenizer, config.corpus)
+    )
     return {task.name: found["benchmarks"][task.name.rpartition(".")[0]] for task in tasks}
 
 
@@ -436,7 +572,10 @@ def main(config: Config) -> dict:
     check(config)
     tasks, absent, bad = plan(config)
     world = runtime.setup(config.device)
-    tokenizer, model = Tokenizer.load(config.model), from_pretrained(config.model, world.device, world.dtype)
+    tokenizer, model = (
+        Tokenizer.load(config.model),
+        from_pretrained(config.model, world.device, world.dtype),
+    )
     check_tokenizer(tokenizer, model, config.model)
     saved, sandbox, prover = None if config.audit else report.Saved(config, world), None, None
     left = [task for task in tasks if saved is None or task.name not in saved.results]
@@ -450,12 +589,16 @@ def main(config: Config) -> dict:
         if any(task.format == "proof" for task in left):
             prover = find_prover(config.isabelle or None, config.afp or None)
             stack.callback(lambda: prover and prover.close())
-        seen = overlaps(left, config, tokenizer) if left and (config.shards or config.corpus) else {}
+        seen = (
+            overlaps(left, config, tokenizer) if left and (config.shards or config.corpus) else {}
+        )
         stack.enter_context(saved)
         for task in left:
             figures = run_task(task, config, saved, model, tokenizer, sandbox, prover, world)
             if task.name in seen:
-                figures["contamination"] = contamination.beside(saved.records(task.name)[0], seen[task.name])
+                figures["contamination"] = contamination.beside(
+                    saved.records(task.name)[0], seen[task.name]
+                )
             saved.finish(task.name, figures)
     results = {task.name: saved.results[task.name] for task in tasks}
     saved.close(results, absent, bad, sandbox, prover)

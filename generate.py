@@ -20,16 +20,21 @@ import torch
 from torch import Tensor
 
 import kernels
-from data import InputError
+from data.io import InputError
 from decoding import Rows, Running, mix64
 from kernels.cpu_decoder import CpuDecoder
 from kernels.cpu_decoder import decoder as cpu_decoder
 from layout import Layout
 from model import KVCache, ModelConfig, Transformer
-from pretrained import from_pretrained
+from runtime.hf import from_pretrained
 
-PACK, PACK_CPU = 16_384, 512  # tokens of prompts in one forward; in C++ so few that they stay in a core's cache
-SHARED = ("cuda",)  # devices whose cache holds the prompt of a group once, which makes steps of fixed shapes possible
+PACK, PACK_CPU = (
+    16_384,
+    512,
+)  # tokens of prompts in one forward; in C++ so few that they stay in a core's cache
+SHARED = (
+    "cuda",
+)  # devices whose cache holds the prompt of a group once, which makes steps of fixed shapes possible
 
 
 @dataclass
@@ -47,7 +52,9 @@ class Sampling:
         if self.samples < 1 or self.max_new_tokens < 1:
             raise InputError("samples and max_new_tokens must be at least 1")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise InputError(f"temperature {self.temperature} must be >= 0 and top_p {self.top_p} in (0, 1]")
+            raise InputError(
+                f"temperature {self.temperature} must be >= 0 and top_p {self.top_p} in (0, 1]"
+            )
         if not all(self.stop):
             raise InputError("a stop string must not be empty")
 
@@ -77,16 +84,23 @@ class _StopStrings:
     def __init__(self, tokenizer, stop: tuple[str, ...], vocab_size: int):
         self.tokenizer, self.stop = tokenizer, tuple(s.encode() for s in stop)
         last = {s[-1] for s in self.stop}
-        ends = [any(b in last for b in tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)]
+        ends = [
+            any(b in last for b in tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)
+        ]
         self.maybe = ends[:vocab_size] + [False] * (vocab_size - len(ends))  # [V]
-        self.reach = max(map(len, self.stop), default=0) + 1  # ids to look back: each holds a byte at least
+        self.reach = (
+            max(map(len, self.stop), default=0) + 1
+        )  # ids to look back: each holds a byte at least
 
     def found(self, ids: list[int], n: int) -> bool:
         """Did the n-th id complete a stop string?"""
         if not self.maybe[ids[n - 1]]:
             return False
         near = ids[max(0, n - self.reach) : n]
-        before, text = len(self.tokenizer.decode_bytes(near[:-1])), self.tokenizer.decode_bytes(near)
+        before, text = (
+            len(self.tokenizer.decode_bytes(near[:-1])),
+            self.tokenizer.decode_bytes(near),
+        )
         return any(text.find(s, max(0, before - len(s) + 1)) >= 0 for s in self.stop)
 
 
@@ -105,8 +119,12 @@ def _prefill(
         layout, ends = Layout(lengths, device=model.device), torch.tensor(lengths).cumsum(0) - 1
         if decoder:
             dtype = decoder.cache_dtype
-            cache = KVCache(model.config, len(lengths), max(lengths), dtype=dtype, block=decoder.block)
-            logits = decoder.forward(cache, ids, layout.document, layout.positions, max(lengths), ends)
+            cache = KVCache(
+                model.config, len(lengths), max(lengths), dtype=dtype, block=decoder.block
+            )
+            logits = decoder.forward(
+                cache, ids, layout.document, layout.positions, max(lengths), ends
+            )
             keys, values = cache.keys.unbind(1), cache.values.unbind(1)
         else:
             logits = model.logits(model(ids, layout, store)[ends.to(ids.device)]).float()
@@ -156,7 +174,9 @@ def generate(
     shared = device.type in SHARED and not kernels.reference
     decoder = None if shared else cpu_decoder(model)
     dtype, block = (decoder.cache_dtype, decoder.block) if decoder else (dtype, 1)
-    cache = make_cache(config, min(max_rows, len(prompts) * G), G, lengths, limits, device, dtype, shared, block)
+    cache = make_cache(
+        config, min(max_rows, len(prompts) * G), G, lengths, limits, device, dtype, shared, block
+    )
     ends = torch.tensor([i in eos for i in range(config.vocab_size)], device=device)
     watch = ends | torch.tensor(stops.maybe, device=device) if stops else ends
     longest = max(map(sum, zip(lengths, limits, strict=True)))
@@ -187,7 +207,9 @@ def generate(
                 if end[1] == "stop" and end[0] < rows.owner[row].limit:
                     called.append(row)
         if called and on_stop is not None:
-            asked = [(rows.owner[row].prompt, rows.owner[row].sample, finish[row][0]) for row in called]
+            asked = [
+                (rows.owner[row].prompt, rows.owner[row].sample, finish[row][0]) for row in called
+            ]
             for row, answer in zip(called, on_stop(asked), strict=True):
                 if answer is not None:
                     n = len(finish.pop(row)[0])
@@ -226,7 +248,9 @@ def generate(
         if waiting and (batch := admit()):
             # Prompts not seen yet are prefilled; every sample gets a copy of its keys and values, or shares them.
             new = [p for p in dict.fromkeys(p for p, _ in batch) if p not in prefilled]
-            packed = _prefill(model, decoder, [prompts[p] for p in new], PACK_CPU if decoder else PACK)
+            packed = _prefill(
+                model, decoder, [prompts[p] for p in new], PACK_CPU if decoder else PACK
+            )
             for p, (k, v, logits) in zip(new, packed, strict=True):
                 if cache.prompts:
                     cache.put_prompt(place[p], k, v)
@@ -235,11 +259,15 @@ def generate(
             start = rows.count
             if not cache.prompts:
                 row = start
-                for p, n in Counter(p for p, _ in batch).items():  # a prompt's samples stand side by side
+                for p, n in Counter(
+                    p for p, _ in batch
+                ).items():  # a prompt's samples stand side by side
                     cache.put(row, row + n, *prefilled[p][:2])
                     row += n
             else:
-                cache.prompt_of[start : start + len(batch)] = torch.tensor([place[p] for p, _ in batch], device=device)
+                cache.prompt_of[start : start + len(batch)] = torch.tensor(
+                    [place[p] for p, _ in batch], device=device
+                )
             owners = [Running(p, g, len(prompts[p]), limits[p]) for p, g in batch]
             rows.add(owners, torch.stack([streams[p, g] for p, g in batch]))
             logits = torch.stack([prefilled[p][2] for p, _ in batch])
@@ -253,16 +281,30 @@ def generate(
 
 
 def make_cache(
-    config: ModelConfig, rows: int, samples: int, lengths: list[int], limits: list[int], device, dtype, shared: bool,
+    config: ModelConfig,
+    rows: int,
+    samples: int,
+    lengths: list[int],
+    limits: list[int],
+    device,
+    dtype,
+    shared: bool,
     block: int = 1,
-) -> KVCache:  # fmt: skip
+) -> KVCache:
     """The KV cache of a call: `rows` running samples of prompts of these lengths, each with its limit of new tokens.
 
     A row holds its prompt and what it writes; or, `shared`, a prompt is stored once, in one of four times the places
     that prompts need to fill the batch: the last samples of a group keep theirs to the end.
     """
     if not shared:
-        return KVCache(config, rows, max(map(sum, zip(lengths, limits, strict=True))), device, dtype, block=block)
+        return KVCache(
+            config,
+            rows,
+            max(map(sum, zip(lengths, limits, strict=True))),
+            device,
+            dtype,
+            block=block,
+        )
     prompts = min(len(lengths), rows, 4 * -(-rows // samples))
     return KVCache(config, rows, max(limits), device, dtype, prompts, max(lengths))
 
@@ -279,27 +321,35 @@ def main() -> None:
 
     from data.tokenizer import Tokenizer
 
-    parser = argparse.ArgumentParser(description="Sample completions of a prompt from a model directory.")
+    parser = argparse.ArgumentParser(
+        description="Sample completions of a prompt from a model directory."
+    )
     parser.add_argument("--model", required=True, help="Hugging Face model directory")
     parser.add_argument("--prompt", required=True, help="text to complete")
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
     parser.add_argument("--top_p", type=float, default=1.0)
     parser.add_argument("--max_new_tokens", type=int, default=256)
-    parser.add_argument("--stop", action="append", default=[], help="stop string; may be given several times")
+    parser.add_argument(
+        "--stop", action="append", default=[], help="stop string; may be given several times"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     tokenizer, model = Tokenizer.load(args.model), from_pretrained(args.model)
     if torch.cuda.is_available():
         model = model.to("cuda", torch.bfloat16)
-    sampling = Sampling(args.samples, args.temperature, args.top_p, args.max_new_tokens, tuple(args.stop), args.seed)
+    sampling = Sampling(
+        args.samples, args.temperature, args.top_p, args.max_new_tokens, tuple(args.stop), args.seed
+    )
     prompt = ([tokenizer.bos_id] if tokenizer.add_bos else []) + tokenizer.encode(args.prompt)
     for number, sample in enumerate(generate(model, tokenizer, [prompt], sampling)[0]):
-        print(f"--- sample {number}: {len(sample.ids)} tokens, {sample.finish}, log-prob {sum(sample.logprobs):.3f}")
+        print(
+            f"--- sample {number}: {len(sample.ids)} tokens, {sample.finish}, log-prob {sum(sample.logprobs):.3f}"
+        )
         print(tokenizer.decode(sample.ids))
 
 
 if __name__ == "__main__":
-    from data import run_cli
+    from data.io import run_cli
 
     run_cli(main)

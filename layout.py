@@ -22,7 +22,9 @@ class Layout:
 
     def __init__(self, lengths, parents=None, device="cpu"):
         lengths = np.asarray(lengths, dtype=np.int64)
-        parents = np.full(len(lengths), -1) if parents is None else np.asarray(parents, dtype=np.int64)
+        parents = (
+            np.full(len(lengths), -1) if parents is None else np.asarray(parents, dtype=np.int64)
+        )
         has_parent = parents >= 0
         if (parents[parents[has_parent]] >= 0).any():
             raise ValueError("a parent segment cannot have a parent itself")
@@ -39,7 +41,9 @@ class Layout:
         self._buckets = self._block_mask = None
 
     def _tensor(self, array) -> Tensor:
-        with torch.inference_mode(False):  # a layout first used in inference must serve the update's backward too
+        with torch.inference_mode(
+            False
+        ):  # a layout first used in inference must serve the update's backward too
             return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
     @functools.cached_property
@@ -62,17 +66,25 @@ class Layout:
             blocks, inverse, offset = [], np.empty(self.tokens, dtype=np.int64), 0
             for members in self._groups():
                 length, start = self.lengths[members], self.starts[members]
-                queries = start[:, None] + np.minimum(np.arange(length.max()), length[:, None] - 1)  # [N, L]
+                queries = start[:, None] + np.minimum(
+                    np.arange(length.max()), length[:, None] - 1
+                )  # [N, L]
                 real = np.arange(length.max()) < length[:, None]
                 inverse[queries[real]] = offset + np.flatnonzero(real)
                 offset += real.size
                 keys, mask = queries, None
                 if self.parents[members[0]] >= 0:
                     prefix, first = self.prefix[members], self.starts[self.parents[members]]
-                    before = first[:, None] + np.minimum(np.arange(prefix.max()), prefix[:, None] - 1)  # [N, P]
+                    before = first[:, None] + np.minimum(
+                        np.arange(prefix.max()), prefix[:, None] - 1
+                    )  # [N, P]
                     keys = np.concatenate([before, queries], axis=1)
-                    seen = np.repeat((np.arange(prefix.max()) < prefix[:, None])[:, None], length.max(), axis=1)
-                    own = np.broadcast_to(np.tri(length.max(), dtype=bool), (len(members), length.max(), length.max()))
+                    seen = np.repeat(
+                        (np.arange(prefix.max()) < prefix[:, None])[:, None], length.max(), axis=1
+                    )
+                    own = np.broadcast_to(
+                        np.tri(length.max(), dtype=bool), (len(members), length.max(), length.max())
+                    )
                     mask = self._tensor(np.concatenate([seen, own], axis=2)[:, None])
                 blocks.append((self._tensor(queries), self._tensor(keys), mask))
             identity = len(blocks) == 1 and np.array_equal(inverse, np.arange(offset))
@@ -98,7 +110,9 @@ class Layout:
         """FlexAttention's rule for the same thing: own segment causally, parent segment whole."""
         document, parent = self.document, self.parent
 
-        def rule(batch, head, query, key):  # FlexAttention takes a method's `self` for an argument: hence a function
+        def rule(
+            batch, head, query, key
+        ):  # FlexAttention takes a method's `self` for an argument: hence a function
             own = (document[query] == document[key]) & (query >= key)
             return own | (parent[query] == document[key])
 
@@ -112,5 +126,7 @@ class Layout:
 
             T = self.tokens
             with torch.inference_mode(False):
-                self._block_mask = create_block_mask(self.mask_mod, None, None, T, T, device=self.device)
+                self._block_mask = create_block_mask(
+                    self.mask_mod, None, None, T, T, device=self.device
+                )
         return self._block_mask

@@ -1,7 +1,7 @@
 """A LLaMA-style transformer by hand: RMSNorm, RoPE, grouped-query attention, SwiGLU (the paper's DeepSeek-LLM).
 
 One class covers the LLaMA family (DeepSeek-LLM, Coder and Math among them), Qwen2 (bias on q, k, v) and Qwen3 (RMSNorm
-on q and k). pretrained.py reads and writes them. Two ideas shape the file:
+on q and k). runtime/hf.py reads and writes them. Two ideas shape the file:
 
 - Training input is *packed*: one row of T tokens, no padding. A `Layout` (layout.py) says which token sees which.
 - The model returns hidden states. The LM head belongs to the log-prob kernel: logits of [T, V] need never exist.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import kernels
-from data import InputError
+from data.io import InputError
 from kernels import cpu, cpu_attention, cpu_block
 from kernels.decode_attention import Prefix, append, decode_attention, prefix_tiles, rows_per_tile
 from layout import Layout
@@ -32,7 +32,7 @@ from layout import Layout
 
 @dataclass
 class ModelConfig:
-    """Shape of a model. Field names are ours; pretrained.py translates to and from a Hugging Face config.json."""
+    """Shape of a model. Field names are ours; runtime/hf.py translates to and from a Hugging Face config.json."""
 
     vocab_size: int
     width: int  # D
@@ -43,7 +43,9 @@ class ModelConfig:
     head_width: int = 0  # E, 0 means D / H
     context: int = 4096  # longest sequence the model was made for
     rope_theta: float = 10_000.0
-    rope_scaling: dict | None = None  # None, {"rope_type": "linear", "factor": f} or llama3's five numbers
+    rope_scaling: dict | None = (
+        None  # None, {"rope_type": "linear", "factor": f} or llama3's five numbers
+    )
     norm_eps: float = 1e-6
     tied: bool = False  # the LM head is the embedding
     qkv_bias: bool = False  # Qwen2
@@ -59,7 +61,9 @@ class ModelConfig:
         if self.heads % self.kv_heads:
             raise InputError(f"kv_heads {self.kv_heads} does not divide heads {self.heads}")
         if self.head_width < 2 or self.head_width % 2:
-            raise InputError(f"head width {self.head_width} (width / heads) is not even; RoPE rotates pairs")
+            raise InputError(
+                f"head width {self.head_width} (width / heads) is not even; RoPE rotates pairs"
+            )
 
     def flops(self, fed: int, predicted: int, pairs: float) -> float:
         """FLOPs of a forward, a multiplication and an addition each: of `fed` tokens through the blocks, `predicted`
@@ -67,7 +71,9 @@ class ModelConfig:
         token that it sees, itself included). A backward takes twice as many; looking up an embedding takes none."""
         attn = self.width * self.head_width * (2 * self.heads + 2 * self.kv_heads)
         block = fed * (attn + 3 * self.width * self.ffn) + pairs * 2 * self.heads * self.head_width
-        return 2.0 * (self.layers * block + (0 if self.score else predicted * self.width * self.vocab_size))
+        return 2.0 * (
+            self.layers * block + (0 if self.score else predicted * self.width * self.vocab_size)
+        )
 
     @property
     def flops_per_token(self) -> float:
@@ -114,9 +120,16 @@ class KVCache:
     """
 
     def __init__(
-        self, config: ModelConfig, rows: int, capacity: int, device="cpu", dtype=torch.float32,
-        prompts: int = 0, prompt_capacity: int = 0, block: int = 1,
-    ):  # fmt: skip
+        self,
+        config: ModelConfig,
+        rows: int,
+        capacity: int,
+        device="cpu",
+        dtype=torch.float32,
+        prompts: int = 0,
+        prompt_capacity: int = 0,
+        block: int = 1,
+    ):
         def zeros(*size, dtype=dtype):
             return torch.zeros(size, device=device, dtype=dtype)
 
@@ -129,13 +142,17 @@ class KVCache:
         if prompts:
             shape = config.layers, prompts, config.kv_heads, prompt_capacity, config.head_width
             self.prompt_keys, self.prompt_values = zeros(*shape), zeros(*shape)
-            self.prompt_lengths, self.prompt_of = (zeros(n, dtype=torch.int64) for n in (prompts, rows))
+            self.prompt_lengths, self.prompt_of = (
+                zeros(n, dtype=torch.int64) for n in (prompts, rows)
+            )
 
     def put(self, start: int, stop: int, keys: Tensor, values: Tensor) -> None:
         """Write a prefilled prompt, [layers, K, L, E] each, to the front of rows: the fork of a group is this copy."""
         rows = slice(start, stop)
         if self.place is not None and (np.diff(place := self.place[rows]) == 1).all():
-            rows = slice(place[0], place[0] + stop - start)  # a copy of one piece is several times as fast
+            rows = slice(
+                place[0], place[0] + stop - start
+            )  # a copy of one piece is several times as fast
         elif self.place is not None:
             rows = torch.from_numpy(place)
         self.keys[:, rows, :, : keys.shape[2]] = keys[:, None]
@@ -186,7 +203,9 @@ class RMSNorm(nn.Module):
             return cpu_block.rms_norm(x, self.weight, self.eps)
         if x.dtype in (torch.float32, torch.float64):
             return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-        return F.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight.to(x.dtype)
+        return F.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight.to(
+            x.dtype
+        )
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:
@@ -224,7 +243,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
 
             _flex_attention = torch.compile(flex_attention, dynamic=True)
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, heads, T, E]
-        out = _flex_attention(q, k, v, block_mask=layout.block_mask, enable_gqa=q.shape[1] != k.shape[1])
+        out = _flex_attention(
+            q, k, v, block_mask=layout.block_mask, enable_gqa=q.shape[1] != k.shape[1]
+        )
         return out[0].transpose(0, 1).reshape(layout.tokens, -1)
     blocks, inverse = layout.buckets
     outputs = []
@@ -237,7 +258,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
                 for x, rows in ((q, queries), (k, keys), (v, keys))
             )
         out = F.scaled_dot_product_attention(
-            qb, kb, vb, attn_mask=mask, is_causal=mask is None, enable_gqa=qb.shape[1] != kb.shape[1]
+            qb,
+            kb,
+            vb,
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=qb.shape[1] != kb.shape[1],
         )
         outputs.append(out.transpose(1, 2).reshape(queries.numel(), -1))
     out = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
@@ -254,8 +280,12 @@ def attend_reference(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         seen = rows  # [S]: the parent's tokens and its own
         if parent >= 0:
             first = layout.starts[parent]
-            seen = torch.cat([torch.arange(first, first + layout.lengths[parent], device=q.device), rows])
-        keys, values = (x[seen].to(dtype).repeat_interleave(H // K, dim=1) for x in (k, v))  # [S, H, E]
+            seen = torch.cat(
+                [torch.arange(first, first + layout.lengths[parent], device=q.device), rows]
+            )
+        keys, values = (
+            x[seen].to(dtype).repeat_interleave(H // K, dim=1) for x in (k, v)
+        )  # [S, H, E]
         scores = torch.einsum("lhe,she->hls", q[rows].to(dtype), keys) / math.sqrt(E)
         visible = layout.mask_mod(0, 0, rows[:, None], seen[None])  # [L, S]
         weights = scores.masked_fill(~visible, -torch.inf).softmax(dim=-1)
@@ -288,26 +318,40 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(-1, H + 2 * K, self.E)
         if self.q_norm is None:
             return qkv
-        return torch.cat([self.q_norm(qkv[:, :H]), self.k_norm(qkv[:, H : H + K]), qkv[:, H + K :]], dim=1)
+        return torch.cat(
+            [self.q_norm(qkv[:, :H]), self.k_norm(qkv[:, H : H + K]), qkv[:, H + K :]], dim=1
+        )
 
-    def attend_cached(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, places, mask) -> Tensor:
+    def attend_cached(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, places, mask
+    ) -> Tensor:
         """One new token a row, q [B, H, E], k and v [B, K, E]: writes its key and value at `places` [B * K] of the
         layer's cache, seen as [rows * K * capacity, E], and attends over the row -> [B, H * E]."""
         B, longest = q.shape[0], mask.shape[-1]
         for whole, new in ((cache.keys[layer], k), (cache.values[layer], v)):
             whole.view(-1, self.E).index_copy_(0, places, new.reshape(-1, self.E).to(whole.dtype))
         keys, values = cache.keys[layer, :B, :, :longest], cache.values[layer, :B, :, :longest]
-        q = q.view(B, self.K, self.H // self.K, self.E)  # heads of a group side by side: no key is ever repeated
-        scores = torch.matmul(q * self.E**-0.5, keys.transpose(2, 3)).float().add_(mask)  # [B, K, H/K, longest]
+        q = q.view(
+            B, self.K, self.H // self.K, self.E
+        )  # heads of a group side by side: no key is ever repeated
+        scores = (
+            torch.matmul(q * self.E**-0.5, keys.transpose(2, 3)).float().add_(mask)
+        )  # [B, K, H/K, longest]
         out = torch.matmul(torch.softmax(scores, dim=-1).to(values.dtype), values)
         return out.reshape(B, -1)
 
-    def attend_shared(self, qkv: Tensor, rope, cache: KVCache, layer: int, prefix: tuple, own: Tensor) -> Tensor:
+    def attend_shared(
+        self, qkv: Tensor, rope, cache: KVCache, layer: int, prefix: tuple, own: Tensor
+    ) -> Tensor:
         """`attend_cached` of `products` where prompts are stored once: rows have written own[0] [B] tokens, own[1] with
         the new one; prefix: (prompt of each row [B], prefix_tiles)."""
         q = append(qkv, *rope, own[0], cache.keys[layer], cache.values[layer])
-        prompts = Prefix(cache.prompt_keys[layer], cache.prompt_values[layer], cache.prompt_lengths, *prefix)
-        return decode_attention(q, cache.keys[layer], cache.values[layer], own[1], prompts).flatten(1)
+        prompts = Prefix(
+            cache.prompt_keys[layer], cache.prompt_values[layer], cache.prompt_lengths, *prefix
+        )
+        return decode_attention(q, cache.keys[layer], cache.values[layer], own[1], prompts).flatten(
+            1
+        )
 
 
 class MLP(nn.Module):
@@ -347,13 +391,19 @@ class Block(nn.Module):
         x = x + self.drop(self.attn.out(attended))
         return x + self.drop(self.mlp(self.mlp_norm(x)))
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], layout: Layout, store: list | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], layout: Layout, store: list | None = None
+    ) -> Tensor:
         """`rope`: cos and sin at the positions, or their table (Transformer.forward)."""
         products, before, after = compiled_parts() if self.compiled else PARTS
         if torch.is_tensor(rope):
-            return after(self, x, cpu_attention.attention(products(self, x), rope, layout, self.attn.H))
+            return after(
+                self, x, cpu_attention.attention(products(self, x), rope, layout, self.attn.H)
+            )
         q, k, v = before(self, x, *rope)
-        if store is not None:  # copies: views would keep the queries, and with them twice the memory, alive
+        if (
+            store is not None
+        ):  # copies: views would keep the queries, and with them twice the memory, alive
             store.append((k.contiguous(), v.clone()))
         return after(self, x, attend(q, k, v, layout))
 
@@ -384,10 +434,16 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         # Without nn.Embedding's own initialisation, which on the meta device imports a second's worth of torch.
-        self.embed = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.width), freeze=False)
+        self.embed = nn.Embedding.from_pretrained(
+            torch.empty(config.vocab_size, config.width), freeze=False
+        )
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = None if config.tied or config.score else Linear(config.width, config.vocab_size, bias=False)
+        self.head = (
+            None
+            if config.tied or config.score
+            else Linear(config.width, config.vocab_size, bias=False)
+        )
         self.score = Linear(config.width, 1) if config.score else None
         self.compute_dtype: torch.dtype | None = None  # None: the embedding's own dtype
         self.activation_checkpointing = False
@@ -441,7 +497,9 @@ class Transformer(nn.Module):
         """cos and sin [2, positions, E/2] float32; grows with the longest position seen."""
         if self._rope is None or self._rope.shape[1] < longest or self._rope.device != self.device:
             size = max(longest, min(self.config.context, 8192))
-            angle = torch.arange(size, dtype=torch.float32)[:, None] * rope_frequencies(self.config)  # [size, E/2]
+            angle = torch.arange(size, dtype=torch.float32)[:, None] * rope_frequencies(
+                self.config
+            )  # [size, E/2]
             self._rope = torch.stack([angle.cos(), angle.sin()]).to(self.device)
         return self._rope
 
@@ -454,7 +512,9 @@ class Transformer(nn.Module):
         x = self.embed(ids)
         return x if self.compute_dtype is None else x.to(self.compute_dtype)
 
-    def forward(self, ids: Tensor, layout: Layout | None = None, store: list | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, layout: Layout | None = None, store: list | None = None
+    ) -> Tensor:
         """Hidden states after the final norm: ids [T] -> [T, D], or ids [B, T] (B documents of length T) -> [B, T, D].
 
         `store`, a list, receives (keys [T, K, E], values [T, K, E]) of every layer: the prefill of a cache.
@@ -466,7 +526,11 @@ class Transformer(nn.Module):
         if layout.tokens != ids.numel():
             raise ValueError(f"the layout holds {layout.tokens} tokens, ids holds {ids.numel()}")
         x = self.embedded(ids)
-        if store is None and cpu.takes(x) and cpu_attention.suits(self.config.head_width, layout.max_position):
+        if (
+            store is None
+            and cpu.takes(x)
+            and cpu_attention.suits(self.config.head_width, layout.max_position)
+        ):
             rope = self.rope_table(layout.max_position)
         else:
             rope = self.rope(layout.positions, layout.max_position)
@@ -488,15 +552,23 @@ class Transformer(nn.Module):
         if cache.prompts:
             of = cache.prompt_of[: len(ids)]
             own = (lengths - cache.prompt_lengths[of]).clamp(min=0)  # 0: rows not in use
-            tiles = prefix_tiles(of, cache.prompts, rows_per_tile(len(ids), self.config.heads, self.config.kv_heads))
+            tiles = prefix_tiles(
+                of, cache.prompts, rows_per_tile(len(ids), self.config.heads, self.config.kv_heads)
+            )
             for layer, block in enumerate(self.layers):
                 x = block.decode(x, rope, cache, layer, (of, tiles), (own, own + 1))
             return self.norm(x)
         K, capacity = self.config.kv_heads, cache.capacity
-        head = torch.arange(ids.shape[0] * K, device=ids.device).view(-1, K)  # row * K + number of the head
+        head = torch.arange(ids.shape[0] * K, device=ids.device).view(
+            -1, K
+        )  # row * K + number of the head
         places = (head * capacity + lengths[:, None]).flatten()
-        seen = torch.arange(longest, device=ids.device) <= lengths[:, None]  # the new token included
-        mask = torch.zeros(seen.shape, device=ids.device).masked_fill_(~seen, -torch.inf)[:, None, None]
+        seen = (
+            torch.arange(longest, device=ids.device) <= lengths[:, None]
+        )  # the new token included
+        mask = torch.zeros(seen.shape, device=ids.device).masked_fill_(~seen, -torch.inf)[
+            :, None, None
+        ]
         for layer, block in enumerate(self.layers):
             x = block.decode(x, rope, cache, layer, places, mask)
         return self.norm(x)

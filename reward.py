@@ -11,12 +11,13 @@ from concurrent.futures import Future
 import torch
 
 from batch import Group, cut_group, token_scores
-from data import InputError, answers, prompts
+from data import answers, prompts
+from data.io import InputError
 from data.packing import micro_batches
-from data.sandbox import Result, Sandbox
+from data.sandbox.sandbox import Result, Sandbox
 from data.tokenizer import Tokenizer
 from generate import Sample
-from pretrained import from_pretrained
+from runtime.hf import from_pretrained
 
 
 def completion_text(tokenizer: Tokenizer, sample: Sample, stop: Sequence[str] = ()) -> str:
@@ -25,13 +26,18 @@ def completion_text(tokenizer: Tokenizer, sample: Sample, stop: Sequence[str] = 
     text = tokenizer.decode_bytes(sample.ids)
     if sample.finish == "stop":
         before = len(tokenizer.decode_bytes(sample.ids[:-1]))
-        ends = [at for s in map(str.encode, stop) if (at := text.rfind(s)) >= 0 and at + len(s) > before]
+        ends = [
+            at for s in map(str.encode, stop) if (at := text.rfind(s)) >= 0 and at + len(s) > before
+        ]
         text = text[: min(ends, default=len(text))]
     return text.decode("utf-8", errors="replace")
 
 
 def predictions(
-    texts: Sequence[str], format: str, template: str = "plain", sandbox: "Sandbox | Programs | None" = None
+    texts: Sequence[str],
+    format: str,
+    template: str = "plain",
+    sandbox: "Sandbox | Programs | None" = None,
 ) -> list[str | None]:
     """The answer of each completion: extracted from the text (cot), or the last line its program prints (pot).
 
@@ -43,10 +49,15 @@ def predictions(
         raise InputError(f"format {format!r} has no rule reward; use cot or pot")
     if sandbox is None:
         raise ValueError("programs need a sandbox to run in")
-    return [printed(result) for result in run_programs([prompts.program(t, format, template) for t in texts], sandbox)]
+    return [
+        printed(result)
+        for result in run_programs([prompts.program(t, format, template) for t in texts], sandbox)
+    ]
 
 
-def run_programs(programs: Sequence[str | None], sandbox: "Sandbox | Programs") -> list[Result | None]:
+def run_programs(
+    programs: Sequence[str | None], sandbox: "Sandbox | Programs"
+) -> list[Result | None]:
     """The result of each program; None where there is none."""
     results = iter(sandbox.run_many([program for program in programs if program]))
     return [next(results) if program else None for program in programs]
@@ -56,7 +67,14 @@ class Programs:
     """Programs of completions that are still being sampled, told as each one ends and run meanwhile; then a sandbox
     whose `run_many` waits for what is left. Equal programs run once."""
 
-    def __init__(self, sandbox: Sandbox, tokenizer: Tokenizer, format: str, template: str, stop: Sequence[str]):
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        tokenizer: Tokenizer,
+        format: str,
+        template: str,
+        stop: Sequence[str],
+    ):
         self.sandbox, self.tokenizer, self.told = sandbox, tokenizer, (format, template)
         self.stop = stop
         self.started: dict[str, Future[Result]] = {}
@@ -84,7 +102,10 @@ def printed(result: Result | None) -> str | None:
 
 def rule_rewards(golds: Sequence[str], predicted: Sequence[str | None]) -> list[float]:
     """1.0 where the prediction equals the gold answer, else 0.0."""
-    return [float(p is not None and answers.compare(gold, p).equal) for gold, p in zip(golds, predicted, strict=True)]
+    return [
+        float(p is not None and answers.compare(gold, p).equal)
+        for gold, p in zip(golds, predicted, strict=True)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -116,7 +137,9 @@ class RewardModel:
     Whole on every process and without gradient, as the sampler's copy of the policy is.
     """
 
-    def __init__(self, directory, kind: str, tokenizer: Tokenizer, device="cpu", dtype=torch.float32):
+    def __init__(
+        self, directory, kind: str, tokenizer: Tokenizer, device="cpu", dtype=torch.float32
+    ):
         """Raises InputError for a model of another kind, or one made with another tokenizer than the policy's."""
         self.kind, self.tokenizer = kind, tokenizer
         if Tokenizer.load(directory).hash != tokenizer.hash:
@@ -130,13 +153,19 @@ class RewardModel:
         `micro_tokens` go through the model at once, or one completion that is longer with its question."""
         ends = [self.places(completions) for _, completions in groups]
         found: list = [[None] * len(completions) for _, completions in groups]
-        parts = [(i, members) for i, group in enumerate(groups) for members in cut_group(*group, micro_tokens)]
+        parts = [
+            (i, members)
+            for i, group in enumerate(groups)
+            for members in cut_group(*group, micro_tokens)
+        ]
         cut = [(groups[i][0], [groups[i][1][g] for g in members]) for i, members in parts]
         sizes = [len(prompt) + sum(map(len, completions)) for prompt, completions in cut]
         for micro in micro_batches(sizes, micro_tokens)[0]:
             places = [(i, g) for part in micro for i, members in [parts[part]] for g in members]
             flat = [ends[i][g] for i, g in places]
-            values = iter(token_scores(self.model, [cut[part] for part in micro], flat).sigmoid().tolist())
+            values = iter(
+                token_scores(self.model, [cut[part] for part in micro], flat).sigmoid().tolist()
+            )
             for i, g in places:
                 found[i][g] = [next(values) for _ in ends[i][g]]
         return found

@@ -18,18 +18,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import runtime
-from data import InputError, problems, prompts, read_jsonl, write_jsonl
-from data.problems import Problem
-from data.readers import as_row
-from data.sandbox import Sandbox
+from data import prompts
+from data.io import InputError, read_jsonl, write_jsonl
+from data.problems import readers
+from data.problems.readers import Problem, as_row
+from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer, encode_prompts
 from generate import Sample, Sampling, generate
 from model import Transformer
-from options import option
-from pretrained import from_pretrained
 from reward import Programs, completion_text, predictions, rule_rewards, step_ends
 from runtime import World, seeded
+from runtime.hf import from_pretrained
+from runtime.options import option
 
 
 @dataclass
@@ -38,14 +39,20 @@ class Config:
     problems: list[str] = option([], "problems with answers, comma-separated files")
     to: str = option("", "file of rollouts to write")
     formats: list[str] = option(["cot"], "in turn over the problems: cot, pot, or both")
-    sandbox: str = option("best-effort", "isolation of programs: strict refuses to run without, best-effort warns")
+    sandbox: str = option(
+        "best-effort", "isolation of programs: strict refuses to run without, best-effort warns"
+    )
     template: str = option("plain", "prompt template: plain, deepseek or qwen")
     samples: int = option(16, "completions of each problem")
-    step_samples: int = option(0, "completions sampled from each step's end to label the step; 0: no step labels")
+    step_samples: int = option(
+        0, "completions sampled from each step's end to label the step; 0: no step labels"
+    )
     temperature: float = option(1.0, "sampling temperature")
     max_new_tokens: int = option(1024, "longest completion")
     max_rows: int = option(256, "completions decoded at once by one process")
-    chunk: int = option(64, "problems sampled between two savings; a stopped command goes on from the last")
+    chunk: int = option(
+        64, "problems sampled between two savings; a stopped command goes on from the last"
+    )
     first: int = option(0, "number of problems to pass over")
     limit: int = option(0, "problems used, after those; 0: all")
     seed: int = option(0, "seed of the samples")
@@ -62,13 +69,27 @@ class Rollout:
     samples: list[Sample]  # G
     rewards: list[float]  # G: what the policy is trained on
     advantages: list  # G: a number, or with process supervision a number for each token
-    rule: list[float] = field(default_factory=list)  # G: 1 if the answer is right, else 0; empty: the same as rewards
-    step_ends: list[list[int]] = field(default_factory=list)  # G x steps: place of each step's last token
-    step_rewards: list[list[float]] = field(default_factory=list)  # G x steps, of a process reward model
-    step_labels: list[list[float]] = field(default_factory=list)  # G x steps, by sampling: see label_steps
-    ref_logprobs: list[list[float]] = field(default_factory=list)  # G x tokens, of the reference (PPO; as what follows)
-    values: list[list[float]] = field(default_factory=list)  # G x tokens: V(s_t), of the state before each token
-    returns: list[list[float]] = field(default_factory=list)  # G x tokens: what V(s_t) should have been
+    rule: list[float] = field(
+        default_factory=list
+    )  # G: 1 if the answer is right, else 0; empty: the same as rewards
+    step_ends: list[list[int]] = field(
+        default_factory=list
+    )  # G x steps: place of each step's last token
+    step_rewards: list[list[float]] = field(
+        default_factory=list
+    )  # G x steps, of a process reward model
+    step_labels: list[list[float]] = field(
+        default_factory=list
+    )  # G x steps, by sampling: see label_steps
+    ref_logprobs: list[list[float]] = field(
+        default_factory=list
+    )  # G x tokens, of the reference (PPO; as what follows)
+    values: list[list[float]] = field(
+        default_factory=list
+    )  # G x tokens: V(s_t), of the state before each token
+    returns: list[list[float]] = field(
+        default_factory=list
+    )  # G x tokens: what V(s_t) should have been
 
 
 def rollout(
@@ -122,7 +143,11 @@ def sample_and_judge(
     """Complete each question (token ids) and judge by the rule: samples, rewards, and the seconds that judging took
     when all were there. A program runs from when its completion ends, while others are still being written. begun: ids
     at the end of each question that are the beginning of its completions, and are put in front of the samples."""
-    programs = Programs(sandbox, tokenizer, format, template, sampling.stop) if format == "pot" and sandbox else None
+    programs = (
+        Programs(sandbox, tokenizer, format, template, sampling.stop)
+        if format == "pot" and sandbox
+        else None
+    )
 
     def whole(number: int, sample: Sample) -> Sample:
         return replace(sample, ids=[*begun[number], *sample.ids]) if begun else sample
@@ -171,10 +196,16 @@ def label_steps(
     """
     for one in rollouts:
         one.step_ends = [step_ends(tokenizer, sample.ids) for sample in one.samples]
-        one.step_labels = [[reward] * len(ends) for reward, ends in zip(one.rewards, one.step_ends, strict=True)]
+        one.step_labels = [
+            [reward] * len(ends) for reward, ends in zip(one.rewards, one.step_ends, strict=True)
+        ]
     found: dict[tuple, float] = {}
     for format in dict.fromkeys(one.format for one in rollouts):
-        own = [r for r, one in enumerate(rollouts) if one.format == format and r % world.size == world.rank]
+        own = [
+            r
+            for r, one in enumerate(rollouts)
+            if one.format == format and r % world.size == world.rank
+        ]
         steps = [
             (r, tuple(sample.ids[: end + 1]))
             for r in own
@@ -207,20 +238,42 @@ def save_rollouts(path: Path, rollouts: list[Rollout], tokenizer: Tokenizer) -> 
     def response(one: Rollout, g: int) -> dict:
         sample = one.samples[g]
         row = {"text": tokenizer.decode(sample.ids), **asdict(sample), "reward": one.rewards[g]}
-        for name, values in (("advantage", one.advantages), *((name, getattr(one, name)) for name in _OPTIONAL)):
+        for name, values in (
+            ("advantage", one.advantages),
+            *((name, getattr(one, name)) for name in _OPTIONAL),
+        ):
             if values:
                 row[name] = values[g]
         return row
 
     def row(one: Rollout) -> dict:
         responses = [response(one, g) for g in range(len(one.samples))]
-        return {**as_row(one.problem), "format": one.format, "prompt": one.prompt, "responses": responses}
+        return {
+            **as_row(one.problem),
+            "format": one.format,
+            "prompt": one.prompt,
+            "responses": responses,
+        }
 
     write_jsonl(path, map(row, rollouts))
 
 
-_FIELDS = ("solution", "source", "lang", "kind", "task")  # of a problem, beside its id, question and answer
-_OPTIONAL = ("rule", "step_ends", "step_rewards", "step_labels", "ref_logprobs", "values", "returns")
+_FIELDS = (
+    "solution",
+    "source",
+    "lang",
+    "kind",
+    "task",
+)  # of a problem, beside its id, question and answer
+_OPTIONAL = (
+    "rule",
+    "step_ends",
+    "step_rewards",
+    "step_labels",
+    "ref_logprobs",
+    "values",
+    "returns",
+)
 
 
 def load_rollouts(path: Path) -> list[Rollout]:
@@ -229,14 +282,20 @@ def load_rollouts(path: Path) -> list[Rollout]:
     rollouts = []
     for number, row in read_jsonl(path):
         try:
-            given = {key: row[key] for key in _FIELDS if key in row} | {"choices": tuple(row.get("choices", ()))}
+            given = {key: row[key] for key in _FIELDS if key in row} | {
+                "choices": tuple(row.get("choices", ()))
+            }
             problem = Problem(row["id"], row["question"], row["answer"], **given)
             responses = row["responses"]
             samples = [Sample(r["ids"], r["logprobs"], r["mask"], r["finish"]) for r in responses]
             rewards = [r["reward"] for r in responses]
             names = ("advantage", *_OPTIONAL)  # of every response or of none
-            optional = [[r[name] for r in responses] if name in responses[0] else [] for name in names]
-            rollouts.append(Rollout(problem, row["format"], row["prompt"], samples, rewards, *optional))
+            optional = [
+                [r[name] for r in responses] if name in responses[0] else [] for name in names
+            ]
+            rollouts.append(
+                Rollout(problem, row["format"], row["prompt"], samples, rewards, *optional)
+            )
         except (KeyError, TypeError, IndexError) as error:
             reason = f"not a rollout ({type(error).__name__}: {error}); rollout.py and train_grpo.py write them"
             raise InputError(f"{path}:{number}: {reason}") from None
@@ -250,7 +309,9 @@ def load_samples(path: str, tokenizer: Tokenizer, init: str) -> Iterator[tuple[i
         for response in row["responses"]:
             if tokenizer.decode(response["ids"]) != response.get("text"):
                 reason = f"its ids are not its text in the vocabulary of {init}"
-                raise InputError(f"{path}:{number}: {reason}; sample with a model that has the same tokenizer")
+                raise InputError(
+                    f"{path}:{number}: {reason}; sample with a model that has the same tokenizer"
+                )
         yield number, one
 
 
@@ -275,7 +336,7 @@ def main(config: Config) -> None:
     tokenizer = Tokenizer.load(config.model)
     policy = from_pretrained(config.model, world.device, world.dtype)
     check_tokenizer(tokenizer, policy, config.model)
-    items = [item for path in config.problems for item in problems.load(path)][config.first :]
+    items = [item for path in config.problems for item in readers.load(path)][config.first :]
     items = items[: config.limit or None]
     if not items:
         raise InputError(f"--first {config.first}: no problem is left; lower it")
@@ -286,7 +347,9 @@ def main(config: Config) -> None:
     shaping = {name: value for name, value in vars(config).items() if name not in elsewhere}
     if world.main:
         if settings.exists() and json.loads(settings.read_text()) != shaping:
-            raise InputError(f"{parts}: samples of a stopped command with other options; remove it, or repeat that one")
+            raise InputError(
+                f"{parts}: samples of a stopped command with other options; remove it, or repeat that one"
+            )
         write_jsonl(settings, [shaping])
     sampling = Sampling(config.samples, config.temperature, 1.0, config.max_new_tokens)
     with Sandbox(mode=config.sandbox) if "pot" in config.formats else nullcontext() as sandbox:
@@ -300,16 +363,23 @@ def main(config: Config) -> None:
             shared = config.max_rows, sandbox, world
             rollouts = rollout(policy, tokenizer, chunk, formats, config.template, ours, *shared)
             if config.step_samples:
-                again = replace(sampling, samples=config.step_samples, seed=seeded(config.seed, "steps", start))
+                again = replace(
+                    sampling, samples=config.step_samples, seed=seeded(config.seed, "steps", start)
+                )
                 label_steps(policy, tokenizer, rollouts, config.template, again, *shared)
             world.barrier()
             if world.main:
                 save_rollouts(path, rollouts, tokenizer)
                 right = sum(sum(one.rewards) for one in rollouts) / (len(rollouts) * config.samples)
-                print(f"{start + len(chunk)}/{len(items)} problems, {100 * right:.1f} % right", flush=True)
+                print(
+                    f"{start + len(chunk)}/{len(items)} problems, {100 * right:.1f} % right",
+                    flush=True,
+                )
     if world.main:
         rows = (row for part in sorted(parts.glob("*.jsonl")) for _, row in read_jsonl(part))
-        print(f"wrote {write_jsonl(target, rows)} problems with {config.samples} completions each to {target}")
+        print(
+            f"wrote {write_jsonl(target, rows)} problems with {config.samples} completions each to {target}"
+        )
         for part in [*parts.glob("*.jsonl"), settings]:
             part.unlink()
         parts.rmdir()

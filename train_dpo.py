@@ -21,42 +21,63 @@ from torch import Tensor
 
 import runtime
 from batch import Group, forward_flops, pack_completions, token_logprobs
-from data import InputError
+from data.io import InputError
 from data.packing import micro_batches
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer
 from generate import Sample
-from options import option
-from pretrained import from_pretrained
 from rollout import Rollout, load_samples
 from runtime import World, seeded
+from runtime.hf import from_pretrained
+from runtime.options import option
 
 
 @dataclass
 class Config:
-    init: str = option("", "model directory to start from, which is also the reference: the model that was sampled")
+    init: str = option(
+        "", "model directory to start from, which is also the reference: the model that was sampled"
+    )
     data: list[str] = option([], "files of rollout.py, comma-separated")
     to: str = option("", "run directory; the result is TO/model")
     valid: str = option("", "such a file held out for validation")
     pairs: int = option(4, "pairs of a right and a wrong completion of each question, at most")
-    context: int = option(4096, "longest prompt and completion; pairs with a longer one are left out and counted")
+    context: int = option(
+        4096, "longest prompt and completion; pairs with a longer one are left out and counted"
+    )
     # equation 12 (the paper gives no number for DPO)
-    length_normalize: bool = option(True, "true: mean of a completion's log-ratios (eq. 12); false: sum (ordinary DPO)")
-    beta: float = option(10.0, "scale of the rewards; 10 on means is at 100 tokens what 0.1 is on sums: use it there")
+    length_normalize: bool = option(
+        True, "true: mean of a completion's log-ratios (eq. 12); false: sum (ordinary DPO)"
+    )
+    beta: float = option(
+        10.0, "scale of the rewards; 10 on means is at 100 tokens what 0.1 is on sums: use it there"
+    )
     # optimization
     batch: int = option(64, "pairs a step, over all processes (64 as DPO's authors)")
     steps: int = option(500, "optimizer steps")
-    lr: float = option(1e-6, "learning rate, constant after the warm-up (1e-6 as DPO's authors and the paper's GRPO)")
+    lr: float = option(
+        1e-6,
+        "learning rate, constant after the warm-up (1e-6 as DPO's authors and the paper's GRPO)",
+    )
     warmup: int = option(0, "steps of linear warm-up")
-    decay: float = option(0.0, "share of the steps, the last, over which the rate falls linearly to a tenth (0: none)")
+    decay: float = option(
+        0.0, "share of the steps, the last, over which the rate falls linearly to a tenth (0: none)"
+    )
     weight_decay: float = option(0.0, "AdamW weight decay, on matrices")
     beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
     clip: float = option(1.0, "largest gradient norm")
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
-    activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
-    bf16: bool | None = option(None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too")
-    compile: bool | None = option(None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute")
-    reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
+    activation_checkpointing: bool | None = option(
+        None, "recompute activations, 1/3 more time; none: by need"
+    )
+    bf16: bool | None = option(
+        None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too"
+    )
+    compile: bool | None = option(
+        None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute"
+    )
+    reference: bool = option(
+        False, "the readable path: nothing fused, compiled or shared; same numbers, slower"
+    )
     # the run
     valid_every: int = option(100, "steps between validations")
     save_every: int = option(100, "steps between checkpoints")
@@ -97,7 +118,9 @@ def pairs(one: Rollout, count: int, context: int, seed: int) -> tuple[list[Pair]
         if any(sample.mask):  # else nothing in it is the policy's
             kinds[right > 0].setdefault(tuple(sample.ids), sample)
     longest = context - len(one.prompt)
-    wrong, right = ([sample for ids, sample in kind.items() if len(ids) <= longest] for kind in kinds)
+    wrong, right = (
+        [sample for ids, sample in kind.items() if len(ids) <= longest] for kind in kinds
+    )
     draw = np.random.default_rng(seeded(seed, "pairs", one.problem.id))
     drawn = draw.permutation(len(right) * len(wrong))[:count].tolist()
     found = [Pair(one.prompt, right[i // len(wrong)], wrong[i % len(wrong)]) for i in drawn]
@@ -111,9 +134,17 @@ def load_pairs(paths: list[str], config: Config, tokenizer: Tokenizer) -> tuple[
     found, left_out = [pair for own, _ in drawn for pair in own], sum(count for _, count in drawn)
     if not found:
         reason = f"no question has a right and a wrong completion of at most {config.context} tokens with the prompt"
-        advice = "raise --context" if left_out else "sample more of each, or other problems (rollout.py --samples)"
+        advice = (
+            "raise --context"
+            if left_out
+            else "sample more of each, or other problems (rollout.py --samples)"
+        )
         raise InputError(f"{', '.join(paths)}: {reason}; {advice}")
-    return found, {"pairs": len(found), "questions": sum(bool(own) for own, _ in drawn), "left_out": left_out}
+    return found, {
+        "pairs": len(found),
+        "questions": sum(bool(own) for own, _ in drawn),
+        "left_out": left_out,
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -165,13 +196,19 @@ METRICS = (
 )
 
 
-def pair_loss(model, reference, chosen: list[Pair], config: Config, count: int) -> tuple[Tensor, Tensor]:
+def pair_loss(
+    model, reference, chosen: list[Pair], config: Config, count: int
+) -> tuple[Tensor, Tensor]:
     """The part of some pairs in the loss of `count` pairs, and in METRICS [7], detached."""
     samples = [sample for pair in chosen for sample in (pair.right, pair.wrong)]
     lengths = [len(sample.ids) for sample in samples]
     batch = pack_completions([pair.group for pair in chosen], device=model.device)
-    mask = torch.tensor([own for sample in samples for own in sample.mask], device=model.device).float()
-    mean = mask / per_completion(mask, lengths)[batch.completion]  # [N]: 1 / |o|; 0 where a tool wrote
+    mask = torch.tensor(
+        [own for sample in samples for own in sample.mask], device=model.device
+    ).float()
+    mean = (
+        mask / per_completion(mask, lengths)[batch.completion]
+    )  # [N]: 1 / |o|; 0 where a tool wrote
     weight = config.beta * (mean if config.length_normalize else mask)
     logp, _ = token_logprobs(model, batch)
     with torch.no_grad():
@@ -190,10 +227,16 @@ def dpo_gradient(model, reference, chosen: list[Pair], config: Config, world: Wo
     Every process holds all pairs and takes its share of the micro-batches, in equal number.
     """
     total = torch.zeros(len(METRICS), device=world.device)
-    for micro in micro_batches([pair.tokens for pair in chosen], config.micro_tokens, world.size)[world.rank]:
-        loss, parts = pair_loss(model, reference, [chosen[i] for i in micro or [0]], config, len(chosen))
+    for micro in micro_batches([pair.tokens for pair in chosen], config.micro_tokens, world.size)[
+        world.rank
+    ]:
+        loss, parts = pair_loss(
+            model, reference, [chosen[i] for i in micro or [0]], config, len(chosen)
+        )
         if torch.is_grad_enabled():
-            (loss if micro else 0.0 * loss).backward()  # nothing left for this process: run along without loss
+            (
+                loss if micro else 0.0 * loss
+            ).backward()  # nothing left for this process: run along without loss
         if micro:
             total += parts
     return dict(zip(METRICS, world.all_sum(total).tolist(), strict=True))
@@ -230,7 +273,11 @@ def main(config: Config) -> None:
     check_tokenizer(tokenizer, model, config.init)
     train, counts = load_pairs(config.data, config, tokenizer)
     valid = load_pairs([config.valid], config, tokenizer)[0] if config.valid else []
-    run.say("{pairs} pairs of {questions} questions; {left_out} possible ones were too long".format(**counts))
+    run.say(
+        "{pairs} pairs of {questions} questions; {left_out} possible ones were too long".format(
+            **counts
+        )
+    )
 
     model.activation_checkpointing = run.checkpointing("dpo", model.config)
     model = runtime.shard(model, world)  # one after the other, so that whole copies do not pile up
@@ -251,8 +298,12 @@ def main(config: Config) -> None:
         metrics |= {"grad_norm": runtime.clip_grad_norm(model, config.clip), "lr": rate}
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        flops = (3 + 1) * forward_flops(model.config, [pair.group for pair in chosen])  # the reference: forward only
-        speed = runtime.speed(sum(pair.tokens for pair in chosen), flops, time.perf_counter() - began, world)
+        flops = (3 + 1) * forward_flops(
+            model.config, [pair.group for pair in chosen]
+        )  # the reference: forward only
+        speed = runtime.speed(
+            sum(pair.tokens for pair in chosen), flops, time.perf_counter() - began, world
+        )
         if valid and (step % config.valid_every == 0 or step == config.steps):
             metrics |= validate(model, reference, valid, config, world)
         run.log(step, metrics, {"seconds": time.perf_counter() - began, **speed})

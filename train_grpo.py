@@ -33,10 +33,11 @@ from torch import Tensor
 import runtime
 import train_reward
 from batch import Group, cut_group, forward_flops, hidden_states, pack_completions, token_logprobs
-from data import InputError, problems
+from data.io import InputError
 from data.packing import micro_batches
-from data.problems import Problem
-from data.sandbox import Sandbox
+from data.problems import readers
+from data.problems.readers import Problem
+from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer, encode_prompts, evaluate, summarise
 from generate import Sampling
@@ -44,11 +45,11 @@ from kernels.advantage import group_advantage, process_advantage
 from kernels.head_loss import fuses, head_policy_loss
 from kernels.policy_loss import policy_loss, token_weights
 from model import ModelConfig, Transformer
-from options import option, parse
-from pretrained import from_pretrained
 from reward import RewardModel, solution_score
 from rollout import Rollout, label_steps, load_rollouts, rollout, save_rollouts
 from runtime import World, seeded
+from runtime.hf import from_pretrained
+from runtime.options import option, parse
 
 
 @dataclass
@@ -56,60 +57,110 @@ class Config:
     init: str = option("", "model directory to start from: the first policy and reference")
     problems: list[str] = option([], "training problems with answers, comma-separated files")
     to: str = option("", "run directory; the result is TO/model")
-    formats: list[str] = option(["cot"], "in turn over the questions of a batch: cot, pot, or both (cot,cot,pot)")
-    sandbox: str = option("best-effort", "isolation of programs: strict refuses to run without, best-effort warns")
+    formats: list[str] = option(
+        ["cot"], "in turn over the questions of a batch: cot, pot, or both (cot,cot,pot)"
+    )
+    sandbox: str = option(
+        "best-effort", "isolation of programs: strict refuses to run without, best-effort warns"
+    )
     template: str = option("plain", "prompt template: plain, deepseek or qwen")
     # the method
-    algorithm: str = option("grpo", "grpo, or rft: only right completions are learned, all alike, without clip and KL")
-    data_source: str = option("policy", "who samples: policy, the model as it is now, or sft, the model of --init")
+    algorithm: str = option(
+        "grpo", "grpo, or rft: only right completions are learned, all alike, without clip and KL"
+    )
+    data_source: str = option(
+        "policy", "who samples: policy, the model as it is now, or sft, the model of --init"
+    )
     reward: str = option("rule", "rule, outcome_model or process_model")
-    reward_model: str = option("", "model directory of train_reward.py; its tokenizer must be the policy's")
-    supervision: str = option("outcome", "outcome: a reward a completion; process: one a step, with a process_model")
+    reward_model: str = option(
+        "", "model directory of train_reward.py; its tokenizer must be the policy's"
+    )
+    supervision: str = option(
+        "outcome", "outcome: a reward a completion; process: one a step, with a process_model"
+    )
     # algorithm 1
-    iterations: int = option(1, "outer iterations I: the reference becomes the policy at the start of each")
+    iterations: int = option(
+        1, "outer iterations I: the reference becomes the policy at the start of each"
+    )
     steps: int = option(1000, "steps M of an iteration")
-    questions: int = option(16, "questions a step, over all processes (16 x 64 samples = the paper's batch of 1,024)")
+    questions: int = option(
+        16, "questions a step, over all processes (16 x 64 samples = the paper's batch of 1,024)"
+    )
     samples: int = option(64, "completions G of a question")
     mu: int = option(1, "optimizer steps on each batch of samples")
-    patience: int = option(100, "stop after so many steps in a row in which no group had a signal; 0: go on")
+    patience: int = option(
+        100, "stop after so many steps in a row in which no group had a signal; 0: go on"
+    )
     # the reward model between outer iterations
-    reward_questions: int = option(0, "problems sampled and labelled to train the reward model on; 0: it stays")
+    reward_questions: int = option(
+        0, "problems sampled and labelled to train the reward model on; 0: it stays"
+    )
     reward_samples: int = option(16, "completions of each of those problems")
-    reward_step_samples: int = option(8, "completions from each step's end that label it, for a process model")
-    reward_config: str = option("", "TOML file of train_reward.py's options (steps, lr, replay ...)")
-    reward_history: list[str] = option([], "files the reward model was first trained on, to replay a share of")
+    reward_step_samples: int = option(
+        8, "completions from each step's end that label it, for a process model"
+    )
+    reward_config: str = option(
+        "", "TOML file of train_reward.py's options (steps, lr, replay ...)"
+    )
+    reward_history: list[str] = option(
+        [], "files the reward model was first trained on, to replay a share of"
+    )
     # equation 3
     lr: float = option(1e-6, "learning rate, constant after the warm-up")
     warmup: int = option(0, "steps of linear warm-up")
-    decay: float = option(0.0, "share of the steps, the last, over which the rate falls linearly to a tenth (0: none)")
+    decay: float = option(
+        0.0, "share of the steps, the last, over which the rate falls linearly to a tenth (0: none)"
+    )
     beta: float = option(0.04, "weight of the KL to the reference; 0 needs no reference")
     clip_low: float = option(0.2, "ratios are clipped below 1 - clip_low")
     clip_high: float = option(0.2, "ratios are clipped above 1 + clip_high")
-    normalize: str = option("grpo", "grpo: mean over tokens, then completions; dapo: all tokens; dr_grpo: constant")
-    scale: str = option("std", "std: advantages are divided by the group's deviation; none: not (Dr. GRPO)")
+    normalize: str = option(
+        "grpo", "grpo: mean over tokens, then completions; dapo: all tokens; dr_grpo: constant"
+    )
+    scale: str = option(
+        "std", "std: advantages are divided by the group's deviation; none: not (Dr. GRPO)"
+    )
     ddof: int = option(1, "1: sample deviation (TRL, verl); 0: population deviation")
     # sampling
     temperature: float = option(1.0, "sampling temperature; the log-probs in the loss use it too")
-    max_new_tokens: int = option(1024, "longest completion; a longer one is cut and judged as it is")
+    max_new_tokens: int = option(
+        1024, "longest completion; a longer one is cut and judged as it is"
+    )
     max_rows: int = option(256, "completions decoded at once by one process")
     # optimization
     weight_decay: float = option(0.0, "AdamW weight decay, on matrices")
     beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
     clip: float = option(1.0, "largest gradient norm")
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
-    shared_prompts: bool = option(True, "run a question once for its G completions; false repeats it (same gradient)")
-    fused: bool | None = option(None, "LM head and loss in one pass; none: on GPUs and for 4,096 words and more")
-    activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
-    bf16: bool | None = option(None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too")
-    compile: bool | None = option(None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute")
-    reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
+    shared_prompts: bool = option(
+        True, "run a question once for its G completions; false repeats it (same gradient)"
+    )
+    fused: bool | None = option(
+        None, "LM head and loss in one pass; none: on GPUs and for 4,096 words and more"
+    )
+    activation_checkpointing: bool | None = option(
+        None, "recompute activations, 1/3 more time; none: by need"
+    )
+    bf16: bool | None = option(
+        None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too"
+    )
+    compile: bool | None = option(
+        None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute"
+    )
+    reference: bool = option(
+        False, "the readable path: nothing fused, compiled or shared; same numbers, slower"
+    )
     # the run
     valid: str = option("", "problems held out for evaluation during training (greedy)")
     valid_limit: int = option(200, "number of those problems used")
-    valid_every: int = option(20, "steps between evaluations; the start and the end are always evaluated")
+    valid_every: int = option(
+        20, "steps between evaluations; the start and the end are always evaluated"
+    )
     save_every: int = option(20, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
-    keep_rollouts: bool = option(True, "write rollouts to TO/rollouts (a resumed run reads those after its checkpoint)")
+    keep_rollouts: bool = option(
+        True, "write rollouts to TO/rollouts (a resumed run reads those after its checkpoint)"
+    )
     seed: int = option(0, "seed of questions and samples")
     device: str = option("auto", "auto, cpu or cuda")
 
@@ -142,7 +193,9 @@ def collect(
     return rollouts, {"rollout": sampled - began - judging["judge"], **judging, "reward": rewarded}
 
 
-def supervise(config: Config, rollouts: list[Rollout], reward_model: RewardModel | None, world: World) -> None:
+def supervise(
+    config: Config, rollouts: list[Rollout], reward_model: RewardModel | None, world: World
+) -> None:
     """Fill in rewards, rule and advantages of rollouts that the rule has judged."""
     for one in rollouts:
         one.rule = list(one.rewards)
@@ -154,7 +207,9 @@ def supervise(config: Config, rollouts: list[Rollout], reward_model: RewardModel
             rollouts[i].rewards = [solution_score(row) for row in rows]
             if reward_model.kind == "process":
                 rollouts[i].step_rewards = rows
-                rollouts[i].step_ends = reward_model.places([sample.ids for sample in rollouts[i].samples])
+                rollouts[i].step_ends = reward_model.places(
+                    [sample.ids for sample in rollouts[i].samples]
+                )
     for one in rollouts:
         one.advantages = advantages(config, one)
 
@@ -189,17 +244,23 @@ def refresh(
     """Between outer iterations (4.1.4): label new samples of the policy and train the reward model on with them, and
     with a share of what it was trained on before. Leaves TO/reward_data/iteration_I.jsonl and TO/reward_I/model; what
     is there already is kept."""
-    data = [Path(config.to) / "reward_data" / f"iteration_{i}.jsonl" for i in range(1, iteration + 1)]
+    data = [
+        Path(config.to) / "reward_data" / f"iteration_{i}.jsonl" for i in range(1, iteration + 1)
+    ]
     shared = config.max_rows, sandbox, world
     if not world.broadcast_object(data[-1].exists()):
         order = runtime.shuffled(len(items), seeded(config.seed, "reward", iteration))
         chosen = [items[next(order)] for _ in range(config.reward_questions)]
         formats = [config.formats[i % len(config.formats)] for i in range(len(chosen))]
         seed = seeded(config.seed, "reward samples", iteration)
-        sampling = Sampling(config.reward_samples, config.temperature, 1.0, config.max_new_tokens, seed=seed)
+        sampling = Sampling(
+            config.reward_samples, config.temperature, 1.0, config.max_new_tokens, seed=seed
+        )
         rollouts = rollout(policy, tokenizer, chosen, formats, config.template, sampling, *shared)
         if config.reward == "process_model":
-            again = replace(sampling, samples=config.reward_step_samples, seed=seeded(seed, "steps"))
+            again = replace(
+                sampling, samples=config.reward_step_samples, seed=seeded(seed, "steps")
+            )
             label_steps(policy, tokenizer, rollouts, config.template, again, *shared)
         world.barrier()
         if world.main:
@@ -246,7 +307,9 @@ class Unit:
 
     @property
     def tokens(self) -> int:
-        return len(self.rollout.prompt) + sum(len(self.rollout.samples[g].ids) for g in self.members)
+        return len(self.rollout.prompt) + sum(
+            len(self.rollout.samples[g].ids) for g in self.members
+        )
 
 
 def units(rollouts: list[Rollout], budget: int) -> list[Unit]:
@@ -265,33 +328,56 @@ class MicroBatch:
     def __init__(self, parts: list[Unit], config: Config, completions: int, tokens: int, device):
         samples = [unit.rollout.samples[g] for unit in parts for g in unit.members]
         advantages = [
-            np.broadcast_to(unit.rollout.advantages[g], len(unit.rollout.samples[g].ids))  # one, or one a token
+            np.broadcast_to(
+                unit.rollout.advantages[g], len(unit.rollout.samples[g].ids)
+            )  # one, or one a token
             for unit in parts
             for g in unit.members
         ]
         self.parts = parts
         self.batch = pack_completions([unit.group for unit in parts], config.shared_prompts, device)
         mask = torch.tensor([chosen for sample in samples for chosen in sample.mask], device=device)
-        self.advantage = torch.tensor(np.concatenate(advantages), dtype=torch.float32, device=device)  # [N]
+        self.advantage = torch.tensor(
+            np.concatenate(advantages), dtype=torch.float32, device=device
+        )  # [N]
         lengths = torch.tensor([sum(sample.mask) for sample in samples], device=device)  # |o_i|
         self.weight = token_weights(  # [N]
-            lengths, mask, self.batch.completion, config.normalize, completions, tokens, config.max_new_tokens
+            lengths,
+            mask,
+            self.batch.completion,
+            config.normalize,
+            completions,
+            tokens,
+            config.max_new_tokens,
         )
         # None: the policy is the one that sampled (the first update), or the method has no ratio
         self.old_logp: Tensor | None = None
         if config.data_source == "sft" and config.algorithm == "grpo":
-            self.old_logp = torch.tensor([p for sample in samples for p in sample.logprobs], device=device)
+            self.old_logp = torch.tensor(
+                [p for sample in samples for p in sample.logprobs], device=device
+            )
         self.ref_logp: Tensor | None = None
 
 
-def micro_loss(model, micro: MicroBatch, config: Config, entropy: bool) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+def micro_loss(
+    model, micro: MicroBatch, config: Config, entropy: bool
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Eq. 3 of a micro-batch, sums to log of its policy tokens (that of the entropies if asked), and log-probs [N]."""
     old, ref, clip = micro.old_logp, micro.ref_logp, (config.clip_low, config.clip_high)
     if fuses(model.config.vocab_size, micro.advantage, config.fused):
         return head_policy_loss(
-            hidden_states(model, micro.batch), model.head_weight, micro.batch.targets, micro.advantage, micro.weight,
-            old, ref, *clip, config.beta, temperature=config.temperature, entropy=entropy,
-        )  # fmt: skip
+            hidden_states(model, micro.batch),
+            model.head_weight,
+            micro.batch.targets,
+            micro.advantage,
+            micro.weight,
+            old,
+            ref,
+            *clip,
+            config.beta,
+            temperature=config.temperature,
+            entropy=entropy,
+        )
     logp, spread = token_logprobs(model, micro.batch, config.temperature, entropy=entropy)
     loss, stats = policy_loss(logp, old, ref, micro.advantage, micro.weight, *clip, config.beta)
     if entropy:
@@ -299,7 +385,9 @@ def micro_loss(model, micro: MicroBatch, config: Config, entropy: bool) -> tuple
     return loss, stats, logp.detach()
 
 
-def grpo_gradient(model, batches: list[MicroBatch], config: Config, first: bool) -> dict[str, Tensor]:
+def grpo_gradient(
+    model, batches: list[MicroBatch], config: Config, first: bool
+) -> dict[str, Tensor]:
     """Accumulate the gradient of eq. 3 over this process's micro-batches. Returns sums over policy tokens, for metrics.
 
     Every constant of the loss is in the batches' weights: neither micro-batching nor the number of processes matters.
@@ -316,15 +404,23 @@ def grpo_gradient(model, batches: list[MicroBatch], config: Config, first: bool)
     return sums
 
 
-def make_batches(rollouts: list[Rollout], config: Config, reference, world: World) -> list[MicroBatch]:
+def make_batches(
+    rollouts: list[Rollout], config: Config, reference, world: World
+) -> list[MicroBatch]:
     """This process's micro-batches with the reference's log-probs, computed once per rollout."""
     masks = [sample.mask for one in rollouts for sample in one.samples]
-    completions = sum(any(mask) for mask in masks)  # a completion without a token of the policy's own does not count
+    completions = sum(
+        any(mask) for mask in masks
+    )  # a completion without a token of the policy's own does not count
     tokens = sum(map(sum, masks))
     parts = units(rollouts, config.micro_tokens)
     batches = []
-    for micro in micro_batches([unit.tokens for unit in parts], config.micro_tokens, world.size)[world.rank]:
-        made = MicroBatch([parts[i] for i in micro or [0]], config, completions, tokens, world.device)
+    for micro in micro_batches([unit.tokens for unit in parts], config.micro_tokens, world.size)[
+        world.rank
+    ]:
+        made = MicroBatch(
+            [parts[i] for i in micro or [0]], config, completions, tokens, world.device
+        )
         if not micro:  # nothing left for this process: run along without loss
             made.weight.zero_()
         if reference is not None:
@@ -334,7 +430,9 @@ def make_batches(rollouts: list[Rollout], config: Config, reference, world: Worl
     return batches
 
 
-def update(model, optimizer, rollouts: list[Rollout], config: Config, reference, world: World) -> dict:
+def update(
+    model, optimizer, rollouts: list[Rollout], config: Config, reference, world: World
+) -> dict:
     """mu optimizer steps on a batch of rollouts. Returns its metrics (the first step's but for clip_fraction)."""
     batches = make_batches(rollouts, config, reference, world)
     metrics = {}
@@ -374,7 +472,11 @@ def rollout_metrics(rollouts: list[Rollout]) -> dict:
         "rule": float(rule.mean()),
         "gap": float((rewards - rule)[finite].mean()) if finite.any() else 0.0,
         "no_signal": float(np.mean([not any(map(np.any, one.advantages)) for one in rollouts])),
-        "distinct": float(np.mean([len({tuple(s.ids) for s in one.samples}) / len(one.samples) for one in rollouts])),
+        "distinct": float(
+            np.mean(
+                [len({tuple(s.ids) for s in one.samples}) / len(one.samples) for one in rollouts]
+            )
+        ),
         "length": float(lengths.mean()),
         "length_max": int(lengths.max()),
         "truncated": float(np.mean([sample.finish == "length" for sample in samples])),
@@ -423,7 +525,9 @@ def validate(
         own, records = items[world.rank :: world.size], []
         if own:
             sampling = Sampling(temperature=0.0, max_new_tokens=config.max_new_tokens)
-            records = evaluate(policy, tokenizer, own, format, sampling, config.template, sandbox, config.max_rows)[1]
+            records = evaluate(
+                policy, tokenizer, own, format, sampling, config.template, sandbox, config.max_rows
+            )[1]
         records = [record for part in world.all_gather_objects(records) for record in part]
         found[f"valid/{format}"] = summarise(records)["accuracy"]
     return found
@@ -447,22 +551,34 @@ def check(config: Config) -> None:
     )
     for name, known in known_options:
         if getattr(config, name) not in known:
-            raise InputError(f"--{name} {getattr(config, name)}: unknown; choose one of {', '.join(known)}")
+            raise InputError(
+                f"--{name} {getattr(config, name)}: unknown; choose one of {', '.join(known)}"
+            )
     for format in config.formats or [""]:
         if format not in ("cot", "pot"):
             raise InputError(f"--formats {format}: unknown; use cot, pot or both")
     if config.reward != "rule" and not config.reward_model:
-        raise InputError(f"--reward {config.reward} needs --reward_model DIR, a result of train_reward.py")
+        raise InputError(
+            f"--reward {config.reward} needs --reward_model DIR, a result of train_reward.py"
+        )
     if config.reward == "rule" and (config.reward_model or config.reward_questions):
-        raise InputError("--reward_model and --reward_questions need --reward outcome_model or process_model")
+        raise InputError(
+            "--reward_model and --reward_questions need --reward outcome_model or process_model"
+        )
     if config.supervision == "process" and config.reward != "process_model":
         raise InputError(f"--supervision process needs --reward process_model, not {config.reward}")
     if config.algorithm == "rft" and config.reward != "rule":
-        raise InputError(f"--algorithm rft needs --reward rule, not {config.reward}: it learns what is right")
+        raise InputError(
+            f"--algorithm rft needs --reward rule, not {config.reward}: it learns what is right"
+        )
     if config.supervision == "process" and config.scale != "std":
-        raise InputError("--scale none: process supervision (4.1.3) divides by the deviation; leave --scale out")
+        raise InputError(
+            "--scale none: process supervision (4.1.3) divides by the deviation; leave --scale out"
+        )
     if config.reward_questions and config.iterations == 1:
-        raise InputError("--reward_questions needs --iterations above 1: the reward model learns on between them")
+        raise InputError(
+            "--reward_questions needs --iterations above 1: the reward model learns on between them"
+        )
     for name in ("reward_samples", "reward_step_samples"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} must be at least 1")
@@ -470,28 +586,49 @@ def check(config: Config) -> None:
         if getattr(config, name) < 0:
             raise InputError(f"--{name} must be at least 0")
     if config.reward_questions and config.reward_config:
-        parse(train_reward.Config, ["--config", config.reward_config])  # better refused now than after an iteration
+        parse(
+            train_reward.Config, ["--config", config.reward_config]
+        )  # better refused now than after an iteration
     if config.ddof not in (0, 1):
-        raise InputError(f"--ddof {config.ddof}: give 1 (sample deviation) or 0 (population deviation)")
-    sizes = ("iterations", "steps", "questions", "samples", "mu", "max_new_tokens", "max_rows", "micro_tokens")
+        raise InputError(
+            f"--ddof {config.ddof}: give 1 (sample deviation) or 0 (population deviation)"
+        )
+    sizes = (
+        "iterations",
+        "steps",
+        "questions",
+        "samples",
+        "mu",
+        "max_new_tokens",
+        "max_rows",
+        "micro_tokens",
+    )
     for name in (*sizes, "valid_limit", "valid_every", "save_every"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} must be at least 1")
     if config.temperature <= 0:
-        raise InputError("--temperature must be above 0: greedy samples of a group are all the same")
+        raise InputError(
+            "--temperature must be above 0: greedy samples of a group are all the same"
+        )
 
 
-def load_problems(config: Config, tokenizer: Tokenizer, context: int) -> tuple[list[Problem], list[Problem]]:
+def load_problems(
+    config: Config, tokenizer: Tokenizer, context: int
+) -> tuple[list[Problem], list[Problem]]:
     """Those to train on and those held out. Raises InputError for a prompt that leaves no room in the context: better
     refused now than when its turn comes."""
-    items = [item for path in config.problems for item in problems.load(path)]
-    held_out = problems.load(config.valid)[: config.valid_limit] if config.valid else []
+    items = [item for path in config.problems for item in readers.load(path)]
+    held_out = readers.load(config.valid)[: config.valid_limit] if config.valid else []
     for format in dict.fromkeys(config.formats):
         asked = items + held_out
-        for item, ids in zip(asked, encode_prompts(tokenizer, asked, format, config.template), strict=True):
+        for item, ids in zip(
+            asked, encode_prompts(tokenizer, asked, format, config.template), strict=True
+        ):
             if len(ids) >= context:
                 reason = f"its prompt is as long as the model's context, {context}; leave it out"
-                raise InputError(f"problem {item.id}{f' ({item.source})' if item.source else ''}: {reason}")
+                raise InputError(
+                    f"problem {item.id}{f' ({item.source})' if item.source else ''}: {reason}"
+                )
     return items, held_out
 
 
@@ -508,16 +645,24 @@ def main(config: Config) -> None:
     model.activation_checkpointing = run.checkpointing("grpo", model.config)
     model = runtime.shard(model, world)  # one after the other, so that whole copies do not pile up
     regularised = config.beta and config.algorithm == "grpo"
-    reference = runtime.shard(from_pretrained(config.init, world.device), world) if regularised else None
+    reference = (
+        runtime.shard(from_pretrained(config.init, world.device), world) if regularised else None
+    )
     # Whole on every process: decoding never waits for another one.
-    policy = runtime.prepare(from_pretrained(config.init, world.device, world.dtype), world, trained=False)
+    policy = runtime.prepare(
+        from_pretrained(config.init, world.device, world.dtype), world, trained=False
+    )
     offline = config.data_source == "sft"
     sampler = copy.deepcopy(policy) if offline else policy
     optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
 
     def reward_of(iteration: int) -> RewardModel | None:
         kind, directory = config.reward.removesuffix("_model"), reward_directory(config, iteration)
-        return RewardModel(directory, kind, tokenizer, world.device, world.dtype) if kind != "rule" else None
+        return (
+            RewardModel(directory, kind, tokenizer, world.device, world.dtype)
+            if kind != "rule"
+            else None
+        )
 
     reward_model = reward_of(0)
     start, state = run.resume(model, optimizer)
@@ -553,30 +698,48 @@ def main(config: Config) -> None:
             else:
                 if not offline:
                     runtime.gather_into(model, policy)
-                rollouts, seconds = collect(config, step, sampler, tokenizer, batch, sandbox, reward_model, world)
+                rollouts, seconds = collect(
+                    config, step, sampler, tokenizer, batch, sandbox, reward_model, world
+                )
                 world.barrier()  # no process may find the file of a step that another is still sampling
                 if world.main and config.keep_rollouts:
                     save_rollouts(path, rollouts, tokenizer)
             began = time.perf_counter()
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * runtime.lr_linear_decay(step, config.warmup, total, config.decay)
-            metrics = rollout_metrics(rollouts) | update(model, optimizer, rollouts, config, reference, world)
+                group["lr"] = config.lr * runtime.lr_linear_decay(
+                    step, config.warmup, total, config.decay
+                )
+            metrics = rollout_metrics(rollouts) | update(
+                model, optimizer, rollouts, config, reference, world
+            )
             seconds["update"] = time.perf_counter() - began
             if held_out and (step % config.valid_every == 0 or step == total):
                 runtime.gather_into(model, policy)
                 metrics |= validate(config, policy, tokenizer, held_out, sandbox, world)
             reads = [(model.config, 3 * config.mu + (reference is not None))]
-            run.log(step, metrics, timing(rollouts, seconds, model.config, reads, config.mu, reward_model, world))
+            run.log(
+                step,
+                metrics,
+                timing(rollouts, seconds, model.config, reads, config.mu, reward_model, world),
+            )
             silent = silent + 1 if metrics["no_signal"] == 1 else 0
             if metrics["reward_not_finite"]:
-                run.say(f"step {step}: {metrics['reward_not_finite']} rewards are not finite; they count for nothing")
-            if config.supervision == "process" and all(len(ends) == 1 for one in rollouts for ends in one.step_ends):
-                run.say(f"step {step}: no completion has more than one line: process supervision sees no steps")
+                run.say(
+                    f"step {step}: {metrics['reward_not_finite']} rewards are not finite; they count for nothing"
+                )
+            if config.supervision == "process" and all(
+                len(ends) == 1 for one in rollouts for ends in one.step_ends
+            ):
+                run.say(
+                    f"step {step}: no completion has more than one line: process supervision sees no steps"
+                )
             run.checkpoint(step, model, tokenizer, optimizer, {"silent": silent})
             if config.patience and silent >= config.patience and step < total:
                 run.checkpoints.save(step, model, tokenizer, optimizer, {"silent": silent})
                 reason = "all rewards of each group were alike: the problems are too easy or too hard for the model"
-                raise InputError(f"step {step}: no signal in {silent} steps, {reason}; --patience 0 goes on from here")
+                raise InputError(
+                    f"step {step}: no signal in {silent} steps, {reason}; --patience 0 goes on from here"
+                )
     run.finish(model, tokenizer, {"problems": len(items)})
 
 

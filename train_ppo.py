@@ -33,17 +33,17 @@ from torch import Tensor
 import runtime
 import train_grpo
 from batch import pack_completions, token_logprobs, token_values
-from data import InputError
+from data.io import InputError
 from data.packing import micro_batches
-from data.sandbox import Sandbox
+from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer
 from model import Transformer
-from options import option
-from pretrained import from_pretrained
 from reward import RewardModel
 from rollout import Rollout, load_rollouts, save_rollouts
 from runtime import World
+from runtime.hf import from_pretrained
+from runtime.options import option
 from train_grpo import (
     MicroBatch,
     averaged,
@@ -61,52 +61,92 @@ from train_grpo import (
 @dataclass
 class Config:
     init: str = option("", "model directory to start from: the first policy and the reference")
-    value_init: str = option("", "directory the value model starts from: any of the same tokenizer (default: --init)")
+    value_init: str = option(
+        "", "directory the value model starts from: any of the same tokenizer (default: --init)"
+    )
     problems: list[str] = option([], "training problems with answers, comma-separated files")
     to: str = option("", "run directory; the results are TO/model and TO/value_model")
-    formats: list[str] = option(["cot"], "in turn over the questions of a batch: cot, pot, or both (cot,cot,pot)")
-    sandbox: str = option("best-effort", "isolation of programs: strict refuses to run without, best-effort warns")
+    formats: list[str] = option(
+        ["cot"], "in turn over the questions of a batch: cot, pot, or both (cot,cot,pot)"
+    )
+    sandbox: str = option(
+        "best-effort", "isolation of programs: strict refuses to run without, best-effort warns"
+    )
     template: str = option("plain", "prompt template: plain, deepseek or qwen")
-    reward: str = option("rule", "at the last token: rule, outcome_model or process_model (its weakest step's)")
-    reward_model: str = option("", "model directory of train_reward.py; its tokenizer must be the policy's")
+    reward: str = option(
+        "rule", "at the last token: rule, outcome_model or process_model (its weakest step's)"
+    )
+    reward_model: str = option(
+        "", "model directory of train_reward.py; its tokenizer must be the policy's"
+    )
     steps: int = option(1000, "steps")
     questions: int = option(1024, "questions a step, over all processes")
-    samples: int = option(1, "completions of a question: PPO needs no group, and other questions tell more")
+    samples: int = option(
+        1, "completions of a question: PPO needs no group, and other questions tell more"
+    )
     mu: int = option(1, "optimizer steps on each batch of samples")
     # equations 2 and 15
     lr: float = option(1e-6, "learning rate of the policy, constant after the warm-up")
     value_lr: float = option(1e-5, "learning rate of the value model, on the same schedule")
     warmup: int = option(0, "steps of linear warm-up")
-    decay: float = option(0.0, "share of the steps, the last, over which the rates fall linearly to a tenth (0: none)")
-    beta: float = option(0.04, "weight of the KL to the reference in the reward; 0 needs no reference")
+    decay: float = option(
+        0.0, "share of the steps, the last, over which the rates fall linearly to a tenth (0: none)"
+    )
+    beta: float = option(
+        0.04, "weight of the KL to the reference in the reward; 0 needs no reference"
+    )
     gamma: float = option(1.0, "discount; 1: when a reward comes does not matter")
-    lam: float = option(0.95, "GAE's lambda: 1 takes what was earned (no bias), 0 what the value model foresees")
-    whiten: bool = option(True, "advantages of the whole batch are brought to mean 0 and deviation 1")
+    lam: float = option(
+        0.95, "GAE's lambda: 1 takes what was earned (no bias), 0 what the value model foresees"
+    )
+    whiten: bool = option(
+        True, "advantages of the whole batch are brought to mean 0 and deviation 1"
+    )
     clip_low: float = option(0.2, "ratios are clipped below 1 - clip_low")
     clip_high: float = option(0.2, "ratios are clipped above 1 + clip_high")
-    clip_value: float = option(0.2, "values further than this from those before the step are clipped; 0: none are")
+    clip_value: float = option(
+        0.2, "values further than this from those before the step are clipped; 0: none are"
+    )
     # sampling
     temperature: float = option(1.0, "sampling temperature; the log-probs in the loss use it too")
-    max_new_tokens: int = option(1024, "longest completion; a longer one is cut and judged as it is")
+    max_new_tokens: int = option(
+        1024, "longest completion; a longer one is cut and judged as it is"
+    )
     max_rows: int = option(256, "completions decoded at once by one process")
     # optimization
     weight_decay: float = option(0.0, "AdamW weight decay, on matrices")
     beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
     clip: float = option(1.0, "largest gradient norm, of each model")
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
-    shared_prompts: bool = option(True, "run a question once for all its completions; false repeats it (same gradient)")
-    fused: bool | None = option(None, "LM head and loss in one pass; none: on GPUs and for 4,096 words and more")
-    activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
-    bf16: bool | None = option(None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too")
-    compile: bool | None = option(None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute")
-    reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
+    shared_prompts: bool = option(
+        True, "run a question once for all its completions; false repeats it (same gradient)"
+    )
+    fused: bool | None = option(
+        None, "LM head and loss in one pass; none: on GPUs and for 4,096 words and more"
+    )
+    activation_checkpointing: bool | None = option(
+        None, "recompute activations, 1/3 more time; none: by need"
+    )
+    bf16: bool | None = option(
+        None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too"
+    )
+    compile: bool | None = option(
+        None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute"
+    )
+    reference: bool = option(
+        False, "the readable path: nothing fused, compiled or shared; same numbers, slower"
+    )
     # the run
     valid: str = option("", "problems held out for evaluation during training (greedy)")
     valid_limit: int = option(200, "number of those problems used")
-    valid_every: int = option(20, "steps between evaluations; the start and the end are always evaluated")
+    valid_every: int = option(
+        20, "steps between evaluations; the start and the end are always evaluated"
+    )
     save_every: int = option(20, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
-    keep_rollouts: bool = option(True, "write rollouts to TO/rollouts (a resumed run reads those after its checkpoint)")
+    keep_rollouts: bool = option(
+        True, "write rollouts to TO/rollouts (a resumed run reads those after its checkpoint)"
+    )
     seed: int = option(0, "seed of questions and samples")
     device: str = option("auto", "auto, cpu or cuda")
 
@@ -115,7 +155,9 @@ def as_grpo(config: Config) -> train_grpo.Config:
     """The options of what PPO and GRPO share: sampling, rewarding, and the policy's loss, which for PPO has no KL."""
     names = {field.name for field in fields(train_grpo.Config)}
     shared = {name: value for name, value in vars(config).items() if name in names}
-    return train_grpo.Config(**{**shared, "beta": 0.0, "normalize": "grpo"})  # the means of eq. 15 are those of eq. 3
+    return train_grpo.Config(
+        **{**shared, "beta": 0.0, "normalize": "grpo"}
+    )  # the means of eq. 15 are those of eq. 3
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -126,13 +168,19 @@ def as_grpo(config: Config) -> train_grpo.Config:
 def assess(config: Config, rollouts: list[Rollout], reference, value, world: World) -> None:
     """Fill in values and, with a reference, ref_logprobs of every completion token. Processes share the work."""
     parts, found = units(rollouts, config.micro_tokens), {}
-    for micro in micro_batches([unit.tokens for unit in parts], config.micro_tokens, world.size)[world.rank]:
+    for micro in micro_batches([unit.tokens for unit in parts], config.micro_tokens, world.size)[
+        world.rank
+    ]:
         chosen = micro or [0]  # nothing left for this process: run along
-        batch = pack_completions([parts[i].group for i in chosen], config.shared_prompts, world.device)
+        batch = pack_completions(
+            [parts[i].group for i in chosen], config.shared_prompts, world.device
+        )
         told = [token_values(value, batch)]
         if reference is not None:
             told.append(token_logprobs(reference, batch, config.temperature)[0])
-        rows = iter(torch.stack(told).split(batch.completion.bincount().tolist(), dim=1))  # one [2, n] a completion
+        rows = iter(
+            torch.stack(told).split(batch.completion.bincount().tolist(), dim=1)
+        )  # one [2, n] a completion
         found |= {i: [next(rows).tolist() for _ in parts[i].members] for i in micro}
     found = {i: rows for part in world.all_gather_objects(found) for i, rows in part.items()}
     for one in rollouts:
@@ -171,7 +219,11 @@ def log_ratios(one: Rollout, g: int) -> list[float]:
     """log pi_old(o_t) - log pi_ref(o_t) of a completion's tokens that the policy chose: k1, the KL in expectation."""
     sample = one.samples[g]
     reference = one.ref_logprobs[g] if one.ref_logprobs else sample.logprobs  # no reference: no KL
-    return [old - ref for old, ref, own in zip(sample.logprobs, reference, sample.mask, strict=True) if own]
+    return [
+        old - ref
+        for old, ref, own in zip(sample.logprobs, reference, sample.mask, strict=True)
+        if own
+    ]
 
 
 def estimate(config: Config, rollouts: list[Rollout]) -> dict:
@@ -190,8 +242,12 @@ def estimate(config: Config, rollouts: list[Rollout]) -> dict:
                 places.append((one, g, own))
                 values.append([one.values[g][t] for t in own])
                 ratios += log_ratios(one, g)
-                advantages.append(gae(token_rewards(config, one, g), values[-1], config.gamma, config.lam))
-    flat, value = (np.array([x for row in rows for x in row] or [0.0]) for rows in (advantages, values))
+                advantages.append(
+                    gae(token_rewards(config, one, g), values[-1], config.gamma, config.lam)
+                )
+    flat, value = (
+        np.array([x for row in rows for x in row] or [0.0]) for rows in (advantages, values)
+    )
     returns = flat + value
     # below 1e-4 it is rounding, of the log-ratios in the first step above all, which must not be blown up to 1
     mean, deviation = (flat.mean(), math.sqrt(flat.var() + 1e-8)) if config.whiten else (0.0, 1.0)
@@ -202,7 +258,9 @@ def estimate(config: Config, rollouts: list[Rollout]) -> dict:
     return {
         "kl": float(np.mean(ratios or [0.0])),
         "returns": float(returns.mean()),
-        "explained_variance": float(1 - flat.var() / spread) if spread > 0 else 0.0,  # of the returns, by the values
+        "explained_variance": float(1 - flat.var() / spread)
+        if spread > 0
+        else 0.0,  # of the returns, by the values
     }
 
 
@@ -217,13 +275,17 @@ def ppo_coefficient(advantage: Tensor, ratio: Tensor, clip_low: float, clip_high
 # Update
 
 
-def value_loss(value: Tensor, old: Tensor, returns: Tensor, weight: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+def value_loss(
+    value: Tensor, old: Tensor, returns: Tensor, weight: Tensor, clip: float
+) -> tuple[Tensor, Tensor]:
     """sum_t weight_t max((V_t - R_t)^2, (clip(V_t, V_old_t - c, V_old_t + c) - R_t)^2) / 2, and the number of tokens
     where the clipped side is the larger: they have no gradient. All [T]; clip 0 does without."""
     error = (value - returns) ** 2
     near = value.clamp(old - clip, old + clip) if clip else value
     bounded = (near - returns) ** 2
-    return 0.5 * (weight * torch.maximum(error, bounded)).sum(), ((bounded > error) & (weight != 0)).sum()
+    return 0.5 * (weight * torch.maximum(error, bounded)).sum(), (
+        (bounded > error) & (weight != 0)
+    ).sum()
 
 
 def value_gradient(model, batches: list[MicroBatch], config: Config) -> dict[str, Tensor]:
@@ -231,7 +293,9 @@ def value_gradient(model, batches: list[MicroBatch], config: Config) -> dict[str
     sums = {"value_loss": 0.0, "value_clip": 0.0}
     for micro in batches:
         rows = [(unit.rollout, g) for unit in micro.parts for g in unit.members]
-        flat = ([x for one, g in rows for x in getattr(one, name)[g]] for name in ("values", "returns"))
+        flat = (
+            [x for one, g in rows for x in getattr(one, name)[g]] for name in ("values", "returns")
+        )
         old, returns = (torch.tensor(numbers, device=micro.weight.device) for numbers in flat)
         value = token_values(model, micro.batch)
         loss, clipped = value_loss(value, old, returns, micro.weight, config.clip_value)
@@ -241,7 +305,9 @@ def value_gradient(model, batches: list[MicroBatch], config: Config) -> dict[str
     return sums
 
 
-def update(model, optimizer, value, value_optimizer, rollouts: list[Rollout], config: Config, world: World) -> dict:
+def update(
+    model, optimizer, value, value_optimizer, rollouts: list[Rollout], config: Config, world: World
+) -> dict:
     """mu optimizer steps of both models on a batch of rollouts. Returns its metrics (the first step's, but for the
     clip fractions and the ratio: the last step's)."""
     options = as_grpo(config)
@@ -249,13 +315,22 @@ def update(model, optimizer, value, value_optimizer, rollouts: list[Rollout], co
     metrics = {}
     for inner in range(config.mu):
         norms = {}
-        sums = grpo_gradient(model, batches, options, first=inner == 0) | value_gradient(value, batches, config)
-        for name, one, its_optimizer in (("", model, optimizer), ("value_", value, value_optimizer)):
+        sums = grpo_gradient(model, batches, options, first=inner == 0) | value_gradient(
+            value, batches, config
+        )
+        for name, one, its_optimizer in (
+            ("", model, optimizer),
+            ("value_", value, value_optimizer),
+        ):
             norms[f"{name}grad_norm"] = runtime.clip_grad_norm(one, config.clip)
             its_optimizer.step()
             its_optimizer.zero_grad(set_to_none=True)
         last = averaged(sums, world) | norms
-        latest = {"clip_fraction": last.pop("clip"), "ratio": last["ratio"], "value_clip": last["value_clip"]}
+        latest = {
+            "clip_fraction": last.pop("clip"),
+            "ratio": last["ratio"],
+            "value_clip": last["value_clip"],
+        }
         metrics = {**last, **metrics, **latest}
     return metrics
 
@@ -272,14 +347,18 @@ def check(config: Config) -> None:
         if not 0 <= getattr(config, name) <= 1:
             raise InputError(f"--{name} {getattr(config, name)}: give a number from 0 to 1")
     if config.clip_value < 0:
-        raise InputError(f"--clip_value {config.clip_value}: give a distance above 0, or 0 for none")
+        raise InputError(
+            f"--clip_value {config.clip_value}: give a distance above 0, or 0 for none"
+        )
 
 
 def load_value(config: Config, tokenizer: Tokenizer, device) -> Transformer:
     """The first value model. Raises InputError where its directory has another tokenizer than the policy's."""
     directory = config.value_init or config.init
     if Tokenizer.load(directory).hash != tokenizer.hash:
-        raise InputError(f"{directory}: its tokenizer is not the policy's; start the value model from one that has it")
+        raise InputError(
+            f"{directory}: its tokenizer is not the policy's; start the value model from one that has it"
+        )
     value = from_pretrained(directory, device, score="value")
     check_tokenizer(tokenizer, value, directory)
     value.activation_checkpointing = config.activation_checkpointing
@@ -297,16 +376,26 @@ def main(config: Config) -> None:
     model.activation_checkpointing = run.checkpointing("ppo", model.config)
     model = runtime.shard(model, world)  # one after the other, so that whole copies do not pile up
     value = runtime.shard(load_value(config, tokenizer, world.device), world)
-    reference = runtime.shard(from_pretrained(config.init, world.device), world) if config.beta else None
+    reference = (
+        runtime.shard(from_pretrained(config.init, world.device), world) if config.beta else None
+    )
     # Whole on every process: decoding never waits for another one.
-    policy = runtime.prepare(from_pretrained(config.init, world.device, world.dtype), world, trained=False)
+    policy = runtime.prepare(
+        from_pretrained(config.init, world.device, world.dtype), world, trained=False
+    )
     kind, learned = config.reward.removesuffix("_model"), config.reward != "rule"
-    reward_model = RewardModel(config.reward_model, kind, tokenizer, world.device, world.dtype) if learned else None
+    reward_model = (
+        RewardModel(config.reward_model, kind, tokenizer, world.device, world.dtype)
+        if learned
+        else None
+    )
     run.say(f"{len(items)} problems, {config.questions} x {config.samples} completions a step")
 
     options = as_grpo(config)
     optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
-    value_optimizer = runtime.adamw(value, config.value_lr, (0.9, config.beta2), config.weight_decay)
+    value_optimizer = runtime.adamw(
+        value, config.value_lr, (0.9, config.beta2), config.weight_decay
+    )
     others = {"value": (value, value_optimizer)}
     start, _ = run.resume(model, optimizer, others)
     order = runtime.shuffled(len(items), config.seed)
@@ -325,11 +414,15 @@ def main(config: Config) -> None:
                 rollouts = load_rollouts(path)
             else:
                 runtime.gather_into(model, policy)
-                rollouts, seconds = collect(options, step, policy, tokenizer, batch, sandbox, reward_model, world)
+                rollouts, seconds = collect(
+                    options, step, policy, tokenizer, batch, sandbox, reward_model, world
+                )
                 began = time.perf_counter()
                 assess(config, rollouts, reference, value, world)
                 seconds["assess"] = time.perf_counter() - began
-            estimates = estimate(config, rollouts)  # in place of the groups' advantages, which `collect` gave them
+            estimates = estimate(
+                config, rollouts
+            )  # in place of the groups' advantages, which `collect` gave them
             metrics = rollout_metrics(rollouts) | estimates
             if world.main and config.keep_rollouts and not path.exists():
                 save_rollouts(path, rollouts, tokenizer)
@@ -339,16 +432,29 @@ def main(config: Config) -> None:
             for one, rate in zip((optimizer, value_optimizer), rates.values(), strict=True):
                 for group in one.param_groups:
                     group["lr"] = rate
-            metrics = update(model, optimizer, value, value_optimizer, rollouts, config, world) | metrics | rates
+            metrics = (
+                update(model, optimizer, value, value_optimizer, rollouts, config, world)
+                | metrics
+                | rates
+            )
             seconds["update"] = time.perf_counter() - began
             if held_out and (step % config.valid_every == 0 or step == config.steps):
                 runtime.gather_into(model, policy)
                 metrics |= validate(config, policy, tokenizer, held_out, sandbox, world)
             times, assessed = 3 * config.mu, "assess" in seconds
-            reads = [(model.config, times + (assessed and reference is not None)), (value.config, times + assessed)]
-            run.log(step, metrics, timing(rollouts, seconds, model.config, reads, config.mu, reward_model, world))
+            reads = [
+                (model.config, times + (assessed and reference is not None)),
+                (value.config, times + assessed),
+            ]
+            run.log(
+                step,
+                metrics,
+                timing(rollouts, seconds, model.config, reads, config.mu, reward_model, world),
+            )
             if metrics["reward_not_finite"]:
-                run.say(f"step {step}: {metrics['reward_not_finite']} rewards are not finite; they count for nothing")
+                run.say(
+                    f"step {step}: {metrics['reward_not_finite']} rewards are not finite; they count for nothing"
+                )
             run.checkpoint(step, model, tokenizer, optimizer, others=others)
     run.checkpoints.write(run.directory / "value_model", value, tokenizer)
     run.finish(model, tokenizer, {"problems": len(items)})

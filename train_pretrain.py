@@ -16,25 +16,33 @@ import numpy as np
 import torch
 
 import runtime
-from data import InputError
+from data.io import InputError
 from data.shards import Mixture, Shards, windows
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer
 from kernels.head_loss import cross_entropy
 from layout import Layout
 from model import ModelConfig, Transformer, preset
-from options import option
-from pretrained import from_pretrained
+from runtime.hf import from_pretrained
+from runtime.options import option
 
 
 @dataclass
 class Config:
-    init: str = option("", "model directory to continue from; empty starts from random weights of --size")
-    size: str = option("1m", "size preset of a new model: 1m, 2m, 4m, 10m, 30m, 125m, 350m, 1.3b or 7b")
+    init: str = option(
+        "", "model directory to continue from; empty starts from random weights of --size"
+    )
+    size: str = option(
+        "1m", "size preset of a new model: 1m, 2m, 4m, 10m, 30m, 125m, 350m, 1.3b or 7b"
+    )
     tokenizer: str = option("", "tokenizer directory of a new model")
     data: dict[str, str] = option({}, "token shards by source, e.g. math=DIR,code=DIR")
-    weights: dict[str, float] = option({}, "share of each source in the mixture; default: by its tokens")
-    valid: dict[str, str] = option({}, "token shards held out, by source, for the validation losses")
+    weights: dict[str, float] = option(
+        {}, "share of each source in the mixture; default: by its tokens"
+    )
+    valid: dict[str, str] = option(
+        {}, "token shards held out, by source, for the validation losses"
+    )
     to: str = option("", "run directory; the result is TO/model")
     context: int = option(4096, "tokens of a sequence")
     batch: int = option(2560, "sequences a step, over all processes (the paper: about 10M tokens)")
@@ -44,16 +52,26 @@ class Config:
     weight_decay: float = option(0.1, "AdamW weight decay, on matrices")
     beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
     clip: float = option(1.0, "largest gradient norm")
-    dropout: float = option(0.0, "share of each block's output dropped in training; the paper uses none")
+    dropout: float = option(
+        0.0, "share of each block's output dropped in training; the paper uses none"
+    )
     micro_batch: int = option(4, "sequences of one forward and backward on one process")
     valid_every: int = option(1000, "steps between validation losses")
     valid_windows: int = option(64, "sequences of each validation source")
     save_every: int = option(1000, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
-    activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
-    bf16: bool | None = option(None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too")
-    compile: bool | None = option(None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute")
-    reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
+    activation_checkpointing: bool | None = option(
+        None, "recompute activations, 1/3 more time; none: by need"
+    )
+    bf16: bool | None = option(
+        None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too"
+    )
+    compile: bool | None = option(
+        None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute"
+    )
+    reference: bool = option(
+        False, "the readable path: nothing fused, compiled or shared; same numbers, slower"
+    )
     seed: int = option(0, "seed of the weights and of the data order")
     device: str = option("auto", "auto, cpu or cuda")
 
@@ -85,11 +103,17 @@ def total_loss(model, rows: np.ndarray, eos: int, micro_batch: int, world: runti
     """Mean loss per token of all `rows` over all processes; accumulates its gradient where gradients are on."""
     tokens = int((rows[:, :-1] != eos).sum())
     total = torch.zeros((), device=model.device)
-    share = -(-len(rows) // world.size)  # the same number of micro-batches everywhere: sharded modules run in step
+    share = -(
+        -len(rows) // world.size
+    )  # the same number of micro-batches everywhere: sharded modules run in step
     own = rows[world.rank * share : (world.rank + 1) * share]
     for first in range(0, share, micro_batch):
         part = own[first : first + micro_batch]
-        loss = lm_loss(model, part, eos, tokens) if len(part) else 0.0 * lm_loss(model, rows[:1], eos, tokens)
+        loss = (
+            lm_loss(model, part, eos, tokens)
+            if len(part)
+            else 0.0 * lm_loss(model, rows[:1], eos, tokens)
+        )
         if torch.is_grad_enabled():
             loss.backward()
         total += loss.detach()
@@ -106,7 +130,9 @@ def step_flops(shape: ModelConfig, rows: np.ndarray, eos: int) -> float:
 
 def main(config: Config) -> None:
     if not config.data or not config.to or not (config.init or config.tokenizer):
-        raise InputError("--data NAME=DIR, --to DIR and --init DIR (or --tokenizer DIR for a new model) are needed")
+        raise InputError(
+            "--data NAME=DIR, --to DIR and --init DIR (or --tokenizer DIR for a new model) are needed"
+        )
     for name in ("context", "batch", "steps", "micro_batch", "valid_every", "save_every"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} must be at least 1")
@@ -118,7 +144,9 @@ def main(config: Config) -> None:
         check_tokenizer(tokenizer, model, config.init)
         model.config.context = max(model.config.context, config.context)
     else:
-        shape = preset(config.size, tokenizer.vocab_size, context=config.context, eos_id=tokenizer.eos_id)
+        shape = preset(
+            config.size, tokenizer.vocab_size, context=config.context, eos_id=tokenizer.eos_id
+        )
         model = Transformer(shape, config.seed).to(world.device)
     model.activation_checkpointing = run.checkpointing("pretrain", model.config)
     model.set_dropout(config.dropout)
@@ -151,12 +179,19 @@ def main(config: Config) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - began
-        metrics = {"loss": loss, "grad_norm": norm, "lr": rate, "tokens": step * config.batch * config.context}
+        metrics = {
+            "loss": loss,
+            "grad_norm": norm,
+            "lr": rate,
+            "tokens": step * config.batch * config.context,
+        }
         metrics["sources"] = {name: sources.count(name) for name in config.data}
         if valid and (step % config.valid_every == 0 or step == config.steps):
             with torch.no_grad():
                 for name, held_out in valid.items():
-                    held_out_loss = total_loss(model, held_out, tokenizer.eos_id, config.micro_batch, world)
+                    held_out_loss = total_loss(
+                        model, held_out, tokenizer.eos_id, config.micro_batch, world
+                    )
                     metrics[f"valid_loss/{name}"] = held_out_loss
         flops = step_flops(shape, rows, tokenizer.eos_id)
         speed = runtime.speed(config.batch * config.context, flops, seconds, world)

@@ -23,42 +23,63 @@ import torch.nn.functional as F
 
 import runtime
 from batch import cut_group, forward_flops, token_scores
-from data import InputError, prompts, read_jsonl
+from data import prompts
+from data.io import InputError, read_jsonl
 from data.packing import micro_batches
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer
-from options import option
-from pretrained import from_pretrained
 from reward import solution_score, step_ends
 from rollout import load_samples
+from runtime.hf import from_pretrained
+from runtime.options import option
 
 
 @dataclass
 class Config:
     kind: str = option("outcome", "outcome or process")
-    init: str = option("", "model directory to start from: a base model, or a reward model of the same kind")
+    init: str = option(
+        "", "model directory to start from: a base model, or a reward model of the same kind"
+    )
     data: list[str] = option([], "files of rollout.py, PRM800K or Math-Shepherd, comma-separated")
     to: str = option("", "run directory; the result is TO/model")
-    labels: str = option("soft", "of steps: soft (the share of completions that are right) or hard (1 where any is)")
+    labels: str = option(
+        "soft", "of steps: soft (the share of completions that are right) or hard (1 where any is)"
+    )
     history: list[str] = option([], "files trained on earlier, of which a share is replayed")
     replay: float = option(0.1, "share of the training set that comes from history")
     valid: str = option("", "such a file held out for validation")
-    template: str = option("plain", "prompt template of PRM800K and Math-Shepherd files: plain, deepseek or qwen")
-    context: int = option(4096, "longest prompt and completion; longer completions are left out and counted")
+    template: str = option(
+        "plain", "prompt template of PRM800K and Math-Shepherd files: plain, deepseek or qwen"
+    )
+    context: int = option(
+        4096, "longest prompt and completion; longer completions are left out and counted"
+    )
     # optimization
-    questions: int = option(16, "questions a step, over all processes, each with all its completions")
+    questions: int = option(
+        16, "questions a step, over all processes, each with all its completions"
+    )
     steps: int = option(500, "optimizer steps")
     lr: float = option(2e-5, "learning rate, constant after the warm-up")
     warmup: int = option(0, "steps of linear warm-up")
-    decay: float = option(0.0, "share of the steps, the last, over which the rate falls linearly to a tenth (0: none)")
+    decay: float = option(
+        0.0, "share of the steps, the last, over which the rate falls linearly to a tenth (0: none)"
+    )
     weight_decay: float = option(0.1, "AdamW weight decay, on matrices")
     beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
     clip: float = option(1.0, "largest gradient norm")
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
-    activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
-    bf16: bool | None = option(None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too")
-    compile: bool | None = option(None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute")
-    reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
+    activation_checkpointing: bool | None = option(
+        None, "recompute activations, 1/3 more time; none: by need"
+    )
+    bf16: bool | None = option(
+        None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too"
+    )
+    compile: bool | None = option(
+        None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute"
+    )
+    reference: bool = option(
+        False, "the readable path: nothing fused, compiled or shared; same numbers, slower"
+    )
     # the run
     valid_every: int = option(100, "steps between validations")
     save_every: int = option(100, "steps between checkpoints")
@@ -78,7 +99,9 @@ class Labelled:
     rule: list[float]  # 1 where the answer is right; empty where the file does not say
 
     def part(self, members: list[int]) -> "Labelled":
-        pick = [[values[g] for g in members] for values in (self.completions, self.places, self.labels)]
+        pick = [
+            [values[g] for g in members] for values in (self.completions, self.places, self.labels)
+        ]
         return Labelled(self.prompt, *pick, [self.rule[g] for g in members] if self.rule else [])
 
     @property
@@ -104,7 +127,11 @@ def load_labelled(path: str, config: Config, tokenizer: Tokenizer) -> tuple[list
         raise InputError(f"{path}: its first line is none of rollout.py, PRM800K or Math-Shepherd")
     kept, left_out = [], 0
     for one in found:
-        fitting = [g for g, ids in enumerate(one.completions) if len(one.prompt) + len(ids) <= config.context]
+        fitting = [
+            g
+            for g, ids in enumerate(one.completions)
+            if len(one.prompt) + len(ids) <= config.context
+        ]
         left_out += len(one.completions) - len(fitting)
         if fitting:
             kept.append(one.part(fitting))
@@ -120,13 +147,17 @@ def _rollouts(path: str, config: Config, tokenizer: Tokenizer) -> Iterator[Label
         if config.kind == "outcome":
             places, labels = [[len(ids) - 1] for ids in completions], [[reward] for reward in rule]
         elif not one.step_labels:
-            raise InputError(f"{path}:{number}: no step_labels; write the file by rollout.py with --step_samples")
+            raise InputError(
+                f"{path}:{number}: no step_labels; write the file by rollout.py with --step_samples"
+            )
         else:
             places, labels = one.step_ends, one.step_labels
         yield Labelled(one.prompt, completions, places, labels, rule)
 
 
-Steps = tuple[str, list[tuple[str, float | None]], float | None]  # question, (step, label), is the answer right?
+Steps = tuple[
+    str, list[tuple[str, float | None]], float | None
+]  # question, (step, label), is the answer right?
 
 
 def _prm800k(path: str) -> Iterator[Steps]:
@@ -142,7 +173,11 @@ def _prm800k(path: str) -> Iterator[Steps]:
                 for other in rated:
                     if other is not chosen and other["rating"] is not None:
                         label = float(other["rating"] >= 0)
-                        yield question, [*((text, None) for text, _ in before), (other["text"], label)], None
+                        yield (
+                            question,
+                            [*((text, None) for text, _ in before), (other["text"], label)],
+                            None,
+                        )
                 if chosen is None:  # nobody went on from here
                     break
                 rating = chosen.get("rating")
@@ -151,7 +186,9 @@ def _prm800k(path: str) -> Iterator[Steps]:
                 solved = row["label"].get("finish_reason")
                 yield question, before, {"solution": 1.0, "found_error": 0.0}.get(solved)
         except (KeyError, TypeError, IndexError) as error:
-            raise InputError(f"{path}:{number}: not a line of PRM800K ({type(error).__name__}: {error})") from None
+            raise InputError(
+                f"{path}:{number}: not a line of PRM800K ({type(error).__name__}: {error})"
+            ) from None
 
 
 def _math_shepherd(path: str) -> Iterator[Steps]:
@@ -159,9 +196,13 @@ def _math_shepherd(path: str) -> Iterator[Steps]:
     for number, row in read_jsonl(path):
         text, marked = row.get("input"), row.get("label")
         if not isinstance(text, str) or not isinstance(marked, str) or "Step 1:" not in text:
-            raise InputError(f"{path}:{number}: not a line of Math-Shepherd; it needs input with steps, and label")
+            raise InputError(
+                f"{path}:{number}: not a line of Math-Shepherd; it needs input with steps, and label"
+            )
         tags = [match.start() for match in re.finditer("ки", text)]
-        signs = [marked[place - k : place - k + 1] for k, place in enumerate(tags)]  # a tag is one letter longer
+        signs = [
+            marked[place - k : place - k + 1] for k, place in enumerate(tags)
+        ]  # a tag is one letter longer
         if not tags or not set(signs) <= {"+", "-"}:
             raise InputError(f"{path}:{number}: label is not input with + or - in place of each ки")
         at = text.index("Step 1:")
@@ -172,9 +213,13 @@ def _math_shepherd(path: str) -> Iterator[Steps]:
 
 def _from_text(found: Iterator[Steps], config: Config, tokenizer: Tokenizer) -> Iterator[Labelled]:
     for question, steps, right in found:
-        (prompt,) = prompts.encode(tokenizer, [prompts.prompt(question, "cot", config.template)], config.template)
+        (prompt,) = prompts.encode(
+            tokenizer, [prompts.prompt(question, "cot", config.template)], config.template
+        )
         lines = [" ".join(text.split()) for text, _ in steps]  # a step is a line
-        ids = tokenizer.encode(prompts.response_text("\n".join(lines), "cot", config.template)) + [tokenizer.eos_id]
+        ids = tokenizer.encode(prompts.response_text("\n".join(lines), "cot", config.template)) + [
+            tokenizer.eos_id
+        ]
         if config.kind == "outcome":
             if right is not None:
                 yield Labelled(prompt, [ids], [[len(ids) - 1]], [[right]], [right])
@@ -187,7 +232,9 @@ def _from_text(found: Iterator[Steps], config: Config, tokenizer: Tokenizer) -> 
         yield Labelled(prompt, [ids], [places], [labels], [] if right is None else [right])
 
 
-def replayed(new: list[Labelled], history: list[Labelled], share: float, seed: int) -> list[Labelled]:
+def replayed(
+    new: list[Labelled], history: list[Labelled], share: float, seed: int
+) -> list[Labelled]:
     """The training set: all of `new`, and so many questions of history that they are `share` of the whole (4.1.4).
 
     replayed(90 questions, history, 0.1, seed) has 100, ten of them from history. They are drawn without repetition as
@@ -211,7 +258,9 @@ def hard(labels: list[float], kind: str) -> list[float]:
 
 def wanted(groups: list[Labelled], labels: str) -> torch.Tensor:
     """The labels of all labelled tokens of the groups, in order: float32 [S]."""
-    return torch.tensor([label for one in groups for row in one.labels for label in hard(row, labels)])
+    return torch.tensor(
+        [label for one in groups for row in one.labels for label in hard(row, labels)]
+    )
 
 
 def reward_scores(model, groups: list[Labelled]) -> torch.Tensor:
@@ -224,13 +273,20 @@ def reward_gradient(model, groups: list[Labelled], config: Config, world: runtim
     """Accumulate the gradient of the mean cross-entropy over all processes' labelled tokens; returns it and the share
     of tokens on the right side of 1/2. Every process holds all groups and takes its share."""
     parts = [
-        one.part(members) for one in groups for members in cut_group(one.prompt, one.completions, config.micro_tokens)
+        one.part(members)
+        for one in groups
+        for members in cut_group(one.prompt, one.completions, config.micro_tokens)
     ]
     count = sum(len(row) for one in parts for row in one.labels)
     total = torch.zeros(2, device=world.device)
-    for micro in micro_batches([one.tokens for one in parts], config.micro_tokens, world.size)[world.rank]:
+    for micro in micro_batches([one.tokens for one in parts], config.micro_tokens, world.size)[
+        world.rank
+    ]:
         chosen = [parts[i] for i in micro or [0]]
-        scores, labels = reward_scores(model, chosen), wanted(chosen, config.labels).to(world.device)
+        scores, labels = (
+            reward_scores(model, chosen),
+            wanted(chosen, config.labels).to(world.device),
+        )
         loss = F.binary_cross_entropy_with_logits(scores, labels, reduction="sum") / count
         if not micro:  # nothing left for this process: run along without loss
             loss = 0.0 * loss
@@ -265,7 +321,9 @@ def validate(model, groups: list[Labelled], config: Config, world: runtime.World
     the mean over questions of the area under the curve within a question: the area over all tokens is large already
     for a model that tells easy questions from hard ones, which is of no use to best-of-N or GRPO."""
     found = []
-    for micro in micro_batches([one.tokens for one in groups], config.micro_tokens, world.size)[world.rank]:
+    for micro in micro_batches([one.tokens for one in groups], config.micro_tokens, world.size)[
+        world.rank
+    ]:
         chosen = [groups[i] for i in micro or [0]]
         scores = iter(reward_scores(model, chosen).tolist())
         if micro:
@@ -273,7 +331,10 @@ def validate(model, groups: list[Labelled], config: Config, world: runtime.World
     found = dict(pair for part in world.all_gather_objects(found) for pair in part)
     scores = torch.tensor([score for i in range(len(groups)) for row in found[i] for score in row])
     labels = wanted(groups, config.labels)
-    groups_found = [(np.array(one.rule), np.array([*map(solution_score, found[i])])) for i, one in enumerate(groups)]
+    groups_found = [
+        (np.array(one.rule), np.array([*map(solution_score, found[i])]))
+        for i, one in enumerate(groups)
+    ]
     several = [(rule, score) for rule, score in groups_found if len(rule) > 1]
     mixed = [(rule, score) for rule, score in several if 0 < rule.sum() < len(rule)]
     positive = (labels > 0.5).numpy()
@@ -287,7 +348,9 @@ def validate(model, groups: list[Labelled], config: Config, world: runtime.World
         metrics["best_of_n"] = float(np.mean([rule[score.argmax()] for rule, score in several]))
         metrics["random_of_n"] = float(np.mean([rule.mean() for rule, _ in several]))
     if mixed:
-        metrics["valid_auc_within"] = float(np.mean([auc(score, rule > 0) for rule, score in mixed]))
+        metrics["valid_auc_within"] = float(
+            np.mean([auc(score, rule > 0) for rule, score in mixed])
+        )
     return metrics
 
 
@@ -301,7 +364,9 @@ def check(config: Config) -> None:
             raise InputError(f"--{name} is needed")
     for name, known in (("kind", ("outcome", "process")), ("labels", ("soft", "hard"))):
         if getattr(config, name) not in known:
-            raise InputError(f"--{name} {getattr(config, name)}: unknown; choose {' or '.join(known)}")
+            raise InputError(
+                f"--{name} {getattr(config, name)}: unknown; choose {' or '.join(known)}"
+            )
     for name in ("context", "questions", "steps", "micro_tokens", "valid_every", "save_every"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} must be at least 1")
@@ -348,8 +413,12 @@ def main(config: Config) -> None:
         metrics |= {"grad_norm": runtime.clip_grad_norm(model, config.clip), "lr": rate}
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        flops = 3 * forward_flops(model.config, [(one.prompt, one.completions) for one in chosen], last=True)
-        speed = runtime.speed(sum(one.tokens for one in chosen), flops, time.perf_counter() - began, world)
+        flops = 3 * forward_flops(
+            model.config, [(one.prompt, one.completions) for one in chosen], last=True
+        )
+        speed = runtime.speed(
+            sum(one.tokens for one in chosen), flops, time.perf_counter() - began, world
+        )
         if valid and (step % config.valid_every == 0 or step == config.steps):
             metrics |= validate(model, valid, config, world)
         run.log(step, metrics, {"seconds": time.perf_counter() - began, **speed})

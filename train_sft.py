@@ -17,64 +17,93 @@ import torch
 
 import runtime
 from batch import Group, forward_flops, hidden_states, pack_completions
-from data import InputError, prompts, read_jsonl
+from data import prompts
+from data.io import InputError, read_jsonl
 from data.packing import micro_batches, pack
 from data.tokenizer import Tokenizer
 from eval import check_tokenizer
 from kernels.head_loss import cross_entropy
 from model import Transformer
-from options import option
-from pretrained import from_pretrained
+from runtime.hf import from_pretrained
+from runtime.options import option
 
 
 @dataclass
 class Config:
     init: str = option("", "model directory to start from (ours or a Hugging Face one)")
-    data: list[str] = option([], "files of {question, response, format, lang} lines, comma-separated")
+    data: list[str] = option(
+        [], "files of {question, response, format, lang} lines, comma-separated"
+    )
     to: str = option("", "run directory; the result is TO/model")
     valid: str = option("", "file of such lines held out for the validation loss")
     template: str = option("plain", "prompt template: plain, deepseek or qwen")
-    context: int = option(4096, "tokens of a packed sequence; longer examples are left out and counted")
+    context: int = option(
+        4096, "tokens of a packed sequence; longer examples are left out and counted"
+    )
     batch: int = option(256, "packed sequences a step, over all processes")
     steps: int = option(500, "optimizer steps")
     lr: float = option(5e-5, "learning rate, constant after the warm-up")
     warmup: int = option(0, "steps of linear warm-up")
-    decay: float = option(0.0, "share of the steps, the last, over which the rate falls linearly to a tenth (0: none)")
+    decay: float = option(
+        0.0, "share of the steps, the last, over which the rate falls linearly to a tenth (0: none)"
+    )
     weight_decay: float = option(0.1, "AdamW weight decay, on matrices")
     beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
     clip: float = option(1.0, "largest gradient norm")
-    dropout: float = option(0.0, "share of each block's output dropped in training; the paper uses none")
+    dropout: float = option(
+        0.0, "share of each block's output dropped in training; the paper uses none"
+    )
     micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
     valid_every: int = option(100, "steps between validation losses")
     save_every: int = option(100, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
-    activation_checkpointing: bool | None = option(None, "recompute activations, 1/3 more time; none: by need")
-    bf16: bool | None = option(None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too")
-    compile: bool | None = option(None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute")
-    reference: bool = option(False, "the readable path: nothing fused, compiled or shared; same numbers, slower")
+    activation_checkpointing: bool | None = option(
+        None, "recompute activations, 1/3 more time; none: by need"
+    )
+    bf16: bool | None = option(
+        None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too"
+    )
+    compile: bool | None = option(
+        None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute"
+    )
+    reference: bool = option(
+        False, "the readable path: nothing fused, compiled or shared; same numbers, slower"
+    )
     seed: int = option(0, "seed of the packing order")
     device: str = option("auto", "auto, cpu or cuda")
 
 
-def load_examples(paths: list[str], tokenizer: Tokenizer, template: str, context: int) -> tuple[list[Group], int]:
+def load_examples(
+    paths: list[str], tokenizer: Tokenizer, template: str, context: int
+) -> tuple[list[Group], int]:
     """SFT lines as (prompt ids, [response ids with EOS]); also the number left out as longer than the context."""
     questions, responses = [], []
     for path in paths:
         for number, row in read_jsonl(path):
             for key in ("question", "response"):
                 if not isinstance(row.get(key), str) or not row[key]:
-                    raise InputError(f"{path}:{number}: no {key!r}; a line needs question, response, format and lang")
+                    raise InputError(
+                        f"{path}:{number}: no {key!r}; a line needs question, response, format and lang"
+                    )
             format = row.get("format", "cot")
             if format not in prompts.FORMATS:
-                raise InputError(f"{path}:{number}: format {format!r} is unknown; use {', '.join(prompts.FORMATS)}")
+                raise InputError(
+                    f"{path}:{number}: format {format!r} is unknown; use {', '.join(prompts.FORMATS)}"
+                )
             questions.append(prompts.prompt(row["question"], format, template))
             responses.append(prompts.response_text(row["response"], format, template))
-    pairs = zip(prompts.encode(tokenizer, questions, template), tokenizer.encode_batch(responses), strict=True)
+    pairs = zip(
+        prompts.encode(tokenizer, questions, template),
+        tokenizer.encode_batch(responses),
+        strict=True,
+    )
     examples = [(question, [response + [tokenizer.eos_id]]) for question, response in pairs]
     fitting = [example for example in examples if length(example) <= context]
     if not fitting:
         where = ", ".join(paths) or "--data"
-        raise InputError(f"{where}: no example of at most {context} tokens; give data or raise --context")
+        raise InputError(
+            f"{where}: no example of at most {context} tokens; give data or raise --context"
+        )
     return fitting, len(examples) - len(fitting)
 
 
@@ -113,7 +142,9 @@ def sft_gradient(model, examples: list[Group], micro_tokens: int, world: runtime
     """
     tokens = sum(len(responses[0]) for _, responses in examples)
     total = torch.zeros((), device=model.device)
-    for micro in micro_batches([length(example) for example in examples], micro_tokens, world.size)[world.rank]:
+    for micro in micro_batches([length(example) for example in examples], micro_tokens, world.size)[
+        world.rank
+    ]:
         if micro:
             loss = sft_loss(model, [examples[i] for i in micro], tokens)
         else:
@@ -128,7 +159,9 @@ def validation_loss(model, examples: list[Group], micro_tokens: int, world: runt
     """Mean loss per response token, over all of `examples`."""
     tokens = sum(len(responses[0]) for _, responses in examples)
     total = torch.zeros((), device=model.device)
-    for micro in micro_batches([length(example) for example in examples], micro_tokens, world.size)[world.rank]:
+    for micro in micro_batches([length(example) for example in examples], micro_tokens, world.size)[
+        world.rank
+    ]:
         loss = sft_loss(model, [examples[i] for i in micro or [0]], tokens)
         total += loss if micro else 0.0 * loss
     return float(world.all_sum(total))
@@ -150,7 +183,11 @@ def main(config: Config) -> None:
     model.activation_checkpointing = run.checkpointing("sft", model.config)
     model.set_dropout(config.dropout)
     examples, left_out = load_examples(config.data, tokenizer, config.template, config.context)
-    valid = load_examples([config.valid], tokenizer, config.template, config.context)[0] if config.valid else []
+    valid = (
+        load_examples([config.valid], tokenizer, config.template, config.context)[0]
+        if config.valid
+        else []
+    )
     run.say(f"{len(examples)} examples, {left_out} longer than {config.context} tokens left out")
 
     model = runtime.shard(model, world)

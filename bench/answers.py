@@ -22,7 +22,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data import InputError, answers, read_jsonl, reading, run_cli, values
+from data import answers
+from data.answers import reading, values
+from data.io import InputError, read_jsonl, run_cli
 
 try:
     import math_verify
@@ -32,15 +34,20 @@ except ImportError:
 
 def ours(case: dict) -> bool:
     gold, prediction = (
-        case[f"{side}_form"] == "text" and answers.extract(case[side], fallback_last_number=True) or case[side]
+        case[f"{side}_form"] == "text"
+        and answers.extract(case[side], fallback_last_number=True)
+        or case[side]
         for side in ("gold", "pred")
     )
     return answers.compare(gold, prediction).equal
 
 
 def theirs(case: dict) -> bool:
-    ways = [math_verify.LatexExtractionConfig(), math_verify.ExprExtractionConfig(),
-            math_verify.StringExtractionConfig()]  # fmt: skip
+    ways = [
+        math_verify.LatexExtractionConfig(),
+        math_verify.ExprExtractionConfig(),
+        math_verify.StringExtractionConfig(),
+    ]
     sides = []
     for side in ("gold", "pred"):
         found = math_verify.parse(case[side], ways)
@@ -53,8 +60,17 @@ def theirs(case: dict) -> bool:
 def plain_pairs() -> list[dict]:
     """Pairs of plain numbers, the case that a policy's reward meets most."""
     pairs = [(str(n), str(n + n % 2)) for n in range(100, 1100, 25)]
-    return [{"gold": gold, "pred": pred, "equal": gold == pred, "category": "plain numbers", "gold_form": "answer",
-             "pred_form": "answer"} for gold, pred in pairs]  # fmt: skip
+    return [
+        {
+            "gold": gold,
+            "pred": pred,
+            "equal": gold == pred,
+            "category": "plain numbers",
+            "gold_form": "answer",
+            "pred_form": "answer",
+        }
+        for gold, pred in pairs
+    ]
 
 
 def main() -> None:
@@ -79,7 +95,9 @@ def main() -> None:
                 began = time.process_time()
                 try:
                     verdict = graders[name](case)
-                except Exception as error:  # counted as neither right nor wrong answer given: a failure
+                except (
+                    Exception
+                ) as error:  # counted as neither right nor wrong answer given: a failure
                     verdict = f"{type(error).__name__}"
                 seconds[name][number].append(time.process_time() - began)
                 verdicts[name][number] = verdict
@@ -89,23 +107,40 @@ def main() -> None:
         counts = {"right": 0, "wrongly accepted": 0, "wrongly rejected": 0, "failed": 0}
         for number, case in enumerate(cases):
             verdict = verdicts[name][number]
-            outcome = ("failed" if isinstance(verdict, str) else "right" if verdict == case["equal"] else
-                       "wrongly accepted" if verdict else "wrongly rejected")  # fmt: skip
+            outcome = (
+                "failed"
+                if isinstance(verdict, str)
+                else "right"
+                if verdict == case["equal"]
+                else "wrongly accepted"
+                if verdict
+                else "wrongly rejected"
+            )
             counts[outcome] += 1
         found[name] = counts
-        print(f"{name:12} right {counts['right'] / len(cases):6.1%}   " + "   ".join(
-            f"{what} {count}" for what, count in counts.items()))
-    print(f"\n{'microseconds a case, median':32}{'cases':>6}{'ours':>10}{'Math-Verify':>14}{'ratio':>8}")
+        print(
+            f"{name:12} right {counts['right'] / len(cases):6.1%}   "
+            + "   ".join(f"{what} {count}" for what, count in counts.items())
+        )
+    print(
+        f"\n{'microseconds a case, median':32}{'cases':>6}{'ours':>10}{'Math-Verify':>14}{'ratio':>8}"
+    )
     categories = sorted({case["category"] for case in everything})
     found["microseconds"] = {}
     for category in [*categories, "all"]:
         numbers = [k for k, case in enumerate(everything) if category in (case["category"], "all")]
-        row = [1e6 * statistics.median(statistics.median(seconds[name][k]) for k in numbers) for name in graders]
+        row = [
+            1e6 * statistics.median(statistics.median(seconds[name][k]) for k in numbers)
+            for name in graders
+        ]
         found["microseconds"][category] = dict(zip(graders, map(round, row), strict=True))
         print(f"{category:32}{len(numbers):6}{row[0]:10.0f}{row[1]:14.0f}{row[1] / row[0]:8.1f}")
     packages = "math-verify", "latex2sympy2_extended", "sympy", "mpmath"
-    found["versions"] = {"python": platform.python_version(), "machine": platform.machine(),
-                         **{package: version(package) for package in packages}}  # fmt: skip
+    found["versions"] = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{package: version(package) for package in packages},
+    }
     print("\n" + json.dumps(found))
 
 

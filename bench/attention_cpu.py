@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from data import run_cli
+from data.io import run_cli
 from kernels import cpu_attention
 from layout import Layout
 from model import ModelConfig, attend, rope_frequencies, rotate
@@ -39,7 +39,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    print("| heads, key heads, width | documents | C++ | PyTorch | ratio | chosen |\n" + "| --- " * 6 + "|")
+    print(
+        "| heads, key heads, width | documents | C++ | PyTorch | ratio | chosen |\n"
+        + "| --- " * 6
+        + "|"
+    )
     for H, K, E in HEADS:
         for length in LENGTHS:
             layout = Layout([length] * max(1, 2048 // length))
@@ -57,7 +61,9 @@ def main() -> None:
             mine, theirs = (1e3 * statistics.median(found) for found in seconds.values())
             chosen = "C++" if cpu_attention.suits(E, length) else "PyTorch"
             count = f"{len(layout.lengths)} of {length:,}"
-            print(f"| {H}, {K}, {E} | {count} | {mine:.1f} ms | {theirs:.1f} ms | {theirs / mine:.2f} | {chosen} |")
+            print(
+                f"| {H}, {K}, {E} | {count} | {mine:.1f} ms | {theirs:.1f} ms | {theirs / mine:.2f} | {chosen} |"
+            )
 
 
 if __name__ == "__main__":

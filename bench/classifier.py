@@ -3,7 +3,7 @@
     python bench/classifier.py [--repeats 5] [--texts 3000] [--threads 2]
 
 Two pairs of classes, in texts of about 3.5 kB. "documentation" is real: the docstrings of installed packages, those of
-sympy and mpmath against the others'. "synthetic" is made by data.synthetic: pages of mathematics against general ones,
+sympy and mpmath against the others'. "synthetic" is made by data.world.synthetic: pages of mathematics against general ones,
 partly Chinese, which the library is given with spaces between characters, so that both have the same words to read.
 A tenth of each class is held out. In every repeat both train on the same texts with the paper's settings and the same
 number of threads (the library also writes and reads its file, and ours shuffles), then both score all of the text in
@@ -34,13 +34,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from documentation import docstrings
 
-from data import InputError, run_cli
+from data.io import InputError, run_cli
 from data.mine.classifier import Settings, train
 from data.mine.ngrams import units
-from data.synthetic import document
+from data.world.synthetic import document
 
 LENGTH = 3500  # characters of a text
-MATH, OTHER = ("sympy", "mpmath"), ("matplotlib", "networkx", "numpy", "torch", "transformers", "hypothesis", "PIL")
+MATH, OTHER = (
+    ("sympy", "mpmath"),
+    ("matplotlib", "networkx", "numpy", "torch", "transformers", "hypothesis", "PIL"),
+)
 
 
 def documentation(packages: tuple[str, ...], count: int) -> list[str]:
@@ -49,7 +52,11 @@ def documentation(packages: tuple[str, ...], count: int) -> list[str]:
     for spec in filter(None, specs):
         for path in sorted(Path(spec.origin).parent.rglob("*.py")):
             text = " ".join(docstrings(path).split())
-            found += [text[i : i + LENGTH] for i in range(0, len(text), LENGTH) if len(text) - i > LENGTH // 4]
+            found += [
+                text[i : i + LENGTH]
+                for i in range(0, len(text), LENGTH)
+                if len(text) - i > LENGTH // 4
+            ]
     random.Random(0).shuffle(found)
     return found[:count]
 
@@ -85,7 +92,9 @@ class Corpus:
     @property
     def held(self) -> tuple[list[str], np.ndarray]:
         """Texts, and whether each is mathematical."""
-        positives, negatives = (part[len(part) * 9 // 10 :] for part in (self.positives, self.negatives))
+        positives, negatives = (
+            part[len(part) * 9 // 10 :] for part in (self.positives, self.negatives)
+        )
         return positives + negatives, np.repeat([True, False], [len(positives), len(negatives)])
 
     @functools.cached_property
@@ -95,7 +104,12 @@ class Corpus:
     @functools.cached_property
     def spaced(self) -> "Corpus":
         """The same words with a space between any two: for the library, to which a run of CJK is one word."""
-        return Corpus(*([" ".join(units(text, "space")) for text in part] for part in (self.positives, self.negatives)))
+        return Corpus(
+            *(
+                [" ".join(units(text, "space")) for text in part]
+                for part in (self.positives, self.negatives)
+            )
+        )
 
     @functools.cached_property
     def megabytes(self) -> float:
@@ -104,7 +118,9 @@ class Corpus:
 
 def measure_ours(corpus: Corpus, threads: int, seed: int) -> dict[str, float]:
     used = time.process_time()
-    model, train_seconds = timed(lambda: train(*corpus.given, Settings(), seed, threads), time.perf_counter)
+    model, train_seconds = timed(
+        lambda: train(*corpus.given, Settings(), seed, threads), time.perf_counter
+    )
     used = time.process_time() - used
     texts, labels = corpus.held
     accuracy = float(((model.scores(texts) > 0.5) == labels).mean())
@@ -118,25 +134,40 @@ def measure_library(fasttext, corpus: Corpus, threads: int, seed: int) -> dict[s
         path = Path(folder) / "rows.txt"
 
         def write_rows(positives: list[str], negatives: list[str]) -> None:
-            rows = [f"__label__math {text}" for text in positives] + [f"__label__other {text}" for text in negatives]
+            rows = [f"__label__math {text}" for text in positives] + [
+                f"__label__other {text}" for text in negatives
+            ]
             random.Random(seed).shuffle(rows)
             path.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
         def library_train():
             write_rows(*corpus.given)
             return fasttext.train_supervised(
-                str(path), dim=settings.width, lr=settings.rate, wordNgrams=settings.ngrams,
-                minCount=settings.min_count, epoch=settings.epochs, bucket=settings.buckets, thread=threads, seed=seed,
+                str(path),
+                dim=settings.width,
+                lr=settings.rate,
+                wordNgrams=settings.ngrams,
+                minCount=settings.min_count,
+                epoch=settings.epochs,
+                bucket=settings.buckets,
+                thread=threads,
+                seed=seed,
                 verbose=0,
             )
 
         used = time.process_time()
         model, train_seconds = timed(library_train, time.perf_counter)
         row = {"train": train_seconds, "train_cpu": time.process_time() - used}
-        call = model.f  # what the methods of the library's Python class call: those fail under NumPy 2
+        call = (
+            model.f
+        )  # what the methods of the library's Python class call: those fail under NumPy 2
         texts, labels = corpus.held
-        found = [dict((b, a) for a, b in call.predict(text + "\n", 2, 0.0, "strict")) for text in texts]
-        row["accuracy"] = float((([one.get("__label__math", 0.0) > 0.5 for one in found]) == labels).mean())
+        found = [
+            dict((b, a) for a, b in call.predict(text + "\n", 2, 0.0, "strict")) for text in texts
+        ]
+        row["accuracy"] = float(
+            (([one.get("__label__math", 0.0) > 0.5 for one in found]) == labels).mean()
+        )
         lines = [text + "\n" for text in corpus.texts]
         write_rows(corpus.positives, corpus.negatives)
         for way, function in (
@@ -155,8 +186,10 @@ def measure(fasttext, corpus: Corpus, repeats: int, threads: int) -> dict[str, d
     for repeat in range(repeats):
         for name in sorted(functions, reverse=repeat % 2 == 1):
             rows[name].append(functions[name](corpus, threads, repeat))
-    return {name: {what: statistics.median(row[what] for row in found) for what in found[0]}
-            for name, found in rows.items()}
+    return {
+        name: {what: statistics.median(row[what] for row in found) for what in found[0]}
+        for name, found in rows.items()
+    }
 
 
 def main() -> None:
@@ -172,17 +205,23 @@ def main() -> None:
     import torch  # before the clock runs
 
     corpora = {
-        "documentation": Corpus(documentation(MATH, options.texts), documentation(OTHER, options.texts)),
+        "documentation": Corpus(
+            documentation(MATH, options.texts), documentation(OTHER, options.texts)
+        ),
         "synthetic": Corpus(synthetic("math", options.texts), synthetic("general", options.texts)),
     }
     results = {}
     for name, corpus in corpora.items():
         if min(len(corpus.positives), len(corpus.negatives)) < 10:
-            raise InputError(f"{name}: fewer than 10 texts of a class; install sympy and matplotlib")
+            raise InputError(
+                f"{name}: fewer than 10 texts of a class; install sympy and matplotlib"
+            )
         results[name] = found = measure(fasttext, corpus, options.repeats, options.threads)
         ours, library = found["ours"], found["library"]
-        print(f"{name}: {len(corpus.positives)} + {len(corpus.negatives)} texts, {corpus.megabytes:.1f} MB, "
-              f"medians of {options.repeats}")
+        print(
+            f"{name}: {len(corpus.positives)} + {len(corpus.negatives)} texts, {corpus.megabytes:.1f} MB, "
+            f"medians of {options.repeats}"
+        )
         print(f"{'':30}{'ours':>10}{'fastText':>10}{'ratio':>8}")
         for label, mine, its in (
             (f"train (s, {options.threads} threads)", "train", "train"),
@@ -193,9 +232,17 @@ def main() -> None:
         ):
             a, b = ours[mine], library[its]
             print(f"{label:30}{a:10.2f}{b:10.2f}{(a / b if 'score' in mine else b / a):8.2f}")
-        print(f"{'accuracy, held out':30}{ours['accuracy']:10.4f}{library['accuracy']:10.4f}", flush=True)
-    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version(),
-               "numpy": np.__version__, "torch": torch.__version__}
+        print(
+            f"{'accuracy, held out':30}{ours['accuracy']:10.4f}{library['accuracy']:10.4f}",
+            flush=True,
+        )
+    machine = {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+    }
     print(json.dumps({**results, **machine}))
 
 

@@ -17,10 +17,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data import InputError, atomic_write, run_cli, write_jsonl  # noqa: E402
+from data.io import InputError, atomic_write, run_cli, write_jsonl  # noqa: E402
 
 MATH = ("sympy", "mpmath")
-OTHER = ("matplotlib", "networkx", "numpy", "torch", "hypothesis", "PIL", "distributed", "dask", "pip")
+OTHER = (
+    "matplotlib",
+    "networkx",
+    "numpy",
+    "torch",
+    "hypothesis",
+    "PIL",
+    "distributed",
+    "dask",
+    "pip",
+)
 SEED = ("sympy/core", "mpmath")
 SHORTEST = 400  # characters of a page
 
@@ -33,7 +43,11 @@ def docstrings(path: Path) -> str:
             tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError, RecursionError):
         return ""
-    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    nodes = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    ]
     return "\n\n".join(filter(None, map(ast.get_docstring, nodes)))
 
 
@@ -45,25 +59,37 @@ def modules(package: str) -> Iterator[dict]:
         text = docstrings(path)
         if len(text) >= SHORTEST:
             name = path.relative_to(root.parent).with_suffix("").as_posix()
-            yield {"url": f"https://{package.lower()}.example/{name.partition('/')[2]}", "text": text, "lang": "en",
-                   "date": ""}  # fmt: skip
+            yield {
+                "url": f"https://{package.lower()}.example/{name.partition('/')[2]}",
+                "text": text,
+                "lang": "en",
+                "date": "",
+            }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--to", required=True)
     to = Path(parser.parse_args().to)
     seed, truth, tokens = [], [], 0
     for package in (*MATH, *OTHER):
         pages = list(modules(package))
         if package in MATH:
-            own = [page for page in pages if f"{package}/{page['url'].partition('.example/')[2]}".startswith(SEED)]
+            own = [
+                page
+                for page in pages
+                if f"{package}/{page['url'].partition('.example/')[2]}".startswith(SEED)
+            ]
             seed += own[::10] if package == "sympy" else own[::3]
             pages = [page for page in pages if page not in seed]
             tokens += sum(len(page["text"].split()) for page in pages)
         if pages:
             write_jsonl(to / "crawl" / f"{package}.jsonl", pages)
-        truth += [{"url": page["url"], "kind": "math" if package in MATH else "other"} for page in pages]
+        truth += [
+            {"url": page["url"], "kind": "math" if package in MATH else "other"} for page in pages
+        ]
         print(f"{package}: {len(pages)} pages")
     if not seed:
         raise InputError(f"none of {', '.join(MATH)} is installed; pip install sympy mpmath")

@@ -85,7 +85,10 @@ def floor_bytes(config, small: bool, itemsize: int) -> int:
     """Bytes that the steps of a call read at the least (module docstring)."""
     _, _, count, samples, length, new, _ = SIZES[small]
     attention = config.width * config.head_width * (2 * config.heads + 2 * config.kv_heads)
-    weights = config.layers * (attention + 3 * config.width * config.ffn) + config.width * config.vocab_size
+    weights = (
+        config.layers * (attention + 3 * config.width * config.ffn)
+        + config.width * config.vocab_size
+    )
     token = 2 * config.layers * config.kv_heads * config.head_width  # keys and values
     steps = new - 1  # the first token comes from the prefill
     cache = steps * count * length + count * samples * sum(range(1, new))
@@ -98,7 +101,7 @@ def ours(side: str, folder: str, small: bool) -> None:
     import decoding
     import generate as generator
     from generate import Sampling, generate
-    from pretrained import from_pretrained
+    from runtime.hf import from_pretrained
 
     class Ids:
         """The smallest thing that `generate` takes for a tokenizer; -1 is drawn by nobody."""
@@ -133,10 +136,15 @@ def ours(side: str, folder: str, small: bool) -> None:
         seconds, groups = call(seed, new)
         tokens = sum(len(s.ids) for group in groups for s in group)
         return {
-            "seconds": seconds, "tokens": tokens, "first": first, "share": least / rate / seconds,
-            "steps_alone": least / rate / (seconds - first), "copy": rate, "off": off(seed, groups[0][0]),
+            "seconds": seconds,
+            "tokens": tokens,
+            "first": first,
+            "share": least / rate / seconds,
+            "steps_alone": least / rate / (seconds - first),
+            "copy": rate,
+            "off": off(seed, groups[0][0]),
             **gpu_memory(),
-        }  # fmt: skip
+        }
 
     serve(work, warmup=1)
 
@@ -155,9 +163,15 @@ def transformers(folder: str, small: bool) -> None:
         ids = prompts(small, seed).repeat_interleave(samples, 0).to(device)
         settings = dict(do_sample=True, temperature=1.0, top_p=1.0, top_k=0, pad_token_id=0)
         with torch.inference_mode():
-            seconds, out = timed(lambda: model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, **settings
-            ))  # fmt: skip
+            seconds, out = timed(
+                lambda: model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=new,
+                    min_new_tokens=new,
+                    **settings,
+                )
+            )
         return {"seconds": seconds, "tokens": out[:, length:].numel(), **gpu_memory()}
 
     serve(work, warmup=1)
@@ -165,10 +179,14 @@ def transformers(folder: str, small: bool) -> None:
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peer", help="a Python with transformers; default: this one, where it has them")
+    parser.add_argument(
+        "--peer", help="a Python with transformers; default: this one, where it has them"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sides", default="graphs,steps,plain,transformers")
-    parser.add_argument("--to", default="", help="also write what was found to this directory, as generate.json")
+    parser.add_argument(
+        "--to", default="", help="also write what was found to this directory, as generate.json"
+    )
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -181,7 +199,7 @@ def main(arguments=None) -> int:
     if not torch.cuda.is_available() and not given.small:
         parser.error("no GPU here: give --small to try the program itself")
     from model import Transformer, preset
-    from pretrained import save_pretrained
+    from runtime.hf import save_pretrained
 
     name, vocabulary, count, samples, length, new, _ = SIZES[given.small]
     pythons = {side: sys.executable for side in given.sides.split(",") if side in OURS}
@@ -190,14 +208,21 @@ def main(arguments=None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         with torch.device("meta"):
             model = Transformer(preset(name, vocabulary)).to(torch.bfloat16)
-        model = model.to_empty(device=device_and_dtype()[0])  # drawn where that is fast: the numbers do not matter
+        model = model.to_empty(
+            device=device_and_dtype()[0]
+        )  # drawn where that is fast: the numbers do not matter
         for weight in model.parameters():
             weight.data.normal_(0, 0.02) if weight.dim() > 1 else weight.data.fill_(1)
         save_pretrained(model, folder)
         del model
         small = ["--small"] * given.small
-        sides = {side: [python, __file__, *small, "--side", side, folder] for side, python in pythons.items()}
-        found = alternate(sides, given.rounds, {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"})
+        sides = {
+            side: [python, __file__, *small, "--side", side, folder]
+            for side, python in pythons.items()
+        }
+        found = alternate(
+            sides, given.rounds, {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+        )
     print(f"{name}, {count} prompts of {length} tokens, {samples} samples of {new} new tokens each")
     for side, one in found.items():
         for row in one["rows"]:
@@ -205,7 +230,9 @@ def main(arguments=None) -> int:
         middle, least, most = median(one["rows"], "speed")
         line = f"{side:12} {middle:9.0f} tokens/s ({least:.0f} to {most:.0f})"
         if "share" in one["rows"][0]:
-            share, alone, copy, off = (median(one["rows"], k)[0] for k in ("share", "steps_alone", "copy", "off"))
+            share, alone, copy, off = (
+                median(one["rows"], k)[0] for k in ("share", "steps_alone", "copy", "off")
+            )
             line += f", {share:.1%} of the floor ({alone:.1%} steps alone) at {copy / 1e9:.0f} GB/s"
             line += f", log-probs off by {off:.1e}"
         if "peak_gb" in one["rows"][0]:
@@ -215,7 +242,13 @@ def main(arguments=None) -> int:
         Path(given.to).mkdir(parents=True, exist_ok=True)
         (Path(given.to) / "generate.json").write_text(json.dumps(found))
     if not given.small:
-        settings = {"model": name, "prompts": count, "samples": samples, "prompt": length, "new": new}
+        settings = {
+            "model": name,
+            "prompts": count,
+            "samples": samples,
+            "prompt": length,
+            "new": new,
+        }
         device = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
         record("generate_gpu", settings | device | {"rounds": given.rounds}, found)
     return 0

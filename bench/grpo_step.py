@@ -21,18 +21,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import turns
 from bench.turns import alternate, median, record, serve
-from data import run_cli
+from data.io import run_cli
 
 QUESTIONS, SAMPLES, LENGTH, VOCABULARY = 16, 16, 48, 46
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRS"  # ids 1 to 45; id 0 ends a completion
 # what --ours may change
-OURS = ("activation_checkpointing", "compile", "fused", "max_rows", "micro_tokens", "shared_prompts")
+OURS = (
+    "activation_checkpointing",
+    "compile",
+    "fused",
+    "max_rows",
+    "micro_tokens",
+    "shared_prompts",
+)
 
 
 def questions(step: int) -> list[list[int]]:
     """The prompts of a step, the same on both sides."""
     draw = random.Random(step)
-    return [[draw.randrange(1, VOCABULARY) for _ in range(draw.randrange(15, 30))] for _ in range(QUESTIONS)]
+    return [
+        [draw.randrange(1, VOCABULARY) for _ in range(draw.randrange(15, 30))]
+        for _ in range(QUESTIONS)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -75,7 +85,7 @@ class Learner:
         import torch
 
         import runtime
-        from data.problems import Problem
+        from data.problems.readers import Problem
         from generate import Sampling, generate
         from kernels.advantage import group_advantage
         from train_grpo import Rollout
@@ -84,8 +94,12 @@ class Learner:
         G = self.config.samples
         sampling = Sampling(G, 1.0, 1.0, self.config.max_new_tokens, seed=seed)
         groups = generate(self.sampler, self.tokenizer, prompts, sampling, self.config.max_rows)
-        rewards = torch.rand(len(prompts), G, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-        rows = zip(prompts, groups, rewards.tolist(), group_advantage(rewards).tolist(), strict=True)
+        rewards = torch.rand(
+            len(prompts), G, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+        )
+        rows = zip(
+            prompts, groups, rewards.tolist(), group_advantage(rewards).tolist(), strict=True
+        )
         return [Rollout(Problem("", "", ""), "cot", *row) for row in rows]
 
     def update(self, rollouts: list) -> None:
@@ -97,7 +111,7 @@ class Learner:
 
 def ours(folder: str, given) -> None:
     import runtime
-    from pretrained import from_pretrained
+    from runtime.hf import from_pretrained
 
     config = own_config(given.ours)
     world = runtime.World(bf16=given.dtype == "bfloat16", compile=config.compile)
@@ -111,8 +125,12 @@ def ours(folder: str, given) -> None:
         learner.update(rollouts)
         ended = time.perf_counter()
         lengths = [len(sample.ids) for one in rollouts for sample in one.samples]
-        return {"seconds": ended - began, "rollout": sampled - began, "update": ended - sampled,
-                "length": statistics.mean(lengths)}  # fmt: skip
+        return {
+            "seconds": ended - began,
+            "rollout": sampled - began,
+            "update": ended - sampled,
+            "length": statistics.mean(lengths),
+        }
 
     serve(work)
 
@@ -139,20 +157,46 @@ def trl(folder: str, given) -> None:
         lengths.append(statistics.mean(map(len, completion_ids)))
         return torch.rand(len(completion_ids)).tolist()
 
-    rows = [{"prompt": "".join(CHARACTERS[i - 1] for i in ids)} for step in range(1000) for ids in questions(step)]
+    rows = [
+        {"prompt": "".join(CHARACTERS[i - 1] for i in ids)}
+        for step in range(1000)
+        for ids in questions(step)
+    ]
     with tempfile.TemporaryDirectory() as output:
         config = GRPOConfig(
-            output_dir=output, use_cpu=True, bf16=given.dtype == "bfloat16",
+            output_dir=output,
+            use_cpu=True,
+            bf16=given.dtype == "bfloat16",
             per_device_train_batch_size=QUESTIONS * SAMPLES,
-            num_generations=SAMPLES, max_completion_length=LENGTH, temperature=1.0, top_p=1.0, top_k=0, beta=0.04,
-            learning_rate=1e-6, lr_scheduler_type="constant", loss_type="grpo", max_steps=1000, save_strategy="no",
-            logging_strategy="no", report_to="none", disable_tqdm=True, gradient_checkpointing=False,
-            shuffle_dataset=False, adam_beta2=0.95, seed=0,
-        )  # fmt: skip
-        step = turns.trainer_steps(lambda callback: GRPOTrainer(
-            model=model, reward_funcs=reward, args=config, train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer, callbacks=[callback],
-        ))  # fmt: skip
+            num_generations=SAMPLES,
+            max_completion_length=LENGTH,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            beta=0.04,
+            learning_rate=1e-6,
+            lr_scheduler_type="constant",
+            loss_type="grpo",
+            max_steps=1000,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            gradient_checkpointing=False,
+            shuffle_dataset=False,
+            adam_beta2=0.95,
+            seed=0,
+        )
+        step = turns.trainer_steps(
+            lambda callback: GRPOTrainer(
+                model=model,
+                reward_funcs=reward,
+                args=config,
+                train_dataset=Dataset.from_list(rows),
+                processing_class=tokenizer,
+                callbacks=[callback],
+            )
+        )
 
         def work(_: int) -> dict:
             step()
@@ -163,7 +207,9 @@ def trl(folder: str, given) -> None:
 
 def main() -> None:
     parser = turns.arguments(__doc__, rounds=10)
-    parser.add_argument("--ours", default="", help=f"options of our side alone, KEY=VALUE,...: {', '.join(OURS)}")
+    parser.add_argument(
+        "--ours", default="", help=f"options of our side alone, KEY=VALUE,...: {', '.join(OURS)}"
+    )
     given = parser.parse_args()
     if given.check:
         return turns.print_logprobs(*given.check, questions(0)[:4])
@@ -171,9 +217,11 @@ def main() -> None:
         return {"ours": ours, "trl": trl}[given.side[0]](given.side[1], given)
     own_config(given.ours)
     from model import ModelConfig, Transformer
-    from pretrained import save_pretrained
+    from runtime.hf import save_pretrained
 
-    shape = ModelConfig(VOCABULARY, width=128, layers=3, heads=4, kv_heads=2, ffn=320, context=256, eos_id=0)
+    shape = ModelConfig(
+        VOCABULARY, width=128, layers=3, heads=4, kv_heads=2, ffn=320, context=256, eos_id=0
+    )
     commands = turns.commands(__file__, given, "trl")
     with tempfile.TemporaryDirectory() as folder:
         model = Transformer(shape)
@@ -182,12 +230,19 @@ def main() -> None:
         threads = {"OMP_NUM_THREADS": str(given.threads)}
         found = alternate(turns.sides(commands, given, folder), given.rounds, threads)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"{millions:.2f} M parameters, {given.rounds} steps each in turn, {given.threads} threads, {given.dtype}")
+    print(
+        f"{millions:.2f} M parameters, {given.rounds} steps each in turn, {given.threads} threads, {given.dtype}"
+    )
     for name, side in found.items():
         middle, least, most = median(side["rows"])
-        cpu, length = median(side["rows"], "cpu")[0], statistics.mean(row["length"] for row in side["rows"])
-        print(f"{name:6} {middle:.3f} s a step ({least:.3f} to {most:.3f}; processor {cpu:.3f}), mean length "
-              f"{length:.1f}, peak {side['peak_mb']:.0f} MB")
+        cpu, length = (
+            median(side["rows"], "cpu")[0],
+            statistics.mean(row["length"] for row in side["rows"]),
+        )
+        print(
+            f"{name:6} {middle:.3f} s a step ({least:.3f} to {most:.3f}; processor {cpu:.3f}), mean length "
+            f"{length:.1f}, peak {side['peak_mb']:.0f} MB"
+        )
     phases = {key: median(found["ours"]["rows"], key)[0] for key in ("rollout", "update")}
     print(f"ours: rollout {phases['rollout']:.3f} s, reference and update {phases['update']:.3f} s")
     if given.peer:

@@ -80,12 +80,16 @@ def near_policy(tokens, logp, seed):
     of the tokens masked, with NaN where nothing may be read, and some without advantage."""
     draw, T = torch.Generator().manual_seed(seed), len(logp)
     found = {k: x.cpu() for k, x in tokens.items()}
-    found["old_logp"], found["ref_logp"] = (logp.float() + 0.3 * torch.randn(T, generator=draw) for _ in range(2))
+    found["old_logp"], found["ref_logp"] = (
+        logp.float() + 0.3 * torch.randn(T, generator=draw) for _ in range(2)
+    )
     masked = torch.rand(T, generator=draw) < 0.25
     found["weights"] = found["weights"].masked_fill(masked, 0)
     found["advantage"] = found["advantage"].masked_fill(torch.rand(T, generator=draw) < 0.2, 0)
-    return {k: x.masked_fill(masked, float("nan")) if k in ("advantage", "old_logp", "ref_logp") else x
-            for k, x in found.items()}  # fmt: skip
+    return {
+        k: x.masked_fill(masked, float("nan")) if k in ("advantage", "old_logp", "ref_logp") else x
+        for k, x in found.items()
+    }
 
 
 def check(device, small, seed, backend=None) -> list[dict]:
@@ -94,43 +98,77 @@ def check(device, small, seed, backend=None) -> list[dict]:
 
     def add(kernel, bound, **pairs):
         for name, (found, exact) in pairs.items():
-            rows.append({"kernel": kernel, "quantity": name, "error": error(found, exact), "bound": bound})
+            rows.append(
+                {"kernel": kernel, "quantity": name, "error": error(found, exact), "bound": bound}
+            )
 
     def exact_of(x):
-        return None if x is None else x.detach().double().cpu() if x.is_floating_point() else x.cpu()
+        return (
+            None if x is None else x.detach().double().cpu() if x.is_floating_point() else x.cpu()
+        )
 
-    sizes = [(7, 16, 37), (33, 32, 300)] if small else [(7, 16, 37), (300, 128, 32_256), (513, 256, 50_257)]
+    sizes = (
+        [(7, 16, 37), (33, 32, 300)]
+        if small
+        else [(7, 16, 37), (300, 128, 32_256), (513, 256, 50_257)]
+    )
     for (T, D, V), dtype in itertools.product(sizes, (torch.float32, torch.bfloat16)):
         name, bound = f"T {T} D {D} V {V} {str(dtype)[6:]}", (3e-5, 1e-2)[dtype == torch.bfloat16]
         hidden, weight = head_inputs(T, D, V, device, dtype, seed)
         h, w = (exact_of(x).requires_grad_() for x in (hidden, weight))
         tokens = tokens_of(T, V, device, seed)
         with torch.no_grad():
-            tokens = near_policy(tokens, linear_logprob(h, w, tokens["targets"].cpu(), TEMPERATURE)[0], seed)
-        own, exact = {k: x.to(device) for k, x in tokens.items()}, {k: exact_of(x) for k, x in tokens.items()}
+            tokens = near_policy(
+                tokens, linear_logprob(h, w, tokens["targets"].cpu(), TEMPERATURE)[0], seed
+            )
+        own, exact = (
+            {k: x.to(device) for k, x in tokens.items()},
+            {k: exact_of(x) for k, x in tokens.items()},
+        )
 
         grad = torch.randn(T, generator=torch.Generator().manual_seed(seed))
-        logp, entropy = linear_logprob(hidden, weight, own["targets"], TEMPERATURE, chunk=5, backend=backend)
+        logp, entropy = linear_logprob(
+            hidden, weight, own["targets"], TEMPERATURE, chunk=5, backend=backend
+        )
         logp.backward(grad.to(device))
         want, want_entropy = linear_logprob(h, w, exact["targets"], TEMPERATURE)
         want.backward(grad.double())
         add(f"linear_logprob {name}", 3e-5, logp=(logp, want), entropy=(entropy, want_entropy))
-        add(f"linear_logprob {name}", bound, hidden=(hidden.grad, h.grad), weight=(weight.grad, w.grad))
+        add(
+            f"linear_logprob {name}",
+            bound,
+            hidden=(hidden.grad, h.grad),
+            weight=(weight.grad, w.grad),
+        )
 
         hidden.grad = weight.grad = h.grad = w.grad = None
         settings = dict(clip_low=0.1, clip_high=0.3, beta=0.2, temperature=TEMPERATURE)
-        loss, stats, logp = head_policy_loss(hidden, weight, **own, **settings, chunk=5, backend=backend)
+        loss, stats, logp = head_policy_loss(
+            hidden, weight, **own, **settings, chunk=5, backend=backend
+        )
         (2 * loss).backward()
         want, want_stats, want_logp = head_policy_loss(h, w, **exact, **settings)
         (2 * want).backward()
-        add(f"head_policy_loss {name}", 3e-5, loss=(loss, want), logp=(logp, want_logp),
-            **{k: (stats[k], want_stats[k]) for k in stats if k != "clip"})  # fmt: skip
-        add(f"head_policy_loss {name}", bound, hidden=(hidden.grad, h.grad), weight=(weight.grad, w.grad))
+        add(
+            f"head_policy_loss {name}",
+            3e-5,
+            loss=(loss, want),
+            logp=(logp, want_logp),
+            **{k: (stats[k], want_stats[k]) for k in stats if k != "clip"},
+        )
+        add(
+            f"head_policy_loss {name}",
+            bound,
+            hidden=(hidden.grad, h.grad),
+            weight=(weight.grad, w.grad),
+        )
 
         logits = (h @ w.T).detach().to(dtype)
         for inplace in (False, True):
             x, z = logits.to(device).clone().requires_grad_(), logits.double().requires_grad_()
-            loss, stats, _ = policy_loss_from_logits(x, **own, **settings, inplace=inplace, backend=backend)
+            loss, stats, _ = policy_loss_from_logits(
+                x, **own, **settings, inplace=inplace, backend=backend
+            )
             loss.backward()
             want, want_stats, _ = policy_loss_from_logits(z, **exact, **settings, backend="torch")
             want.backward()
@@ -156,8 +194,14 @@ def check(device, small, seed, backend=None) -> list[dict]:
     add("group_advantage", 1e-6, advantage=(found, group_advantage(rewards, backend="torch")))
     ends = [torch.tensor([3, 9, 70]), torch.tensor([0, 5]), torch.tensor([99])]
     steps, lengths = [torch.rand(len(e), generator=draw) for e in ends], [80, 6, 100]
-    found = process_advantage([r.to(device) for r in steps], [e.to(device) for e in ends], lengths, backend=backend)
-    add("process_advantage", 1e-6, advantage=(torch.cat(found), torch.cat(process_advantage(steps, ends, lengths))))
+    found = process_advantage(
+        [r.to(device) for r in steps], [e.to(device) for e in ends], lengths, backend=backend
+    )
+    add(
+        "process_advantage",
+        1e-6,
+        advantage=(torch.cat(found), torch.cat(process_advantage(steps, ends, lengths))),
+    )
     return rows
 
 
@@ -225,12 +269,22 @@ class Report:
         row |= {"ms": middle * 1e3, "ms_min": min(times) * 1e3, "ms_max": max(times) * 1e3}
         text = f"{row['ms']:9.3f} ms ({row['ms_min']:.3f} to {row['ms_max']:.3f})"
         if bytes:
-            row |= {"GB/s": bytes / middle / GB, "share_of_copy": bytes / middle / self.copy if self.copy else None}
-            text += f"  {row['GB/s']:7.0f} GB/s" + (f" = {row['share_of_copy']:.0%} of a copy" if self.copy else "")
+            row |= {
+                "GB/s": bytes / middle / GB,
+                "share_of_copy": bytes / middle / self.copy if self.copy else None,
+            }
+            text += f"  {row['GB/s']:7.0f} GB/s" + (
+                f" = {row['share_of_copy']:.0%} of a copy" if self.copy else ""
+            )
         if flops:
             rate = flops / middle
-            row |= {"TFLOP/s": rate / 1e12, "share_of_matmul": rate / self.matmul if self.matmul else None}
-            text += f"  {row['TFLOP/s']:7.2f} TFLOP/s" + (f" = {row['share_of_matmul']:.0%}" if self.matmul else "")
+            row |= {
+                "TFLOP/s": rate / 1e12,
+                "share_of_matmul": rate / self.matmul if self.matmul else None,
+            }
+            text += f"  {row['TFLOP/s']:7.2f} TFLOP/s" + (
+                f" = {row['share_of_matmul']:.0%}" if self.matmul else ""
+            )
         if outputs is not None and (bytes_at_peak := peak(function, self.device)) is not None:
             row["GB_beyond"] = (bytes_at_peak - outputs) / GB
             text += f"  {row['GB_beyond']:.2f} GB beyond inputs and outputs"
@@ -246,7 +300,9 @@ def ceilings(report, small) -> None:
     report.copy = 2 * n / report.time("copy, read and write", lambda: b.copy_(a), bytes=2 * n)
     n = 64 if small else 8192
     x, y = (torch.randn(n, n, device=device).bfloat16() for _ in range(2))
-    report.matmul = 2 * n**3 / report.time(f"matrix product bf16, {n} squared", lambda: x @ y, flops=2 * n**3)
+    report.matmul = (
+        2 * n**3 / report.time(f"matrix product bf16, {n} squared", lambda: x @ y, flops=2 * n**3)
+    )
 
 
 def plain_loss(logp, advantage, weights, old_logp, ref_logp):
@@ -265,8 +321,16 @@ def from_logits(report, small) -> None:
     size = T * V * logits.element_size()
     shape = f"T {T} V {V}"
     with torch.no_grad():
-        report.time(f"log-prob, {shape}, 2TV", lambda: logprob_from_logits(logits, targets, TEMPERATURE, False), size)
-        report.time(f"  with entropy, {shape}, 2TV", lambda: logprob_from_logits(logits, targets, TEMPERATURE), size)
+        report.time(
+            f"log-prob, {shape}, 2TV",
+            lambda: logprob_from_logits(logits, targets, TEMPERATURE, False),
+            size,
+        )
+        report.time(
+            f"  with entropy, {shape}, 2TV",
+            lambda: logprob_from_logits(logits, targets, TEMPERATURE),
+            size,
+        )
 
         def plain():
             return (logits.float() / TEMPERATURE).log_softmax(-1).gather(1, targets[:, None])
@@ -323,39 +387,60 @@ def head(report, small) -> None:
         )[0]
 
     def plain():
-        logp = ((hidden @ weight.T).float() / TEMPERATURE).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        logp = (
+            ((hidden @ weight.T).float() / TEMPERATURE)
+            .log_softmax(-1)
+            .gather(1, targets[:, None])[:, 0]
+        )
         return plain_loss(logp, **rest)
 
     ways = {
         "fused head": lambda: head_policy_loss(hidden, weight, **tokens, **settings)[0],
-        "  with entropy": lambda: head_policy_loss(hidden, weight, **tokens, **{**settings, "entropy": True})[0],
+        "  with entropy": lambda: head_policy_loss(
+            hidden, weight, **tokens, **{**settings, "entropy": True}
+        )[0],
         "  two calls": two_calls,
         "  plain PyTorch": plain,
     }
     try:
         from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
-        its = LigerFusedLinearGRPOLoss(beta=BETA, loss_type="grpo", temperature=TEMPERATURE, chunk_size=1)
+        its = LigerFusedLinearGRPOLoss(
+            beta=BETA, loss_type="grpo", temperature=TEMPERATURE, chunk_size=1
+        )
         shape = B, T // B
         ones = torch.ones(shape, device=device)
         ways[f"  liger-kernel {importlib.metadata.version('liger-kernel')}"] = lambda: its(
-            hidden.view(*shape, D), weight, targets.view(shape), ones, rest["advantage"][:: T // B],
-            ref_per_token_logps=rest["ref_logp"].view(shape), old_per_token_logps=rest["old_logp"].view(shape),
-        )[0]  # fmt: skip
+            hidden.view(*shape, D),
+            weight,
+            targets.view(shape),
+            ones,
+            rest["advantage"][:: T // B],
+            ref_per_token_logps=rest["ref_logp"].view(shape),
+            old_per_token_logps=rest["old_logp"].view(shape),
+        )[0]
     except ImportError:
         report.write("  liger-kernel", "not installed")
     for name, function in ways.items():
         label = f"{name}, T {T} H {D} V {V}"
         try:
             report.time(label, step(name, function), flops=flops, outputs=outputs)
-        except Exception as failure:  # out of memory, or another interface of a peer's: said, and the rest goes on
+        except (
+            Exception
+        ) as failure:  # out of memory, or another interface of a peer's: said, and the rest goes on
             if name.startswith("fused"):
                 raise
-            report.write(label, f"failed: {type(failure).__name__}: {str(failure).splitlines()[0][:90]}", failed=True)
+            report.write(
+                label,
+                f"failed: {type(failure).__name__}: {str(failure).splitlines()[0][:90]}",
+                failed=True,
+            )
         hidden.grad = weight.grad = None
     for name, loss in losses.items():
         off = abs(loss.item() - losses["fused head"].item())
-        report.write(f"{name.strip()}: loss", f"{loss.item():.6f}, off by {off:.1e}", loss=loss.item())
+        report.write(
+            f"{name.strip()}: loss", f"{loss.item():.6f}, off by {off:.1e}", loss=loss.item()
+        )
 
 
 def launches(report) -> None:
@@ -374,22 +459,40 @@ def launches(report) -> None:
         with profile(activities=[ProfilerActivity.CUDA]) as profiled:
             function()
             torch.cuda.synchronize()
-        count = sum(e.count for e in profiled.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA)
+        count = sum(
+            e.count
+            for e in profiled.key_averages()
+            if e.device_type == torch.autograd.DeviceType.CUDA
+        )
         report.write(f"launches of {name}", str(count), launches=count)
 
     def compiled():
-        kernels = (head_loss._policy_kernel, logprob._read_kernel, logprob._slope_kernel, policy_loss._loss_kernel)
+        kernels = (
+            head_loss._policy_kernel,
+            logprob._read_kernel,
+            logprob._slope_kernel,
+            policy_loss._loss_kernel,
+        )
         return sum(len(cache[0]) for kernel in kernels for cache in kernel.device_caches.values())
 
     hidden, weight = head_inputs(999, 64, 1024, device, torch.bfloat16)
     counts = []
-    for T, temperature, beta, clip in ((640, 0.9, 0.04, 0.2), (999, 0.7, 0.1, 0.3), (1, 1.0, 0.04, 0.2), (16, 1, 1, 0)):
+    for T, temperature, beta, clip in (
+        (640, 0.9, 0.04, 0.2),
+        (999, 0.7, 0.1, 0.3),
+        (1, 1.0, 0.04, 0.2),
+        (16, 1, 1, 0),
+    ):
         tokens = tokens_of(T, 1024, device)
         settings = dict(temperature=temperature, beta=beta, clip_low=clip, chunk=max(T // 3, 1))
         head_policy_loss(hidden[:T], weight, **tokens, **settings)[0].backward()
         linear_logprob(hidden[:T], weight, tokens["targets"], temperature)[0].sum().backward()
         counts.append(compiled())
-    report.write("compilations after other lengths and scalars", str(counts[-1] - counts[0]), compilations=counts)
+    report.write(
+        "compilations after other lengths and scalars",
+        str(counts[-1] - counts[0]),
+        compilations=counts,
+    )
 
 
 def sweep(report, small) -> None:
@@ -405,14 +508,17 @@ def sweep(report, small) -> None:
             with torch.no_grad():
                 report.time(
                     f"log-prob, V {V}, {warps} warps, {stages} stages",
-                    lambda: logprob_from_logits(logits, tokens["targets"], 1.0, False), size,
-                )  # fmt: skip
+                    lambda: logprob_from_logits(logits, tokens["targets"], 1.0, False),
+                    size,
+                )
         for programs, warps, stages in itertools.product((1, 2, 3), (8, 16, 32), (1, 3, 4)):
             head_loss.ROW.update(warps=warps, stages=stages)
             head_loss.PROGRAMS = programs
             name = f"policy loss, V {V}, {programs} programs of {warps} warps, {stages} stages"
             try:
-                fused = functools.partial(policy_loss_from_logits, logits, **tokens, entropy=False, inplace=True)
+                fused = functools.partial(
+                    policy_loss_from_logits, logits, **tokens, entropy=False, inplace=True
+                )
                 report.time(name, fused, 2 * size)
             except Exception as failure:  # a choice that does not fit the device
                 report.write(name, f"failed: {type(failure).__name__}", failed=True)
@@ -424,10 +530,14 @@ def sweep(report, small) -> None:
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--to", default=os.environ.get("OUT", ""), help="directory for kernels.jsonl")
+    parser.add_argument(
+        "--to", default=os.environ.get("OUT", ""), help="directory for kernels.jsonl"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=time.time_ns() % 2**31, help="of the inputs; another each time")
+    parser.add_argument(
+        "--seed", type=int, default=time.time_ns() % 2**31, help="of the inputs; another each time"
+    )
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--sweep", action="store_true")
     given = parser.parse_args(arguments)
@@ -444,9 +554,14 @@ def main(arguments=None) -> int:
         text = f"{row['quantity']}: error {row['error']:.2g}, bound {row['bound']}"
         report.write(f"WRONG: {row['kernel']}", text, **row)
     worst = max(checks, key=lambda row: row["error"] / row["bound"])
-    report.write("correctness", f"{len(checks) - len(wrong)} of {len(checks)} within bounds; nearest to its bound: "
-                 f"{worst['kernel']} {worst['quantity']} {worst['error']:.1e} of {worst['bound']}",
-                 checks=len(checks), wrong=len(wrong), seed=given.seed)  # fmt: skip
+    report.write(
+        "correctness",
+        f"{len(checks) - len(wrong)} of {len(checks)} within bounds; nearest to its bound: "
+        f"{worst['kernel']} {worst['quantity']} {worst['error']:.1e} of {worst['bound']}",
+        checks=len(checks),
+        wrong=len(wrong),
+        seed=given.seed,
+    )
     if wrong:
         return 1
     ceilings(report, given.small)

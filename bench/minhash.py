@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data import InputError, read_jsonl, run_cli
+from data.io import InputError, read_jsonl, run_cli
 from data.mine.dedup import _chunks, _shingles, signatures, similarity
 from data.mine.ngrams import unit_hashes
 
@@ -68,7 +68,12 @@ def grams(text: str) -> set[bytes]:
 
 def sketch(texts: list[str], hash=None) -> np.ndarray:
     options = {} if hash is None else {"hashfunc": hash}
-    return np.array([one.digest() for one in datasketch.MinHash.generator(map(grams, texts), num_perm=128, **options)])
+    return np.array(
+        [
+            one.digest()
+            for one in datasketch.MinHash.generator(map(grams, texts), num_perm=128, **options)
+        ]
+    )
 
 
 def main() -> None:
@@ -100,22 +105,44 @@ def main() -> None:
     pairs = [(i - 1, i) for i in range(1, len(texts), 2) if sets[i - 1] | sets[i]]
     exact = np.array([len(sets[i] & sets[j]) / len(sets[i] | sets[j]) for i, j in pairs])
     first, second = np.array(pairs).T
-    print(f"{len(texts)} texts, {size:.1f} MB; seconds of the processor, median of {given.repeats} (least to most)")
+    print(
+        f"{len(texts)} texts, {size:.1f} MB; seconds of the processor, median of {given.repeats} (least to most)"
+    )
     ours, found = statistics.median(seconds["ours"]), {}
     for name, times in seconds.items():
         median = statistics.median(times)
-        row = {"seconds": median, "MB/s": size / median, "texts/s": len(texts) / median, "ratio": median / ours}
+        row = {
+            "seconds": median,
+            "MB/s": size / median,
+            "texts/s": len(texts) / median,
+            "ratio": median / ours,
+        }
         error = ""
         if name in ("ours", "datasketch", "datasketch, crc32"):
             misses = similarity(results[name][first], results[name][second]) - exact
             row["rms error"] = float(np.sqrt(np.mean(misses**2)))
             error = f"   rms error {row['rms error']:.4f}"
         found[name] = row
-        print(f"{name:18} {median:7.3f} s ({min(times):.3f} to {max(times):.3f}) {row['MB/s']:7.1f} MB/s "
-              f"{row['texts/s']:8.0f} texts/s   {row['ratio']:6.2f} x ours{error}")
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "datasketch": datasketch.__version__}
-    print(json.dumps({"MB": size, "texts": len(texts), "methods": found, "versions": versions,
-                      "machine": platform.machine()}))
+        print(
+            f"{name:18} {median:7.3f} s ({min(times):.3f} to {max(times):.3f}) {row['MB/s']:7.1f} MB/s "
+            f"{row['texts/s']:8.0f} texts/s   {row['ratio']:6.2f} x ours{error}"
+        )
+    versions = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "datasketch": datasketch.__version__,
+    }
+    print(
+        json.dumps(
+            {
+                "MB": size,
+                "texts": len(texts),
+                "methods": found,
+                "versions": versions,
+                "machine": platform.machine(),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

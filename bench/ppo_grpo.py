@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import runtime
 import train_grpo
 import train_ppo
-from data.problems import Problem
+from data.problems.readers import Problem
 from generate import Sampling, generate
 from model import ModelConfig, Transformer
 from rollout import Rollout
@@ -69,7 +69,9 @@ class Learner:
         if self.method == "grpo":
             for one in rollouts:
                 one.advantages = train_grpo.advantages(self.config, one)
-            train_grpo.update(self.model, self.optimizer, rollouts, self.config, self.reference, self.world)
+            train_grpo.update(
+                self.model, self.optimizer, rollouts, self.config, self.reference, self.world
+            )
         else:
             train_ppo.assess(self.config, rollouts, self.reference, self.value, self.world)
             train_ppo.estimate(self.config, rollouts)
@@ -82,9 +84,21 @@ class Learner:
         trained = [one for one in (self.model, self.value) if one is not None]
         held = [*trained, self.reference, self.reward]
         optimizers = [self.optimizer] + ([self.value_optimizer] if self.value is not None else [])
-        state = [x for one in optimizers for s in one.state.values() for x in s.values() if torch.is_tensor(x)]
-        weights, gradients = (sum(p.nbytes for one in models for p in one.parameters()) for models in (held, trained))
-        parts = {"weights": weights, "gradients": gradients, "optimizer": sum(x.nbytes for x in state)}
+        state = [
+            x
+            for one in optimizers
+            for s in one.state.values()
+            for x in s.values()
+            if torch.is_tensor(x)
+        ]
+        weights, gradients = (
+            sum(p.nbytes for one in models for p in one.parameters()) for models in (held, trained)
+        )
+        parts = {
+            "weights": weights,
+            "gradients": gradients,
+            "optimizer": sum(x.nbytes for x in state),
+        }
         return parts | {"all": sum(parts.values())}
 
 
@@ -92,7 +106,10 @@ def sample(model: Transformer, draw: random.Random, seed: int) -> list[Rollout]:
     prompts = [[draw.randrange(1, 46) for _ in range(draw.randrange(15, 30))] for _ in range(16)]
     groups = generate(model, Bytes(), prompts, Sampling(16, 1.0, 1.0, 48, seed=seed))
     rewards = [[draw.random() for _ in range(16)] for _ in range(16)]
-    return [Rollout(Problem(str(i), "", ""), "cot", prompts[i], groups[i], rewards[i], []) for i in range(16)]
+    return [
+        Rollout(Problem(str(i), "", ""), "cot", prompts[i], groups[i], rewards[i], [])
+        for i in range(16)
+    ]
 
 
 def peak(method: str) -> None:
@@ -114,10 +131,17 @@ def main() -> None:
         return peak(given.peak)
     # first of all: a process may count among its own what the one that started it held
     peaks = {
-        name: subprocess.run([sys.executable, __file__, "--peak", name], check=True, capture_output=True, text=True)
+        name: subprocess.run(
+            [sys.executable, __file__, "--peak", name], check=True, capture_output=True, text=True
+        )
         for name in METHODS
     }
-    learners, draw, rows, tokens = {name: Learner(name) for name in METHODS}, random.Random(0), [], []
+    learners, draw, rows, tokens = (
+        {name: Learner(name) for name in METHODS},
+        random.Random(0),
+        [],
+        [],
+    )
     for step in range(given.repeats + 2):  # two steps to warm up
         began = time.perf_counter()
         rollouts = sample(learners["grpo"].model, draw, step)
@@ -145,14 +169,25 @@ def main() -> None:
 
     millions = sum(p.numel() for p in learners["grpo"].model.parameters()) / 1e6
     length = statistics.mean(tokens) / 256
-    print(f"{millions:.2f} M parameters, mean length {length:.1f}, medians of {given.repeats} steps")
+    print(
+        f"{millions:.2f} M parameters, mean length {length:.1f}, medians of {given.repeats} steps"
+    )
     print(f"{'':22}{'GRPO':>10}{'PPO':>10}    PPO/GRPO")
-    for part, label in {"rollout": "rollout", "learning": "learning", "spread": " (spread)", "step": "step"}.items():
+    for part, label in {
+        "rollout": "rollout",
+        "learning": "learning",
+        "spread": " (spread)",
+        "step": "step",
+    }.items():
         line(label, lambda one, part=part: one[part], "s")
     for part in ("weights", "gradients", "optimizer", "all"):
         line(f"memory: {part}", lambda one, part=part: one["bytes"][part], "MB", 1e6)
     line("peak of a process", lambda one: one["peak"], "MB", 1e6)
-    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.machine()}
+    machine = {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
     print(json.dumps({**found, **machine, "python": platform.python_version()}))
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import turns
 from bench.turns import alternate, median, record, serve
-from data import run_cli
+from data.io import run_cli
 
 VOCABULARY, RATE = 1024, 1e-3
 OURS = ("activation_checkpointing", "compile", "micro_batch")  # what --ours may change
@@ -33,13 +33,15 @@ def rows(step: int, batch: int, context: int):
 def own_config(given):
     from train_pretrain import Config
 
-    defaults = dict(batch=given.batch, micro_batch=given.batch, context=given.context, lr=RATE, weight_decay=0.0)
+    defaults = dict(
+        batch=given.batch, micro_batch=given.batch, context=given.context, lr=RATE, weight_decay=0.0
+    )
     return turns.own_options(Config, given.ours, OURS, defaults)
 
 
 def ours(folder: str, given) -> None:
     import runtime
-    from pretrained import from_pretrained
+    from runtime.hf import from_pretrained
     from train_pretrain import total_loss
 
     config = own_config(given)
@@ -50,7 +52,9 @@ def ours(folder: str, given) -> None:
     optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
 
     def work(step: int) -> dict:
-        loss = total_loss(model, rows(step, config.batch, config.context), -1, config.micro_batch, world)
+        loss = total_loss(
+            model, rows(step, config.batch, config.context), -1, config.micro_batch, world
+        )
         runtime.clip_grad_norm(model, config.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -92,13 +96,26 @@ def trainer(folder: str, given) -> None:
 
     with tempfile.TemporaryDirectory() as output:
         arguments = TrainingArguments(
-            output_dir=output, use_cpu=True, bf16=given.dtype == "bfloat16", per_device_train_batch_size=batch,
-            learning_rate=RATE, max_steps=1000, lr_scheduler_type="constant", adam_beta2=0.95, weight_decay=0.0,
-            max_grad_norm=1.0, logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
+            output_dir=output,
+            use_cpu=True,
+            bf16=given.dtype == "bfloat16",
+            per_device_train_batch_size=batch,
+            learning_rate=RATE,
+            max_steps=1000,
+            lr_scheduler_type="constant",
+            adam_beta2=0.95,
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
             dataloader_num_workers=0,
-        )  # fmt: skip
+        )
         step = turns.trainer_steps(
-            lambda callback: Plain(model=model, args=arguments, train_dataset=Windows(), callbacks=[callback])
+            lambda callback: Plain(
+                model=model, args=arguments, train_dataset=Windows(), callbacks=[callback]
+            )
         )
 
         def work(_: int) -> dict:
@@ -113,7 +130,9 @@ def main() -> None:
     parser.add_argument("--size", default="4m")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--ours", default="", help=f"options of our side alone, KEY=VALUE,...: {', '.join(OURS)}")
+    parser.add_argument(
+        "--ours", default="", help=f"options of our side alone, KEY=VALUE,...: {', '.join(OURS)}"
+    )
     given = parser.parse_args()
     if given.check:
         return turns.print_logprobs(*given.check, rows(0, 2, 64).tolist())
@@ -121,14 +140,16 @@ def main() -> None:
         return {"ours": ours, "trainer": trainer}[given.side[0]](given.side[1], given)
     own_config(given)
     from model import Transformer, preset
-    from pretrained import save_pretrained
+    from runtime.hf import save_pretrained
 
     commands = turns.commands(__file__, given, "trainer")
     with tempfile.TemporaryDirectory() as folder:
         model = Transformer(preset(given.size, VOCABULARY, context=given.context))
         save_pretrained(model, folder)
         turns.check_same(commands, folder, tolerance=1e-2)
-        sides = turns.sides(commands, given, folder, "--batch", str(given.batch), "--context", str(given.context))
+        sides = turns.sides(
+            commands, given, folder, "--batch", str(given.batch), "--context", str(given.context)
+        )
         found = alternate(sides, given.rounds, {"OMP_NUM_THREADS": str(given.threads)})
     millions, tokens = sum(p.numel() for p in model.parameters()) / 1e6, given.batch * given.context
     shape = f"{given.batch} rows of {given.context} tokens, {given.threads} threads, {given.dtype}"
@@ -138,12 +159,18 @@ def main() -> None:
             row["speed"] = tokens / row["seconds"]
         middle, least, most = median(side["rows"], "speed")
         cpu, loss = median(side["rows"], "cpu")[0], side["rows"][-1]["loss"]
-        print(f"{name:8} {middle:7.0f} tokens/s ({least:.0f} to {most:.0f}; processor {cpu:.2f} s a step), last loss "
-              f"{loss:.4f}, peak {side['peak_mb']:.0f} MB")
+        print(
+            f"{name:8} {middle:7.0f} tokens/s ({least:.0f} to {most:.0f}; processor {cpu:.2f} s a step), last loss "
+            f"{loss:.4f}, peak {side['peak_mb']:.0f} MB"
+        )
     if given.peer:
         first, second = found.values()
-        apart = max(abs(a["loss"] - b["loss"]) for a, b in zip(first["rows"], second["rows"], strict=True))
-        print(f"losses differ by {apart:.1e} at most; ratio {median(second['rows'])[0] / median(first['rows'])[0]:.2f}")
+        apart = max(
+            abs(a["loss"] - b["loss"]) for a, b in zip(first["rows"], second["rows"], strict=True)
+        )
+        print(
+            f"losses differ by {apart:.1e} at most; ratio {median(second['rows'])[0] / median(first['rows'])[0]:.2f}"
+        )
     record("pretrain", turns.settings(given), found)
 
 

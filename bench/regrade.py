@@ -14,9 +14,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-import solve
-from data import InputError, answers, atomic_write, read_jsonl, run_cli
-from data.sandbox import Sandbox
+from data import answers
+from data.io import InputError, atomic_write, read_jsonl, run_cli
+from data.sandbox.sandbox import Sandbox
+from evaluation import solve
 
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 
@@ -32,8 +33,17 @@ def labelled(path: Path) -> tuple[int, list[dict]]:
             verdict = answers.compare(gold, said)
             if verdict.equal != solution["is_correct"]:
                 differences.append(
-                    {"line": line, "model": model, "gold": gold, "said": said, "label": solution["is_correct"],
-                     "ours": verdict.equal, "reason": verdict.reason, "end": solution["solution"][-80:]})  # fmt: skip
+                    {
+                        "line": line,
+                        "model": model,
+                        "gold": gold,
+                        "said": said,
+                        "label": solution["is_correct"],
+                        "ours": verdict.equal,
+                        "reason": verdict.reason,
+                        "end": solution["solution"][-80:],
+                    }
+                )
     return total, differences
 
 
@@ -57,10 +67,20 @@ def trajectories(path: Path, sandbox: Sandbox, limit: int | None = None) -> tupl
         last[line] = result
         if ours == shown:
             counts["outputs equal"] += 1
-        elif ours.splitlines()[-1:] == shown.splitlines()[-1:] or answers.compare(shown, ours).equal:
+        elif (
+            ours.splitlines()[-1:] == shown.splitlines()[-1:] or answers.compare(shown, ours).equal
+        ):
             counts["outputs equal in their last line or value"] += 1
         else:
-            differences.append({"line": line, "what": "output", "reported": shown, "ours": ours, "program": program})
+            differences.append(
+                {
+                    "line": line,
+                    "what": "output",
+                    "reported": shown,
+                    "ours": ours,
+                    "program": program,
+                }
+            )
     for line, row, text, rounds in rows:
         reported, gold = str(row["pred"][0]), row["gt"]
         final = text.rpartition("```output")[2].partition("```\n")[2] if rounds else text
@@ -74,14 +94,27 @@ def trajectories(path: Path, sandbox: Sandbox, limit: int | None = None) -> tupl
         counts["right, reported"] += verdicts[0]
         counts["right, ours"] += verdicts[1]
         if not equal or verdicts[0] != verdicts[1]:
-            differences.append({"line": line, "what": "answer", "gold": gold, "reported": reported, "ours": said,
-                                "verdicts": verdicts, "end": text[-160:]})  # fmt: skip
+            differences.append(
+                {
+                    "line": line,
+                    "what": "answer",
+                    "gold": gold,
+                    "reported": reported,
+                    "ours": said,
+                    "verdicts": verdicts,
+                    "end": text[-160:],
+                }
+            )
     return dict(counts), differences
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Judge published solutions again and list where verdicts differ.")
-    parser.add_argument("--data", type=Path, required=True, help="folder with gsm8k and tool-integrated")
+    parser = argparse.ArgumentParser(
+        description="Judge published solutions again and list where verdicts differ."
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with gsm8k and tool-integrated"
+    )
     parser.add_argument("--to", type=Path, help="file for the differences, as JSON")
     options = parser.parse_args()
     total, wrong = labelled(options.data / "gsm8k" / "example_model_solutions.jsonl")
@@ -90,14 +123,21 @@ def main() -> None:
         print("  ", json.dumps(one, ensure_ascii=False))
     paths = sorted((options.data / "tool-integrated").glob("*.jsonl"))
     if not paths:
-        raise InputError(f"{options.data / 'tool-integrated'}: no .jsonl file; see --help for what is read")
+        raise InputError(
+            f"{options.data / 'tool-integrated'}: no .jsonl file; see --help for what is read"
+        )
     found = {"labelled": wrong}
     with Sandbox() as sandbox:
         for path in paths:
             counts, differences = trajectories(path, sandbox)
             print(f"{path.name}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
             for one in differences:
-                print("  ", json.dumps({k: v for k, v in one.items() if k != "program"}, ensure_ascii=False))
+                print(
+                    "  ",
+                    json.dumps(
+                        {k: v for k, v in one.items() if k != "program"}, ensure_ascii=False
+                    ),
+                )
             found[path.name] = differences
     if options.to:
         with atomic_write(options.to) as file:

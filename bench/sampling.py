@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import turns
 from bench.turns import alternate, median, record, serve
-from data import run_cli
-from options import option
+from data.io import run_cli
+from runtime.options import option
 
 VOCABULARY, PROMPT, NEW = 1024, 64, 128
 ENDS = list(range(16))  # EOS ids of the ragged case
@@ -35,7 +35,9 @@ class Config:
 def prompts(batch: int, step: int):
     import torch
 
-    return torch.randint(16, VOCABULARY, (batch, PROMPT), generator=torch.Generator().manual_seed(step))
+    return torch.randint(
+        16, VOCABULARY, (batch, PROMPT), generator=torch.Generator().manual_seed(step)
+    )
 
 
 def case_of(name: str) -> tuple[bool, int]:
@@ -46,7 +48,7 @@ def case_of(name: str) -> tuple[bool, int]:
 def ours(folder: str, given) -> None:
     import runtime
     from generate import Sampling, generate
-    from pretrained import from_pretrained
+    from runtime.hf import from_pretrained
 
     class Ids:
         """The smallest thing that `generate` takes for a tokenizer; -1 is drawn by nobody."""
@@ -80,9 +82,21 @@ def transformers(folder: str, given) -> None:
         torch.manual_seed(step)
         ids = prompts(batch, step)
         with torch.inference_mode():
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_p=1.0,
-                                 top_k=0, pad_token_id=VOCABULARY - 1, **length)[:, PROMPT:]  # fmt: skip
-        ended = torch.isin(out, torch.tensor(ENDS)) if ragged else torch.zeros_like(out, dtype=torch.bool)
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=True,
+                temperature=1.0,
+                top_p=1.0,
+                top_k=0,
+                pad_token_id=VOCABULARY - 1,
+                **length,
+            )[:, PROMPT:]
+        ended = (
+            torch.isin(out, torch.tensor(ENDS))
+            if ragged
+            else torch.zeros_like(out, dtype=torch.bool)
+        )
         before = ended.cumsum(1) - ended.long() == 0  # up to and with the first end
         return {"tokens": int(before.sum())}
 
@@ -99,7 +113,7 @@ def main() -> None:
     if given.side:
         return {"ours": ours, "transformers": transformers}[given.side[0]](given.side[1], given)
     from model import Transformer, preset
-    from pretrained import save_pretrained
+    from runtime.hf import save_pretrained
 
     commands, found = turns.commands(__file__, given, "transformers"), {}
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +121,9 @@ def main() -> None:
         save_pretrained(model, folder)
         turns.check_same(commands, folder, tolerance=1e-2)
         millions = sum(p.numel() for p in model.parameters()) / 1e6
-        print(f"{millions:.2f} M parameters, {given.dtype}, {given.threads} threads, {given.rounds} rounds in turn")
+        print(
+            f"{millions:.2f} M parameters, {given.dtype}, {given.threads} threads, {given.rounds} rounds in turn"
+        )
         for case in given.cases.split(","):
             sides = turns.sides(commands, given, folder, "--cases", case)
             found[case] = alternate(sides, given.rounds, {"OMP_NUM_THREADS": str(given.threads)})
@@ -116,9 +132,13 @@ def main() -> None:
                     row["speed"] = row["tokens"] / row["seconds"]
             for name, side in found[case].items():
                 middle, least, most = median(side["rows"], "speed")
-                tokens, cpu = (statistics.mean(row[key] for row in side["rows"]) for key in ("tokens", "cpu"))
-                print(f"{case:>6} {name:12} {middle:8.0f} tokens/s ({least:.0f} to {most:.0f}), {tokens:.0f} tokens a "
-                      f"round, processor {cpu:.2f} s, peak {side['peak_mb']:.0f} MB")
+                tokens, cpu = (
+                    statistics.mean(row[key] for row in side["rows"]) for key in ("tokens", "cpu")
+                )
+                print(
+                    f"{case:>6} {name:12} {middle:8.0f} tokens/s ({least:.0f} to {most:.0f}), {tokens:.0f} tokens a "
+                    f"round, processor {cpu:.2f} s, peak {side['peak_mb']:.0f} MB"
+                )
             if given.peer:
                 speeds = [median(side["rows"], "speed")[0] for side in found[case].values()]
                 print(f"{case:>6} ratio {speeds[0] / speeds[1]:.2f}", flush=True)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data import InputError, run_cli
-from data.sandbox import Sandbox
+from data.io import InputError, run_cli
+from data.sandbox.sandbox import Sandbox
 
 KINDS = {
     "print(1)": "print({a})",
@@ -28,8 +28,12 @@ KINDS = {
     "linear system": "from sympy import *\nx, y = symbols('x y')\nprint(solve([x + y - {s}, {a} * x - y], [x, y]))",
     "imports": "import re, heapq, hashlib, datetime, typing\nprint(hashlib.md5(b'{a}').hexdigest())",
 }
-SETTINGS = {"all": (), "no hook": ("hook",), "no seccomp": ("seccomp",), "limits and hook only": (
-    "namespaces", "privileges", "landlock", "seccomp")}  # fmt: skip
+SETTINGS = {
+    "all": (),
+    "no hook": ("hook",),
+    "no seccomp": ("seccomp",),
+    "limits and hook only": ("namespaces", "privileges", "landlock", "seccomp"),
+}
 
 
 def programs(kind: str, count: int, start: int) -> list[str]:
@@ -60,17 +64,27 @@ def main() -> None:
     options = parser.parse_args()
     if options.programs < 1 or options.repeats < 1:
         raise InputError("--programs and --repeats must be at least 1")
-    print(f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()}")
-    rows = [(workers, kind, "all") for workers in map(int, options.workers.split(",")) for kind in KINDS]
-    rows += [(rows[-1][0], kind, setting) for setting in list(SETTINGS)[1:] for kind in ("print(1)", "quadratic")]
+    print(
+        f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()}"
+    )
+    rows = [
+        (workers, kind, "all") for workers in map(int, options.workers.split(",")) for kind in KINDS
+    ]
+    rows += [
+        (rows[-1][0], kind, setting)
+        for setting in list(SETTINGS)[1:]
+        for kind in ("print(1)", "quadratic")
+    ]
     sandboxes, found = {}, {row: [] for row in rows}
     try:
         for workers, _, setting in rows:
             if (workers, setting) not in sandboxes:
                 start = time.perf_counter()
                 sandboxes[workers, setting] = Sandbox(workers, _without=SETTINGS[setting])
-                print(f"{workers} workers, {setting}: started in {time.perf_counter() - start:.2f} s: "
-                      f"{', '.join(sandboxes[workers, setting].isolation)}")  # fmt: skip
+                print(
+                    f"{workers} workers, {setting}: started in {time.perf_counter() - start:.2f} s: "
+                    f"{', '.join(sandboxes[workers, setting].isolation)}"
+                )
         for repeat in range(options.repeats):
             for row in rows:
                 workers, kind, setting = row
@@ -79,12 +93,16 @@ def main() -> None:
                 before, start = server_seconds(sandbox), time.perf_counter()
                 results = sandbox.run_many(texts)
                 seconds = time.perf_counter() - start
-                assert all(result.status == "ok" for result in results), [r for r in results if r.status != "ok"][0]
+                assert all(result.status == "ok" for result in results), [
+                    r for r in results if r.status != "ok"
+                ][0]
                 found[row].append((seconds, server_seconds(sandbox) - before))
     finally:
         for sandbox in sandboxes.values():
             sandbox.close()
-    print(f"\n{'workers':>7}  {'program':<14} {'protections':<20} {'programs/s':>10} {'best':>6} {'CPU ms':>7}")
+    print(
+        f"\n{'workers':>7}  {'program':<14} {'protections':<20} {'programs/s':>10} {'best':>6} {'CPU ms':>7}"
+    )
     for (workers, kind, setting), times in found.items():
         rates = [options.programs / seconds for seconds, _ in times]
         cost = statistics.median(cpu for _, cpu in times) * 1000 / options.programs

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.turns import RESULTS, median
-from data import InputError, atomic_write, read_jsonl, run_cli
+from data.io import InputError, atomic_write, read_jsonl, run_cli
 
 MARKED = re.compile(r"(?m)^(<!-- table: (.*?) -->\n)(.*?)^(<!-- end of table -->)$", re.DOTALL)
 HEAD = ("work", "settings", "ours", "memory", "peer", "its memory", "ratio", "rounds", "made")
@@ -35,8 +35,14 @@ class Comparison:
     def settings(self) -> dict[str, str]:
         """But for the rounds, what says nothing, and a peer's dtype that is also ours."""
         settings = {"dtype": "float32"} | self.row["settings"]
-        left_out = {"rounds", "cases"} | ({"peer_dtype"} if settings.get("peer_dtype") == settings["dtype"] else set())
-        return {name: str(value) for name, value in settings.items() if name not in left_out and value != ""}
+        left_out = {"rounds", "cases"} | (
+            {"peer_dtype"} if settings.get("peer_dtype") == settings["dtype"] else set()
+        )
+        return {
+            name: str(value)
+            for name, value in settings.items()
+            if name not in left_out and value != ""
+        }
 
     @property
     def identity(self) -> tuple:
@@ -52,7 +58,13 @@ def comparisons(row: dict) -> list[Comparison]:
 
 def newest(rows: list[dict], benches: list[str]) -> list[Comparison]:
     """The last of each comparison, where the first stood, in the order of the benches."""
-    last = {one.identity: one for bench in benches for row in rows if row["bench"] == bench for one in comparisons(row)}
+    last = {
+        one.identity: one
+        for bench in benches
+        for row in rows
+        if row["bench"] == bench
+        for one in comparisons(row)
+    }
     return list(last.values())
 
 
@@ -72,11 +84,21 @@ def ratio(ours: dict, peer: dict) -> float:
 
 def made(one: Comparison) -> str:
     """Machine, versions and commit; those of the peers by name."""
-    row, peers = one.row, [side.get("versions", {}) for name, side in one.sides.items() if name != "ours"]
-    parts = [f"{row['cores']} cores of {row['cpu']}, {row['memory_gib']} GiB", f"Python {row['python']}"]
+    row, peers = (
+        one.row,
+        [side.get("versions", {}) for name, side in one.sides.items() if name != "ours"],
+    )
+    parts = [
+        f"{row['cores']} cores of {row['cpu']}, {row['memory_gib']} GiB",
+        f"Python {row['python']}",
+    ]
     parts += [f"torch {row['torch']}"] if "torch" in row else []
     for versions in peers:
-        parts += [f"{name} {text}" for name, text in versions.items() if name not in ("python", "torch", "numpy")]
+        parts += [
+            f"{name} {text}"
+            for name, text in versions.items()
+            if name not in ("python", "torch", "numpy")
+        ]
         if versions.get("torch") != row.get("torch"):
             parts.append(f"the peer's torch {versions.get('torch', 'not recorded')}")
     return ", ".join(parts) + f"; commit {row['commit']}, {row['when'][:10]}"
@@ -88,12 +110,29 @@ def table(found: list[Comparison]) -> str:
     lines = ["| " + " | ".join(HEAD) + " |", "| " + " | ".join(["---"] * len(HEAD)) + " |"]
     for one in found:
         settings = ", ".join(f"{name} {value}" for name, value in one.settings.items())
-        ours, peers = one.sides["ours"], {name: side for name, side in one.sides.items() if name != "ours"}
+        ours, peers = (
+            one.sides["ours"],
+            {name: side for name, side in one.sides.items() if name != "ours"},
+        )
         for name, peer in (peers or {"": None}).items():
-            other = [f"{name}: {speed(peer)}", memory(peer), f"{ratio(ours, peer):.2f}"] if peer else ["", "", ""]
-            cells = [one.work, settings, speed(ours), memory(ours), *other, str(len(ours["rows"])), notes[made(one)]]
+            other = (
+                [f"{name}: {speed(peer)}", memory(peer), f"{ratio(ours, peer):.2f}"]
+                if peer
+                else ["", "", ""]
+            )
+            cells = [
+                one.work,
+                settings,
+                speed(ours),
+                memory(ours),
+                *other,
+                str(len(ours["rows"])),
+                notes[made(one)],
+            ]
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *(f"- {letter}: {note}" for note, letter in notes.items())]) + "\n"
+    return (
+        "\n".join([*lines, "", *(f"- {letter}: {note}" for note, letter in notes.items())]) + "\n"
+    )
 
 
 def memory(side: dict) -> str:
@@ -106,7 +145,10 @@ def rewritten(text: str, rows: list[dict], where: str) -> str:
     def anew(found: re.Match) -> str:
         return f"{found[1]}{chosen(rows, found[2], where)}{found[4]}"
 
-    opened, closed = len(re.findall(r"(?m)^<!-- table: ", text)), len(re.findall(r"(?m)^<!-- end of table -->$", text))
+    opened, closed = (
+        len(re.findall(r"(?m)^<!-- table: ", text)),
+        len(re.findall(r"(?m)^<!-- end of table -->$", text)),
+    )
     if not opened or opened != closed or len(MARKED.findall(text)) != opened:
         raise InputError(
             f"{where}: {opened} lines <!-- table: ... --> and {closed} <!-- end of table -->; put one after each other"
@@ -120,7 +162,9 @@ def chosen(rows: list[dict], names: str, where: str) -> str:
     benches = known if names == "all" else [name.strip() for name in names.split(",")]
     for name in benches:
         if name not in known:
-            raise InputError(f"{where}: no result of {name!r}; there are some of {', '.join(known)}")
+            raise InputError(
+                f"{where}: no result of {name!r}; there are some of {', '.join(known)}"
+            )
     return table(newest(rows, benches))
 
 
@@ -131,7 +175,9 @@ def main() -> None:
     given = parser.parse_args()
     rows = [row for _, row in read_jsonl(given.results)]
     if not rows:
-        raise InputError(f"{given.results}: no results; run a comparison first (bench/grpo_step.py)")
+        raise InputError(
+            f"{given.results}: no results; run a comparison first (bench/grpo_step.py)"
+        )
     if not given.write:
         print(chosen(rows, "all", given.results), end="")
         return

@@ -24,8 +24,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from data import InputError
-from options import parse
+from data.io import InputError
+from runtime.options import parse
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 PACKAGES = ("torch", "numpy", "transformers", "trl", "accelerate", "datasets")
@@ -66,7 +66,9 @@ def peak_bytes() -> int:
                 return 1024 * int(line.split()[1])
     except OSError:
         pass
-    return (1 if sys.platform == "darwin" else 1024) * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (1 if sys.platform == "darwin" else 1024) * resource.getrusage(
+        resource.RUSAGE_SELF
+    ).ru_maxrss
 
 
 def reset_peak() -> None:
@@ -118,7 +120,7 @@ def print_logprobs(side: str, folder: str, prompts: list[list[int]]) -> None:
     import torch
 
     if side == "ours":
-        from pretrained import from_pretrained
+        from runtime.hf import from_pretrained
 
         model = from_pretrained(folder)
         logits = [model.logits(model(torch.tensor(ids))) for ids in prompts]
@@ -141,7 +143,9 @@ def print_logprobs(side: str, folder: str, prompts: list[list[int]]) -> None:
 def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
     """The options that every comparison has. --side and --check are for its own children."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--peer", help="the Python of the peer's environment; without one ours runs alone")
+    parser.add_argument(
+        "--peer", help="the Python of the peer's environment; without one ours runs alone"
+    )
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the arithmetic")
@@ -157,8 +161,13 @@ def own_options(Config, given: str, known: tuple[str, ...], defaults: dict):
     pairs = [pair for pair in given.split(",") if pair]
     for pair in pairs:
         if pair.partition("=")[0] not in known:
-            raise InputError(f"--ours {pair}: not an option of this comparison; use KEY=VALUE of {', '.join(known)}")
-    return parse(Config, [f"--{name}={value}" for name, value in defaults.items()] + [f"--{pair}" for pair in pairs])
+            raise InputError(
+                f"--ours {pair}: not an option of this comparison; use KEY=VALUE of {', '.join(known)}"
+            )
+    return parse(
+        Config,
+        [f"--{name}={value}" for name, value in defaults.items()] + [f"--{pair}" for pair in pairs],
+    )
 
 
 def commands(script: str, given: argparse.Namespace, peer: str) -> dict[str, list[str]]:
@@ -167,12 +176,18 @@ def commands(script: str, given: argparse.Namespace, peer: str) -> dict[str, lis
     return {name: [python, script] for name, python in pythons.items()}
 
 
-def sides(found: dict[str, list[str]], given: argparse.Namespace, folder: str, *options: str) -> dict[str, list[str]]:
+def sides(
+    found: dict[str, list[str]], given: argparse.Namespace, folder: str, *options: str
+) -> dict[str, list[str]]:
     """The commands of the sides, which work with the model in `folder`. Options that only ours has are left to it."""
     own = ["--ours", given.ours] if getattr(given, "ours", "") else []
     return {
         name: [*command, "--side", name, folder, "--threads", str(given.threads), *options]
-        + (["--dtype", given.dtype, *own] if name == "ours" else ["--dtype", given.peer_dtype or given.dtype])
+        + (
+            ["--dtype", given.dtype, *own]
+            if name == "ours"
+            else ["--dtype", given.peer_dtype or given.dtype]
+        )
         for name, command in found.items()
     }
 
@@ -186,13 +201,17 @@ def check_same(found: dict[str, list[str]], folder: str, tolerance: float) -> No
             raise InputError(f"{' '.join(command)}: {told.stderr.strip() or 'it failed'}")
         sums[name] = json.loads(told.stdout)
     first, last = list(sums.values())[0], list(sums.values())[-1]
-    if not all(math.isclose(a, b, rel_tol=0, abs_tol=tolerance) for a, b in zip(first, last, strict=True)):
+    if not all(
+        math.isclose(a, b, rel_tol=0, abs_tol=tolerance) for a, b in zip(first, last, strict=True)
+    ):
         raise InputError(f"the two models do not give the same log-probs: {sums}")
 
 
 def settings(given: argparse.Namespace) -> dict:
     """The options of a comparison as they are recorded."""
-    chosen = {name: value for name, value in vars(given).items() if name not in ("peer", "side", "check")}
+    chosen = {
+        name: value for name, value in vars(given).items() if name not in ("peer", "side", "check")
+    }
     return chosen | {"peer_dtype": given.peer_dtype or given.dtype}
 
 
@@ -200,7 +219,9 @@ def settings(given: argparse.Namespace) -> dict:
 # The one who measures
 
 
-def alternate(sides: dict[str, list[str]], rounds: int, environment: dict | None = None) -> dict[str, dict]:
+def alternate(
+    sides: dict[str, list[str]], rounds: int, environment: dict | None = None
+) -> dict[str, dict]:
     """Run the sides in turn, another one beginning each round.
 
     Returns {side: {"versions": {...}, "rows": [...], "peak_mb": ...}}.
@@ -209,8 +230,12 @@ def alternate(sides: dict[str, list[str]], rounds: int, environment: dict | None
     children, found = {}, {}
     try:
         for name, command in sides.items():
-            children[name] = subprocess.Popen(command, env={**os.environ, **(environment or {})}, **pipes)
-            found[name] = _answer(name, children[name])  # one after the other: each starts on an idle machine
+            children[name] = subprocess.Popen(
+                command, env={**os.environ, **(environment or {})}, **pipes
+            )
+            found[name] = _answer(
+                name, children[name]
+            )  # one after the other: each starts on an idle machine
         rows = {name: [] for name in sides}
         names = list(sides)
         for number in range(rounds):
@@ -232,7 +257,9 @@ def alternate(sides: dict[str, list[str]], rounds: int, environment: dict | None
 def _answer(name: str, child: subprocess.Popen) -> dict:
     line = child.stdout.readline()
     if not line:
-        raise SystemExit(f"error: {name} ended with exit code {child.wait()}; its messages stand above")
+        raise SystemExit(
+            f"error: {name} ended with exit code {child.wait()}; its messages stand above"
+        )
     return json.loads(line)
 
 
@@ -244,9 +271,17 @@ def median(rows: list[dict], key: str = "seconds") -> tuple[float, float, float]
 
 def record(name: str, settings: dict, found: dict) -> None:
     """Append a comparison to bench/results.jsonl: what was measured, the machine, versions and our commit."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
-    row = {"bench": name, "when": time.strftime("%Y-%m-%d %H:%M"), "commit": commit.stdout.strip(), **machine(),
-           "settings": settings, "found": found}  # fmt: skip
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent
+    )
+    row = {
+        "bench": name,
+        "when": time.strftime("%Y-%m-%d %H:%M"),
+        "commit": commit.stdout.strip(),
+        **machine(),
+        "settings": settings,
+        "found": found,
+    }
     with open(RESULTS, "a") as file:
         file.write(json.dumps(row) + "\n")
 
@@ -262,5 +297,10 @@ def machine() -> dict:
     except OSError:
         pass
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cpu": name, "cores": os.cpu_count(), "memory_gib": round(memory, 1), "python": platform.python_version(),
-            "torch": version("torch")}  # fmt: skip
+    return {
+        "cpu": name,
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory, 1),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+    }

@@ -17,12 +17,16 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import InputError, run_cli
+from data.io import InputError, run_cli
 
 # Each repository at one commit, so that the files cannot change under their checksums.
-_GSM8K = ("https://raw.githubusercontent.com/openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/"
-          "grade_school_math/data/")
-_SVAMP = "https://raw.githubusercontent.com/arkilpatel/SVAMP/689d7ccac74b9983a2ac7cc3b264f441b99e7c53/"
+_GSM8K = (
+    "https://raw.githubusercontent.com/openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/"
+    "grade_school_math/data/"
+)
+_SVAMP = (
+    "https://raw.githubusercontent.com/arkilpatel/SVAMP/689d7ccac74b9983a2ac7cc3b264f441b99e7c53/"
+)
 
 
 @dataclass(frozen=True)
@@ -47,33 +51,52 @@ def _listed() -> dict[str, dict[str, Source]]:
     for line in Path(__file__).with_suffix(".sha256").read_text().splitlines():
         digest, path = line.split()
         name, _, file = path.partition("/")
-        files[name][file] = Source(f"https://raw.githubusercontent.com/{_FOLDERS[name]}{file}", digest)
+        files[name][file] = Source(
+            f"https://raw.githubusercontent.com/{_FOLDERS[name]}{file}", digest
+        )
     return files
 
 
 FILES: dict[str, dict[str, Source]] = {  # data set -> file name -> where it is from
     "gsm8k": {
         "train.jsonl": Source(
-            _GSM8K + "train.jsonl", "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465"),
+            _GSM8K + "train.jsonl",
+            "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
+        ),
         "test.jsonl": Source(
-            _GSM8K + "test.jsonl", "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"),
+            _GSM8K + "test.jsonl",
+            "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
+        ),
     },
     "word-problems": {
         "mawps_asdiv_train.csv": Source(
             _SVAMP + "data/mawps-asdiv-a_svamp/train.csv",
-            "c761cdc6390a67a285c6c346a2931f61bc8f47430eceaeb123cc3d0263efa821"),
+            "c761cdc6390a67a285c6c346a2931f61bc8f47430eceaeb123cc3d0263efa821",
+        ),
         "mawps_fold0.csv": Source(
-            _SVAMP + "data/cv_mawps/fold0/dev.csv", "bad59cff796b01a87363ea970f1fa80c15f56ff5f4388143aadbdc3feaf5f990"),
+            _SVAMP + "data/cv_mawps/fold0/dev.csv",
+            "bad59cff796b01a87363ea970f1fa80c15f56ff5f4388143aadbdc3feaf5f990",
+        ),
         "mawps_fold1.csv": Source(
-            _SVAMP + "data/cv_mawps/fold1/dev.csv", "31362cb8741f9fc11b470b224478902ae27ab762bdd82bcb08a9c945d5947422"),
+            _SVAMP + "data/cv_mawps/fold1/dev.csv",
+            "31362cb8741f9fc11b470b224478902ae27ab762bdd82bcb08a9c945d5947422",
+        ),
         "mawps_fold2.csv": Source(
-            _SVAMP + "data/cv_mawps/fold2/dev.csv", "fae4f08a24a23123612ca5bb960e4f9aa7202c856344a59ab7adea424dfc670d"),
+            _SVAMP + "data/cv_mawps/fold2/dev.csv",
+            "fae4f08a24a23123612ca5bb960e4f9aa7202c856344a59ab7adea424dfc670d",
+        ),
         "mawps_fold3.csv": Source(
-            _SVAMP + "data/cv_mawps/fold3/dev.csv", "5ac76e5559cdde0aa8bcac77eb9af46b9b0230f00661ad0257dbd58a1567a323"),
+            _SVAMP + "data/cv_mawps/fold3/dev.csv",
+            "5ac76e5559cdde0aa8bcac77eb9af46b9b0230f00661ad0257dbd58a1567a323",
+        ),
         "mawps_fold4.csv": Source(
-            _SVAMP + "data/cv_mawps/fold4/dev.csv", "1bb9164e6ba93fdc1bffddd8544c20cddc3c195a299b0b6c6893c2a760c3434b"),
+            _SVAMP + "data/cv_mawps/fold4/dev.csv",
+            "1bb9164e6ba93fdc1bffddd8544c20cddc3c195a299b0b6c6893c2a760c3434b",
+        ),
         "SVAMP.json": Source(
-            _SVAMP + "SVAMP.json", "5be77703a6d891ae476d7c082787ad361392aa02453b132516cdd5f4e7934e3e"),
+            _SVAMP + "SVAMP.json",
+            "5be77703a6d891ae476d7c082787ad361392aa02453b132516cdd5f4e7934e3e",
+        ),
     },
     **_listed(),
 }
@@ -94,17 +117,23 @@ def _fetch(url: str, part: Path, timeout: float) -> None:
             with open(part, "ab" if response.status == 206 else "wb") as file:
                 shutil.copyfileobj(response, file)
                 if response.length:  # copyfileobj does not see that the connection closed early
-                    raise InputError(f"{url}: the connection closed {response.length} bytes early; "
-                                     "run the same command again to go on")
+                    raise InputError(
+                        f"{url}: the connection closed {response.length} bytes early; "
+                        "run the same command again to go on"
+                    )
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # nothing is left to send: the checksum decides
             return
-        raise InputError(f"{url}: the server answered {error.code} {error.reason}; get the file elsewhere and give "
-                         "its folder with --from") from None
+        raise InputError(
+            f"{url}: the server answered {error.code} {error.reason}; get the file elsewhere and give "
+            "its folder with --from"
+        ) from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise InputError(f"{url}: cannot be reached ({reason}); check the network and run again, or give a local "
-                         "folder with --from") from None
+        raise InputError(
+            f"{url}: cannot be reached ({reason}); check the network and run again, or give a local "
+            "folder with --from"
+        ) from None
 
 
 def _local(folder: Path, name: str, source: Source) -> Path:
@@ -113,12 +142,16 @@ def _local(folder: Path, name: str, source: Source) -> Path:
     candidates = [folder / name, folder / in_repository]
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
-        raise InputError(f"{folder / name}: no such file (nor {in_repository} in that folder); give the folder that "
-                         "holds it with --from")
+        raise InputError(
+            f"{folder / name}: no such file (nor {in_repository} in that folder); give the folder that "
+            "holds it with --from"
+        )
     return found
 
 
-def download(name: str, to: str | Path, source_folder: str | Path | None = None, timeout: float = 30.0) -> list[Path]:
+def download(
+    name: str, to: str | Path, source_folder: str | Path | None = None, timeout: float = 30.0
+) -> list[Path]:
     """Put the files of a data set into the folder `to`; returns their paths. Nothing is there under its name before
     its sha256 is right. Raises InputError for an unknown name, a network failure, a wrong checksum."""
     if name not in FILES:
@@ -127,7 +160,9 @@ def download(name: str, to: str | Path, source_folder: str | Path | None = None,
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{to}: cannot be made a folder ({error.strerror}); give another --to") from None
+        raise InputError(
+            f"{to}: cannot be made a folder ({error.strerror}); give another --to"
+        ) from None
     for file_name, source in FILES[name].items():
         path = to / file_name
         paths.append(path)
@@ -144,15 +179,19 @@ def download(name: str, to: str | Path, source_folder: str | Path | None = None,
             shutil.copyfile(origin, part)
         if (digest := _sha256(part)) != source.sha256:
             part.unlink()
-            raise InputError(f"{origin}: sha256 {digest[:12]}..., expected {source.sha256[:12]}...; not the published "
-                             "file: run again, or get it elsewhere and give its folder with --from")
+            raise InputError(
+                f"{origin}: sha256 {digest[:12]}..., expected {source.sha256[:12]}...; not the published "
+                "file: run again, or get it elsewhere and give its folder with --from"
+            )
         part.replace(path)
         print(f"{path}: {path.stat().st_size} bytes, sha256 as published")
     return paths
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data.download", description="Fetch public data files.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data.download", description="Fetch public data files."
+    )
     parser.add_argument("name", help=", ".join(FILES))
     parser.add_argument("--to", required=True, help="folder to write to")
     parser.add_argument("--from", dest="source_folder", help="local folder to copy from instead")

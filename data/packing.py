@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data import InputError
+from data.io import InputError
 
 
-def pack(lengths: Sequence[int], capacity: int, rng: np.random.Generator | None = None) -> list[list[int]]:
+def pack(
+    lengths: Sequence[int], capacity: int, rng: np.random.Generator | None = None
+) -> list[list[int]]:
     """Rows of item indices whose lengths sum to at most `capacity` (section 3.2: examples are concatenated at random).
 
     Items are taken in a random order (as they come without `rng`) and a row is closed by the first item that does not
@@ -19,8 +21,10 @@ def pack(lengths: Sequence[int], capacity: int, rng: np.random.Generator | None 
     for item in order:
         length = int(lengths[item])
         if length > capacity:
-            raise InputError(f"item {item} has {length} tokens and the context holds {capacity}; "
-                             "raise the context length or leave the item out")
+            raise InputError(
+                f"item {item} has {length} tokens and the context holds {capacity}; "
+                "raise the context length or leave the item out"
+            )
         if length > room:
             rows.append([])
             room = capacity
@@ -38,7 +42,9 @@ def micro_batches(costs: Sequence[float], budget: float, world: int = 1) -> list
     most `budget`, except that an item above it is alone in its own.
     """
     if budget <= 0 or world < 1:
-        raise InputError(f"a budget of {budget} tokens on {world} processes; both must be above zero")
+        raise InputError(
+            f"a budget of {budget} tokens on {world} processes; both must be above zero"
+        )
     costs = np.asarray(costs, dtype=np.float64)
     ranks: list[list[int]] = [[] for _ in range(world)]
     totals = np.zeros(world)

@@ -7,7 +7,7 @@ for evaluation "code" (a program that tests are run on) and "proof" (an Isabelle
 A question with Chinese characters gets the Chinese wording.
 
 `FewShot` puts the problems of a benchmark to a model, with exemplars before them or without: our own
-(data/exemplars.toml), those of the paper's evaluation or other files of that layout, BIG-Bench Hard's and MMLU's.
+(data/problems/exemplars.toml), those of the paper's evaluation or other files of that layout, BIG-Bench Hard's and MMLU's.
 """
 
 import json
@@ -17,46 +17,69 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data import InputError
-from data.benchmarks import Benchmark
-from data.readers import LETTERS, Problem, is_chinese
-from data.readers import load as load_problems
+from data.io import InputError
+from data.problems.benchmarks import Benchmark
+from data.problems.readers import LETTERS, Problem, is_chinese
+from data.problems.readers import load as load_problems
 
 FORMATS = ("cot", "pot", "tool")  # that training knows
 ALL_FORMATS = (*FORMATS, "code", "proof")
 TEMPLATES = ("plain", "deepseek", "qwen")
 
 _PLAIN = {  # (format, is Chinese) -> (before the question, before the response)
-    ("cot", False): ("Question:", "Answer:"), ("cot", True): ("问题：", "解答："),
-    ("pot", False): ("Question:", "Program:"), ("pot", True): ("问题：", "程序："),
-    ("tool", False): ("Question:", "Solution:"), ("tool", True): ("问题：", "求解："),
-    ("code", False): ("Task:", "Program:"), ("code", True): ("任务：", "程序："),
-    ("proof", False): ("Informal:", ""), ("proof", True): ("Informal:", ""),
+    ("cot", False): ("Question:", "Answer:"),
+    ("cot", True): ("问题：", "解答："),
+    ("pot", False): ("Question:", "Program:"),
+    ("pot", True): ("问题：", "程序："),
+    ("tool", False): ("Question:", "Solution:"),
+    ("tool", True): ("问题：", "求解："),
+    ("code", False): ("Task:", "Program:"),
+    ("code", True): ("任务：", "程序："),
+    ("proof", False): ("Informal:", ""),
+    ("proof", True): ("Informal:", ""),
 }
 _INSTRUCTIONS = {
     ("cot", False): r"Please reason step by step, and put your final answer within \boxed{}.",
     ("cot", True): r"请通过逐步推理来解答问题，并把最终答案放置于\boxed{}中。",
     ("pot", False): "Please write a Python program that computes the answer and prints it.",
     ("pot", True): "请编写一个Python程序来计算并打印出答案。",
-    ("tool", False): "Please integrate natural language reasoning with programs to solve the problem above, "
-                     r"and put your final answer within \boxed{}.",
+    (
+        "tool",
+        False,
+    ): "Please integrate natural language reasoning with programs to solve the problem above, "
+    r"and put your final answer within \boxed{}.",
     ("tool", True): r"请结合自然语言和Python程序语言来解答问题，并把最终答案放置于\boxed{}中。",
     ("code", False): "Please write the Python program in a ```python block.",
     ("code", True): "请编写Python程序，并放在```python代码块中。",
-    ("proof", False): "Please prove the theorem in Isabelle: write the steps of the informal solution as a structured "
-                      "proof, and leave each step's own proof to sledgehammer.",
+    (
+        "proof",
+        False,
+    ): "Please prove the theorem in Isabelle: write the steps of the informal solution as a structured "
+    "proof, and leave each step's own proof to sledgehammer.",
 }
 _INSTRUCTIONS["proof", True] = _INSTRUCTIONS["proof", False]
 _CHOICE_INSTRUCTIONS = {
-    ("cot", False): r"Please reason step by step, and put the letter of the right option within \boxed{}.",
+    (
+        "cot",
+        False,
+    ): r"Please reason step by step, and put the letter of the right option within \boxed{}.",
     ("cot", True): r"请通过逐步推理来解答问题，并把正确选项的字母放置于\boxed{}中。",
     ("pot", False): "Please write a Python program that prints the letter of the right option.",
     ("pot", True): "请编写一个Python程序来打印出正确选项的字母。",
-    ("tool", False): "Please integrate natural language reasoning with programs to solve the problem above, "
-                     r"and put the letter of the right option within \boxed{}.",
-    ("tool", True): r"请结合自然语言和Python程序语言来解答问题，并把正确选项的字母放置于\boxed{}中。",
+    (
+        "tool",
+        False,
+    ): "Please integrate natural language reasoning with programs to solve the problem above, "
+    r"and put the letter of the right option within \boxed{}.",
+    (
+        "tool",
+        True,
+    ): r"请结合自然语言和Python程序语言来解答问题，并把正确选项的字母放置于\boxed{}中。",
 }
-_CHOICE_PLAIN = {False: "Answer with the letter of the right option.", True: "请用正确选项的字母作答。"}
+_CHOICE_PLAIN = {
+    False: "Answer with the letter of the right option.",
+    True: "请用正确选项的字母作答。",
+}
 
 
 def _check(format: str, template: str) -> None:
@@ -71,19 +94,25 @@ def statement(problem: Problem) -> str:
     and the formal statement of a theorem."""
     task = problem.task
     if problem.kind == "choice":
-        options = (f"({letter}) {choice}" for letter, choice in zip(LETTERS, problem.choices, strict=False))
+        options = (
+            f"({letter}) {choice}" for letter, choice in zip(LETTERS, problem.choices, strict=False)
+        )
         return "\n".join([problem.question, *options])
     if problem.kind == "code" and task["entry_point"]:
         return f"Complete this Python function.\n```python\n{task['prompt'].rstrip()}\n```"
     if problem.kind == "code":
         return f"{problem.question}\nThe program must pass these tests:\n{task['tests']}"
     if problem.kind == "proof":  # the layout of Draft, Sketch, and Prove (Jiang et al., 2022)
-        return (f"(*### Problem\n\n{task['informal_statement'].strip()}\n\n### Solution\n\n"
-                f"{task['informal_proof'].strip()} *)\n\nFormal:\n{task['formal_statement'].strip()}")
+        return (
+            f"(*### Problem\n\n{task['informal_statement'].strip()}\n\n### Solution\n\n"
+            f"{task['informal_proof'].strip()} *)\n\nFormal:\n{task['formal_statement'].strip()}"
+        )
     return problem.question
 
 
-def prompt(question: str, format: str = "cot", template: str = "plain", kind: str = "answer") -> str:
+def prompt(
+    question: str, format: str = "cot", template: str = "plain", kind: str = "answer"
+) -> str:
     """The text given to the model; `response_text` follows it directly. `question` is a problem's `statement`, `kind`
     its kind, of which "choice" has wordings of its own. Raises InputError for unknown names."""
     _check(format, template)
@@ -98,8 +127,10 @@ def prompt(question: str, format: str = "cot", template: str = "plain", kind: st
     instruction = table[format, chinese]
     if template == "deepseek":
         return f"User: {question}\n{instruction}\n\nAssistant:"
-    return (f"<|im_start|>system\n{instruction}<|im_end|>\n"
-            f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")
+    return (
+        f"<|im_start|>system\n{instruction}<|im_end|>\n"
+        f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def encode(tokenizer, texts: list[str], template: str = "plain") -> list[list[int]]:
@@ -109,7 +140,10 @@ def encode(tokenizer, texts: list[str], template: str = "plain") -> list[list[in
         return [bos + ids for ids in tokenizer.encode_batch(texts)]
     special = tokenizer.special
     pieces = [[p for p in re.split(r"(<\|im_(?:start|end)\|>)", text) if p] for text in texts]
-    ids = [[i for p in parts for i in ([special[p]] if p in special else tokenizer.encode(p))] for parts in pieces]
+    ids = [
+        [i for p in parts for i in ([special[p]] if p in special else tokenizer.encode(p))]
+        for parts in pieces
+    ]
     return [bos + one for one in ids]
 
 
@@ -127,7 +161,11 @@ def stop_strings(format: str = "cot", template: str = "plain") -> list[str]:
     """Strings at which sampling ends besides EOS: where the model starts a question of its own (a base model does not
     know EOS), and for tool where it waits for a program's output."""
     _check(format, template)
-    stops = {"plain": ["\nQuestion:", "\n问题："], "deepseek": ["\nUser:"], "qwen": ["<|im_end|>", "<|im_start|>"]}
+    stops = {
+        "plain": ["\nQuestion:", "\n问题："],
+        "deepseek": ["\nUser:"],
+        "qwen": ["<|im_end|>", "<|im_start|>"],
+    }
     if template == "plain" and format in ("code", "proof"):
         return ["\nTask:", "\n任务："] if format == "code" else ["\nInformal:"]
     return stops[template] + (["```output"] if format == "tool" else [])
@@ -149,7 +187,13 @@ def program(text: str, format: str = "pot", template: str = "plain") -> str | No
 
 # ---- Few-shot prompts ------------------------------------------------------------------------------------------------
 
-COMPLETION_STOPS = ("\ndef", "\nclass", "\nif __name__", "\nprint", "\n#")  # where the body of a function has ended
+COMPLETION_STOPS = (
+    "\ndef",
+    "\nclass",
+    "\nif __name__",
+    "\nprint",
+    "\n#",
+)  # where the body of a function has ended
 
 
 @dataclass(frozen=True)
@@ -177,11 +221,15 @@ class FewShot:
         """The text given to the model, with the first `shots` exemplars (None: all). Raises InputError."""
         group = self.group(problem)
         if self.exemplars and group not in self.exemplars:
-            raise InputError(f"{self.where}: has no exemplars for {group!r} (problem {problem.id}); add them")
+            raise InputError(
+                f"{self.where}: has no exemplars for {group!r} (problem {problem.id}); add them"
+            )
         texts = self.exemplars.get(group, ())
         if shots is not None and self.one_text:
-            raise InputError(f"{self.where}: its exemplars are one text, which cannot be shortened to {shots}; use a "
-                             "model with a longer context, or leave --prompts out")
+            raise InputError(
+                f"{self.where}: its exemplars are one text, which cannot be shortened to {shots}; use a "
+                "model with a longer context, or leave --prompts out"
+            )
         if shots is not None and not 0 <= shots <= len(texts):
             raise InputError(f"{shots} exemplars wanted, there are {len(texts)}")
         header = [self.headers[group]] if group in self.headers else []
@@ -189,24 +237,48 @@ class FewShot:
 
     @classmethod
     def own(
-        cls, benchmark: Benchmark | None, format: str, shots: int | None = None, template: str = "plain"
+        cls,
+        benchmark: Benchmark | None,
+        format: str,
+        shots: int | None = None,
+        template: str = "plain",
     ) -> "FewShot":
         """Our exemplars: as many as the paper has, or of "tool" as there are. Zero-shot with shots=0, without a
         benchmark, and in "deepseek" and "qwen", the templates of chat models. Raises InputError for too few."""
-        name, rows = (benchmark.name, _exemplar_rows(benchmark.exemplars)) if benchmark else ("", [])
+        name, rows = (
+            (benchmark.name, _exemplar_rows(benchmark.exemplars)) if benchmark else ("", [])
+        )
         rows = [row for row in rows if format in row]
         if shots is None:
-            shots = min(benchmark.shots, max(1, len(rows))) if benchmark and template == "plain" else 0
+            shots = (
+                min(benchmark.shots, max(1, len(rows))) if benchmark and template == "plain" else 0
+            )
         if shots and template != "plain":
-            raise InputError(f"template {template!r} is for chat models, which are asked without exemplars; use plain")
+            raise InputError(
+                f"template {template!r} is for chat models, which are asked without exemplars; use plain"
+            )
         if not 0 <= shots <= len(rows):
-            raise InputError(f"{name or 'problem file'}: {shots} exemplars of {format} wanted, there are {len(rows)}; "
-                             "ask for that many, or for 0")
-        texts = tuple(problem_prompt(exemplar_problem(row, benchmark.kind), format, template)
-                      + response_text(row[format], format, template) for row in rows[:shots])
-        stop = COMPLETION_STOPS if name == "humaneval" and template == "plain" else stop_strings(format, template)
-        return cls(lambda problem: problem_prompt(problem, format, template), tuple(stop),
-                   lambda text: program(text, format, template), {"": texts}, where=_EXEMPLARS.name)
+            raise InputError(
+                f"{name or 'problem file'}: {shots} exemplars of {format} wanted, there are {len(rows)}; "
+                "ask for that many, or for 0"
+            )
+        texts = tuple(
+            problem_prompt(exemplar_problem(row, benchmark.kind), format, template)
+            + response_text(row[format], format, template)
+            for row in rows[:shots]
+        )
+        stop = (
+            COMPLETION_STOPS
+            if name == "humaneval" and template == "plain"
+            else stop_strings(format, template)
+        )
+        return cls(
+            lambda problem: problem_prompt(problem, format, template),
+            tuple(stop),
+            lambda text: program(text, format, template),
+            {"": texts},
+            where=_EXEMPLARS.name,
+        )
 
     @classmethod
     def load(cls, path: str | Path, benchmark: Benchmark, format: str) -> "FewShot":
@@ -226,7 +298,7 @@ def problem_prompt(problem: Problem, format: str, template: str = "plain") -> st
     return prompt(statement(problem), format, template, problem.kind)
 
 
-_EXEMPLARS = Path(__file__).with_name("exemplars.toml")
+_EXEMPLARS = Path(__file__).parent / "problems" / "exemplars.toml"
 
 
 def _exemplar_rows(name: str) -> list[dict]:
@@ -234,24 +306,38 @@ def _exemplar_rows(name: str) -> list[dict]:
 
 
 def exemplar_problem(row: dict, kind: str) -> Problem:
-    """The problem that an exemplar of data/exemplars.toml solves."""
+    """The problem that an exemplar of data/problems/exemplars.toml solves."""
     task = {}
     if kind == "code":
         task = {"prompt": row["question"], "tests": row["tests"].strip(), "entry_point": ""}
     elif kind == "proof":
-        task = {name: row[name] for name in ("informal_statement", "informal_proof", "formal_statement")}
-    return Problem("exemplar", row.get("question", ""), row.get("answer", ""), kind=kind,
-                   choices=tuple(row.get("choices", ())), task=task)
+        task = {
+            name: row[name] for name in ("informal_statement", "informal_proof", "formal_statement")
+        }
+    return Problem(
+        "exemplar",
+        row.get("question", ""),
+        row.get("answer", ""),
+        kind=kind,
+        choices=tuple(row.get("choices", ())),
+        task=task,
+    )
 
 
 # The prompts of the paper's evaluation: (benchmark, format) -> name. Another file may name one "gsm8k.cot" instead.
 _PAPER_NAMES = {
-    ("gsm8k", "cot"): "cot_gsm_8_shot", ("gsm8k", "pot"): "pal_gsm_8_shot",
-    ("math", "cot"): "cot_minerva_math_4_shot", ("math", "pot"): "pal_math_4_shot",
-    ("sat", "cot"): "cot_math_sat_4_shot", ("ocw", "cot"): "cot_ocwcourses_4_shot",
-    ("mmlu_stem", "cot"): "cot_mmlu_stem_4_shot", ("cmath", "cot"): "cot_cmath_6_shot",
-    ("gaokao_mathcloze", "cot"): "cot_gaokao_mathcloze_5_shot", ("gaokao_mathqa", "cot"): "cot_gaokao_mathqa_5_shot",
-    ("minif2f_valid", "proof"): "minif2f_isabelle", ("minif2f_test", "proof"): "minif2f_isabelle",
+    ("gsm8k", "cot"): "cot_gsm_8_shot",
+    ("gsm8k", "pot"): "pal_gsm_8_shot",
+    ("math", "cot"): "cot_minerva_math_4_shot",
+    ("math", "pot"): "pal_math_4_shot",
+    ("sat", "cot"): "cot_math_sat_4_shot",
+    ("ocw", "cot"): "cot_ocwcourses_4_shot",
+    ("mmlu_stem", "cot"): "cot_mmlu_stem_4_shot",
+    ("cmath", "cot"): "cot_cmath_6_shot",
+    ("gaokao_mathcloze", "cot"): "cot_gaokao_mathcloze_5_shot",
+    ("gaokao_mathqa", "cot"): "cot_gaokao_mathqa_5_shot",
+    ("minif2f_valid", "proof"): "minif2f_isabelle",
+    ("minif2f_test", "proof"): "minif2f_isabelle",
 }
 
 
@@ -259,20 +345,32 @@ def _paper_prompts(path: Path, benchmark: Benchmark, format: str) -> FewShot:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a JSON file or folder of prompts") from None
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); give a JSON file or folder of prompts"
+        ) from None
     except ValueError as error:
-        raise InputError(f"{path}: not JSON in UTF-8 ({error}); give a JSON file or folder of prompts") from None
+        raise InputError(
+            f"{path}: not JSON in UTF-8 ({error}); give a JSON file or folder of prompts"
+        ) from None
     names = (f"{benchmark.name}.{format}", _PAPER_NAMES.get((benchmark.name, format), ""))
     name = next((name for name in names if isinstance(entries, dict) and name in entries), None)
     if name is None:
-        raise InputError(f"{path}: has no prompt for {benchmark.name} by {format}; add one named {names[0]!r}, or "
-                         "leave --prompts out")
+        raise InputError(
+            f"{path}: has no prompt for {benchmark.name} by {format}; add one named {names[0]!r}, or "
+            "leave --prompts out"
+        )
     entry, where = entries[name], f"{path}: {name}"
-    if not isinstance(entry, dict) or not {"few_shot_prompt", "stop_words", "template"} <= set(entry):
+    if not isinstance(entry, dict) or not {"few_shot_prompt", "stop_words", "template"} <= set(
+        entry
+    ):
         raise InputError(f"{where}: needs few_shot_prompt, stop_words and template")
-    template = re.fullmatch(r"\{few_shot_prompt[^{}]*\}(.*\{question[^{}]*\}.*)", str(entry["template"]), re.DOTALL)
+    template = re.fullmatch(
+        r"\{few_shot_prompt[^{}]*\}(.*\{question[^{}]*\}.*)", str(entry["template"]), re.DOTALL
+    )
     if not template:
-        raise InputError(f"{where}: the template must begin with {{few_shot_prompt}} and hold {{question}}")
+        raise InputError(
+            f"{where}: the template must begin with {{few_shot_prompt}} and hold {{question}}"
+        )
     text, stop = entry["few_shot_prompt"], entry["stop_words"]
     texts = text if isinstance(text, dict) else {"": text}
     if not all(isinstance(one, str) for one in texts.values()):
@@ -289,10 +387,24 @@ def _paper_prompts(path: Path, benchmark: Benchmark, format: str) -> FewShot:
         return "numbertheory" if "numbertheory" in problem.task["formal_statement"] else "other"
 
     programs = _solution_program, _answer_program
-    find = next((find for find, sign in zip(programs, ("def solution():", "imports required"), strict=True)
-                 if format == "pot" and sign in next(iter(texts.values()))), lambda text: program(text, format))
-    return FewShot(question, tuple(map(str, stop)), find, {name: (text.strip(),) for name, text in texts.items()},
-                   tag if isinstance(text, dict) else lambda problem: "", separator="", where=where, one_text=True)
+    find = next(
+        (
+            find
+            for find, sign in zip(programs, ("def solution():", "imports required"), strict=True)
+            if format == "pot" and sign in next(iter(texts.values()))
+        ),
+        lambda text: program(text, format),
+    )
+    return FewShot(
+        question,
+        tuple(map(str, stop)),
+        find,
+        {name: (text.strip(),) for name, text in texts.items()},
+        tag if isinstance(text, dict) else lambda problem: "",
+        separator="",
+        where=where,
+        one_text=True,
+    )
 
 
 def _paper_statement(problem: Problem) -> str:
@@ -301,7 +413,9 @@ def _paper_statement(problem: Problem) -> str:
         return statement(problem).strip()
     chinese = problem.lang == "zh"
     space, between = "" if chinese else " ", ", " if problem.source.startswith("mmlu") else " "
-    options = between.join(f"({letter}){space}{one}" for letter, one in zip(LETTERS, problem.choices, strict=False))
+    options = between.join(
+        f"({letter}){space}{one}" for letter, one in zip(LETTERS, problem.choices, strict=False)
+    )
     if chinese:
         return f"{problem.question}\n从以下选项中选择:    {options}"
     return f"{problem.question}\nWhat of the following is the right choice? Explain your answer.\n{options}"
@@ -326,22 +440,44 @@ def _bbh_prompts(folder: Path) -> FewShot:
     """BIG-Bench Hard: a file a task: a line of warning, "-----", what the task is, and "Q: ... A: ..." exemplars."""
     exemplars, headers = {}, {}
     for path in sorted(folder.glob("*.txt")):
-        header, *texts = path.read_text(encoding="utf-8").rpartition("-----\n")[2].strip().split("\n\nQ: ")
+        header, *texts = (
+            path.read_text(encoding="utf-8").rpartition("-----\n")[2].strip().split("\n\nQ: ")
+        )
         if not texts:
-            raise InputError(f"{path}: no exemplar that begins with 'Q: '; this is no prompt of BIG-Bench Hard")
-        headers[path.stem], exemplars[path.stem] = header, tuple("Q: " + text.strip() for text in texts)
-    return FewShot(lambda problem: f"Q: {problem.question}\nA: Let's think step by step.", ("\nQ:",), lambda text: None,
-                   exemplars, _part, headers, where=str(folder))
+            raise InputError(
+                f"{path}: no exemplar that begins with 'Q: '; this is no prompt of BIG-Bench Hard"
+            )
+        headers[path.stem], exemplars[path.stem] = (
+            header,
+            tuple("Q: " + text.strip() for text in texts),
+        )
+    return FewShot(
+        lambda problem: f"Q: {problem.question}\nA: Let's think step by step.",
+        ("\nQ:",),
+        lambda text: None,
+        exemplars,
+        _part,
+        headers,
+        where=str(folder),
+    )
 
 
 def _mmlu_prompts(folder: Path) -> FewShot:
     """MMLU's five development questions of each subject, with the letter alone for an answer."""
     exemplars: dict[str, tuple[str, ...]] = {}
     for problem in load_problems(folder):
-        text = problem_prompt(problem, "cot") + response_text(f"The answer is ({problem.answer}).", "cot")
+        text = problem_prompt(problem, "cot") + response_text(
+            f"The answer is ({problem.answer}).", "cot"
+        )
         exemplars[_part(problem)] = (*exemplars.get(_part(problem), ()), text)
-    return FewShot(lambda problem: problem_prompt(problem, "cot"), tuple(stop_strings("cot")), lambda text: None,
-                   exemplars, _part, where=str(folder))
+    return FewShot(
+        lambda problem: problem_prompt(problem, "cot"),
+        tuple(stop_strings("cot")),
+        lambda text: None,
+        exemplars,
+        _part,
+        where=str(folder),
+    )
 
 
 def _part(problem: Problem) -> str:

@@ -17,13 +17,20 @@ from pathlib import Path
 
 import numpy as np
 
-from data import InputError, atomic_write, jsonl_files, read_jsonl, run_cli
+from data.io import InputError, atomic_write, jsonl_files, read_jsonl, run_cli
 
 _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
-def write_tokens(documents: Iterable[list[int]], path, vocab_size: int, eos_id: int | None, source: str,
-                 limit: int | None = None, first: int = 0) -> dict:
+def write_tokens(
+    documents: Iterable[list[int]],
+    path,
+    vocab_size: int,
+    eos_id: int | None,
+    source: str,
+    limit: int | None = None,
+    first: int = 0,
+) -> dict:
     """Write documents (token ids) as one file, up to the document that brings it to `limit` tokens; `eos_id`, where
     given, is put after each. Returns {name, documents, tokens, sha256}. Raises InputError for an id outside the
     vocabulary, naming the document, the first of which has the number `first`."""
@@ -33,52 +40,86 @@ def write_tokens(documents: Iterable[list[int]], path, vocab_size: int, eos_id: 
         for document in documents:
             ids = np.asarray([*document, *end], dtype=np.int64)
             if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
-                raise InputError(f"{source}: document {first + count} has a token id outside 0..{vocab_size - 1}; "
-                                 "encode it with the tokenizer of this vocabulary")
+                raise InputError(
+                    f"{source}: document {first + count} has a token id outside 0..{vocab_size - 1}; "
+                    "encode it with the tokenizer of this vocabulary"
+                )
             data = ids.astype(dtype).tobytes()
             file.write(data)
             digest.update(data)
             tokens, count = tokens + ids.size, count + 1
             if limit is not None and tokens >= limit:
                 break
-    return {"name": Path(path).name, "documents": count, "tokens": tokens, "sha256": digest.hexdigest()}
+    return {
+        "name": Path(path).name,
+        "documents": count,
+        "tokens": tokens,
+        "sha256": digest.hexdigest(),
+    }
 
 
 def _dtype(vocab_size: int) -> str:
     return "uint16" if vocab_size <= 2**16 else "uint32"
 
 
-def write_manifest(files: list[dict], directory, tokenizer_hash: str, source: str, vocab_size: int,
-                   eos_id: int | None = None) -> dict:
+def write_manifest(
+    files: list[dict],
+    directory,
+    tokenizer_hash: str,
+    source: str,
+    vocab_size: int,
+    eos_id: int | None = None,
+) -> dict:
     """Make a folder of the files that `write_tokens` returned a set of shards; other token files in it are removed.
     Returns the manifest. Raises InputError for a set without tokens."""
     directory = Path(directory)
     total = sum(file["tokens"] for file in files)
     if not total:
-        raise InputError(f"{source}: no tokens to write to {directory}; give at least one document with text")
+        raise InputError(
+            f"{source}: no tokens to write to {directory}; give at least one document with text"
+        )
     for stale in set(directory.glob("tokens-*.bin")) - {directory / file["name"] for file in files}:
         stale.unlink()
     parts = [{name: file[name] for name in ("name", "tokens", "sha256")} for file in files]
-    manifest = {"source": source, "tokenizer": tokenizer_hash, "vocab_size": vocab_size, "eos_id": eos_id,
-                "dtype": _dtype(vocab_size), "documents": sum(file["documents"] for file in files), "tokens": total,
-                "files": parts}  # fmt: skip
+    manifest = {
+        "source": source,
+        "tokenizer": tokenizer_hash,
+        "vocab_size": vocab_size,
+        "eos_id": eos_id,
+        "dtype": _dtype(vocab_size),
+        "documents": sum(file["documents"] for file in files),
+        "tokens": total,
+        "files": parts,
+    }
     with atomic_write(directory / "manifest.json") as file:
         json.dump(manifest, file, indent=1)
     return manifest
 
 
-def write_shards(documents: Iterable[list[int]], directory, tokenizer_hash: str, source: str, vocab_size: int,
-                 eos_id: int | None = None, shard_tokens: int = 2**28) -> dict:
+def write_shards(
+    documents: Iterable[list[int]],
+    directory,
+    tokenizer_hash: str,
+    source: str,
+    vocab_size: int,
+    eos_id: int | None = None,
+    shard_tokens: int = 2**28,
+) -> dict:
     """Write documents (token ids) as shards; returns the manifest. `eos_id`, where given, is put after each document.
 
     A shard is closed by the document that brings it to `shard_tokens`. Raises InputError for an id outside the
     vocabulary and for a set without tokens."""
     directory = Path(directory)
-    (directory / "manifest.json").unlink(missing_ok=True)  # until the new one is there, the folder counts as unfinished
+    (directory / "manifest.json").unlink(
+        missing_ok=True
+    )  # until the new one is there, the folder counts as unfinished
     files, count = [], 0
     documents = iter(documents)
     for document in documents:
-        path, rest = directory / f"tokens-{len(files):05d}.bin", itertools.chain([document], documents)
+        path, rest = (
+            directory / f"tokens-{len(files):05d}.bin",
+            itertools.chain([document], documents),
+        )
         files.append(write_tokens(rest, path, vocab_size, eos_id, source, shard_tokens, count))
         count += files[-1]["documents"]
     return write_manifest(files, directory, tokenizer_hash, source, vocab_size, eos_id)
@@ -96,22 +137,29 @@ class Shards:
             files, dtype = self.manifest["files"], _DTYPES[self.manifest["dtype"]]
             self._parts = [self._map(file, dtype, verify) for file in files]
         except OSError as error:
-            raise InputError(f"{error.filename}: cannot be read ({error.strerror}); make the shards again with "
-                             "python -m data.shards") from None
+            raise InputError(
+                f"{error.filename}: cannot be read ({error.strerror}); make the shards again with "
+                "python -m data.shards"
+            ) from None
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-            raise InputError(f"{path}: not a manifest of token shards; make them again with python -m data.shards"
-                             ) from None
+            raise InputError(
+                f"{path}: not a manifest of token shards; make them again with python -m data.shards"
+            ) from None
         self._starts = np.cumsum([0, *map(len, self._parts)])
 
     def _map(self, file: dict, dtype: np.dtype, verify: bool) -> np.ndarray:
         path = self.directory / file["name"]
         size, expected = path.stat().st_size, file["tokens"] * dtype.itemsize
         if size != expected:
-            raise InputError(f"{path}: {size} bytes where the manifest says {expected}; make the shards again")
+            raise InputError(
+                f"{path}: {size} bytes where the manifest says {expected}; make the shards again"
+            )
         if verify:
             with open(path, "rb") as opened:
                 if hashlib.file_digest(opened, "sha256").hexdigest() != file["sha256"]:
-                    raise InputError(f"{path}: its sha256 is not the manifest's; make the shards again")
+                    raise InputError(
+                        f"{path}: its sha256 is not the manifest's; make the shards again"
+                    )
         return np.memmap(path, dtype=dtype, mode="r") if size else np.empty(0, dtype)
 
     def __len__(self) -> int:
@@ -125,16 +173,18 @@ class Shards:
         part = int(np.searchsorted(self._starts, start, side="right")) - 1
         while filled < length:
             offset = start + filled - int(self._starts[part])
-            piece = self._parts[part][offset:offset + length - filled]
-            result[filled:filled + len(piece)] = piece
+            piece = self._parts[part][offset : offset + length - filled]
+            result[filled : filled + len(piece)] = piece
             filled, part = filled + len(piece), part + 1
         return result
 
     def check(self, tokenizer_hash: str) -> None:
         """InputError unless the shards were made with this tokenizer."""
         if self.manifest["tokenizer"] != tokenizer_hash:
-            raise InputError(f"{self.directory}: made with tokenizer {self.manifest['tokenizer'][:12]}, not with "
-                             f"{tokenizer_hash[:12]} of this model; make the shards again with the model's tokenizer")
+            raise InputError(
+                f"{self.directory}: made with tokenizer {self.manifest['tokenizer'][:12]}, not with "
+                f"{tokenizer_hash[:12]} of this model; make the shards again with the model's tokenizer"
+            )
 
 
 def _window_count(shards: Shards, context: int) -> int:
@@ -142,8 +192,10 @@ def _window_count(shards: Shards, context: int) -> int:
     every token but the first is a target once."""
     count = (len(shards) - 1) // context
     if count < 1:
-        raise InputError(f"{shards.directory}: {len(shards)} tokens are fewer than one window of {context + 1}; "
-                         "give more text or a smaller context")
+        raise InputError(
+            f"{shards.directory}: {len(shards)} tokens are fewer than one window of {context + 1}; "
+            "give more text or a smaller context"
+        )
     return count
 
 
@@ -166,12 +218,18 @@ class Mixture:
     (seed, source, epoch): none repeats before all have been seen. The rows do not depend on the batch size, and the
     state is a few integers. All processes draw the same rows; each takes its share of a batch."""
 
-    def __init__(self, sources: dict[str, str | Path], weights: dict[str, float], context: int, seed: int = 0):
+    def __init__(
+        self, sources: dict[str, str | Path], weights: dict[str, float], context: int, seed: int = 0
+    ):
         if set(sources) != set(weights) or not sources:
             names = sorted(set(sources) ^ set(weights)) or ["none"]
-            raise InputError(f"mixture: sources and weights must name the same data; unmatched: {', '.join(names)}")
+            raise InputError(
+                f"mixture: sources and weights must name the same data; unmatched: {', '.join(names)}"
+            )
         if bad := [name for name, weight in weights.items() if not 0 <= weight < float("inf")]:
-            raise InputError(f"mixture: the weight of {bad[0]} is {weights[bad[0]]}; give a number of 0 or more")
+            raise InputError(
+                f"mixture: the weight of {bad[0]} is {weights[bad[0]]}; give a number of 0 or more"
+            )
         if sum(weights.values()) <= 0:
             raise InputError("mixture: all weights are 0; give at least one above it")
         self.names = [name for name in sorted(sources) if weights[name] > 0]
@@ -201,7 +259,9 @@ class Mixture:
         for i in range(rows):
             uniform = _hash64(self.seed, "row", self.row) / 2**64
             # the last bound may be 1 - 2**-53 by rounding
-            name = self.names[min(int(np.searchsorted(self._bounds, uniform, side="right")), len(self.names) - 1)]
+            name = self.names[
+                min(int(np.searchsorted(self._bounds, uniform, side="right")), len(self.names) - 1)
+            ]
             window = self._window(name, self.taken[name])
             batch[i] = self.shards[name].read(window * self.context, self.context + 1)
             names.append(name)
@@ -210,16 +270,23 @@ class Mixture:
         return batch, names
 
     def state_dict(self) -> dict:
-        return {"row": self.row, "taken": dict(self.taken), "seed": self.seed, "context": self.context,
-                "counts": dict(self.counts)}
+        return {
+            "row": self.row,
+            "taken": dict(self.taken),
+            "seed": self.seed,
+            "context": self.context,
+            "counts": dict(self.counts),
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where `state` was taken. Raises InputError where data, context or seed are not the same."""
         for name in ("seed", "context", "counts"):
             here = getattr(self, name)
             if state[name] != here:
-                raise InputError(f"mixture: the checkpoint's {name} is {state[name]}, here it is {here}; "
-                                 "resume with the data and options that the run began with")
+                raise InputError(
+                    f"mixture: the checkpoint's {name} is {state[name]}, here it is {here}; "
+                    "resume with the data and options that the run began with"
+                )
         self.row, self.taken = state["row"], dict(state["taken"])
 
 
@@ -244,15 +311,25 @@ def texts(path) -> Iterator[str]:
     for line, row in read_jsonl(path):
         text = row.get("text")
         if text is None and isinstance(row.get("question"), str):
-            answer = next((row[name] for name in ("response", "solution") if isinstance(row.get(name), str)), None)
+            answer = next(
+                (row[name] for name in ("response", "solution") if isinstance(row.get(name), str)),
+                None,
+            )
             text = answer and f"{row['question']}\n{answer}"
         if not isinstance(text, str) or not text:
-            raise InputError(f"{path}:{line}: no document; a line needs 'text', or 'question' and 'response'")
+            raise InputError(
+                f"{path}:{line}: no document; a line needs 'text', or 'question' and 'response'"
+            )
         yield text
 
 
-def encode_documents(documents: Iterable[str], tokenizer, directory: str | None = None, workers: int = 1,
-                     batch: int = 256) -> Iterator[list[int]]:
+def encode_documents(
+    documents: Iterable[str],
+    tokenizer,
+    directory: str | None = None,
+    workers: int = 1,
+    batch: int = 256,
+) -> Iterator[list[int]]:
     """Token ids of each document, in order. With workers > 1 each process loads the tokenizer of `directory`."""
     documents = iter(documents)
     batches = iter(lambda: list(itertools.islice(documents, batch)), [])
@@ -271,7 +348,9 @@ def encode_documents(documents: Iterable[str], tokenizer, directory: str | None 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data.shards", description="Encode JSONL text as token shards.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data.shards", description="Encode JSONL text as token shards."
+    )
     files = "JSONL with text, or question and response, or folders of such files"
     parser.add_argument("--input", nargs="+", required=True, help=files)
     parser.add_argument("--tokenizer", required=True, help="folder of tokenizer.json")
@@ -287,11 +366,20 @@ def main(arguments: list[str] | None = None) -> None:
     tokenizer = Tokenizer.load(options.tokenizer)
     documents = itertools.chain.from_iterable(map(texts, jsonl_files(options.input)))
     rows = encode_documents(documents, tokenizer, options.tokenizer, options.workers)
-    manifest = write_shards(rows, options.to, tokenizer.hash, options.source or Path(options.input[0]).stem,
-                            tokenizer.vocab_size, tokenizer.eos_id, options.shard_tokens)
+    manifest = write_shards(
+        rows,
+        options.to,
+        tokenizer.hash,
+        options.source or Path(options.input[0]).stem,
+        tokenizer.vocab_size,
+        tokenizer.eos_id,
+        options.shard_tokens,
+    )
     seconds = time.perf_counter() - began
-    print(f"{options.to}: {manifest['documents']} documents, {manifest['tokens']} tokens in {len(manifest['files'])} "
-          f"files ({manifest['dtype']}), {seconds:.1f} s")
+    print(
+        f"{options.to}: {manifest['documents']} documents, {manifest['tokens']} tokens in {len(manifest['files'])} "
+        f"files ({manifest['dtype']}), {seconds:.1f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from pathlib import Path
 import regex
 import tiktoken
 
-from data import InputError, atomic_write, jsonl_files, read_jsonl, run_cli
+from data.io import InputError, atomic_write, jsonl_files, read_jsonl, run_cli
 
 # The pre-tokens of our own tokenizers. Oniguruma (the tokenizers library), Rust (tiktoken) and the regex module read
 # this alike, and every character is matched by one of the lines.
@@ -50,7 +50,9 @@ GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s
 # order, U+0100 and on.
 _VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
-_CHAR = {byte: chr(byte) for byte in _VISIBLE} | {byte: chr(256 + i) for i, byte in enumerate(_HIDDEN)}
+_CHAR = {byte: chr(byte) for byte in _VISIBLE} | {
+    byte: chr(256 + i) for i, byte in enumerate(_HIDDEN)
+}
 _BYTE = {char: byte for byte, char in _CHAR.items()}
 _NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}  # DeepSeek's vocabularies leave these bytes out
 
@@ -80,7 +82,9 @@ class Tokenizer:
             raise InputError(f"{name}: {error}") from None
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"{name}: not of the form the tokenizers library writes ({reason})") from None
+            raise InputError(
+                f"{name}: not of the form the tokenizers library writes ({reason})"
+            ) from None
 
     def _setup(self, document: dict, config: dict) -> None:
         added = {row["content"]: row for row in document.get("added_tokens") or []}
@@ -88,7 +92,9 @@ class Tokenizer:
         self._forms = _read_normalizer(document.get("normalizer"))
         self._splits = _read_pre_tokenizer(document.get("pre_tokenizer"))
         if (document.get("decoder") or {}).get("type") != "ByteLevel":
-            raise InputError("the decoder is not ByteLevel; give the tokenizer.json of a byte-level BPE")
+            raise InputError(
+                "the decoder is not ByteLevel; give the tokenizer.json of a byte-level BPE"
+            )
 
         self.special = {text: row["id"] for text, row in added.items() if row.get("special")}
         self._special_ids = set(self.special.values())
@@ -106,7 +112,9 @@ class Tokenizer:
                 continue
             for option in ("single_word", "lstrip", "rstrip"):
                 if row.get(option):
-                    raise InputError(f"added token {text!r} has {option}, which is not supported; set it to false")
+                    raise InputError(
+                        f"added token {text!r} has {option}, which is not supported; set it to false"
+                    )
             if row.get("normalized", True):
                 self._added[self._normalize(text)] = row["id"]
             else:
@@ -116,11 +124,17 @@ class Tokenizer:
         self._compiled = [_compile(split) for split in self._splits]
         self._merge_rank = {pair: rank for rank, pair in enumerate(self._merges)}
         self._ranks = ranks = _tiktoken_ranks(self._ids, self._merges, self._ignore_merges)
-        self._whole_text = None  # tiktoken, splitting by itself, which it can where there is one split
+        self._whole_text = (
+            None  # tiktoken, splitting by itself, which it can where there is one split
+        )
         if ranks and len(self._splits) == 1:
             # tiktoken drops what lies between matches, which Split keeps as a piece: hence the second alternative.
-            self._whole_text = _tiktoken(rf"(?m:{self._splits[0]})|(?:(?!(?m:{self._splits[0]}))[\s\S])+", ranks)
-        self._id_of_rank = None  # stays None where ranks are ids, as in all published files known to us
+            self._whole_text = _tiktoken(
+                rf"(?m:{self._splits[0]})|(?:(?!(?m:{self._splits[0]}))[\s\S])+", ranks
+            )
+        self._id_of_rank = (
+            None  # stays None where ranks are ids, as in all published files known to us
+        )
         if ranks and any(self._ids[token] != rank for token, rank in ranks.items()):
             self._id_of_rank = {rank: self._ids[token] for token, rank in ranks.items()}
         self._encode_piece_cached = lru_cache(maxsize=1 << 17)(self._encode_piece)
@@ -132,18 +146,24 @@ class Tokenizer:
             text = token["content"] if isinstance(token, dict) else token
             id = None if text is None else by_text.get(text, self._ids.get(text.encode()))
             if id is None and text is not None:
-                raise InputError(f"{role} {text!r} of tokenizer_config.json is not in the vocabulary")
+                raise InputError(
+                    f"{role} {text!r} of tokenizer_config.json is not in the vocabulary"
+                )
             return id
 
         self.eos_id = id_of("eos_token")
         if self.eos_id is None:
-            raise InputError("no end-of-text token; give eos_token in a tokenizer_config.json beside it")
+            raise InputError(
+                "no end-of-text token; give eos_token in a tokenizer_config.json beside it"
+            )
         template_bos = _read_post_processor(document.get("post_processor"))
         self.bos_id = template_bos if id_of("bos_token") is None else id_of("bos_token")
         add_bos = config.get("add_bos_token")
         self.add_bos = template_bos is not None if add_bos is None else bool(add_bos)
         if self.add_bos and self.bos_id is None:
-            raise InputError("add_bos_token is set without a bos_token; name one in tokenizer_config.json")
+            raise InputError(
+                "add_bos_token is set without a bos_token; name one in tokenizer_config.json"
+            )
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
@@ -160,9 +180,13 @@ class Tokenizer:
         if config.get("eos_token") is None and eos_id is not None:
             eos_id = eos_id[0] if isinstance(eos_id, list) else eos_id
             rows = document.get("added_tokens") or []
-            config["eos_token"] = next((row["content"] for row in rows if row.get("id") == eos_id), None)
+            config["eos_token"] = next(
+                (row["content"] for row in rows if row.get("id") == eos_id), None
+            )
             if config["eos_token"] is None:
-                raise InputError(f"{file}: eos_token_id {eos_id} of the model's config is none of the added tokens")
+                raise InputError(
+                    f"{file}: eos_token_id {eos_id} of the model's config is none of the added tokens"
+                )
         return cls(document, config, str(file))
 
     def save(self, directory: str | os.PathLike) -> None:
@@ -170,7 +194,10 @@ class Tokenizer:
 
         (Beside a config.json of model_type qwen2, transformers 5 puts Qwen2's split pattern in place of the file's.)
         """
-        for name, content in (("tokenizer_config.json", self._config), ("tokenizer.json", self._document)):
+        for name, content in (
+            ("tokenizer_config.json", self._config),
+            ("tokenizer.json", self._document),
+        ):
             with atomic_write(Path(directory) / name) as file:
                 json.dump(content, file, ensure_ascii=False, indent=1)
 
@@ -193,7 +220,9 @@ class Tokenizer:
                 ids.append(self._raw_added[part])
                 continue
             for piece in _cut(self._find_added, self._normalize(part)):
-                ids += [self._added[piece]] if piece in self._added else self._encode_normalized(piece)
+                ids += (
+                    [self._added[piece]] if piece in self._added else self._encode_normalized(piece)
+                )
         return ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -244,7 +273,10 @@ class Tokenizer:
         # Merges whose order tiktoken's ranks cannot tell: plain BPE, the first of the merges list first.
         tokens = [bytes([byte]) for byte in whole]
         while True:
-            pairs = [(self._merge_rank.get(pair), i) for i, pair in enumerate(zip(tokens, tokens[1:], strict=False))]
+            pairs = [
+                (self._merge_rank.get(pair), i)
+                for i, pair in enumerate(zip(tokens, tokens[1:], strict=False))
+            ]
             rank, i = min((pair for pair in pairs if pair[0] is not None), default=(None, None))
             if rank is None:
                 return [self._ids[token] for token in tokens]
@@ -261,7 +293,9 @@ def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a directory with a tokenizer.json") from None
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); give a directory with a tokenizer.json"
+        ) from None
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); download or write it again") from None
     if not isinstance(content, dict):
@@ -278,29 +312,41 @@ def _parts(step: dict | None, key: str) -> list[dict]:
     return [step]
 
 
-def _read_model(model: dict, added: dict) -> tuple[dict[bytes, int], list[tuple[bytes, bytes]], bool]:
+def _read_model(
+    model: dict, added: dict
+) -> tuple[dict[bytes, int], list[tuple[bytes, bytes]], bool]:
     """(token -> id without the added tokens, merges in order, ignore_merges: a whole pre-token in the vocabulary is
     one token even where no merges lead to it)."""
     if model.get("type", "BPE") != "BPE":
-        raise InputError(f"model type {model['type']} is not supported; give a byte-level BPE tokenizer.json")
+        raise InputError(
+            f"model type {model['type']} is not supported; give a byte-level BPE tokenizer.json"
+        )
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(option):
-            raise InputError(f"model option {option}={model[option]!r} is not supported; give a byte-level BPE")
+            raise InputError(
+                f"model option {option}={model[option]!r} is not supported; give a byte-level BPE"
+            )
     ids = {}
     for text, id in model["vocab"].items():
         if text not in added:
             if not all(char in _BYTE for char in text):
-                raise InputError(f"vocabulary entry {text!r} is not in the byte-level alphabet; give a byte-level BPE")
+                raise InputError(
+                    f"vocabulary entry {text!r} is not in the byte-level alphabet; give a byte-level BPE"
+                )
             ids[_to_bytes(text)] = id
     for byte in range(256):
         if bytes([byte]) not in ids and byte not in _NEVER_IN_UTF8:
-            raise InputError(f"the byte {byte:#04x} is not in the vocabulary; give a byte-level BPE with every byte")
+            raise InputError(
+                f"the byte {byte:#04x} is not in the vocabulary; give a byte-level BPE with every byte"
+            )
     merges = []
     for number, merge in enumerate(model["merges"], 1):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         pair = (_to_bytes(left), _to_bytes(right))
         if not (pair[0] in ids and pair[1] in ids and pair[0] + pair[1] in ids):
-            raise InputError(f"merge {number} ({left} {right}) has tokens that are not in the vocabulary")
+            raise InputError(
+                f"merge {number} ({left} {right}) has tokens that are not in the vocabulary"
+            )
         merges.append(pair)
     if len(set(merges)) < len(merges):
         raise InputError("the merges list has a pair twice; remove one")
@@ -319,18 +365,26 @@ def _read_pre_tokenizer(pre_tokenizer: dict | None) -> list[str]:
     """The regular expressions by which the text is cut, one after the other."""
     parts = _parts(pre_tokenizer, "pretokenizers")
     if not parts or parts[-1]["type"] != "ByteLevel":
-        raise InputError("the pre_tokenizer does not end in ByteLevel; give the tokenizer.json of a byte-level BPE")
+        raise InputError(
+            "the pre_tokenizer does not end in ByteLevel; give the tokenizer.json of a byte-level BPE"
+        )
     splits = []
     for part in parts[:-1]:
         if part["type"] == "Digits":
             splits.append(r"\p{N}" if part.get("individual_digits") else r"\p{N}+")
         elif part["type"] != "Split":
-            raise InputError(f"pre_tokenizer {part['type']} is not supported; Split, Digits and ByteLevel are")
+            raise InputError(
+                f"pre_tokenizer {part['type']} is not supported; Split, Digits and ByteLevel are"
+            )
         elif part["behavior"] != "Isolated":
-            raise InputError(f"pre_tokenizer Split with behavior {part['behavior']} is not supported; Isolated is")
+            raise InputError(
+                f"pre_tokenizer Split with behavior {part['behavior']} is not supported; Isolated is"
+            )
         else:
             pattern = part["pattern"]
-            splits.append(pattern["Regex"] if "Regex" in pattern else regex.escape(pattern["String"]))
+            splits.append(
+                pattern["Regex"] if "Regex" in pattern else regex.escape(pattern["String"])
+            )
     if parts[-1].get("add_prefix_space", True):
         raise InputError("ByteLevel with add_prefix_space is not supported; set it to false")
     if parts[-1].get("use_regex", True):
@@ -342,7 +396,9 @@ def _read_post_processor(post_processor: dict | None) -> int | None:
     """The id of the token that the post-processor puts first, None if it puts none."""
     for part in _parts(post_processor, "processors"):
         if part["type"] not in ("ByteLevel", "TemplateProcessing"):
-            raise InputError(f"post_processor {part['type']} is not supported; ByteLevel and TemplateProcessing are")
+            raise InputError(
+                f"post_processor {part['type']} is not supported; ByteLevel and TemplateProcessing are"
+            )
         if part["type"] == "TemplateProcessing" and "SpecialToken" in part["single"][0]:
             return part["special_tokens"][part["single"][0]["SpecialToken"]["id"]]["ids"][0]
     return None
@@ -416,23 +472,33 @@ def _tiktoken_ranks(
     else:
         cuts = ((token[:i], token[i:]) for token in order for i in range(1, len(token)))
         changes = sum(a != b for a, b in zip(products, products[1:], strict=False))
-        exact = sum(left in ids and right in ids for left, right in cuts) == len(products)  # every cut is a merge,
+        exact = sum(left in ids and right in ids for left, right in cuts) == len(
+            products
+        )  # every cut is a merge,
         exact = exact and changes == len(order) - 1  # a token's merges stand together,
-        exact = exact and (ignore_merges or len(last_merge) == len(order))  # and a token's text gives the token
+        exact = exact and (
+            ignore_merges or len(last_merge) == len(order)
+        )  # and a token's text gives the token
     # With ignore_merges, a token that no merge makes is found as a whole pre-token, and must not come about otherwise.
     unmerged = [token for token in ids if token not in order and len(token) > 1 and ignore_merges]
     for token in unmerged:
-        exact = exact and not any(token[:i] in ids and token[i:] in ids for i in range(1, len(token)))
+        exact = exact and not any(
+            token[:i] in ids and token[i:] in ids for i in range(1, len(token))
+        )
     if not exact:
         return None
     tokens = [*(token for token in ids if len(token) == 1), *order, *unmerged]
     in_order = [ids[token] for token in order]
     if all(a < b for a, b in zip(in_order, in_order[1:], strict=False)):
-        return {token: ids[token] for token in tokens}  # only the order of `order` matters: ids serve as ranks
+        return {
+            token: ids[token] for token in tokens
+        }  # only the order of `order` matters: ids serve as ranks
     return {token: rank for rank, token in enumerate(tokens)}
 
 
-def _ends_with(pair: tuple[bytes, bytes], last_merge: dict[bytes, tuple[bytes, bytes]], rank: dict[bytes, int]) -> bool:
+def _ends_with(
+    pair: tuple[bytes, bytes], last_merge: dict[bytes, tuple[bytes, bytes]], rank: dict[bytes, int]
+) -> bool:
     """Whether encoding the bytes of left + right, by rank, has (left, right) as its last step.
 
     It has not if an earlier merge joins something across the border. Going back in time from the last step, the
@@ -454,9 +520,13 @@ def _ends_with(pair: tuple[bytes, bytes], last_merge: dict[bytes, tuple[bytes, b
 
 def _tiktoken(pattern: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
     try:
-        return tiktoken.Encoding("byte-level BPE", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        return tiktoken.Encoding(
+            "byte-level BPE", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+        )
     except ValueError as error:
-        raise InputError(f"split pattern {pattern!r} is not supported ({str(error).splitlines()[-1]})") from None
+        raise InputError(
+            f"split pattern {pattern!r} is not supported ({str(error).splitlines()[-1]})"
+        ) from None
 
 
 def _has_long_blank(text: str) -> bool:
@@ -483,8 +553,14 @@ def train(
     Raises InputError if vocab_size has no room for bytes and special tokens, or there is no text.
     """
     special_tokens = list(special_tokens)
-    if not special_tokens or not all(special_tokens) or len(set(special_tokens)) < len(special_tokens):
-        raise InputError(f"special tokens {special_tokens}: give at least one (the end of text), none empty or twice")
+    if (
+        not special_tokens
+        or not all(special_tokens)
+        or len(set(special_tokens)) < len(special_tokens)
+    ):
+        raise InputError(
+            f"special tokens {special_tokens}: give at least one (the end of text), none empty or twice"
+        )
     if vocab_size < 256 + len(special_tokens):
         raise InputError(
             f"vocab_size {vocab_size} is too small: 256 bytes and {len(special_tokens)} special tokens need at least "
@@ -493,21 +569,42 @@ def train(
     log = log or (lambda line: None)
     words = _count_words(texts, workers or _cores(), log)
     if not words:
-        raise InputError("no text to train the tokenizer on; give at least one text that is not empty")
+        raise InputError(
+            "no text to train the tokenizer on; give at least one text that is not empty"
+        )
     tokens = [bytes([byte]) for byte in range(256)]
     merges = []
     for left, right in _learn_merges(words, vocab_size - 256 - len(special_tokens), log):
         merges.append(f"{_visible(tokens[left])} {_visible(tokens[right])}")
         tokens.append(tokens[left] + tokens[right])
 
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": PATTERN},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    flags = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
     document = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": id, "content": text, **flags} for id, text in enumerate(special_tokens, len(tokens))],
+        "added_tokens": [
+            {"id": id, "content": text, **flags}
+            for id, text in enumerate(special_tokens, len(tokens))
+        ],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "post_processor": None,
@@ -557,7 +654,9 @@ def _count_chunk(chunk: list[str]) -> Counter[str]:
     return words
 
 
-def _count_words(texts: Iterable[str], workers: int, log: Callable[[str], None]) -> dict[bytes, int]:
+def _count_words(
+    texts: Iterable[str], workers: int, log: Callable[[str], None]
+) -> dict[bytes, int]:
     """pre-token -> how often it occurs. A first chunk is counted here, so that little text starts no processes."""
     chunks = _chunks(texts)
     first = next(chunks, [])
@@ -578,12 +677,16 @@ def _count_words(texts: Iterable[str], workers: int, log: Callable[[str], None])
     return {word.encode(): count for word, count in words.items()}
 
 
-def _learn_merges(words: dict[bytes, int], limit: int, log: Callable[[str], None]) -> Iterator[tuple[int, int]]:
+def _learn_merges(
+    words: dict[bytes, int], limit: int, log: Callable[[str], None]
+) -> Iterator[tuple[int, int]]:
     """Yield up to `limit` pairs of ids to merge; the i-th makes the id 256 + i."""
     spelled = [list(word) for word in words]  # ids of each word so far
     counts = list(words.values())
     pair_count: dict[tuple[int, int], int] = defaultdict(int)
-    found_in: dict[tuple[int, int], list[int]] = defaultdict(list)  # words that may hold the pair; some no longer do
+    found_in: dict[tuple[int, int], list[int]] = defaultdict(
+        list
+    )  # words that may hold the pair; some no longer do
     for index, (word, count) in enumerate(zip(spelled, counts, strict=True)):
         for pair in zip(word, word[1:], strict=False):
             pair_count[pair] += count
@@ -644,7 +747,9 @@ def _read_texts(paths: list[str]) -> Iterator[str]:
                 names = ("text", "question", "response", "solution")
                 fields = [row[name] for name in names if row.get(name) is not None]
                 if not fields or not all(isinstance(field, str) for field in fields):
-                    raise InputError(f"{path}:{number}: needs a string in text, or question with response or solution")
+                    raise InputError(
+                        f"{path}:{number}: needs a string in text, or question with response or solution"
+                    )
                 yield from fields
         else:
             try:
@@ -652,19 +757,36 @@ def _read_texts(paths: list[str]) -> Iterator[str]:
                     while lines := file.readlines(1 << 20):
                         yield "".join(lines)
             except OSError as error:
-                raise InputError(f"{path}: cannot be read ({error.strerror}); give a text or JSONL file") from None
+                raise InputError(
+                    f"{path}: cannot be read ({error.strerror}); give a text or JSONL file"
+                ) from None
             except UnicodeDecodeError:
-                raise InputError(f"{path}: not UTF-8 text; give a UTF-8 text or JSONL file") from None
+                raise InputError(
+                    f"{path}: not UTF-8 text; give a UTF-8 text or JSONL file"
+                ) from None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m data.tokenizer", description="Train a byte-level BPE tokenizer.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data.tokenizer", description="Train a byte-level BPE tokenizer."
+    )
     files = ".jsonl or plain text files, or folders of .jsonl"
     parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help=files)
-    parser.add_argument("--vocab_size", type=int, required=True, help="256 bytes, merges and special tokens together")
-    parser.add_argument("--to", required=True, metavar="DIR", help="where tokenizer.json is written")
     parser.add_argument(
-        "--special_tokens", nargs="+", default=["<|endoftext|>"], metavar="TOKEN", help="the first is the end of text"
+        "--vocab_size",
+        type=int,
+        required=True,
+        help="256 bytes, merges and special tokens together",
+    )
+    parser.add_argument(
+        "--to", required=True, metavar="DIR", help="where tokenizer.json is written"
+    )
+    parser.add_argument(
+        "--special_tokens",
+        nargs="+",
+        default=["<|endoftext|>"],
+        metavar="TOKEN",
+        help="the first is the end of text",
     )
     options = parser.parse_args()
     begin = time.monotonic()
@@ -672,7 +794,9 @@ def main() -> None:
     def log(line: str) -> None:
         print(f"[{time.monotonic() - begin:6.1f} s] {line}", file=sys.stderr, flush=True)
 
-    tokenizer = train(_read_texts(options.input), options.vocab_size, options.special_tokens, log=log)
+    tokenizer = train(
+        _read_texts(options.input), options.vocab_size, options.special_tokens, log=log
+    )
     tokenizer.save(options.to)
     few = "" if tokenizer.vocab_size == options.vocab_size else " (no pair occurs twice any more)"
     log(f"{tokenizer.vocab_size:,} tokens{few} in {Path(options.to) / 'tokenizer.json'}")

@@ -19,17 +19,29 @@ from pathlib import Path
 
 import numpy as np
 
-from data import InputError, atomic_write
-from options import option
+from data.io import InputError, atomic_write
+from runtime.options import option
 
 ROOT = Path(__file__).resolve().parents[1]
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
+T_975 = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+)  # Student's t, 1 to 9 degrees of freedom
 
 
 @dataclass
 class Config:
     to: str = option("runs/figures", "directory of the world, the runs, tables and pictures")
-    seeds: int = option(5, "seeds of reinforcement learning (the world and the SFT model are the same for all)")
+    seeds: int = option(
+        5, "seeds of reinforcement learning (the world and the SFT model are the same for all)"
+    )
     steps: int = option(60, "steps of reinforcement learning")
     lr: float = option(5e-5, "learning rate of reinforcement learning, the same for all methods")
     jobs: int = option(2, "runs at the same time, each with its share of the processors")
@@ -61,7 +73,9 @@ def run(done: Path, *words) -> None:
     print(f"$ python {shlex.join(words)}  > {log}", flush=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as output:
-        code = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=output, stderr=output).returncode
+        code = subprocess.run(
+            [sys.executable, *words], cwd=ROOT, stdout=output, stderr=output
+        ).returncode
     if code:
         end = "\n".join(log.read_text(encoding="utf-8").splitlines()[-3:])
         reason = f"{words[0]} stopped (exit code {code}, {log}); the same command goes on from here"
@@ -91,10 +105,16 @@ def world(config: Config) -> World:
                 raise InputError(f"--{name} is needed with --init")
         return World(config.base, config.init, config.problems, config.valid, config.test)
     to = Path(config.to).resolve() / "world"
-    run(to / "stages" / "sft.json", "pipeline.py", "configs/figures/pipeline.toml", *flags(to=to))
+    run(
+        to / "stages" / "sft.json",
+        "-m",
+        "tools.pipeline",
+        "configs/figures/pipeline.toml",
+        *flags(to=to),
+    )
     counts = dict(train=20_000, valid=400, test=500, documents=0)
     chosen = dict(to=to / "problems", levels=2, langs="en", **counts)
-    run(to / "problems" / "sft.jsonl", "-m", "data.synthetic", *flags(**chosen))
+    run(to / "problems" / "sft.jsonl", "-m", "data.world.synthetic", *flags(**chosen))
     files = [to / "problems" / f"{name}.jsonl" for name in ("train", "valid", "test")]
     return World(str(to / "pretrain" / "model"), str(to / "sft" / "model"), *map(str, files))
 
@@ -102,8 +122,13 @@ def world(config: Config) -> World:
 def reward_models(config: Config, here: World) -> dict[str, str]:
     """{"outcome": DIR, "process": DIR} trained on the same samples of the SFT model, and "samples": their files."""
     to = Path(config.to).resolve() / "reward"
-    common = dict(model=here.sft, formats=config.formats, max_new_tokens=config.max_new_tokens, step_samples=4)
-    train = {f"train_{i}": dict(problems=here.problems, first=2000 * i, limit=2000, samples=4) for i in range(2)}
+    common = dict(
+        model=here.sft, formats=config.formats, max_new_tokens=config.max_new_tokens, step_samples=4
+    )
+    train = {
+        f"train_{i}": dict(problems=here.problems, first=2000 * i, limit=2000, samples=4)
+        for i in range(2)
+    }
     files = train | {"valid": dict(problems=here.valid, limit=200, samples=16)}
     data = ",".join(str(to / f"{name}.jsonl") for name in train)
 
@@ -113,7 +138,13 @@ def reward_models(config: Config, here: World) -> dict[str, str]:
 
     def learn(kind: str) -> None:
         own = dict(kind=kind, init=here.base, data=data, valid=to / "valid.jsonl", to=to / kind)
-        run(to / kind / "summary.json", "train_reward.py", "--config", "configs/demo/reward.toml", *flags(**own))
+        run(
+            to / kind / "summary.json",
+            "train_reward.py",
+            "--config",
+            "configs/demo/reward.toml",
+            *flags(**own),
+        )
 
     parallel(config, [partial(sample, name) for name in files])
     parallel(config, [partial(learn, kind) for kind in ("outcome", "process")])
@@ -121,21 +152,48 @@ def reward_models(config: Config, here: World) -> dict[str, str]:
 
 
 def grpo(
-    config: Config, here: World, to: Path, seed: int, configuration: str = "configs/demo/grpo.toml", **options
+    config: Config,
+    here: World,
+    to: Path,
+    seed: int,
+    configuration: str = "configs/demo/grpo.toml",
+    **options,
 ) -> list[dict]:
     """One run of train_grpo.py, with the demo's configuration unless another is named; returns its metrics."""
-    chosen = dict(init=here.sft, problems=here.problems, valid=here.valid, valid_every=10, save_every=20, to=to)
-    chosen |= dict(formats=config.formats, max_new_tokens=config.max_new_tokens, steps=config.steps, lr=config.lr)
+    chosen = dict(
+        init=here.sft,
+        problems=here.problems,
+        valid=here.valid,
+        valid_every=10,
+        save_every=20,
+        to=to,
+    )
+    chosen |= dict(
+        formats=config.formats,
+        max_new_tokens=config.max_new_tokens,
+        steps=config.steps,
+        lr=config.lr,
+    )
     chosen |= dict(decay=0.0, keep=1, seed=seed) | options
     run(to / "summary.json", "train_grpo.py", "--config", configuration, *flags(**chosen))
-    return [json.loads(line) for line in (to / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line) for line in (to / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def evaluation(config: Config, here: World, model: Path, to: Path, **options) -> dict:
     """eval.py's results on the test problems; greedy unless the options say otherwise."""
-    chosen = dict(model=model, problems=here.test, formats=config.formats, max_new_tokens=config.max_new_tokens, to=to)
+    chosen = dict(
+        model=model,
+        problems=here.test,
+        formats=config.formats,
+        max_new_tokens=config.max_new_tokens,
+        to=to,
+    )
     run(to / "results.json", "eval.py", *flags(**(chosen | options)))
-    return next(iter(json.loads((to / "results.json").read_text(encoding="utf-8"))["results"].values()))
+    return next(
+        iter(json.loads((to / "results.json").read_text(encoding="utf-8"))["results"].values())
+    )
 
 
 def curve(metrics: list[dict], key: str) -> tuple[list[int], list[float]]:
@@ -175,12 +233,16 @@ def save(path: Path, values: dict) -> None:
 
 
 @contextmanager
-def canvas(path: Path, rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 4.5)) -> Iterator[list]:
+def canvas(
+    path: Path, rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 4.5)
+) -> Iterator[list]:
     """Axes [rows * columns] of a picture of `size` inches, which is written to `path` as a PNG at the end."""
     try:
         import matplotlib
     except ImportError:
-        raise InputError(f"{path}: drawing needs matplotlib; .venv/bin/pip install matplotlib, then repeat") from None
+        raise InputError(
+            f"{path}: drawing needs matplotlib; .venv/bin/pip install matplotlib, then repeat"
+        ) from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -193,14 +255,20 @@ def canvas(path: Path, rows: int = 1, columns: int = 1, size: tuple[float, float
     print(f"drawn in {path}")
 
 
-def picture(path: Path, title: str, xlabel: str, ylabel: str, lines: dict[str, tuple], log_x: bool = False) -> None:
+def picture(
+    path: Path, title: str, xlabel: str, ylabel: str, lines: dict[str, tuple], log_x: bool = False
+) -> None:
     """Draw lines {name: (x, [values of a seed] x seeds)} with their mean and 95 % interval as a PNG."""
     with canvas(path) as (axes,):
         for name, (x, seeds) in lines.items():
-            mean, _, half = zip(*(mean_interval(column) for column in zip(*seeds, strict=True)), strict=True)
+            mean, _, half = zip(
+                *(mean_interval(column) for column in zip(*seeds, strict=True)), strict=True
+            )
             mean, half = np.array(mean), np.nan_to_num(half)
             (line,) = axes.plot(x, mean, label=name, marker="o", markersize=3)
-            axes.fill_between(x, mean - half, mean + half, alpha=0.15, color=line.get_color(), linewidth=0)
+            axes.fill_between(
+                x, mean - half, mean + half, alpha=0.15, color=line.get_color(), linewidth=0
+            )
         if log_x:
             axes.set_xscale("log", base=2)
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel)

@@ -7,10 +7,10 @@ one), rewards are random: what is swept is the only thing that changes. Every po
 peak memory is its own: resident on a CPU, above what stood before the model was made; allocated on a GPU. TO/cost keeps
 the points that have been measured, and a stopped sweep goes on from there; another --to measures anew.
 
-Beside the measured points stand what the counts of plan.py say: the FLOPs of a phase at the rate of the base point (on
+Beside the measured points stand what the counts of tools/plan.py say: the FLOPs of a phase at the rate of the base point (on
 a GPU, for decoding, the bytes it reads) and the bytes of what is held. A sweep's bends are where the slope of its
 log-log curve changes. Why, is said by a cost model of a few terms (`counts`), whose seconds a unit are fitted to all
-points at once; for memory by the kinds of plan.py.
+points at once; for memory by the kinds of tools/plan.py.
 """
 
 import ctypes
@@ -27,29 +27,47 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import plan
 import runtime
 import train_grpo
 from bench.grpo_step import Learner
 from bench.turns import machine, peak_bytes, reset_peak
-from data import InputError
+from data.io import InputError
 from experiments.common import canvas, flags, run, save
 from model import PRESETS, ModelConfig, Transformer, preset
-from options import option
+from runtime.options import option
+from tools import plan
 
 POWERS = [2**i for i in range(13)]
 BASES = {
     "cpu": dict(
-        size="1m", vocab=512, prompt=32, questions=8, samples=8, length=32, micro_tokens=4096, max_rows=256,
-        by_samples=POWERS[:7], by_length=POWERS[2:10], by_questions=POWERS[:7],
+        size="1m",
+        vocab=512,
+        prompt=32,
+        questions=8,
+        samples=8,
+        length=32,
+        micro_tokens=4096,
+        max_rows=256,
+        by_samples=POWERS[:7],
+        by_length=POWERS[2:10],
+        by_questions=POWERS[:7],
         by_size=["1m", "2m", "4m", "10m", "30m"],
     ),
     "cuda": dict(
-        size="1.3b", vocab=102_400, prompt=256, questions=16, samples=64, length=1024, micro_tokens=16_384,
-        max_rows=256, by_samples=POWERS[2:8], by_length=POWERS[6:12], by_questions=POWERS[:6],
+        size="1.3b",
+        vocab=102_400,
+        prompt=256,
+        questions=16,
+        samples=64,
+        length=1024,
+        micro_tokens=16_384,
+        max_rows=256,
+        by_samples=POWERS[2:8],
+        by_length=POWERS[6:12],
+        by_questions=POWERS[:6],
         by_size=["30m", "125m", "350m", "1.3b"],
     ),
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -118,7 +136,9 @@ def measure(shape: Shape, world: runtime.World, repeats: int, budget: float) -> 
     """
     cuda, before = world.device.type == "cuda", 0
     if not cuda:
-        tiny = learner_of(dataclasses.replace(shape, samples=2, length=4), ModelConfig(8, 16, 1, 2, 1, 16), world)
+        tiny = learner_of(
+            dataclasses.replace(shape, samples=2, length=4), ModelConfig(8, 16, 1, 2, 1, 16), world
+        )
         tiny.update(tiny.rollout([[1, 2, 3]] * 2, seed=0))
         del tiny
         return_freed()
@@ -134,7 +154,9 @@ def measure(shape: Shape, world: runtime.World, repeats: int, budget: float) -> 
         began = time.perf_counter()
         result = work(*arguments)  # ends with numbers on the host, so that a GPU has done its work
         if memory:
-            found["bytes"][name] = torch.cuda.max_memory_allocated() if cuda else peak_bytes() - before
+            found["bytes"][name] = (
+                torch.cuda.max_memory_allocated() if cuda else peak_bytes() - before
+            )
         else:
             found["seconds"][name].append(time.perf_counter() - began)
         return result
@@ -168,19 +190,32 @@ def return_freed() -> None:
 def learner_of(shape: Shape, model: ModelConfig, world: runtime.World) -> Learner:
     """What train_grpo.py holds, with completions that nothing but their length ends."""
     config = train_grpo.Config(
-        questions=shape.questions, samples=shape.samples, max_new_tokens=shape.length, max_rows=shape.max_rows,
+        questions=shape.questions,
+        samples=shape.samples,
+        max_new_tokens=shape.length,
+        max_rows=shape.max_rows,
         micro_tokens=shape.micro_tokens,
-    )  # fmt: skip
+    )
     return Learner(Transformer(model).to(world.device), config, world, eos=-1)
 
 
 def planned(shape: Shape, gpu: bool) -> plan.Plan:
-    """What plan.py counts for a step on one device."""
-    return plan.measure("grpo", plan.options_of("grpo")(
-        model=shape.size, vocab=shape.vocab, gpus=1, device="cuda" if gpu else "cpu", prompt_tokens=shape.prompt,
-        questions=shape.questions, samples=shape.samples, max_new_tokens=shape.length, max_rows=shape.max_rows,
-        micro_tokens=shape.micro_tokens,
-    ))  # fmt: skip
+    """What tools/plan.py counts for a step on one device."""
+    return plan.measure(
+        "grpo",
+        plan.options_of("grpo")(
+            model=shape.size,
+            vocab=shape.vocab,
+            gpus=1,
+            device="cuda" if gpu else "cpu",
+            prompt_tokens=shape.prompt,
+            questions=shape.questions,
+            samples=shape.samples,
+            max_new_tokens=shape.length,
+            max_rows=shape.max_rows,
+            micro_tokens=shape.micro_tokens,
+        ),
+    )
 
 
 def counts(shape: Shape, gpu: bool) -> dict:
@@ -316,7 +351,11 @@ def held(point: dict, phase: str, counted: bool = False) -> float:
 
 def shares(point: dict, units: dict[str, dict[str, float]]) -> dict[str, float]:
     """What each term of the cost model is of a step's seconds."""
-    parts = {name: units[phase][name] * count for phase in PHASES for name, count in point["terms"][phase].items()}
+    parts = {
+        name: units[phase][name] * count
+        for phase in PHASES
+        for name, count in point["terms"][phase].items()
+    }
     total = sum(parts.values())
     return {name: part / total for name, part in parts.items()}
 
@@ -331,7 +370,11 @@ def kinds(point: dict) -> dict[str, float]:
 def reasons(points: list[dict], of) -> str:
     """The largest shares, as means over the points: those of a tenth and more, at most three."""
     parts = [of(point) for point in points]
-    mean = {name: sum(part.get(name, 0.0) for part in parts) / len(parts) for part in parts for name in part}
+    mean = {
+        name: sum(part.get(name, 0.0) for part in parts) / len(parts)
+        for part in parts
+        for name in part
+    }
     largest = sorted(mean.items(), key=lambda item: -item[1])[:3]
     return ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.1)
 
@@ -355,7 +398,9 @@ def story(points: list[dict], x: list[float], what: str, units: dict) -> str:
         text = f"{short(x[first])} to {short(x[last])} slope {slope:.2f} ({reasons(own, of)}"
         micros = sorted({point["micro_batches"] for point in own})
         if micros[-1] > 1:
-            text += f"; {' to '.join(map(str, dict.fromkeys([micros[0], micros[-1]])))} micro-batches"
+            text += (
+                f"; {' to '.join(map(str, dict.fromkeys([micros[0], micros[-1]])))} micro-batches"
+            )
         parts.append(text + ")")
     return f"{what}: " + "; then ".join(parts)
 
@@ -379,7 +424,9 @@ def complete(config: Config, kind: str) -> Config:
     )
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if any(type(one) is int and one < 1 for one in (value if isinstance(value, list) else [value])):
+        if any(
+            type(one) is int and one < 1 for one in (value if isinstance(value, list) else [value])
+        ):
             raise InputError(f"--{field.name} must be at least 1")
     for name in [config.size, *config.by_size]:
         preset(name, config.vocab)
@@ -394,7 +441,10 @@ def shape_of(config: Config, **changes) -> Shape:
 def sweep(config: Config, name: str) -> list[Shape]:
     """The shapes of a direction by what is swept, the base shape among them."""
     values = dict.fromkeys([*getattr(config, f"by_{name}"), getattr(config, name)])
-    return sorted((shape_of(config, **{name: value}) for value in values), key=lambda shape: place(shape, name))
+    return sorted(
+        (shape_of(config, **{name: value}) for value in values),
+        key=lambda shape: place(shape, name),
+    )
 
 
 def place(shape: Shape, name: str) -> float:
@@ -415,7 +465,11 @@ def point_of(shape: Shape, config: Config, kind: str) -> dict | None:
         print(f"left out: {shape} needs {need / 1e9:.1f} GB of {memory / 1e9:.1f}")
         return None
     own = dataclasses.asdict(shape)
-    words = [kind, f"threads{torch.get_num_threads()}", *(f"{name}{value}" for name, value in own.items())]
+    words = [
+        kind,
+        f"threads{torch.get_num_threads()}",
+        *(f"{name}{value}" for name, value in own.items()),
+    ]
     file = Path(config.to).resolve() / "cost" / f"{'_'.join(words)}.json"
     more = dict(device=kind, repeats=config.repeats, seconds=config.seconds)
     run(file, "-m", "experiments.cost", *flags(point=file, **own, **more))
@@ -425,7 +479,15 @@ def point_of(shape: Shape, config: Config, kind: str) -> dict | None:
 
 def table(points: list[dict], x: list[float], base: dict, name: str) -> str:
     """A Markdown table of a direction."""
-    head = (SWEEPS[name], "rollout", "reference and update", "a step", "counted", "memory", "counted")
+    head = (
+        SWEEPS[name],
+        "rollout",
+        "reference and update",
+        "a step",
+        "counted",
+        "memory",
+        "counted",
+    )
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
     for value, point in zip(x, points, strict=True):
         times = [
@@ -443,17 +505,44 @@ def draw(path: Path, sweeps: dict[str, tuple[list[float], list[dict]]], base: di
     with canvas(path, 2, len(sweeps), (5 * len(sweeps), 9)) as axes:
         for column, (name, (x, points)) in enumerate(sweeps.items()):
             above, below = axes[column], axes[len(sweeps) + column]
-            for phase, color in zip((*PHASES, "step"), ("tab:blue", "tab:orange", "black"), strict=True):
+            for phase, color in zip(
+                (*PHASES, "step"), ("tab:blue", "tab:orange", "black"), strict=True
+            ):
                 label = {"learning": "reference and update"}.get(phase, phase)
                 times = [seconds(point, phase) for point in points]
-                above.plot(x, list(map(statistics.median, times)), marker="o", markersize=3, color=color, label=label)
+                above.plot(
+                    x,
+                    list(map(statistics.median, times)),
+                    marker="o",
+                    markersize=3,
+                    color=color,
+                    label=label,
+                )
                 least, most = list(map(min, times)), list(map(max, times))
                 above.fill_between(x, least, most, alpha=0.15, color=color, linewidth=0)
-                above.plot(x, [predicted(point, base, phase) for point in points], "--", color=color, linewidth=1)
+                above.plot(
+                    x,
+                    [predicted(point, base, phase) for point in points],
+                    "--",
+                    color=color,
+                    linewidth=1,
+                )
                 if phase != "step":
-                    below.plot(x, [held(p, phase) / 1e6 for p in points], marker="o", markersize=3, color=color,
-                               label=label)  # fmt: skip
-                    below.plot(x, [held(p, phase, True) / 1e6 for p in points], "--", color=color, linewidth=1)
+                    below.plot(
+                        x,
+                        [held(p, phase) / 1e6 for p in points],
+                        marker="o",
+                        markersize=3,
+                        color=color,
+                        label=label,
+                    )
+                    below.plot(
+                        x,
+                        [held(p, phase, True) / 1e6 for p in points],
+                        "--",
+                        color=color,
+                        linewidth=1,
+                    )
             for one, what in ((above, "time"), (below, "memory")):
                 for bend in turning(points, x, what)[0]:
                     one.axvline(x[bend], linestyle=":", color="gray")
@@ -461,8 +550,14 @@ def draw(path: Path, sweeps: dict[str, tuple[list[float], list[dict]]], base: di
                 one.set_yscale("log")
                 one.set_xticks(x, list(map(short, x)))
                 one.grid(alpha=0.3, which="both")
-            above.set(title=f"against {SWEEPS[name]}", ylabel="seconds (dashed: counted)" if not column else "")
-            below.set(xlabel=SWEEPS[name], ylabel="peak memory, MB (dashed: counted)" if not column else "")
+            above.set(
+                title=f"against {SWEEPS[name]}",
+                ylabel="seconds (dashed: counted)" if not column else "",
+            )
+            below.set(
+                xlabel=SWEEPS[name],
+                ylabel="peak memory, MB (dashed: counted)" if not column else "",
+            )
             above.legend()
             below.legend()
 
@@ -484,17 +579,35 @@ def main(config: Config) -> None:
         sweeps[name] = [place(shape, name) for shape in kept], [known[shape] for shape in kept]
     base, points = known[shape_of(config)], [point for point in known.values() if point]
     if base is None:
-        raise InputError("the base shape does not fit; give a smaller --size, --micro_tokens or --max_rows")
+        raise InputError(
+            "the base shape does not fit; give a smaller --size, --micro_tokens or --max_rows"
+        )
     units, lines = fitted(points), []
     for name, (x, own) in sweeps.items():
         lines += ["", table(own, x, base, name), ""]
         lines += [f"- {story(own, x, what, units)}." for what in ("time", "memory")]
-    off = [abs(sum(units[phase][name] * count for phase in PHASES for name, count in point["terms"][phase].items())
-               / middle(point, "step") - 1) for point in points]  # fmt: skip
-    lines += ["", f"The cost model is off by {statistics.median(off):.0%} in the median, {max(off):.0%} at most."]
+    off = [
+        abs(
+            sum(
+                units[phase][name] * count
+                for phase in PHASES
+                for name, count in point["terms"][phase].items()
+            )
+            / middle(point, "step")
+            - 1
+        )
+        for point in points
+    ]
+    lines += [
+        "",
+        f"The cost model is off by {statistics.median(off):.0%} in the median, {max(off):.0%} at most.",
+    ]
     print("\n".join(lines))
     to = Path(config.to).resolve()
-    save(to / "cost.json", {"base": base, "seconds_of_a_unit": units, "points": points, "text": lines})
+    save(
+        to / "cost.json",
+        {"base": base, "seconds_of_a_unit": units, "points": points, "text": lines},
+    )
     draw(to / "cost.png", sweeps, base)
 
 

@@ -13,8 +13,8 @@ What the held-out text is decides what is compared. It must be in no corpus, and
 choosing it: pages that a classifier picked would favour what the same classifier picked. For the built-in web two texts
 are fair, and see different things:
 
-    python -m data.synthetic --to DIR --documents 4000         DIR/documents/valid_math.jsonl
-    python -m data.synthetic_web --to DIR --seed 1 --jsonl     the pages that DIR/truth.jsonl says are mathematics
+    python -m data.world.synthetic --to DIR --documents 4000         DIR/documents/valid_math.jsonl
+    python -m data.world.web --to DIR --seed 1 --jsonl     the pages that DIR/truth.jsonl says are mathematics
 
 The first has solved problems of the valid split, which no page shows, and the layout of no site: like the paper's
 benchmarks, it asks what a corpus teaches about mathematics. The second has every style of page in its true proportion:
@@ -32,24 +32,47 @@ import numpy as np
 
 import runtime
 import train_pretrain
-from data import InputError, atomic_write, jsonl_files, problems
+from data.io import InputError, atomic_write, jsonl_files
+from data.problems import readers
 from data.shards import Shards, encode_documents, texts, write_shards
 from data.tokenizer import Tokenizer, train
-from experiments.common import ROOT, curve, flags, mean_interval, parallel, percent, picture, run, save
-from options import option, parse
+from experiments.common import (
+    ROOT,
+    curve,
+    flags,
+    mean_interval,
+    parallel,
+    percent,
+    picture,
+    run,
+    save,
+)
+from runtime.options import option, parse
 
 
 @dataclass
 class Config:
-    corpora: dict[str, str] = option({}, "what is compared: JSONL files of {text}, or folders of them, by name")
-    valid: dict[str, str] = option({}, "held-out text of the curves, likewise; see above for what is fair")
-    problems: list[str] = option([], "problem files that the final models are asked; none: losses alone")
-    to: str = option("runs/figures", "directory of the shards, the runs, the table and the pictures")
+    corpora: dict[str, str] = option(
+        {}, "what is compared: JSONL files of {text}, or folders of them, by name"
+    )
+    valid: dict[str, str] = option(
+        {}, "held-out text of the curves, likewise; see above for what is fair"
+    )
+    problems: list[str] = option(
+        [], "problem files that the final models are asked; none: losses alone"
+    )
+    to: str = option(
+        "runs/figures", "directory of the shards, the runs, the table and the pictures"
+    )
     # the model and its training
-    training: str = option("configs/demo/pretrain.toml", "configuration of train_pretrain.py: rate, batch, context ...")
+    training: str = option(
+        "configs/demo/pretrain.toml", "configuration of train_pretrain.py: rate, batch, context ..."
+    )
     size: str = option("1m", "size preset of the model")
     init: str = option("", "model to continue from instead, as in the paper; its tokenizer is used")
-    tokenizer: str = option("", "tokenizer directory; none: one is learned from all corpora together")
+    tokenizer: str = option(
+        "", "tokenizer directory; none: one is learned from all corpora together"
+    )
     vocab_size: int = option(2048, "tokens of that one")
     steps: int = option(200, "optimizer steps on each corpus")
     seeds: int = option(3, "models trained on each corpus")
@@ -71,7 +94,7 @@ def check(config: Config) -> None:
     if config.formats not in ("cot", "pot"):
         raise InputError(f"--formats {config.formats}: unknown; use cot or pot")
     for path in config.problems:
-        problems.load(path)  # now, not after the training
+        readers.load(path)  # now, not after the training
 
 
 def corpus_files(where: str, path: str) -> list[Path]:
@@ -82,7 +105,9 @@ def corpus_files(where: str, path: str) -> list[Path]:
     return list(jsonl_files([found]))
 
 
-def make_shards(kind: str, name: str, files: list[Path], tokenizer: Tokenizer, to: Path, context: int) -> dict:
+def make_shards(
+    kind: str, name: str, files: list[Path], tokenizer: Tokenizer, to: Path, context: int
+) -> dict:
     """Token shards of the files in TO/KIND/NAME, unless they are there; returns their manifest. Raises InputError
     where there are fewer tokens than one window."""
     to = to / kind / name
@@ -109,11 +134,17 @@ def remember(path: Path, setup: dict) -> None:
         with atomic_write(path) as file:
             json.dump(setup, file, indent=1)
     before = json.loads(path.read_text(encoding="utf-8"))
-    if changed := [name for name, value in json.loads(json.dumps(setup)).items() if before.get(name) != value]:
-        raise InputError(f"{path.parent}: made with other values of {', '.join(changed)}; give another --to")
+    if changed := [
+        name for name, value in json.loads(json.dumps(setup)).items() if before.get(name) != value
+    ]:
+        raise InputError(
+            f"{path.parent}: made with other values of {', '.join(changed)}; give another --to"
+        )
 
 
-def prepare(config: Config, to: Path, training: train_pretrain.Config) -> tuple[str, dict[str, dict]]:
+def prepare(
+    config: Config, to: Path, training: train_pretrain.Config
+) -> tuple[str, dict[str, dict]]:
     """(the tokenizer's directory, the manifest of each corpus), with shards of all text in TO/corpora and TO/valid."""
     files: dict[str, dict[str, list[Path]]] = {"corpora": {}, "valid": {}}
     for kind, found in files.items():
@@ -121,7 +152,9 @@ def prepare(config: Config, to: Path, training: train_pretrain.Config) -> tuple[
             found[name] = corpus_files(f"--{kind} {name}={path}", path)
     setup = asdict(config) | {"training": asdict(training)}
     for kind, found in files.items():
-        setup[kind] = {name: [[str(file), file.stat().st_size] for file in own] for name, own in found.items()}
+        setup[kind] = {
+            name: [[str(file), file.stat().st_size] for file in own] for name, own in found.items()
+        }
     for name in ("to", "seeds", "jobs"):  # these change nothing that is there
         del setup[name]
     remember(to / "setup.json", setup)
@@ -132,7 +165,10 @@ def prepare(config: Config, to: Path, training: train_pretrain.Config) -> tuple[
         train(chain.from_iterable(map(texts, everything)), config.vocab_size).save(directory)
     tokenizer = Tokenizer.load(directory)
     manifests = {
-        kind: {name: make_shards(kind, name, own, tokenizer, to, training.context) for name, own in found.items()}
+        kind: {
+            name: make_shards(kind, name, own, tokenizer, to, training.context)
+            for name, own in found.items()
+        }
         for kind, found in files.items()
     }
     return str(directory), manifests["corpora"]
@@ -143,7 +179,13 @@ def accuracies(config: Config, model: Path, to: Path) -> dict[str, float]:
     if not config.problems:
         return {}
     files = ",".join(str(Path(path).resolve()) for path in config.problems)
-    chosen = dict(model=model, problems=files, formats=config.formats, max_new_tokens=config.max_new_tokens, to=to)
+    chosen = dict(
+        model=model,
+        problems=files,
+        formats=config.formats,
+        max_new_tokens=config.max_new_tokens,
+        to=to,
+    )
     run(to / "results.json", "eval.py", *flags(**chosen))
     found = json.loads((to / "results.json").read_text(encoding="utf-8"))["results"]
     return {name: metrics["accuracy"] for name, metrics in found.items()}
@@ -167,11 +209,16 @@ def table(rows: dict[str, dict]) -> str:
     first, *others = rows
     lines = [f"{'corpus':<16} {'documents':>10} {'tokens':>13} {'epochs':>7}"]
     for name, row in rows.items():
-        lines.append(f"{name:<16} {row['documents']:>10,} {row['tokens']:>13,} {row['epochs']:>7.2f}")
+        lines.append(
+            f"{name:<16} {row['documents']:>10,} {row['tokens']:>13,} {row['epochs']:>7.2f}"
+        )
     for held_out, values in rows[first]["loss"].items():
         lines += ["", f"loss per token on {held_out}, {len(values)} seeds"]
         lines += [f"{name:<16} {losses(row['loss'][held_out])}" for name, row in rows.items()]
-        lines += [f"{name} below {first}: {below(values, rows[name]['loss'][held_out])}" for name in others]
+        lines += [
+            f"{name} below {first}: {below(values, rows[name]['loss'][held_out])}"
+            for name in others
+        ]
     for exam, values in rows[first]["accuracy"].items():
         lines += ["", f"accuracy on {exam}, %, {len(values)} seeds"]
         lines += [f"{name:<16} {percent(row['accuracy'][exam])}" for name, row in rows.items()]
@@ -187,12 +234,22 @@ def main(config: Config) -> None:
     rows = {}
     for name, manifest in manifests.items():
         times = epochs(manifest["tokens"], training.context, taken)
-        rows[name] = {"documents": manifest["documents"], "tokens": manifest["tokens"], "epochs": times}
+        rows[name] = {
+            "documents": manifest["documents"],
+            "tokens": manifest["tokens"],
+            "epochs": times,
+        }
         rows[name] |= {"loss": {held_out: [] for held_out in config.valid}, "accuracy": {}}
         print(f"{name}: {manifest['tokens']:,} tokens, seen {times:.2f} times", flush=True)
 
     every = max(1, config.steps // config.points)
-    common = dict(steps=config.steps, valid_every=every, valid_windows=config.valid_windows, weights="corpus=1", keep=1)
+    common = dict(
+        steps=config.steps,
+        valid_every=every,
+        valid_windows=config.valid_windows,
+        weights="corpus=1",
+        keep=1,
+    )
     common["valid"] = ",".join(f"{name}={to / 'valid' / name}" for name in config.valid)
     common |= dict(init=tokenizer) if config.init else dict(size=config.size, tokenizer=tokenizer)
 
@@ -200,13 +257,25 @@ def main(config: Config) -> None:
         # the source has the same name for all corpora, as the order of the data is drawn by seed and name
         here = to / "runs" / f"{name}_{seed}"
         own = dict(data=f"corpus={to / 'corpora' / name}", seed=seed, to=here)
-        run(here / "summary.json", "train_pretrain.py", "--config", config.training, *flags(**common, **own))
+        run(
+            here / "summary.json",
+            "train_pretrain.py",
+            "--config",
+            config.training,
+            *flags(**common, **own),
+        )
         lines = (here / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines], accuracies(config, here / "model", here / "eval")
+        return [json.loads(line) for line in lines], accuracies(
+            config, here / "model", here / "eval"
+        )
 
-    runs = [(seed, name) for seed in range(config.seeds) for name in rows]  # a stopped figure has whole seeds
+    runs = [
+        (seed, name) for seed in range(config.seeds) for name in rows
+    ]  # a stopped figure has whole seeds
     curves: dict[str, dict] = {held_out: {} for held_out in config.valid}
-    for (_, name), (metrics, exams) in zip(runs, parallel(config, [partial(one, *r) for r in runs]), strict=True):
+    for (_, name), (metrics, exams) in zip(
+        runs, parallel(config, [partial(one, *r) for r in runs]), strict=True
+    ):
         for held_out in config.valid:
             steps, values = curve(metrics, f"valid_loss/{held_out}")
             tokens = [step * training.batch * training.context for step in steps]
@@ -225,7 +294,9 @@ def main(config: Config) -> None:
         file.write(text)
     save(to.parent / "figure3.json", {"tokens": seen, "corpora": rows, "curves": curves})
     for held_out, lines in curves.items():
-        named = {f"{name} ({rows[name]['epochs']:.2f} epochs)": line for name, line in lines.items()}
+        named = {
+            f"{name} ({rows[name]['epochs']:.2f} epochs)": line for name, line in lines.items()
+        }
         title, loss = "Figure 3: one model, several corpora", f"loss per token on {held_out}"
         picture(to.parent / f"figure3_{held_out}.png", title, "tokens of training", loss, named)
 

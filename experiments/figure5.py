@@ -32,7 +32,12 @@ METHODS = {
     "GRPO+PS": dict(reward="process_model", supervision="process"),
     "GRPO+rule": {},  # not in the paper: the reward of the first two, so that only the coefficient differs from theirs
 }
-CLAIMS = (("RFT", "Online RFT"), ("Online RFT", "GRPO+OS"), ("GRPO+OS", "GRPO+PS"), ("Online RFT", "GRPO+rule"))
+CLAIMS = (
+    ("RFT", "Online RFT"),
+    ("Online RFT", "GRPO+OS"),
+    ("GRPO+OS", "GRPO+PS"),
+    ("Online RFT", "GRPO+rule"),
+)
 
 
 def main(config: Config) -> None:
@@ -50,8 +55,12 @@ def main(config: Config) -> None:
         metrics = grpo(config, here, run, seed, **options, **judge)
         return metrics, evaluation(config, here, run / "model", run / "eval")["accuracy"]
 
-    runs = [(seed, name) for seed in range(config.seeds) for name in METHODS]  # a stopped figure has whole seeds
-    for (_, name), (metrics, accuracy) in zip(runs, parallel(config, [partial(one, *r) for r in runs]), strict=True):
+    runs = [
+        (seed, name) for seed in range(config.seeds) for name in METHODS
+    ]  # a stopped figure has whole seeds
+    for (_, name), (metrics, accuracy) in zip(
+        runs, parallel(config, [partial(one, *r) for r in runs]), strict=True
+    ):
         x, values = curve(metrics, f"valid/{config.formats}")
         curves.setdefault(name, (x, []))[1].append(values)
         final[name].append(accuracy)
@@ -61,7 +70,13 @@ def main(config: Config) -> None:
     for first, second in CLAIMS:
         print(f"{second} over {first}: {difference(final[first], final[second])}")
     save(to / "figure5.json", {"sft": sft, "test": final, "curves": curves})
-    picture(to / "figure5.png", "Figure 5: RFT, Online RFT, GRPO", "steps", "accuracy on held-out problems", curves)
+    picture(
+        to / "figure5.png",
+        "Figure 5: RFT, Online RFT, GRPO",
+        "steps",
+        "accuracy on held-out problems",
+        curves,
+    )
 
 
 if __name__ == "__main__":

@@ -32,21 +32,41 @@ def main(config: Config) -> None:
     models = reward_models(config, here)
     to = Path(config.to).resolve()
     steps = -(-config.steps // ITERATIONS)
-    common = dict(reward="process_model", supervision="process", reward_model=models["process"], iterations=ITERATIONS)
-    common |= dict(steps=steps, save_every=steps, keep=ITERATIONS)  # a checkpoint at the end of each iteration
-    refresh = dict(reward_questions=180, reward_samples=8, reward_step_samples=8, reward_history=models["samples"])
-    methods = {"renewed": refresh | dict(reward_config="configs/demo/reward_refresh.toml"), "as it was": {}}
+    common = dict(
+        reward="process_model",
+        supervision="process",
+        reward_model=models["process"],
+        iterations=ITERATIONS,
+    )
+    common |= dict(
+        steps=steps, save_every=steps, keep=ITERATIONS
+    )  # a checkpoint at the end of each iteration
+    refresh = dict(
+        reward_questions=180,
+        reward_samples=8,
+        reward_step_samples=8,
+        reward_history=models["samples"],
+    )
+    methods = {
+        "renewed": refresh | dict(reward_config="configs/demo/reward_refresh.toml"),
+        "as it was": {},
+    }
     curves, final = {}, {}
 
     def one(seed: int, name: str) -> tuple[list[dict], list[float]]:
         run = to / "figure6" / f"{name.replace(' ', '_')}_{seed}"
         metrics = grpo(config, here, run, seed, **common, **methods[name])
         models = [run / f"step_{(iteration + 1) * steps:06d}" for iteration in range(ITERATIONS)]
-        found = [evaluation(config, here, model, run / f"eval_{i}")["accuracy"] for i, model in enumerate(models)]
+        found = [
+            evaluation(config, here, model, run / f"eval_{i}")["accuracy"]
+            for i, model in enumerate(models)
+        ]
         return metrics, found
 
     runs = [(seed, name) for seed in range(config.seeds) for name in methods]
-    for (_, name), (metrics, found) in zip(runs, parallel(config, [partial(one, *r) for r in runs]), strict=True):
+    for (_, name), (metrics, found) in zip(
+        runs, parallel(config, [partial(one, *r) for r in runs]), strict=True
+    ):
         x, values = curve(metrics, f"valid/{config.formats}")
         curves.setdefault(name, (x, []))[1].append(values)
         for iteration, accuracy in enumerate(found):
@@ -61,9 +81,17 @@ def main(config: Config) -> None:
         print(f"iteration {iteration} adds {difference(before, after)}")
         before = after
     last = f"after iteration {ITERATIONS - 1}"
-    print(f"renewed over as it was: {difference(final[f'as it was, {last}'], final[f'renewed, {last}'])}")
+    print(
+        f"renewed over as it was: {difference(final[f'as it was, {last}'], final[f'renewed, {last}'])}"
+    )
     save(to / "figure6.json", {"sft": sft, "test": final, "curves": curves})
-    picture(to / "figure6.png", "Figure 6: three iterations", "steps", "accuracy on held-out problems", curves)
+    picture(
+        to / "figure6.png",
+        "Figure 6: three iterations",
+        "steps",
+        "accuracy on held-out problems",
+        curves,
+    )
 
 
 if __name__ == "__main__":

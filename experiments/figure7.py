@@ -40,22 +40,36 @@ def main(config: Config) -> None:
             run = to / "figure5" / f"GRPO+PS_{seed}"
             grpo(config, here, run, seed, **METHODS["GRPO+PS"], reward_model=models["process"])
             model = run / "model"
-        return evaluation(config, here, model, to / "figure7" / f"{name}_{seed}", seed=seed, **sampling)
+        return evaluation(
+            config, here, model, to / "figure7" / f"{name}_{seed}", seed=seed, **sampling
+        )
 
     runs = [(seed, name) for seed in range(config.seeds) for name in ("SFT", "RL")]
-    for (_, name), results in zip(runs, parallel(config, [partial(one, *r) for r in runs]), strict=True):
+    for (_, name), results in zip(
+        runs, parallel(config, [partial(one, *r) for r in runs]), strict=True
+    ):
         for measure in ("maj", "pass"):
             row = [results[f"{measure}@{k}"] for k in KS]
             found.setdefault(f"{measure.capitalize()}@K, {name}", []).append(row)
     print(f"\n{'K':<14}" + "".join(f"{k:>34}" for k in (1, 8, 64)))
     for name, seeds in found.items():
-        print(f"{name:<14}" + "".join(f"{percent([row[KS.index(k)] for row in seeds]):>34}" for k in (1, 8, 64)))
+        print(
+            f"{name:<14}"
+            + "".join(f"{percent([row[KS.index(k)] for row in seeds]):>34}" for k in (1, 8, 64))
+        )
     for measure in ("Maj@K", "Pass@K"):
         before, after = ([row[-1] for row in found[f"{measure}, {name}"]] for name in ("SFT", "RL"))
         print(f"{measure} at K = 64 rises by {difference(before, after)}")
     save(to / "figure7.json", {"k": KS, **found})
     lines = {name: (KS, seeds) for name, seeds in found.items()}
-    picture(to / "figure7.png", "Figure 7: before and after", "K", "share of problems", lines, log_x=True)
+    picture(
+        to / "figure7.png",
+        "Figure 7: before and after",
+        "K",
+        "share of problems",
+        lines,
+        log_x=True,
+    )
 
 
 if __name__ == "__main__":

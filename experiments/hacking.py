@@ -10,7 +10,19 @@ from functools import partial
 from pathlib import Path
 
 import runtime
-from experiments.common import Config, curve, flags, grpo, parallel, percent, picture, reward_models, run, save, world
+from experiments.common import (
+    Config,
+    curve,
+    flags,
+    grpo,
+    parallel,
+    percent,
+    picture,
+    reward_models,
+    run,
+    save,
+    world,
+)
 
 WEAK = dict(limit=24, samples=8, steps=60)
 
@@ -19,20 +31,39 @@ def main(config: Config) -> None:
     here = world(config)
     models = reward_models(config, here)
     to = Path(config.to).resolve() / "hacking"
-    chosen = dict(model=here.sft, problems=here.problems, formats=config.formats, max_new_tokens=config.max_new_tokens)
+    chosen = dict(
+        model=here.sft,
+        problems=here.problems,
+        formats=config.formats,
+        max_new_tokens=config.max_new_tokens,
+    )
     few = to / "few.jsonl"
     run(few, "rollout.py", *flags(**chosen, limit=WEAK["limit"], samples=WEAK["samples"], to=few))
     options = dict(kind="outcome", init=here.base, data=few, to=to / "weak", steps=WEAK["steps"])
-    run(to / "weak" / "summary.json", "train_reward.py", "--config", "configs/demo/reward.toml", *flags(**options))
+    run(
+        to / "weak" / "summary.json",
+        "train_reward.py",
+        "--config",
+        "configs/demo/reward.toml",
+        *flags(**options),
+    )
     judges = {"weak": str(to / "weak" / "model"), "usual": models["outcome"]}
     lines, last = {}, {}
 
     def one(seed: int, name: str) -> list[dict]:
-        own = dict(configuration="configs/demo/hacked.toml", reward_model=judges[name], reward="outcome_model")
-        return grpo(config, here, to / f"{name}_{seed}", seed, **own, beta=0.0, lr=4 * config.lr)[1:]
+        own = dict(
+            configuration="configs/demo/hacked.toml",
+            reward_model=judges[name],
+            reward="outcome_model",
+        )
+        return grpo(config, here, to / f"{name}_{seed}", seed, **own, beta=0.0, lr=4 * config.lr)[
+            1:
+        ]
 
     runs = [(seed, name) for seed in range(config.seeds) for name in judges]
-    for (_, name), metrics in zip(runs, parallel(config, [partial(one, *r) for r in runs]), strict=True):
+    for (_, name), metrics in zip(
+        runs, parallel(config, [partial(one, *r) for r in runs]), strict=True
+    ):
         for key, title in (("reward", "its reward"), ("rule", "right answers")):
             x, values = curve(metrics, key)
             windows = [values[max(0, i - 9) : i + 1] for i in range(len(values))]

@@ -35,7 +35,12 @@ def use_triton(tensor: torch.Tensor, backend: str | None) -> bool:
     is asked for and not installed.
     """
     if backend is None:
-        return triton is not None and not reference and tensor.is_cuda and tensor.dtype != torch.float64
+        return (
+            triton is not None
+            and not reference
+            and tensor.is_cuda
+            and tensor.dtype != torch.float64
+        )
     if backend not in ("torch", "triton"):
         raise ValueError(f"backend {backend!r}: give None, 'torch' or 'triton'")
     if backend == "triton" and triton is None:

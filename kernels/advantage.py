@@ -19,7 +19,9 @@ def _normalise(rewards: torch.Tensor, ddof: int, scale: str, eps: float) -> torc
     n = finite.sum(-1, keepdim=True)
     mean = r.where(finite, 0).sum(-1, keepdim=True) / n.clamp(min=1)
     centred = (r - mean).where(finite, 0)
-    signal = r.where(finite, -torch.inf).amax(-1, keepdim=True) > r.where(finite, torch.inf).amin(-1, keepdim=True)
+    signal = r.where(finite, -torch.inf).amax(-1, keepdim=True) > r.where(finite, torch.inf).amin(
+        -1, keepdim=True
+    )
     if scale == "std":
         std = (centred.square().sum(-1, keepdim=True) / (n - ddof).clamp(min=1)).sqrt()
         centred = centred / (std + eps).where(signal, 1)
@@ -53,7 +55,16 @@ def _group_kernel(rewards, out, G, eps, DDOF: tl.constexpr, STD: tl.constexpr, B
 
 @jit(do_not_specialize=["S"])
 def _process_kernel(
-    rewards, ends, steps, tokens, out, S, DDOF: tl.constexpr, ALL: tl.constexpr, OWN: tl.constexpr, BLOCK: tl.constexpr
+    rewards,
+    ends,
+    steps,
+    tokens,
+    out,
+    S,
+    DDOF: tl.constexpr,
+    ALL: tl.constexpr,
+    OWN: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """A block of tokens of one completion: statistics of all S steps of the group, then the sum over its own steps.
 
@@ -86,7 +97,11 @@ def _check(ddof, scale="std"):
 
 
 def group_advantage(
-    rewards: torch.Tensor, ddof: int = 1, scale: str = "std", eps: float = 0.0, backend: str | None = None
+    rewards: torch.Tensor,
+    ddof: int = 1,
+    scale: str = "std",
+    eps: float = 0.0,
+    backend: str | None = None,
 ) -> torch.Tensor:
     """Advantage of each completion of Q groups of G: (r - mean) / (std + eps) over its group, section 4.1.2.
 
@@ -100,7 +115,9 @@ def group_advantage(
     if not use_triton(rewards, backend):
         return _normalise(rewards, ddof, scale, eps).float()
     (Q, G), out = rewards.shape, torch.empty(rewards.shape, device=rewards.device)
-    _group_kernel[(Q,)](rewards.contiguous(), out, G, eps, ddof, scale == "std", triton.next_power_of_2(G))
+    _group_kernel[(Q,)](
+        rewards.contiguous(), out, G, eps, ddof, scale == "std", triton.next_power_of_2(G)
+    )
     return out
 
 
@@ -121,18 +138,27 @@ def process_advantage(
     """
     _check(ddof)
     if not len(step_rewards) == len(step_ends) == len(lengths):
-        raise ValueError(f"{len(step_rewards)} step_rewards, {len(step_ends)} step_ends, {len(lengths)} lengths")
+        raise ValueError(
+            f"{len(step_rewards)} step_rewards, {len(step_ends)} step_ends, {len(lengths)} lengths"
+        )
     for i, (r, e) in enumerate(zip(step_rewards, step_ends, strict=True)):
         if r.shape != e.shape or r.dim() != 1:
-            raise ValueError(f"completion {i}: step_rewards {list(r.shape)} and step_ends {list(e.shape)} must be [K]")
+            raise ValueError(
+                f"completion {i}: step_rewards {list(r.shape)} and step_ends {list(e.shape)} must be [K]"
+            )
     if not any(len(r) for r in step_rewards):
-        return [r.new_zeros(length, dtype=torch.float32) for r, length in zip(step_rewards, lengths, strict=True)]
+        return [
+            r.new_zeros(length, dtype=torch.float32)
+            for r, length in zip(step_rewards, lengths, strict=True)
+        ]
     rewards, ends = torch.cat(step_rewards).double(), torch.cat(step_ends).long()  # [S]
     counts = torch.tensor([len(r) for r in step_rewards], device=rewards.device)  # [G]
     size = torch.tensor(lengths, device=rewards.device)  # [G]
     owner = torch.repeat_interleave(counts)  # [S] completion of each step
     if bool(((ends < 0) | (ends >= size[owner])).any()):
-        raise ValueError("a step ends outside its completion: step_ends are token indices from 0 to length - 1")
+        raise ValueError(
+            "a step ends outside its completion: step_ends are token indices from 0 to length - 1"
+        )
     G, S, longest = len(lengths), len(rewards), max(lengths)
     if use_triton(step_rewards[0], backend):
         out = torch.empty(sum(lengths), device=rewards.device)
@@ -143,7 +169,9 @@ def process_advantage(
             *(triton.next_power_of_2(S), triton.next_power_of_2(int(counts.max())), block),
         )
         return list(out.split(lengths))
-    table = rewards.new_zeros(G, longest)  # [G, longest] each step's normalised reward at its last token
+    table = rewards.new_zeros(
+        G, longest
+    )  # [G, longest] each step's normalised reward at its last token
     table.index_put_((owner, ends), _normalise(rewards[None], ddof, "std", 0.0)[0], accumulate=True)
     sums = table.flip(1).cumsum(1).flip(1).float()  # sum from each token to the end
     return [row[:length] for row, length in zip(sums, lengths, strict=True)]

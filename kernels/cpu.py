@@ -23,7 +23,12 @@ FLAGS = "-std=c++17 -O3 -march=native -fno-math-errno -shared -fPIC -Wno-unknown
 
 def compiler() -> str | None:
     """The C++ compiler of this machine: $CXX, or the first of the usual names."""
-    return next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")))), None)
+    return next(
+        filter(
+            None, map(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")))
+        ),
+        None,
+    )
 
 
 @functools.cache
@@ -37,7 +42,9 @@ def native() -> ctypes.CDLL | None:
         print("no C++ compiler (g++, clang++): all goes through PyTorch, slower", file=sys.stderr)
         return None
     # What the compiler says of the processor belongs to the name: a home directory may serve several machines.
-    target = subprocess.run([cxx, "-march=native", "-dM", "-E", "-x", "c++", os.devnull], capture_output=True).stdout
+    target = subprocess.run(
+        [cxx, "-march=native", "-dM", "-E", "-x", "c++", os.devnull], capture_output=True
+    ).stdout
     parts = [*(file.read_bytes() for file in (*SOURCES, HEADER)), target, " ".join(FLAGS).encode()]
     name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepseekmath"
@@ -47,16 +54,23 @@ def native() -> ctypes.CDLL | None:
         folder = Path(tempfile.mkdtemp(prefix="deepseekmath"))
     path = folder / f"cpu_{name}.so"
     if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as made:  # then moved: another process may be at it too
+        with tempfile.TemporaryDirectory(
+            dir=folder
+        ) as made:  # then moved: another process may be at it too
             for threads in (["-fopenmp"], []):  # Apple's compiler has no OpenMP: one thread there
                 to = Path(made) / path.name
-                done = subprocess.run([cxx, *FLAGS, *threads, *SOURCES, "-o", to], capture_output=True, text=True)
+                done = subprocess.run(
+                    [cxx, *FLAGS, *threads, *SOURCES, "-o", to], capture_output=True, text=True
+                )
                 if done.returncode == 0:
                     to.replace(path)
                     break
             else:
                 names = ", ".join(file.name for file in SOURCES)
-                print(f"{cxx} cannot compile {names}: all goes through PyTorch, slower\n{done.stderr}", file=sys.stderr)
+                print(
+                    f"{cxx} cannot compile {names}: all goes through PyTorch, slower\n{done.stderr}",
+                    file=sys.stderr,
+                )
                 return None
     found = ctypes.CDLL(str(path))
     p, n = c_void_p, c_int64

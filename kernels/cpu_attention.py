@@ -12,7 +12,9 @@ from torch.autograd.function import once_differentiable
 
 from kernels.cpu import native
 
-LONGEST = 2**15  # tokens seen times width of a head; with more, keys and values leave a core's cache: PyTorch is faster
+LONGEST = (
+    2**15
+)  # tokens seen times width of a head; with more, keys and values leave a core's cache: PyTorch is faster
 
 
 def suits(E: int, longest: int) -> bool:
@@ -23,7 +25,10 @@ def suits(E: int, longest: int) -> bool:
 class Packed(ctypes.Structure):
     _fields_ = [
         *((name, c_int64) for name in ("T", "families", "longest")),
-        *((name, c_void_p) for name in ("position", "start", "length", "parent", "members", "first")),
+        *(
+            (name, c_void_p)
+            for name in ("position", "start", "length", "parent", "members", "first")
+        ),
     ]
 
 
@@ -36,7 +41,9 @@ class _Attention(torch.autograd.Function):
     def forward(ctx, qkv: Tensor, table: Tensor, layout, H: int) -> Tensor:
         T, heads, E = qkv.shape
         arrays = layout.families
-        packed = Packed(T, len(arrays[-1]) - 1, layout.max_position, *(array.ctypes.data for array in arrays))
+        packed = Packed(
+            T, len(arrays[-1]) - 1, layout.max_position, *(array.ctypes.data for array in arrays)
+        )
         shape = Heads(H, (heads - H) // 2, E, table.shape[1], table.data_ptr())
         qkv, out, lse = qkv.contiguous(), qkv.new_empty(T, H * E), qkv.new_empty(T, H)
         pointers = ctypes.addressof(packed), ctypes.addressof(shape), qkv.data_ptr()
@@ -51,7 +58,9 @@ class _Attention(torch.autograd.Function):
         qkv, out, lse = ctx.saved_tensors
         slope, result = slope.contiguous(), torch.empty_like(qkv)
         tensors = (x.data_ptr() for x in (qkv, out, lse, slope, result))
-        native().attention_backward(*map(ctypes.addressof, ctx.held[:2]), *tensors, torch.get_num_threads())
+        native().attention_backward(
+            *map(ctypes.addressof, ctx.held[:2]), *tensors, torch.get_num_threads()
+        )
         return result, None, None, None
 
 

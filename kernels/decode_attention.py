@@ -15,7 +15,9 @@ import torch
 
 from kernels import float_of, jit, tl, triton, use_triton
 
-PROGRAMS = 528  # split the keys until a launch has about so many: 4 for each multiprocessor of an H200
+PROGRAMS = (
+    528  # split the keys until a launch has about so many: 4 for each multiprocessor of an H200
+)
 LEAST = 128  # keys of a piece at the least
 QUERIES = 64  # at most so many queries share a prompt's keys in one program
 TILE_BYTES = 16 << 10  # of keys, and of values, read at once
@@ -49,7 +51,9 @@ def prefix_tiles(of: torch.Tensor, prompts: int, rows: int) -> tuple[torch.Tenso
     behind = number.cumsum(0)
     tile = torch.arange(B // rows + min(B, prompts), device=of.device)
     prompt = torch.searchsorted(behind, tile, right=True).clamp_(max=prompts - 1)
-    before = (tile - (behind - number)[prompt]) * rows  # rows of the prompt in tiles before this one
+    before = (
+        tile - (behind - number)[prompt]
+    ) * rows  # rows of the prompt in tiles before this one
     count = (counts[prompt] - before).clamp(0, rows)
     first = ((counts.cumsum(0) - counts)[prompt] + before).clamp_(max=B - 1)
     return torch.stack([prompt, first, count]), order
@@ -62,11 +66,32 @@ def rows_per_tile(B: int, heads: int, kv_heads: int) -> int:
 
 @jit(do_not_specialize=["T", "offset", "slots", "splits"])
 def _partial_kernel(
-    q, keys, values, lengths, tiles, order, peak, total, out,
-    scale, T, K, G, entry_stride, head_stride, offset, slots, splits,
-    OWN: tl.constexpr, EXACT: tl.constexpr,
-    E: tl.constexpr, M: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    q,
+    keys,
+    values,
+    lengths,
+    tiles,
+    order,
+    peak,
+    total,
+    out,
+    scale,
+    T,
+    K,
+    G,
+    entry_stride,
+    head_stride,
+    offset,
+    slots,
+    splits,
+    OWN: tl.constexpr,
+    EXACT: tl.constexpr,
+    E: tl.constexpr,
+    M: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """One piece of one stretch of keys, one key head: online softmax for the queries of a tile, M of them at most.
 
     OWN: tile b is row b and the stretch is its own; else tiles [3, T] and order [B] say who reads which prompt. EXACT:
@@ -83,14 +108,18 @@ def _partial_kernel(
         used = m < tl.load(tiles + 2 * T + tile) * G
         row = tl.load(order + tl.load(tiles + T + tile) + m // G, mask=used, other=0)
     length = tl.load(lengths + entry)
-    size = tl.cdiv(tl.cdiv(length, splits), BLOCK) * BLOCK  # of a piece: of the length there is now, not of what may be
+    size = (
+        tl.cdiv(tl.cdiv(length, splits), BLOCK) * BLOCK
+    )  # of a piece: of the length there is now, not of what may be
     begin = split * size
     end = tl.minimum(begin + size, length)
     if not OWN:
         end = tl.where(tl.load(tiles + 2 * T + tile) > 0, end, begin)
     query = (row * K + head) * G + m % G
     inside = e < E
-    x = tl.load(q + query[:, None] * E + e[None, :], mask=used[:, None] & inside[None, :], other=0.0)
+    x = tl.load(
+        q + query[:, None] * E + e[None, :], mask=used[:, None] & inside[None, :], other=0.0
+    )
     if EXACT:
         x = x.to(tl.float32)
     keys += entry * entry_stride + head * head_stride
@@ -100,11 +129,19 @@ def _partial_kernel(
     acc = tl.zeros((M, WIDTH), tl.float32)
     for start in tl.range(begin, end, BLOCK, num_stages=STAGES):
         n = start + tl.arange(0, BLOCK)
-        k = tl.load(keys + n[None, :] * E + e[:, None], mask=(n < end)[None, :] & inside[:, None], other=0.0)
-        v = tl.load(values + n[:, None] * E + e[None, :], mask=(n < end)[:, None] & inside[None, :], other=0.0)
+        k = tl.load(
+            keys + n[None, :] * E + e[:, None], mask=(n < end)[None, :] & inside[:, None], other=0.0
+        )
+        v = tl.load(
+            values + n[:, None] * E + e[None, :],
+            mask=(n < end)[:, None] & inside[None, :],
+            other=0.0,
+        )
         if EXACT:
             k, v = k.to(tl.float32), v.to(tl.float32)
-        s = tl.where((n < end)[None, :], tl.dot(x, k, input_precision="ieee") * scale, float("-inf"))
+        s = tl.where(
+            (n < end)[None, :], tl.dot(x, k, input_precision="ieee") * scale, float("-inf")
+        )
         new_top = tl.maximum(top, tl.max(s, 1))
         p = tl.exp(s - new_top[:, None])
         shrink = tl.exp(top - new_top)
@@ -114,11 +151,17 @@ def _partial_kernel(
     place = query * slots + offset + split
     tl.store(peak + place, top, mask=used)
     tl.store(total + place, mass, mask=used)
-    tl.store(out + place[:, None] * E + e[None, :], acc, mask=(used & (mass > 0))[:, None] & inside[None, :])
+    tl.store(
+        out + place[:, None] * E + e[None, :],
+        acc,
+        mask=(used & (mass > 0))[:, None] & inside[None, :],
+    )
 
 
 @jit
-def _merge_kernel(peak, total, out, merged, slots, E: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr):
+def _merge_kernel(
+    peak, total, out, merged, slots, E: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr
+):
     """One query: its pieces, each weighed by the exponentials that it summed. Empty pieces are not read."""
     query = tl.program_id(0).to(tl.int64)
     s, e = tl.arange(0, SLOTS), tl.arange(0, WIDTH)
@@ -136,7 +179,9 @@ def blocks(queries: int, E: int, itemsize: int) -> dict:
     M, width = (max(16, triton.next_power_of_2(n)) for n in (queries, E))
     block = min(128, max(16, TILE_BYTES // (width * itemsize)))
     many = M > 16
-    return dict(E=E, M=M, WIDTH=width, BLOCK=block, STAGES=2 if many else 3, num_warps=8 if many else 4)
+    return dict(
+        E=E, M=M, WIDTH=width, BLOCK=block, STAGES=2 if many else 3, num_warps=8 if many else 4
+    )
 
 
 def _splits(programs: int, longest: int) -> int:
@@ -151,7 +196,9 @@ def _attention_triton(q, keys, values, lengths, prefix):
         rows = rows_per_tile(B, H, K)
         tiles, order = prefix.tiles or prefix_tiles(prefix.of, len(prefix.lengths), rows)
         shared = (prefix.keys, prefix.values, prefix.lengths, tiles, order)
-        scratch.append((shared, tiles.shape[1], rows, _splits(triton.cdiv(B, rows) * K, prefix.keys.shape[2])))
+        scratch.append(
+            (shared, tiles.shape[1], rows, _splits(triton.cdiv(B, rows) * K, prefix.keys.shape[2]))
+        )
     scratch.append(((keys, values, lengths, lengths, lengths), B, 1, _splits(B * K, keys.shape[2])))
     slots, offset = sum(pieces for *_, pieces in scratch), 0
     peak, total = (torch.empty(B, H, slots, device=q.device) for _ in range(2))
@@ -159,7 +206,9 @@ def _attention_triton(q, keys, values, lengths, prefix):
     q, merged = q.contiguous(), torch.empty_like(q, memory_format=torch.contiguous_format)
     for (k, v, length, tiles, order), T, rows, pieces in scratch:
         if k.stride()[2:] != (E, 1) or v.stride() != k.stride():
-            raise ValueError(f"keys {k.stride()} and values {v.stride()}: both must have strides [.., .., {E}, 1]")
+            raise ValueError(
+                f"keys {k.stride()} and values {v.stride()}: both must have strides [.., .., {E}, 1]"
+            )
         own = k is keys
         _partial_kernel[(T, K, pieces)](
             *(q, k, v, length, tiles, order, peak, total, out),
@@ -179,7 +228,9 @@ def _attention_torch(q, keys, values, lengths, prefix):
     keys, values = keys[:B], values[:B]
     seen = torch.arange(keys.shape[2], device=q.device) < lengths[:, None]  # [B, C]
     if prefix is not None:
-        before = torch.arange(prefix.keys.shape[2], device=q.device) < prefix.lengths[prefix.of][:, None]
+        before = (
+            torch.arange(prefix.keys.shape[2], device=q.device) < prefix.lengths[prefix.of][:, None]
+        )
         seen = torch.cat([before, seen], dim=1)
         keys = torch.cat([prefix.keys[prefix.of], keys], dim=2)
         values = torch.cat([prefix.values[prefix.of], values], dim=2)
@@ -205,20 +256,40 @@ def decode_attention(
     """
     B, H, E = q.shape
     K = keys.shape[1]
-    if H % K or keys.shape != values.shape or keys.shape[3] != E or len(keys) < B or lengths.shape != (B,):
+    if (
+        H % K
+        or keys.shape != values.shape
+        or keys.shape[3] != E
+        or len(keys) < B
+        or lengths.shape != (B,)
+    ):
         raise ValueError(
             f"q {list(q.shape)}, keys {list(keys.shape)}, values {list(values.shape)}, lengths {list(lengths.shape)} "
             "must be [B, H, E], [B, K, C, E] twice, [B], H a multiple of K"
         )
     if prefix is not None and (prefix.keys.shape[1::2] != (K, E) or prefix.of.shape != (B,)):
-        raise ValueError(f"prefix keys {list(prefix.keys.shape)} of {list(prefix.of.shape)} must be [P, {K}, L, {E}]")
+        raise ValueError(
+            f"prefix keys {list(prefix.keys.shape)} of {list(prefix.of.shape)} must be [P, {K}, L, {E}]"
+        )
     attention = _attention_triton if use_triton(q, backend) else _attention_torch
     return attention(q, keys, values, lengths, prefix)
 
 
 @jit
 def _append_kernel(
-    qkv, cos, sin, lengths, q, keys, values, H, K, entry_stride, head_stride, E: tl.constexpr, HALF: tl.constexpr
+    qkv,
+    cos,
+    sin,
+    lengths,
+    q,
+    keys,
+    values,
+    H,
+    K,
+    entry_stride,
+    head_stride,
+    E: tl.constexpr,
+    HALF: tl.constexpr,
 ):
     """One head of one row: rotated (queries, keys) and written where it belongs."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -227,7 +298,10 @@ def _append_kernel(
     source = qkv + (row * (H + 2 * K) + head) * E + i
     a, b = tl.load(source, mask=inside), tl.load(source + E // 2, mask=inside)
     if head < H + K:
-        c, s = (tl.load(cos + row * (E // 2) + i, mask=inside), tl.load(sin + row * (E // 2) + i, mask=inside))
+        c, s = (
+            tl.load(cos + row * (E // 2) + i, mask=inside),
+            tl.load(sin + row * (E // 2) + i, mask=inside),
+        )
         x, y = a.to(tl.float32), b.to(tl.float32)
         a, b = (x * c - y * s).to(a.dtype), (y * c + x * s).to(b.dtype)
     place = row * entry_stride + tl.load(lengths + row) * E + i
@@ -268,7 +342,11 @@ def append(
         return q
     a, b = qkv[:, : H + K].to(float_of(qkv)).chunk(2, dim=-1)
     rotated = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(qkv.dtype)
-    place = torch.arange(B, device=qkv.device)[:, None], torch.arange(K, device=qkv.device), lengths[:, None]
+    place = (
+        torch.arange(B, device=qkv.device)[:, None],
+        torch.arange(K, device=qkv.device),
+        lengths[:, None],
+    )
     keys.index_put_(place, rotated[:, H:])
     values.index_put_(place, qkv[:, H + K :])
     return rotated[:, :H]

@@ -18,7 +18,15 @@ import torch
 
 import kernels
 from kernels import float_of, jit, tl, triton, use_triton
-from kernels.logprob import check, linear_logprob, logprob_from_logits, product, read_row, read_torch, row_blocks
+from kernels.logprob import (
+    check,
+    linear_logprob,
+    logprob_from_logits,
+    product,
+    read_row,
+    read_torch,
+    row_blocks,
+)
 from kernels.policy_loss import STATS, check_loss, loss_and_slope, policy_loss, token_terms
 
 # Bytes of a chunk's float32 logits. On GPUs the bf16 gradients of GROUP chunks are kept for their two matrix products:
@@ -32,14 +40,42 @@ PROGRAMS, ROW = 1, dict(warps=16, stages=4)
 
 @jit(
     do_not_specialize=["T"],
-    do_not_specialize_on_alignment=["targets", "old_logp", "ref_logp", "advantage", "weight", "logp", "entropy"],
+    do_not_specialize_on_alignment=[
+        "targets",
+        "old_logp",
+        "ref_logp",
+        "advantage",
+        "weight",
+        "logp",
+        "entropy",
+    ],
 )
 def _policy_kernel(
-    logits, targets, old_logp, ref_logp, advantage, weight, out, logp, entropy,
-    T, V, stride, out_stride, scale, low, high, beta,
-    OLD: tl.constexpr, REF: tl.constexpr, KIND: tl.constexpr, ENTROPY: tl.constexpr,
-    ROWS: tl.constexpr, LANES: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    logits,
+    targets,
+    old_logp,
+    ref_logp,
+    advantage,
+    weight,
+    out,
+    logp,
+    entropy,
+    T,
+    V,
+    stride,
+    out_stride,
+    scale,
+    low,
+    high,
+    beta,
+    OLD: tl.constexpr,
+    REF: tl.constexpr,
+    KIND: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """Log-prob and entropy of tokens, and the gradient of the loss with respect to their logits, which may replace
     them: a thread writes the places that it has read. A token of weight 0 is not read; its gradient is 0."""
     v = tl.arange(0, ROWS)[:, None] * LANES + tl.arange(0, LANES)[None, :]
@@ -73,11 +109,19 @@ def _policy_kernel(
             for block in tl.range(0, blocks, num_stages=STAGES):
                 at = (blocks - 1 - block) * (ROWS * LANES) + v  # from the end, which was read last
                 x = tl.load(row + at, mask=at < V, other=0.0).to(tl.float32) * scale
-                tl.store(grad + at, coefficient * (tl.where(at == target, 1.0, 0.0) - tl.exp(x - lse)), mask=at < V)
+                tl.store(
+                    grad + at,
+                    coefficient * (tl.where(at == target, 1.0, 0.0) - tl.exp(x - lse)),
+                    mask=at < V,
+                )
 
 
 def multiprocessors(tensor) -> int:
-    return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 1
+    return (
+        torch.cuda.get_device_properties(tensor.device).multi_processor_count
+        if tensor.is_cuda
+        else 1
+    )
 
 
 def _rows_triton(logits, tokens, temperature, settings, entropy, out):
@@ -141,7 +185,9 @@ def _learn(h, w, tokens, index, temperature, settings, chunk, on_triton, logp, e
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, tokens, settings, temperature, entropy, chunk, wanted, on_triton):
+    def forward(
+        ctx, hidden, weight, tokens, settings, temperature, entropy, chunk, wanted, on_triton
+    ):
         targets, advantage, weights, old_logp, ref_logp = tokens
         dtype = float_of(hidden)
         factor = torch.bfloat16 if on_triton and hidden.dtype == torch.bfloat16 else dtype
@@ -157,12 +203,18 @@ class _HeadLoss(torch.autograd.Function):
         index = learned.nonzero()[:, 0]
         if len(index) < len(h) and len(rest := ((weights != 0) & ~learned).nonzero()[:, 0]):
             backend = "triton" if on_triton else "torch"
-            logp[rest], spread = linear_logprob(h[rest], w, targets[rest], temperature, None, entropy, backend)
+            logp[rest], spread = linear_logprob(
+                h[rest], w, targets[rest], temperature, None, entropy, backend
+            )
             if entropy:
                 ent[rest] = spread
-        _learn(h, w, tokens, index, temperature, settings, chunk, on_triton, logp, ent, grad_h, grad_w)
+        _learn(
+            h, w, tokens, index, temperature, settings, chunk, on_triton, logp, ent, grad_h, grad_w
+        )
         ctx.gradients = grad_h, grad_w if grad_w is None else grad_w.to(weight.dtype)
-        loss, _, sums = loss_and_slope(logp, old_logp, ref_logp, advantage, weights, *settings, on_triton)
+        loss, _, sums = loss_and_slope(
+            logp, old_logp, ref_logp, advantage, weights, *settings, on_triton
+        )
         ctx.mark_non_differentiable(*(x for x in (sums, logp, ent) if x is not None))
         return loss, sums, logp, ent
 
@@ -181,7 +233,9 @@ class _LogitsLoss(torch.autograd.Function):
         logp, ent = _rows_triton(logits, tokens, temperature, settings, entropy, out)
         ctx.gradients = (out,)
         targets, advantage, weights, old_logp, ref_logp = tokens
-        loss, _, sums = loss_and_slope(logp, old_logp, ref_logp, advantage, weights, *settings, True)
+        loss, _, sums = loss_and_slope(
+            logp, old_logp, ref_logp, advantage, weights, *settings, True
+        )
         ctx.mark_non_differentiable(sums, logp, ent)
         return loss, sums, logp, ent
 
@@ -203,13 +257,17 @@ def _scale_kernel(x, factor, n, BLOCK: tl.constexpr):
 def _scaled(ctx, grad):
     """The gradients made in the forward, times the incoming one; they are handed over, so that this works once."""
     if ctx.gradients is None:
-        raise RuntimeError("the gradients of this loss were made in its forward pass and are used up: call it again")
+        raise RuntimeError(
+            "the gradients of this loss were made in its forward pass and are used up: call it again"
+        )
     found, ctx.gradients = ctx.gradients, None
     for x in found:
         if x is None or not x.numel():
             continue
         if grad.is_cuda and triton is not None and x.is_contiguous() and x.dtype != torch.float64:
-            _scale_kernel[(triton.cdiv(x.numel(), 4096),)](x, grad.float(), x.numel(), 4096)  # without asking the GPU
+            _scale_kernel[(triton.cdiv(x.numel(), 4096),)](
+                x, grad.float(), x.numel(), 4096
+            )  # without asking the GPU
         elif grad != 1:
             x.mul_(grad)
     return found
@@ -250,14 +308,31 @@ def head_policy_loss(
     two do.
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"hidden {list(hidden.shape)} and weight {list(weight.shape)} must be [T, D] and [V, D]")
+        raise ValueError(
+            f"hidden {list(hidden.shape)} and weight {list(weight.shape)} must be [T, D] and [V, D]"
+        )
     check(len(hidden), len(weight), targets, temperature)
-    check_loss(targets, kl_kind, old_logp=old_logp, ref_logp=ref_logp, advantage=advantage, weight=weights)
-    chunk = chunk or max(1, CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cuda"]) // (4 * len(weight)))
+    check_loss(
+        targets, kl_kind, old_logp=old_logp, ref_logp=ref_logp, advantage=advantage, weight=weights
+    )
+    chunk = chunk or max(
+        1, CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cuda"]) // (4 * len(weight))
+    )
     wanted = [torch.is_grad_enabled() and x.requires_grad for x in (hidden, weight)]
-    tokens, settings = (targets, advantage, weights, old_logp, ref_logp), (clip_low, clip_high, beta, kl_kind)
+    tokens, settings = (
+        (targets, advantage, weights, old_logp, ref_logp),
+        (clip_low, clip_high, beta, kl_kind),
+    )
     loss, sums, logp, ent = _HeadLoss.apply(
-        hidden, weight, tokens, settings, temperature, entropy, chunk, wanted, use_triton(hidden, backend)
+        hidden,
+        weight,
+        tokens,
+        settings,
+        temperature,
+        entropy,
+        chunk,
+        wanted,
+        use_triton(hidden, backend),
     )
     return loss, _stats(sums, ent), logp
 
@@ -279,11 +354,18 @@ def cross_entropy(
     that does.
     """
     if not fuses(len(weight), hidden, fused):
-        return -linear_logprob(hidden, weight, targets, chunk=chunk, entropy=False, backend=backend)[0].sum() / count
+        return (
+            -linear_logprob(hidden, weight, targets, chunk=chunk, entropy=False, backend=backend)[
+                0
+            ].sum()
+            / count
+        )
     ones = torch.ones(len(targets), dtype=float_of(hidden), device=hidden.device)
     settings = dict(beta=0.0, entropy=False, chunk=chunk, backend=backend)
     loss, _, logp = head_policy_loss(hidden, weight, targets, ones, ones / count, **settings)
-    return loss - loss.detach() - logp.sum() / count  # the gradient of the one, the value of the other
+    return (
+        loss - loss.detach() - logp.sum() / count
+    )  # the gradient of the one, the value of the other
 
 
 def policy_loss_from_logits(
@@ -309,17 +391,28 @@ def policy_loss_from_logits(
     definition, which leaves the logits alone.
     """
     check(*logits.shape, targets, temperature)
-    check_loss(targets, kl_kind, old_logp=old_logp, ref_logp=ref_logp, advantage=advantage, weight=weights)
+    check_loss(
+        targets, kl_kind, old_logp=old_logp, ref_logp=ref_logp, advantage=advantage, weight=weights
+    )
     settings = clip_low, clip_high, beta, kl_kind
     if use_triton(logits, backend):
         logits = logits if logits.stride(1) == 1 else logits.contiguous()
-        tokens = [None if x is None else x.contiguous() for x in (targets, advantage, weights, old_logp, ref_logp)]
-        loss, sums, logp, ent = _LogitsLoss.apply(logits, tokens, settings, temperature, entropy, inplace)
+        tokens = [
+            None if x is None else x.contiguous()
+            for x in (targets, advantage, weights, old_logp, ref_logp)
+        ]
+        loss, sums, logp, ent = _LogitsLoss.apply(
+            logits, tokens, settings, temperature, entropy, inplace
+        )
         return loss, _stats(sums, ent if entropy else None), logp
     logp, ent = logprob_from_logits(logits, targets, temperature, entropy, backend)
     loss, stats = policy_loss(logp, old_logp, ref_logp, advantage, weights, *settings, backend)
     live = weights != 0
-    return loss, stats | ({"entropy": ent.where(live, 0).sum()} if entropy else {}), logp.detach().where(live, 0)
+    return (
+        loss,
+        stats | ({"entropy": ent.where(live, 0).sum()} if entropy else {}),
+        logp.detach().where(live, 0),
+    )
 
 
 def _stats(sums, entropy):

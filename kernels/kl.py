@@ -104,5 +104,7 @@ def kl(
     if kind not in KINDS:
         raise ValueError(f"KL estimator {kind!r}: give one of {', '.join(KINDS)}")
     if logp.shape != ref_logp.shape:
-        raise ValueError(f"logp {list(logp.shape)} and ref_logp {list(ref_logp.shape)} must have one shape")
+        raise ValueError(
+            f"logp {list(logp.shape)} and ref_logp {list(ref_logp.shape)} must have one shape"
+        )
     return _KL.apply(logp, ref_logp, kind, use_triton(logp, backend))

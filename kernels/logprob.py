@@ -14,12 +14,21 @@ from kernels import float_of, jit, tl, triton, use_triton
 # Bytes of logits in a chunk. A CPU wants them to stay in its caches, a GPU wants matrix products of thousands of rows.
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
 HALF = (torch.bfloat16, torch.float16)
-READ = dict(warps=8, stages=3)  # of the kernel that reads logits: several rows at a time on each multiprocessor
+READ = dict(
+    warps=8, stages=3
+)  # of the kernel that reads logits: several rows at a time on each multiprocessor
 
 
 @jit
 def read_row(
-    row, target, V, scale, ENTROPY: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, STAGES: tl.constexpr
+    row,
+    target,
+    V,
+    scale,
+    ENTROPY: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """(log-prob, log-sum-exp, entropy) of one token from one read of its logits, which begin at the pointer `row`.
 
@@ -49,12 +58,24 @@ def read_row(
 
 @jit(do_not_specialize_on_alignment=["targets", "logp", "lse", "entropy"])
 def _read_kernel(
-    logits, targets, logp, lse, entropy, V, stride, scale,
-    ENTROPY: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    logits,
+    targets,
+    logp,
+    lse,
+    entropy,
+    V,
+    stride,
+    scale,
+    ENTROPY: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """read_row of one token."""
     row = tl.program_id(0).to(tl.int64)
-    values = read_row(logits + row * stride, tl.load(targets + row), V, scale, ENTROPY, ROWS, LANES, STAGES)
+    values = read_row(
+        logits + row * stride, tl.load(targets + row), V, scale, ENTROPY, ROWS, LANES, STAGES
+    )
     tl.store(logp + row, values[0])
     tl.store(lse + row, values[1])
     if ENTROPY:
@@ -62,7 +83,9 @@ def _read_kernel(
 
 
 @jit(do_not_specialize_on_alignment=["targets", "lse", "grad"])
-def _slope_kernel(logits, targets, lse, grad, out, V, stride, scale, GRAD: tl.constexpr, BLOCK: tl.constexpr):
+def _slope_kernel(
+    logits, targets, lse, grad, out, V, stride, scale, GRAD: tl.constexpr, BLOCK: tl.constexpr
+):
     """d -logp / d (scaled logits) = softmax - onehot of one block of one token; with GRAD times -grad * scale.
 
     `out` may be `logits`: each element is read by the program that writes it.
@@ -87,7 +110,9 @@ def read_triton(logits, targets, scale, entropy):
     T, V = logits.shape
     logp, lse, ent = (torch.empty(T, device=logits.device) for _ in range(3))
     blocks = row_blocks(V, logits.element_size(), **READ)
-    _read_kernel[(T,)](logits, targets, logp, lse, ent, V, logits.stride(0), scale, entropy, **blocks)
+    _read_kernel[(T,)](
+        logits, targets, logp, lse, ent, V, logits.stride(0), scale, entropy, **blocks
+    )
     return logp, lse, ent
 
 
@@ -95,7 +120,17 @@ def _slope_triton(logits, targets, lse, scale, grad, out):
     T, V = logits.shape
     block = min(triton.next_power_of_2(V), 4096)
     _slope_kernel[(T, triton.cdiv(V, block))](
-        logits, targets, lse, grad, out, V, logits.stride(0), scale, grad is not None, block, num_warps=8
+        logits,
+        targets,
+        lse,
+        grad,
+        out,
+        V,
+        logits.stride(0),
+        scale,
+        grad is not None,
+        block,
+        num_warps=8,
     )
     return out
 
@@ -132,7 +167,9 @@ def product(a, b, out=None, add=False):
     that no second [n, m] exists.
     """
     kind = {"out_dtype": torch.float32} if a.dtype in HALF and a.is_cuda else {}
-    if a.dtype in HALF and not kind:  # the interpreter on a CPU: the same products of half precision, exact in float32
+    if (
+        a.dtype in HALF and not kind
+    ):  # the interpreter on a CPU: the same products of half precision, exact in float32
         a, b = a.float(), b.float()
     return torch.addmm(out, a, b, **kind, out=out) if add else torch.mm(a, b, **kind, out=out)
 
@@ -150,13 +187,17 @@ class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, chunk, entropy, on_triton):
         h, w = factors(hidden, weight, on_triton)
-        logp, lse, ent = (torch.empty(len(h), dtype=float_of(hidden), device=h.device) for _ in range(3))
+        logp, lse, ent = (
+            torch.empty(len(h), dtype=float_of(hidden), device=h.device) for _ in range(3)
+        )
         scratch = logp.new_empty(min(chunk, len(h)), len(w)) if entropy and not on_triton else None
         for rows, logits in _chunks(h, w, chunk):
             if on_triton:
                 read = read_triton(logits, targets[rows], 1 / temperature, entropy)
             else:
-                read = read_torch(logits if temperature == 1 else logits.div_(temperature), targets[rows], scratch)
+                read = read_torch(
+                    logits if temperature == 1 else logits.div_(temperature), targets[rows], scratch
+                )
             logp[rows], lse[rows] = read[:2]
             if entropy:
                 ent[rows] = read[2]
@@ -184,7 +225,11 @@ class _LinearLogprob(torch.autograd.Function):
                 out = logits if h.dtype == logits.dtype else torch.empty_like(logits, dtype=h.dtype)
                 slope = _slope_triton(logits, targets[rows], lse[rows], 1 / temperature, None, out)
             else:
-                slope = _slope_torch(logits if temperature == 1 else logits.div_(temperature), targets[rows], lse[rows])
+                slope = _slope_torch(
+                    logits if temperature == 1 else logits.div_(temperature),
+                    targets[rows],
+                    lse[rows],
+                )
                 slope = slope.to(h.dtype)
             if grad_h is not None:
                 grad_h[rows] = product(slope, w).mul_(coefficient[rows])
@@ -195,7 +240,15 @@ class _LinearLogprob(torch.autograd.Function):
             grad_h = grad_h.to(hidden.dtype)
             if len(live) < len(hidden):
                 grad_h = torch.zeros_like(hidden).index_copy_(0, live, grad_h)
-        return grad_h, grad_w if grad_w is None else grad_w.to(weight.dtype), None, None, None, None, None
+        return (
+            grad_h,
+            grad_w if grad_w is None else grad_w.to(weight.dtype),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 class _LogitsLogprob(torch.autograd.Function):
@@ -215,12 +268,19 @@ class _LogitsLogprob(torch.autograd.Function):
     def backward(ctx, grad, _):
         logits, targets, lse = ctx.saved_tensors
         out = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        return _slope_triton(logits, targets, lse, 1 / ctx.temperature, grad.contiguous(), out), None, None, None
+        return (
+            _slope_triton(logits, targets, lse, 1 / ctx.temperature, grad.contiguous(), out),
+            None,
+            None,
+            None,
+        )
 
 
 def check(rows, V, targets, temperature):
     if targets.shape != (rows,) or targets.dtype != torch.int64:
-        raise ValueError(f"targets must be int64 [{rows}], not {targets.dtype} {list(targets.shape)}")
+        raise ValueError(
+            f"targets must be int64 [{rows}], not {targets.dtype} {list(targets.shape)}"
+        )
     if not temperature > 0:
         raise ValueError(f"temperature {temperature}: must be above 0")
     low, high = (int(x) for x in targets.aminmax()) if rows else (0, -1)
@@ -245,14 +305,22 @@ def linear_logprob(
     has zero gradient are skipped. Raises ValueError for targets outside the vocabulary or ill-matched shapes.
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"hidden {list(hidden.shape)} and weight {list(weight.shape)} must be [T, D] and [V, D]")
+        raise ValueError(
+            f"hidden {list(hidden.shape)} and weight {list(weight.shape)} must be [T, D] and [V, D]"
+        )
     check(len(hidden), len(weight), targets, temperature)
     if kernels.reference and backend is None:
         dtype = float_of(hidden)
-        return logprob_from_logits(hidden.to(dtype) @ weight.to(dtype).T, targets, temperature, entropy)
-    chunk = chunk or max(1, CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cuda"]) // (4 * len(weight)))
+        return logprob_from_logits(
+            hidden.to(dtype) @ weight.to(dtype).T, targets, temperature, entropy
+        )
+    chunk = chunk or max(
+        1, CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cuda"]) // (4 * len(weight))
+    )
     on_triton = use_triton(hidden, backend)
-    logp, ent = _LinearLogprob.apply(hidden, weight, targets.contiguous(), temperature, chunk, entropy, on_triton)
+    logp, ent = _LinearLogprob.apply(
+        hidden, weight, targets.contiguous(), temperature, chunk, entropy, on_triton
+    )
     return logp, ent if entropy else None
 
 

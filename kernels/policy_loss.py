@@ -32,7 +32,9 @@ def _terms(logp, old_logp, ref_logp, advantage, weight, low, high, beta, kind):
     kl, kl_slope = value_and_slope(d, kind) if ref_logp is not None else (d, d)
     loss = weight * (beta * kl - torch.minimum(surrogate, cut))
     slope = weight * (beta * kl_slope - surrogate.where(~clipped, 0))
-    sums = torch.stack([kl.where(live, 0).sum(), clipped.sum(), ratio.where(live, 0).sum(), live.sum()])
+    sums = torch.stack(
+        [kl.where(live, 0).sum(), clipped.sum(), ratio.where(live, 0).sum(), live.sum()]
+    )
     return loss.sum(), slope, sums
 
 
@@ -53,9 +55,22 @@ def token_terms(log_ratio, d, a, w, low, high, beta, REF: tl.constexpr, KIND: tl
 
 @jit(do_not_specialize=["n"])
 def _loss_kernel(
-    logp, old_logp, ref_logp, advantage, weight, slope, sums, n, low, high, beta,
-    OLD: tl.constexpr, REF: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    logp,
+    old_logp,
+    ref_logp,
+    advantage,
+    weight,
+    slope,
+    sums,
+    n,
+    low,
+    high,
+    beta,
+    OLD: tl.constexpr,
+    REF: tl.constexpr,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """_terms for a block of tokens; its five sums (loss, then STATS) go to a row of `sums` [blocks, 5]."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
@@ -69,7 +84,9 @@ def _loss_kernel(
         log_ratio = new - tl.load(old_logp + i, mask=live, other=0.0).to(tl.float32)
     if REF:
         d = tl.load(ref_logp + i, mask=live, other=0.0).to(tl.float32) - new
-    loss, its_slope, kl, clipped, ratio = token_terms(log_ratio, d, a, w, low, high, beta, REF, KIND)
+    loss, its_slope, kl, clipped, ratio = token_terms(
+        log_ratio, d, a, w, low, high, beta, REF, KIND
+    )
     tl.store(slope + i, its_slope, mask=inside)
     row = sums + tl.program_id(0) * 5
     tl.store(row, tl.sum(loss, 0))
@@ -83,16 +100,31 @@ def loss_and_slope(logp, old_logp, ref_logp, advantage, weight, low, high, beta,
     """_terms of any float types, on either backend."""
     if not on_triton:
         dtype = float_of(logp)
-        tensors = [None if x is None else x.to(dtype) for x in (logp, old_logp, ref_logp, advantage, weight)]
+        tensors = [
+            None if x is None else x.to(dtype)
+            for x in (logp, old_logp, ref_logp, advantage, weight)
+        ]
         return _terms(*tensors, low, high, beta, kind)
     n, block = len(logp), 1024
     slope = torch.empty(n, device=logp.device)
-    sums = torch.zeros(max(1, triton.cdiv(n, block)), 5, device=logp.device)  # rows, not atomics: repeatable
-    tensors = [logp if x is None else x.contiguous() for x in (logp, old_logp, ref_logp, advantage, weight)]
+    sums = torch.zeros(
+        max(1, triton.cdiv(n, block)), 5, device=logp.device
+    )  # rows, not atomics: repeatable
+    tensors = [
+        logp if x is None else x.contiguous() for x in (logp, old_logp, ref_logp, advantage, weight)
+    ]
     if n:
         scalars = map(float, (low, high, beta))  # an int would be another kernel
         _loss_kernel[(len(sums),)](
-            *tensors, slope, sums, n, *scalars, old_logp is not None, ref_logp is not None, kind, block
+            *tensors,
+            slope,
+            sums,
+            n,
+            *scalars,
+            old_logp is not None,
+            ref_logp is not None,
+            kind,
+            block,
         )
     sums = sums.sum(0)
     return sums[0].clone(), slope, sums[1:].clone()
@@ -121,7 +153,9 @@ def check_loss(logp, kl_kind, **tensors):
         raise ValueError(f"KL estimator {kl_kind!r}: give one of {', '.join(KINDS)}")
     for name, x in tensors.items():
         if logp.dim() != 1 or (x is not None and x.shape != logp.shape):
-            raise ValueError(f"{name} {[] if x is None else list(x.shape)} and logp {list(logp.shape)} must be [T]")
+            raise ValueError(
+                f"{name} {[] if x is None else list(x.shape)} and logp {list(logp.shape)} must be [T]"
+            )
 
 
 def policy_loss(
@@ -145,14 +179,20 @@ def policy_loss(
     of `clip` (1 where the minimum took the clipped side), of `ratio`, and their `count`. Raises ValueError for an
     unknown kl_kind or shapes that differ.
     """
-    check_loss(logp, kl_kind, old_logp=old_logp, ref_logp=ref_logp, advantage=advantage, weight=weight)
+    check_loss(
+        logp, kl_kind, old_logp=old_logp, ref_logp=ref_logp, advantage=advantage, weight=weight
+    )
     if kernels.reference and backend is None:  # the definition, and autograd for its gradient
         old_logp = logp.detach() if old_logp is None else old_logp
         settings = clip_low, clip_high, beta, kl_kind
-        loss, _, sums = loss_and_slope(logp, old_logp, ref_logp, advantage, weight, *settings, False)
+        loss, _, sums = loss_and_slope(
+            logp, old_logp, ref_logp, advantage, weight, *settings, False
+        )
         return loss, dict(zip(STATS, sums.detach().unbind(), strict=True))
     tensors = logp.contiguous(), old_logp, ref_logp, advantage, weight
-    loss, sums = _PolicyLoss.apply(*tensors, clip_low, clip_high, beta, kl_kind, use_triton(logp, backend))
+    loss, sums = _PolicyLoss.apply(
+        *tensors, clip_low, clip_high, beta, kl_kind, use_triton(logp, backend)
+    )
     return loss, dict(zip(STATS, sums.unbind(), strict=True))
 
 
@@ -189,7 +229,9 @@ def token_weights(
     Raises ValueError for another normalization or for a count below 1 that it divides by (below 0 for tokens).
     """
     if completions < 1 or tokens < 0 or (normalization == "dr_grpo" and max_tokens < 1):
-        raise ValueError(f"token_weights: completions {completions}, tokens {tokens}, max_tokens {max_tokens}")
+        raise ValueError(
+            f"token_weights: completions {completions}, tokens {tokens}, max_tokens {max_tokens}"
+        )
     if normalization == "grpo":
         weight = 1 / (lengths.clamp(min=1).float() * completions)[completion]
     elif normalization == "dapo":

@@ -10,8 +10,8 @@ from training import gradients, logprobs, made_up_rollouts
 
 import train_grpo
 from kernels.policy_loss import grpo_coefficient
-from pretrained import from_pretrained
 from runtime import World
+from runtime.hf import from_pretrained
 from train_grpo import Config, advantages, grpo_gradient, make_batches
 from train_sft import sft_coefficient, sft_loss
 
@@ -29,8 +29,12 @@ def rollouts(tiny):
     for number, one in enumerate(found):
         one.rule = [1.0, 0.0, float(number == 1), 1.0]
         one.rewards = torch.rand(4, generator=draw).tolist()
-        one.step_ends = [[len(s.ids) - 1] if len(s.ids) < 3 else [1, len(s.ids) - 1] for s in one.samples]
-        one.step_rewards = [torch.rand(len(ends), generator=draw).tolist() for ends in one.step_ends]
+        one.step_ends = [
+            [len(s.ids) - 1] if len(s.ids) < 3 else [1, len(s.ids) - 1] for s in one.samples
+        ]
+        one.step_rewards = [
+            torch.rand(len(ends), generator=draw).tolist() for ends in one.step_ends
+        ]
         for sample in one.samples:
             sample.mask = [True] * len(sample.ids)
     return found
@@ -71,7 +75,9 @@ def test_rft_and_online_rft(policy, rollouts, data_source, monkeypatch):
     for one in rollouts:
         one.advantages = advantages(config, one)
     grpo_gradient(policy, make_batches(rollouts, config, None, World()), config, True)
-    objective = weighted(policy, rollouts, lambda one, g, logp: train_grpo.rft_coefficient(one.rule[g]))
+    objective = weighted(
+        policy, rollouts, lambda one, g, logp: train_grpo.rft_coefficient(one.rule[g])
+    )
     assert_same_gradient(policy, objective)
 
 
@@ -101,7 +107,11 @@ def in_float64(monkeypatch):
             super().__init__(parts, config, completions, tokens, device)
             lengths = torch.bincount(self.batch.completion)
             self.weight = (1 / (lengths.double() * completions))[self.batch.completion]
-            values = [(u.rollout.advantages[g], len(u.rollout.samples[g].ids)) for u in parts for g in u.members]
+            values = [
+                (u.rollout.advantages[g], len(u.rollout.samples[g].ids))
+                for u in parts
+                for g in u.members
+            ]
             own = [torch.tensor(a, dtype=torch.float64).expand(n) for a, n in values]
             self.advantage = torch.cat(own)
 

@@ -21,14 +21,14 @@ from test_generate import bigram_model
 
 import eval as evaluation
 import runtime
-from data import write_jsonl
-from data.problems import Problem
-from data.sandbox import Sandbox
+from data.io import write_jsonl
+from data.problems.readers import Problem
+from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer, train
 from eval import evaluate, majority, normal, pass_at_k, summarise, vote, wilson
 from generate import Sampling, generate
 from model import ModelConfig, Transformer
-from pretrained import save_pretrained
+from runtime.hf import save_pretrained
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,12 +36,18 @@ ROOT = Path(__file__).parents[1]
 # Figures
 
 
-@pytest.mark.parametrize(("right", "total", "low", "high"), [
-    # Newcombe, Two-sided confidence intervals for the single proportion (1998), table I, method 3
-    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
-    (20, 20, 0.8389, 1.0),  # of the third, by symmetry
-    (8, 10, 0.490, 0.943),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("right", "total", "low", "high"),
+    [
+        # Newcombe, Two-sided confidence intervals for the single proportion (1998), table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (20, 20, 0.8389, 1.0),  # of the third, by symmetry
+        (8, 10, 0.490, 0.943),
+    ],
+)
 def test_wilson(right, total, low, high):
     assert wilson(right, total) == pytest.approx((low, high), abs=5e-5 if total > 10 else 5e-4)
 
@@ -51,7 +57,9 @@ def test_normal():
     assert normal([0.0, 0.5, 1.0]) == (0.0, 1.0)
     # mean 0.5, variance (0.01 + 0 + 0.01) / 2, error sqrt(0.01 / 3) = 0.057735, times 1.959964: 0.113159
     assert normal([0.4, 0.5, 0.6]) == pytest.approx((0.386841, 0.613159), abs=1e-6)
-    assert normal([0.0, 0.0]) == wilson(0, 2) and normal([1.0]) == wilson(1, 1)  # no deviation, yet not certain
+    assert normal([0.0, 0.0]) == wilson(0, 2) and normal([1.0]) == wilson(
+        1, 1
+    )  # no deviation, yet not certain
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.data())
@@ -62,13 +70,19 @@ def test_pass_at_k_counts_all_choices(right, data):
     assert pass_at_k(len(right), sum(right), k) == pytest.approx(share, abs=1e-12)
 
 
-@pytest.mark.parametrize(("predicted", "expected"), [
-    ([], None), ([None, None], None), ([None, "3", None], "3"),  # those without an answer abstain
-    (["1", "2", "2"], "2"), (["2", "1", "1", "2"], "2"),  # a tie: the first seen
-    (["7", "0.5", "1/2", "7", "50/100"], "0.5"),  # three ways to write one answer
-    (["7", "7", "1/2", r"\frac{1}{2}", "0.5", "7.0"], "7"),
-    (["red", "Red", "blue"], "red"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("predicted", "expected"),
+    [
+        ([], None),
+        ([None, None], None),
+        ([None, "3", None], "3"),  # those without an answer abstain
+        (["1", "2", "2"], "2"),
+        (["2", "1", "1", "2"], "2"),  # a tie: the first seen
+        (["7", "0.5", "1/2", "7", "50/100"], "0.5"),  # three ways to write one answer
+        (["7", "7", "1/2", r"\frac{1}{2}", "0.5", "7.0"], "7"),
+        (["red", "Red", "blue"], "red"),
+    ],
+)
 def test_majority(predicted, expected):
     assert majority(predicted) == expected
 
@@ -76,12 +90,27 @@ def test_majority(predicted, expected):
 def record(name, answers, gold, finish="eos", tokens=4, shots=0, section="", **more):
     """A record whose relaxed verdicts are those of equal texts; strictly, "1" alone is right."""
     attempts = [
-        {"text": "", "answer": a, "finish": finish, "tokens": tokens, "right": a == gold, "strict": a == gold == "1",
-         "reason": "no_answer" if a is None else "equal" if a == gold else "value",
-         "strict_reason": "equal" if a == gold == "1" else "unit", **more}
+        {
+            "text": "",
+            "answer": a,
+            "finish": finish,
+            "tokens": tokens,
+            "right": a == gold,
+            "strict": a == gold == "1",
+            "reason": "no_answer" if a is None else "equal" if a == gold else "value",
+            "strict_reason": "equal" if a == gold == "1" else "unit",
+            **more,
+        }
         for a in answers
-    ]  # fmt: skip
-    return {"id": name, "answer": gold, "kind": "answer", "section": section, "shots": shots, "attempts": attempts}
+    ]
+    return {
+        "id": name,
+        "answer": gold,
+        "kind": "answer",
+        "section": section,
+        "shots": shots,
+        "attempts": attempts,
+    }
 
 
 def test_summarise_by_hand():
@@ -117,7 +146,9 @@ def test_summarise_by_hand():
 def test_k_doubles_up_to_all_samples(K):
     metrics = summarise([record("a", ["1"] * K, "1")])
     expected = [] if K == 1 else sorted({2**i for i in range(K.bit_length())} | {K})
-    assert [int(name[4:]) for name in metrics if name.startswith("maj@") and "_" not in name] == expected
+    assert [
+        int(name[4:]) for name in metrics if name.startswith("maj@") and "_" not in name
+    ] == expected
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -125,7 +156,9 @@ def test_k_doubles_up_to_all_samples(K):
 
 TEXT, OTHER, PROGRAM = " The answer is 7.", " The answer is 8.", "\nprint(3+4)"
 QUESTIONS = ["Ann has 3 pens and buys 4. How many?", "What is 5 + 3?", "What is 2 + 2?"]
-PROBLEMS = [Problem(f"p{i}", q, a) for i, (q, a) in enumerate(zip(QUESTIONS, ["7", "8", "4"], strict=True))]
+PROBLEMS = [
+    Problem(f"p{i}", q, a) for i, (q, a) in enumerate(zip(QUESTIONS, ["7", "8", "4"], strict=True))
+]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +174,9 @@ def answering(tokenizer, **weights):
         ids = [tokenizer.encode(":")[0], *tokenizer.encode(text), tokenizer.eos_id]
         for a, b in itertools.pairwise(ids):
             following.setdefault(a, Counter())[b] += weight
-    shares = {a: {b: w / sum(next_.values()) for b, w in next_.items()} for a, next_ in following.items()}
+    shares = {
+        a: {b: w / sum(next_.values()) for b, w in next_.items()} for a, next_ in following.items()
+    }
     model = bigram_model(shares, tokenizer.vocab_size, context=256)
     model.config.eos_id = tokenizer.eos_id
     return model
@@ -153,7 +188,10 @@ def world(tokenizer, tmp_path_factory):
     root = tmp_path_factory.mktemp("eval")
     save_pretrained(answering(tokenizer, text=0.6, other=0.2, program=0.2), root / "model")
     tokenizer.save(root / "model")
-    write_jsonl(root / "problems.jsonl", [{"id": p.id, "question": p.question, "answer": p.answer} for p in PROBLEMS])
+    write_jsonl(
+        root / "problems.jsonl",
+        [{"id": p.id, "question": p.question, "answer": p.answer} for p in PROBLEMS],
+    )
     return root
 
 
@@ -161,7 +199,9 @@ def test_greedy_answers(tokenizer):
     model = answering(tokenizer, text=0.9, other=0.1)
     counted = []
     sampling = Sampling(temperature=0, max_new_tokens=50)
-    metrics, records = evaluate(model, tokenizer, PROBLEMS, "cot", sampling, progress=counted.append)
+    metrics, records = evaluate(
+        model, tokenizer, PROBLEMS, "cot", sampling, progress=counted.append
+    )
     assert metrics["accuracy"] == pytest.approx(1 / 3) and metrics["interval"] == wilson(1, 3)
     assert metrics["no_answer"] == metrics["truncated"] == 0
     length = len(tokenizer.encode(TEXT)) + 1  # and EOS
@@ -169,27 +209,41 @@ def test_greedy_answers(tokenizer):
     prompt = len(tokenizer.encode(f"Question: {QUESTIONS[0]}\nAnswer:"))
     right = {"right": True, "reason": "equal", "strict": True, "strict_reason": "equal"}
     assert records[0] == {
-        "id": "p0", "question": QUESTIONS[0], "answer": "7", "kind": "answer", "section": "", "shots": 0,
+        "id": "p0",
+        "question": QUESTIONS[0],
+        "answer": "7",
+        "kind": "answer",
+        "section": "",
+        "shots": 0,
         "prompt_tokens": prompt,
         "attempts": [{"text": TEXT, "answer": "7", "finish": "eos", "tokens": length} | right],
-    }  # fmt: skip
+    }
     for one in records[1:]:
         (attempt,) = one["attempts"]
         said = [attempt[key] for key in ("answer", "right", "reason", "strict")]
         assert said == ["7", False, "value", False]
     assert sampling.stop == ()  # the caller's settings are as they were
 
-    short, _ = evaluate(model, tokenizer, PROBLEMS, "cot", Sampling(temperature=0, max_new_tokens=2))
+    short, _ = evaluate(
+        model, tokenizer, PROBLEMS, "cot", Sampling(temperature=0, max_new_tokens=2)
+    )
     assert short["truncated"] == short["no_answer"] == 1 and short["accuracy"] == 0
 
 
 def test_completions_end_where_the_next_question_begins(tokenizer):
     """A base model does not know EOS: it goes on with a question of its own."""
     ids = [*tokenizer.encode(":" + TEXT), *tokenizer.encode("\nQuestion: 1")]
-    model = bigram_model({a: {b: 1.0} for a, b in itertools.pairwise(ids[:-3])} | {ids[-4]: {ids[0]: 1.0}},
-                         tokenizer.vocab_size, context=256)  # fmt: skip
-    metrics, records = evaluate(model, tokenizer, PROBLEMS[:1], "cot", Sampling(temperature=0, max_new_tokens=50))
-    assert records[0]["attempts"][0]["text"] == TEXT and records[0]["attempts"][0]["finish"] == "stop"
+    model = bigram_model(
+        {a: {b: 1.0} for a, b in itertools.pairwise(ids[:-3])} | {ids[-4]: {ids[0]: 1.0}},
+        tokenizer.vocab_size,
+        context=256,
+    )
+    metrics, records = evaluate(
+        model, tokenizer, PROBLEMS[:1], "cot", Sampling(temperature=0, max_new_tokens=50)
+    )
+    assert (
+        records[0]["attempts"][0]["text"] == TEXT and records[0]["attempts"][0]["finish"] == "stop"
+    )
     assert metrics["accuracy"] == 1
 
 
@@ -198,14 +252,26 @@ def test_sampled_answers(tokenizer, format):
     """Half the completions are a program that prints 7, the others a sentence: 7 as often as 8."""
     model, K = answering(tokenizer, text=0.25, other=0.25, program=0.5), 40
     with Sandbox(workers=1) as sandbox:
-        metrics, records = evaluate(model, tokenizer, PROBLEMS, format, Sampling(K, max_new_tokens=50), sandbox=sandbox,
-                                    max_rows=16)  # fmt: skip
-    expected = {"cot": {TEXT: "7", OTHER: "8", PROGRAM: None}, "pot": {TEXT: None, OTHER: None, PROGRAM: "7"}}[format]
+        metrics, records = evaluate(
+            model,
+            tokenizer,
+            PROBLEMS,
+            format,
+            Sampling(K, max_new_tokens=50),
+            sandbox=sandbox,
+            max_rows=16,
+        )
+    expected = {
+        "cot": {TEXT: "7", OTHER: "8", PROGRAM: None},
+        "pot": {TEXT: None, OTHER: None, PROGRAM: "7"},
+    }[format]
     right = []
     for record, problem in zip(records, PROBLEMS, strict=True):
         assert len(record["attempts"]) == K
         for a in record["attempts"]:
-            assert a["answer"] == expected[a["text"]] and a["right"] == (a["answer"] == problem.answer)
+            assert a["answer"] == expected[a["text"]] and a["right"] == (
+                a["answer"] == problem.answer
+            )
         assert {a["text"] for a in record["attempts"]} == {TEXT, OTHER, PROGRAM}
         right.append(sum(a["right"] for a in record["attempts"]))
     assert metrics == summarise(records)
@@ -217,7 +283,11 @@ def test_sampled_answers(tokenizer, format):
 
 
 def test_the_samples_are_those_of_generate(tokenizer):
-    model = Transformer(ModelConfig(tokenizer.vocab_size, width=16, layers=1, heads=2, kv_heads=1, ffn=16, context=64))
+    model = Transformer(
+        ModelConfig(
+            tokenizer.vocab_size, width=16, layers=1, heads=2, kv_heads=1, ffn=16, context=64
+        )
+    )
     sampling = Sampling(3, 0.8, 0.9, max_new_tokens=8, seed=5)
     _, records = evaluate(model, tokenizer, PROBLEMS, "cot", sampling)
     encoded = [tokenizer.encode(f"Question: {p.question}\nAnswer:") for p in PROBLEMS]
@@ -245,32 +315,62 @@ def command(monkeypatch, **options):
 def test_command_writes_results_and_records(world, tmp_path):
     options = f"--model {world / 'model'} --problems {world / 'problems.jsonl'} --formats cot,pot --samples 4 --limit 2"
     options += f" --temperature 1 --max_new_tokens 40 --seed 1 --device cpu --to {tmp_path}"
-    done = subprocess.run([sys.executable, "eval.py", *options.split()], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "eval.py", *options.split()], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "results.json").read_text())
     assert list(document["results"]) == ["problems.cot", "problems.pot"]
     for name, metrics in document["results"].items():
-        records = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        records = [
+            json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        ]
         assert [record["id"] for record in records] == ["p0", "p1"]
         assert json.loads(json.dumps(summarise(records))).items() <= metrics.items()
-        assert {a["text"] for record in records for a in record["attempts"]} <= {TEXT, OTHER, PROGRAM}
+        assert {a["text"] for record in records for a in record["attempts"]} <= {
+            TEXT,
+            OTHER,
+            PROGRAM,
+        }
         (line,) = [line for line in done.stdout.splitlines()[1:] if f" {name[-3:]} " in line]
-        assert f"{100 * metrics['accuracy']:.1f} % (" in line and f" {100 * metrics['maj@4']:.1f} % " in line
-        assert metrics["tokens_per_second"] == pytest.approx(metrics["tokens"] * 2 * 4 / metrics["seconds"])
-    assert document["settings"]["temperature"] == 1 and document["settings"]["formats"] == ["cot", "pot"]
-    assert document["versions"]["torch"] == torch.__version__ and len(document["model"]["sha256"]) == 64
+        assert (
+            f"{100 * metrics['accuracy']:.1f} % (" in line
+            and f" {100 * metrics['maj@4']:.1f} % " in line
+        )
+        assert metrics["tokens_per_second"] == pytest.approx(
+            metrics["tokens"] * 2 * 4 / metrics["seconds"]
+        )
+    assert document["settings"]["temperature"] == 1 and document["settings"]["formats"] == [
+        "cot",
+        "pot",
+    ]
+    assert (
+        document["versions"]["torch"] == torch.__version__
+        and len(document["model"]["sha256"]) == 64
+    )
     assert document["sandbox"]["active"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "problems.cot.jsonl", "problems.pot.jsonl", "results.json", "table.md"]  # fmt: skip
+        "problems.cot.jsonl",
+        "problems.pot.jsonl",
+        "results.json",
+        "table.md",
+    ]
 
 
 def test_what_training_has_seen_stands_beside_the_score(world, tmp_path, monkeypatch, capsys):
     write_jsonl(tmp_path / "corpus.jsonl", [{"text": f"Once more: {QUESTIONS[0]} And more."}])
-    options = dict(model=world / "model", problems=world / "problems.jsonl", corpus=tmp_path / "corpus.jsonl")
+    options = dict(
+        model=world / "model", problems=world / "problems.jsonl", corpus=tmp_path / "corpus.jsonl"
+    )
     assert command(monkeypatch, **options, to=tmp_path / "out") == 0
-    one = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["problems.cot"]["contamination"]
+    one = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["problems.cot"][
+        "contamination"
+    ]
     assert (one["problems"], one["share"]) == (1, 1 / 3)
-    assert one["overlapping"] == {"problems": 1, "accuracy": 1.0} and one["clean"] == {"problems": 2, "accuracy": 0.0}
+    assert one["overlapping"] == {"problems": 1, "accuracy": 1.0} and one["clean"] == {
+        "problems": 2,
+        "accuracy": 0.0,
+    }
     out = capsys.readouterr().out  # greedy always says 7, which is right of the first problem alone
     assert " 33.3 % " in out and "accuracy of those 100.0 %, of the other 2 0.0 %" in out
 
@@ -288,7 +388,10 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     for place in ("gsm8k", "bbh/bbh", "mmlu/test", "humaneval"):
         (root / place).mkdir(parents=True)
-    rows = [{"question": q, "answer": f"It is so.\n#### {a}"} for q, a in zip(QUESTIONS, "784", strict=True)]
+    rows = [
+        {"question": q, "answer": f"It is so.\n#### {a}"}
+        for q, a in zip(QUESTIONS, "784", strict=True)
+    ]
     write_jsonl(root / "gsm8k/test.jsonl", [*rows[:2], {"question": "No answer?"}, rows[2]])
     for task, targets in (("a_task", ["7", "seven"]), ("b_task", ["7"])):
         text = json.dumps({"examples": [{"input": f"Question {t}", "target": t} for t in targets]})
@@ -299,18 +402,33 @@ def folder(tmp_path_factory):
 
 
 def test_benchmarks_that_are_there(world, folder, tmp_path, monkeypatch, capsys):
-    assert command(monkeypatch, model=world / "model", data=folder, to=tmp_path, max_new_tokens=40) == 0
+    assert (
+        command(monkeypatch, model=world / "model", data=folder, to=tmp_path, max_new_tokens=40)
+        == 0
+    )
     document = json.loads((tmp_path / "results.json").read_text())
-    found = {name: (one["problems"], one["accuracy"], one["strict"]) for name, one in document["results"].items()}
+    found = {
+        name: (one["problems"], one["accuracy"], one["strict"])
+        for name, one in document["results"].items()
+    }
     third = pytest.approx(1 / 3)
     assert found == {  # greedily it says 7 whatever the question, also where a program is asked for
-        "gsm8k.cot": (3, third, third), "gsm8k.pot": (3, 0, 0), "gsm8k.tool": (3, third, third),
-        "mmlu.cot": (1, 1, 0), "bbh.cot": (3, 0.75, 0.75),  # the mean of 1/2 and 1/1
-    }  # fmt: skip
-    assert document["results"]["gsm8k.cot"]["paper"] == third and "paper" not in document["results"]["gsm8k.pot"]
+        "gsm8k.cot": (3, third, third),
+        "gsm8k.pot": (3, 0, 0),
+        "gsm8k.tool": (3, third, third),
+        "mmlu.cot": (1, 1, 0),
+        "bbh.cot": (3, 0.75, 0.75),  # the mean of 1/2 and 1/1
+    }
+    assert (
+        document["results"]["gsm8k.cot"]["paper"] == third
+        and "paper" not in document["results"]["gsm8k.pot"]
+    )
     assert document["results"]["bbh.cot"]["sections"] == {"a_task": 0.5, "b_task": 1}
     assert document["results"]["gsm8k.pot"]["programs"] == {"error": 3}
-    assert document["absent"]["math"][0] == str(folder / "MATH/test") and "gsm8k" not in document["absent"]
+    assert (
+        document["absent"]["math"][0] == str(folder / "MATH/test")
+        and "gsm8k" not in document["absent"]
+    )
     assert "agieval_sat" not in document["absent"]  # not the paper's
     assert list(document["bad"]) == ["gsm8k", "humaneval"]
     assert document["bad"]["gsm8k"][0].startswith(f"{folder}/gsm8k/test.jsonl:3: ")
@@ -320,28 +438,56 @@ def test_benchmarks_that_are_there(world, folder, tmp_path, monkeypatch, capsys)
         assert "bad records left out of gsm8k: 1\n" in text and "humaneval: not evaluated: " in text
         assert re.search(r"bbh +\|? *cot +\|? *3 +\|? *75.0 % \(", text)
     # one benchmark, one format; a number of exemplars that there is room for
-    options = dict(model=world / "model", data=folder, benchmarks="gsm8k", formats="cot", max_new_tokens=1)
+    options = dict(
+        model=world / "model", data=folder, benchmarks="gsm8k", formats="cot", max_new_tokens=1
+    )
     assert command(monkeypatch, **options, shots=1, to=tmp_path / "one") == 0
     document = json.loads((tmp_path / "one/results.json").read_text())
     assert list(document["results"]) == ["gsm8k.cot"] and document["absent"] == {}
-    assert document["results"]["gsm8k.cot"]["shots"] == 0  # none has room in 256 tokens of two bytes each
+    assert (
+        document["results"]["gsm8k.cot"]["shots"] == 0
+    )  # none has room in 256 tokens of two bytes each
 
 
 def test_prompts_of_others(world, folder, tmp_path, monkeypatch, capsys):
     """A file with prompts for one benchmark of two; where one is named for which it has none, that is an error."""
-    entry = {"few_shot_prompt": "Q: 1 + 1?\nA: 2", "stop_words": ["\nQ:"], "template":
-             "{few_shot_prompt}\n\nQ: {question}\nA:{partial_answer}"}  # fmt: skip
+    entry = {
+        "few_shot_prompt": "Q: 1 + 1?\nA: 2",
+        "stop_words": ["\nQ:"],
+        "template": "{few_shot_prompt}\n\nQ: {question}\nA:{partial_answer}",
+    }
     (tmp_path / "prompts.json").write_text(json.dumps({"gsm8k.cot": entry}))
-    options = dict(model=world / "model", data=folder, prompts=tmp_path / "prompts.json", formats="cot", to=tmp_path)
+    options = dict(
+        model=world / "model",
+        data=folder,
+        prompts=tmp_path / "prompts.json",
+        formats="cot",
+        to=tmp_path,
+    )
     assert command(monkeypatch, **options, max_new_tokens=40) == 0
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     assert results["gsm8k.cot"]["shots"] == 1 and "note" not in results["gsm8k.cot"]
-    assert "our exemplars" in results["bbh.cot"]["note"] and "bbh.cot: --prompts has none" in capsys.readouterr().out
-    texts = [json.loads(line)["prompt_tokens"] for line in (tmp_path / "gsm8k.cot.jsonl").read_text().splitlines()]
+    assert (
+        "our exemplars" in results["bbh.cot"]["note"]
+        and "bbh.cot: --prompts has none" in capsys.readouterr().out
+    )
+    texts = [
+        json.loads(line)["prompt_tokens"]
+        for line in (tmp_path / "gsm8k.cot.jsonl").read_text().splitlines()
+    ]
     tokenizer = Tokenizer.load(world / "model")
-    assert texts == [len(tokenizer.encode(f"Q: 1 + 1?\nA: 2\n\nQ: {question}\nA:")) for question in QUESTIONS]
-    named = options | {"benchmarks": "gsm8k", "to": tmp_path / "named", "limit": 1, "max_new_tokens": 4}
-    del named["formats"]  # the benchmark by name, its ways of solving not: ours where the file has none
+    assert texts == [
+        len(tokenizer.encode(f"Q: 1 + 1?\nA: 2\n\nQ: {question}\nA:")) for question in QUESTIONS
+    ]
+    named = options | {
+        "benchmarks": "gsm8k",
+        "to": tmp_path / "named",
+        "limit": 1,
+        "max_new_tokens": 4,
+    }
+    del named[
+        "formats"
+    ]  # the benchmark by name, its ways of solving not: ours where the file has none
     assert command(monkeypatch, **named) == 0
     results = json.loads((tmp_path / "named" / "results.json").read_text())["results"]
     assert "note" not in results["gsm8k.cot"] and "our exemplars" in results["gsm8k.pot"]["note"]
@@ -368,18 +514,41 @@ def results_of(folder):
     figures = json.loads((folder / "results.json").read_text())["results"]
     records = {name: (folder / f"{name}.jsonl").read_text() for name in figures}
     timing = ("seconds", "tokens_per_second")
-    return {name: {k: v for k, v in one.items() if k not in timing} for name, one in figures.items()}, records
+    return {
+        name: {k: v for k, v in one.items() if k not in timing} for name, one in figures.items()
+    }, records
 
 
 def test_a_stopped_run_goes_on(world, tmp_path, monkeypatch, capsys):
     """Killed by SIGKILL, then stopped by SIGTERM, each time between two chunks of whatever size."""
-    write_jsonl(tmp_path / "many.jsonl", [{"question": f"What is {n}?", "answer": str(n)} for n in range(24)])
-    options = dict(model=world / "model", problems=tmp_path / "many.jsonl", samples=4, temperature=1, max_new_tokens=40)
+    write_jsonl(
+        tmp_path / "many.jsonl",
+        [{"question": f"What is {n}?", "answer": str(n)} for n in range(24)],
+    )
+    options = dict(
+        model=world / "model",
+        problems=tmp_path / "many.jsonl",
+        samples=4,
+        temperature=1,
+        max_new_tokens=40,
+    )
     assert command(monkeypatch, **options, to=tmp_path / "whole") == 0
     to = tmp_path / "stopped"
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    arguments = [sys.executable, "eval.py", "--device", "cpu", *words, "--to", str(to), "--chunk", "1"]
-    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    arguments = [
+        sys.executable,
+        "eval.py",
+        "--device",
+        "cpu",
+        *words,
+        "--to",
+        str(to),
+        "--chunk",
+        "1",
+    ]
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     while len(list(to.glob("partial/many.cot/*.json"))) < 3:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.001)
@@ -390,25 +559,43 @@ def test_a_stopped_run_goes_on(world, tmp_path, monkeypatch, capsys):
 
     real = evaluation.evaluate
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "evaluate", lambda *a, **k: (os.kill(os.getpid(), signal.SIGTERM), real(*a, **k))[1])
+        patch.setattr(
+            evaluation,
+            "evaluate",
+            lambda *a, **k: (os.kill(os.getpid(), signal.SIGTERM), real(*a, **k))[1],
+        )
         assert command(monkeypatch, **options, to=to, chunk=2) == 143
     assert "the same command continues from there" in capsys.readouterr().err
-    assert len(list(to.glob("partial/many.cot/*.json"))) == killed + 1 and not (to / "results.json").exists()
+    assert (
+        len(list(to.glob("partial/many.cot/*.json"))) == killed + 1
+        and not (to / "results.json").exists()
+    )
 
-    for change, reason in (({"temperature": 0.5}, "--temperature 1.0, not 0.5"), ({"limit": 3}, "--limit 0, not 3")):
+    for change, reason in (
+        ({"temperature": 0.5}, "--temperature 1.0, not 0.5"),
+        ({"limit": 3}, "--limit 0, not 3"),
+    ):
         assert command(monkeypatch, **(options | change), to=to) == 2
         assert reason in capsys.readouterr().err
     asked = []
-    monkeypatch.setattr(evaluation, "evaluate", lambda *a, **k: (asked.extend(i.id for i in a[2]), real(*a, **k))[1])
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda *a, **k: (asked.extend(i.id for i in a[2]), real(*a, **k))[1]
+    )
     assert command(monkeypatch, **options, to=to, chunk=5) == 0
     assert len(asked) == 24 - killed - min(2, 24 - killed)
     assert results_of(to) == results_of(tmp_path / "whole")
-    assert sorted(path.name for path in to.iterdir()) == ["many.cot.jsonl", "results.json", "table.md"]
+    assert sorted(path.name for path in to.iterdir()) == [
+        "many.cot.jsonl",
+        "results.json",
+        "table.md",
+    ]
 
 
 def test_what_has_finished_is_not_repeated(world, tmp_path, monkeypatch, capsys):
     calls, real = [], evaluation.evaluate
-    monkeypatch.setattr(evaluation, "evaluate", lambda *a, **k: (calls.append(a[3]), real(*a, **k))[1])
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda *a, **k: (calls.append(a[3]), real(*a, **k))[1]
+    )
     model = tmp_path / "model"
     shutil.copytree(world / "model", model)
     options = dict(model=model, problems=world / "problems.jsonl", to=tmp_path / "out")
@@ -419,7 +606,10 @@ def test_what_has_finished_is_not_repeated(world, tmp_path, monkeypatch, capsys)
         assert command(monkeypatch, **options, formats=formats) == 0
     assert calls == ["cot", "pot"] and (tmp_path / "out/results.json").read_bytes() == written
     assert not (tmp_path / "out/partial").exists()
-    assert set(json.loads((tmp_path / "out/results.json").read_text())["results"]) == {"problems.cot", "problems.pot"}
+    assert set(json.loads((tmp_path / "out/results.json").read_text())["results"]) == {
+        "problems.cot",
+        "problems.pot",
+    }
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
     assert command(monkeypatch, **options, formats="cot") == 2
@@ -430,9 +620,19 @@ def test_a_prompt_too_long_is_counted(tokenizer):
     model = answering(tokenizer, text=1.0)
     items = [PROBLEMS[0], Problem("endless", "why " * 300, "7"), PROBLEMS[0]]
     counted = []
-    metrics, records = evaluate(model, tokenizer, items, "cot", Sampling(2, max_new_tokens=50), progress=counted.append)
-    unasked = {"text": "", "answer": None, "finish": "prompt", "tokens": 0, "right": False, "reason": "no_answer",
-               "strict": False, "strict_reason": "no_answer"}  # fmt: skip
+    metrics, records = evaluate(
+        model, tokenizer, items, "cot", Sampling(2, max_new_tokens=50), progress=counted.append
+    )
+    unasked = {
+        "text": "",
+        "answer": None,
+        "finish": "prompt",
+        "tokens": 0,
+        "right": False,
+        "reason": "no_answer",
+        "strict": False,
+        "strict_reason": "no_answer",
+    }
     assert records[1]["attempts"] == [unasked] * 2 and sum(counted) == 6
     assert metrics["no_room"] == metrics["no_answer"] == pytest.approx(1 / 3)
     assert metrics["accuracy"] == pytest.approx(2 / 3) and metrics["problems"] == 3
@@ -494,15 +694,41 @@ def wrong_inputs(world):
         "no such benchmark": ({"data": world, "benchmarks": "gsm9k"}, "benchmark 'gsm9k': unknown"),
         "benchmarks of no folder": ({"benchmarks": "gsm8k"}, "need --data FOLDER"),
         "negative limit": ({"limit": -1}, "--limit -1: must be at least 0"),
-        "nothing given": ({"model": ""}, "--model DIR and --problems FILE or --data FOLDER are needed"),
+        "nothing given": (
+            {"model": ""},
+            "--model DIR and --problems FILE or --data FOLDER are needed",
+        ),
         "unknown option": ({"modle": "x"}, "--modle: unknown option"),
     }
 
 
-NAMES = ["no model", "no tokenizer", "another tokenizer", "no problem file", "empty problem file", "two of one name",
-         "format", "template", "greedy samples", "no samples", "no rows", "no rounds", "no chunk", "shots", "length",
-         "temperature", "top_p", "sandbox", "no folder", "nothing in it", "no such benchmark",
-         "benchmarks of no folder", "negative limit", "nothing given", "unknown option"]  # fmt: skip
+NAMES = [
+    "no model",
+    "no tokenizer",
+    "another tokenizer",
+    "no problem file",
+    "empty problem file",
+    "two of one name",
+    "format",
+    "template",
+    "greedy samples",
+    "no samples",
+    "no rows",
+    "no rounds",
+    "no chunk",
+    "shots",
+    "length",
+    "temperature",
+    "top_p",
+    "sandbox",
+    "no folder",
+    "nothing in it",
+    "no such benchmark",
+    "benchmarks of no folder",
+    "negative limit",
+    "nothing given",
+    "unknown option",
+]
 
 
 @pytest.fixture(scope="module")
@@ -515,7 +741,10 @@ def wrong(world):
 @pytest.mark.parametrize("name", NAMES)
 def test_wrong_input_is_one_line_and_exit_code_2(world, wrong, name, tmp_path, monkeypatch, capsys):
     changes, message = wrong[name]
-    options = dict(model=world / "model", problems=world / "problems.jsonl", to=tmp_path / "out") | changes
+    options = (
+        dict(model=world / "model", problems=world / "problems.jsonl", to=tmp_path / "out")
+        | changes
+    )
     assert command(monkeypatch, **options) == 2
     out, err = capsys.readouterr()
     assert err.startswith("error: ") and err.count("\n") == 1 and message in err

@@ -8,7 +8,7 @@ from training import metrics, run, weights
 
 import runtime
 from batch import pack_completions, token_logprobs
-from data import InputError
+from data.io import InputError
 from generate import Sampling, generate
 from kernels import cpu, cpu_decoder
 from model import ModelConfig, Transformer
@@ -31,7 +31,9 @@ def learned(model: Transformer) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def sampled(model: Transformer) -> list:
-    samples = generate(model, Ids(), [p for p, _ in GROUPS], Sampling(5, max_new_tokens=12, seed=3), max_rows=4)
+    samples = generate(
+        model, Ids(), [p for p, _ in GROUPS], Sampling(5, max_new_tokens=12, seed=3), max_rows=4
+    )
     return [sample for group in samples for sample in group]
 
 
@@ -70,14 +72,18 @@ def test_bfloat16_products():
     samples = sampled(stored)
     assert [s.ids for s in samples] == [s.ids for s in sampled(model)]
     with torch.no_grad():
-        batch = pack_completions([(p, [s.ids for s in samples[5 * i : 5 * i + 5]]) for i, (p, _) in enumerate(GROUPS)])
+        batch = pack_completions(
+            [(p, [s.ids for s in samples[5 * i : 5 * i + 5]]) for i, (p, _) in enumerate(GROUPS)]
+        )
         again = token_logprobs(model, batch)[0]
     assert again.tolist() == pytest.approx([p for s in samples for p in s.logprobs], abs=0.02)
 
 
 def test_prepare(monkeypatch):
     def prepared(trained=True, **options):
-        model = runtime.prepare(Transformer(ModelConfig(**SHAPE)), runtime.World(**options), trained)
+        model = runtime.prepare(
+            Transformer(ModelConfig(**SHAPE)), runtime.World(**options), trained
+        )
         products = {m.multiply for m in model.layers.modules() if hasattr(m, "multiply")}
         return model.layers[0].compiled, products, model.layers[0].attn.qkv.weight.dtype
 
@@ -97,7 +103,9 @@ def test_a_run_in_bfloat16(tiny, tmp_path):
     exact, rounded = (metrics(directory)[-1] for directory in runs)
     assert 0 < abs(exact["grad_norm"] - rounded["grad_norm"]) < 0.05 * exact["grad_norm"]
     runs.append(run("grpo", tiny.root, tmp_path / "grpo", steps=1, bf16="true"))
-    assert {w.dtype for directory in runs for w in weights(directory / "model").values()} == {torch.float32}
+    assert {w.dtype for directory in runs for w in weights(directory / "model").values()} == {
+        torch.float32
+    }
 
 
 def test_a_reward_model_that_learns_on_computes_as_the_run_does(tiny, tmp_path):

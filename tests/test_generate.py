@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 import decoding
 import generate as gen
-from data import InputError
+from data.io import InputError
 from data.tokenizer import train
 from decoding import mix64, sample_tokens, uniform
 from generate import Sampling, _prefill, eos_ids, generate
 from model import KVCache, ModelConfig, Transformer
-from pretrained import save_pretrained
+from runtime.hf import save_pretrained
 
 ROOT = Path(__file__).parents[1]
 FAST = settings(max_examples=40)
@@ -36,7 +36,15 @@ class Pieces:
 
 
 LETTERS = Pieces([bytes([b]) for b in b"abcdefghijk"])  # 11 letters and EOS
-PROMPTS = [[1, 2, 3], [7], [4, 4, 0, 9, 2, 5, 8, 1, 3, 6, 10, 2, 7], [5, 5], [9, 8, 7, 6, 5, 4, 3], [2, 3], [10]]
+PROMPTS = [
+    [1, 2, 3],
+    [7],
+    [4, 4, 0, 9, 2, 5, 8, 1, 3, 6, 10, 2, 7],
+    [5, 5],
+    [9, 8, 7, 6, 5, 4, 3],
+    [2, 3],
+    [10],
+]
 
 
 def random_model(seed=0, context=64, **changes):
@@ -53,8 +61,18 @@ def random_model(seed=0, context=64, **changes):
 
 def bigram_model(probabilities, vocab_size, context=64):
     """A model whose next token depends on the newest alone: probabilities {id: {next id: p}}."""
-    model = Transformer(ModelConfig(vocab_size, width=vocab_size, layers=1, heads=1, kv_heads=1, ffn=2, head_width=2,
-                                    context=context))  # fmt: skip
+    model = Transformer(
+        ModelConfig(
+            vocab_size,
+            width=vocab_size,
+            layers=1,
+            heads=1,
+            kv_heads=1,
+            ffn=2,
+            head_width=2,
+            context=context,
+        )
+    )
     table = torch.full((vocab_size, vocab_size), -60.0)
     for i, following in probabilities.items():
         for j, p in following.items():
@@ -63,7 +81,9 @@ def bigram_model(probabilities, vocab_size, context=64):
         model.layers[0].attn.out.weight.zero_()
         model.layers[0].mlp.down.weight.zero_()
         model.embed.weight.copy_(torch.eye(vocab_size))
-        model.head.weight.copy_(table * vocab_size**-0.5)  # the norm makes a one-hot row sqrt(vocab_size) long
+        model.head.weight.copy_(
+            table * vocab_size**-0.5
+        )  # the norm makes a one-hot row sqrt(vocab_size) long
     return model
 
 
@@ -102,26 +122,38 @@ def same(a, b):
 # Cached = uncached
 
 
-@pytest.mark.parametrize("changes", [{}, {"qk_norm": True, "qkv_bias": True, "tied": True, "kv_heads": 1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"qk_norm": True, "qkv_bias": True, "tied": True, "kv_heads": 1}]
+)
 def test_greedy_is_the_argmax_of_full_forwards(changes):
     model = random_model(3, **changes)
-    results = generate(model, LETTERS, PROMPTS, Sampling(2, temperature=0, max_new_tokens=30), max_rows=3)
+    results = generate(
+        model, LETTERS, PROMPTS, Sampling(2, temperature=0, max_new_tokens=30), max_rows=3
+    )
     assert max(len(s.ids) for group in results for s in group) == 30
     for prompt, group in zip(PROMPTS, results, strict=True):
         for s in group:
             logp = distributions(model, prompt, s.ids)
             assert s.ids == logp.argmax(dim=-1).tolist()
-            assert s.logprobs == pytest.approx([row[i].item() for row, i in zip(logp, s.ids, strict=True)], abs=1e-5)
+            assert s.logprobs == pytest.approx(
+                [row[i].item() for row, i in zip(logp, s.ids, strict=True)], abs=1e-5
+            )
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.7, 1.0), (1.0, 0.5), (1.3, 0.8)])
+@pytest.mark.parametrize(
+    ("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.7, 1.0), (1.0, 0.5), (1.3, 0.8)]
+)
 def test_log_probs_are_those_of_full_forwards(temperature, top_p):
     model = random_model(1)
     sampling = Sampling(3, temperature, top_p, max_new_tokens=25, seed=5)
-    for prompt, group in zip(PROMPTS, generate(model, LETTERS, PROMPTS, sampling, max_rows=5), strict=True):
+    for prompt, group in zip(
+        PROMPTS, generate(model, LETTERS, PROMPTS, sampling, max_rows=5), strict=True
+    ):
         for s in group:
             logp = distributions(model, prompt, s.ids, temperature, top_p)
-            assert s.logprobs == pytest.approx([row[i].item() for row, i in zip(logp, s.ids, strict=True)], abs=1e-5)
+            assert s.logprobs == pytest.approx(
+                [row[i].item() for row, i in zip(logp, s.ids, strict=True)], abs=1e-5
+            )
 
 
 def test_prefill_in_several_packs():
@@ -163,7 +195,9 @@ def test_seeds_keys_and_numbers_give_different_samples(once):
     first = generate(model, LETTERS, [PROMPTS[0]] * 3, sampling)
     assert len({tuple(s.ids) for group in first for s in group}) == 12
     other = generate(model, LETTERS, [PROMPTS[0]] * 3, Sampling(4, max_new_tokens=12, seed=12))
-    assert not {tuple(s.ids) for group in first for s in group} & {tuple(s.ids) for group in other for s in group}
+    assert not {tuple(s.ids) for group in first for s in group} & {
+        tuple(s.ids) for group in other for s in group
+    }
     equal_keys = generate(model, LETTERS, [PROMPTS[0]] * 2, sampling, keys=[2, 2])
     assert contents(equal_keys) == contents([first[2]] * 2)
 
@@ -180,7 +214,9 @@ def test_sampled_pairs_have_the_frequencies_of_the_model():
             second = distributions(model, [*prompt, i], [0])[0].exp()
             expected.update({(i, j): n * p * q for j, q in enumerate(second.tolist())})
     assert sum(expected.values()) == pytest.approx(n)
-    (group,) = generate(model, LETTERS, [prompt], Sampling(n, max_new_tokens=2, seed=1), max_rows=2500)
+    (group,) = generate(
+        model, LETTERS, [prompt], Sampling(n, max_new_tokens=2, seed=1), max_rows=2500
+    )
     found = Counter(tuple(s.ids) for s in group)
     assert set(found) <= set(expected)
     cells = {ids for ids in expected if expected[ids] >= 5}
@@ -215,12 +251,18 @@ def count_calls(model, monkeypatch):
 
 @pytest.mark.parametrize("max_rows", [1, 4, 6, 32, 1000])
 def test_no_step_is_spent_on_a_finished_row(max_rows, monkeypatch):
-    model, sampling, finished = random_model(7), Sampling(5, max_new_tokens=9, stop=("e",), seed=3), []
+    model, sampling, finished = (
+        random_model(7),
+        Sampling(5, max_new_tokens=9, stop=("e",), seed=3),
+        [],
+    )
     prefilled, steps = count_calls(model, monkeypatch)
     results = generate(model, LETTERS, PROMPTS, sampling, max_rows, progress=finished.append)
     lengths = [len(s.ids) for group in results for s in group]
     assert len(set(lengths)) > 5 and 1 in lengths
-    assert sorted(prefilled) == sorted(map(tuple, PROMPTS))  # each once, though groups are split over admissions
+    assert sorted(prefilled) == sorted(
+        map(tuple, PROMPTS)
+    )  # each once, though groups are split over admissions
     assert sum(steps) == sum(n - 1 for n in lengths)  # the last token of a sample is never fed
     assert max(steps) <= max_rows
     if max_rows < 16:  # a free row is taken at once (many rows wait until an eighth is free)
@@ -235,8 +277,12 @@ def test_no_step_is_spent_on_a_finished_row(max_rows, monkeypatch):
 def test_eos_ends_a_sample_and_belongs_to_it():
     model = random_model(8, eos_id=[4, 6])
     assert eos_ids(model, LETTERS) == [4, 6, 11]
-    assert eos_ids(random_model(8, eos_id=6), LETTERS) == [6, 11] and eos_ids(random_model(8), LETTERS) == [11]
-    samples = [s for g in generate(model, LETTERS, PROMPTS, Sampling(8, max_new_tokens=12)) for s in g]
+    assert eos_ids(random_model(8, eos_id=6), LETTERS) == [6, 11] and eos_ids(
+        random_model(8), LETTERS
+    ) == [11]
+    samples = [
+        s for g in generate(model, LETTERS, PROMPTS, Sampling(8, max_new_tokens=12)) for s in g
+    ]
     for s in samples:
         assert not {4, 6, 11} & set(s.ids[:-1])
         assert (s.finish == "eos") == (s.ids[-1] in (4, 6, 11))
@@ -249,7 +295,9 @@ def test_eos_ends_a_sample_and_belongs_to_it():
 def test_length_is_bounded_by_max_new_tokens_and_context():
     model = bigram_model({i: {0: 0.5, 1: 0.5} for i in range(3)}, 3, context=10)
     tokenizer = Pieces([b"a", b"b"])
-    results = generate(model, tokenizer, [[0] * n for n in range(1, 10)], Sampling(2, max_new_tokens=4), max_rows=5)
+    results = generate(
+        model, tokenizer, [[0] * n for n in range(1, 10)], Sampling(2, max_new_tokens=4), max_rows=5
+    )
     for n, group in enumerate(results, 1):
         assert {(len(s.ids), s.finish) for s in group} == {(min(4, 10 - n), "length")}
     (alone,) = generate(model, tokenizer, [[1]], Sampling(max_new_tokens=1000))
@@ -262,16 +310,25 @@ def occurrences(pieces, stop):
     text = b"".join(pieces)
     found = {at + len(s) for s in stop for at in range(len(text)) if text.startswith(s, at)}
     starts = [0, *ends[:-1]]
-    return [n for n, start, end in zip(itertools.count(1), starts, ends) if found & {*range(start + 1, end + 1)}]
+    return [
+        n
+        for n, start, end in zip(itertools.count(1), starts, ends)
+        if found & {*range(start + 1, end + 1)}
+    ]
 
 
 PIECE = st.text("ab", min_size=1, max_size=3).map(str.encode)
 
 
 @FAST
-@given(st.lists(PIECE, min_size=1, max_size=9), st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=2))
+@given(
+    st.lists(PIECE, min_size=1, max_size=9),
+    st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=2),
+)
 @example([b"a", b"b", b"a", b"b", b"a", b"b"], ["abab"])  # overlaps, over four pieces
-@example(["问题".encode()[i : i + 1] for i in range(6)] + [b"a"], ["题"])  # a letter over three pieces
+@example(
+    ["问题".encode()[i : i + 1] for i in range(6)] + [b"a"], ["题"]
+)  # a letter over three pieces
 def test_stop_strings(pieces, stop):
     model, tokenizer = script_model(len(pieces) + 1), Pieces([b"?", *pieces])
     sampling = Sampling(temperature=0, max_new_tokens=40, stop=tuple(stop))
@@ -313,7 +370,10 @@ def answers_of(stopped):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.2])
 def test_tool_output_is_written_and_read(temperature):
-    model, sampling = random_model(9), Sampling(4, temperature, max_new_tokens=20, stop=("a", "c"), seed=2)
+    model, sampling = (
+        random_model(9),
+        Sampling(4, temperature, max_new_tokens=20, stop=("a", "c"), seed=2),
+    )
     asked = {}
 
     def hook(stopped):
@@ -328,7 +388,9 @@ def test_tool_output_is_written_and_read(temperature):
             logp, forced, n = distributions(model, prompt, s.ids, temperature), [], 0
             while n < len(s.ids):
                 n += 1
-                assert s.mask[n - 1]  # chosen by the model: by the distribution that has read the tool's output
+                assert s.mask[
+                    n - 1
+                ]  # chosen by the model: by the distribution that has read the tool's output
                 i = s.ids[n - 1]
                 assert s.logprobs[n - 1] == pytest.approx(logp[n - 1, i].item(), abs=1e-5)
                 if temperature == 0:
@@ -348,8 +410,12 @@ def test_tool_output_is_written_and_read(temperature):
             if not s.mask[-1]:
                 assert (len(s.ids), s.finish) == (20, "length")
     assert not asked
-    assert {s.finish for group in results for s in group} == {"stop", "length"} | ({"eos"} if temperature else set())
-    assert any(len(s.mask) - sum(s.mask) > 4 for group in results for s in group)  # several calls in a sample
+    assert {s.finish for group in results for s in group} == {"stop", "length"} | (
+        {"eos"} if temperature else set()
+    )
+    assert any(
+        len(s.mask) - sum(s.mask) > 4 for group in results for s in group
+    )  # several calls in a sample
     for max_rows in (1, 2, 64):
         same(generate(model, LETTERS, PROMPTS, sampling, max_rows, on_stop=answers_of), results)
 
@@ -359,10 +425,15 @@ def test_a_sample_goes_on_as_a_fresh_prompt_would():
     called = {}
 
     def once(stopped):
-        return [called.setdefault(p, [8, 9, 1, 11, 10]) if p not in called else None for p, _, _ in stopped]
+        return [
+            called.setdefault(p, [8, 9, 1, 11, 10]) if p not in called else None
+            for p, _, _ in stopped
+        ]
 
     compared = 0
-    for prompt, (s,) in zip(PROMPTS, generate(model, LETTERS, PROMPTS, sampling, 3, on_stop=once), strict=True):
+    for prompt, (s,) in zip(
+        PROMPTS, generate(model, LETTERS, PROMPTS, sampling, 3, on_stop=once), strict=True
+    ):
         if False not in s.mask:
             continue
         end = len(s.mask) - s.mask[::-1].index(False)
@@ -380,7 +451,9 @@ def test_tool_output_is_cut_at_the_limit():
     ((s,),) = generate(model, tokenizer, [[0]], sampling, on_stop=lambda stopped: [[3, 3, 3, 3, 3]])
     assert (s.ids, s.mask, s.finish) == ([1, 3, 3, 3], [True, False, False, False], "length")
     sampling.max_new_tokens = 1  # no room for an answer: the tool is not asked
-    ((s,),) = generate(model, tokenizer, [[0]], sampling, on_stop=lambda stopped: pytest.fail("asked"))
+    ((s,),) = generate(
+        model, tokenizer, [[0]], sampling, on_stop=lambda stopped: pytest.fail("asked")
+    )
     assert (s.ids, s.finish) == ([1], "stop")
 
 
@@ -403,14 +476,18 @@ CASES = [  # Sampling's changes, max_rows, tool
 
 
 @pytest.mark.parametrize("case", range(len(CASES)))
-@pytest.mark.parametrize(("poll", "shared"), [(3, False), (8, False), (1, True), (3, True), (8, True)])
+@pytest.mark.parametrize(
+    ("poll", "shared"), [(3, False), (8, False), (1, True), (3, True), (8, True)]
+)
 def test_samples_do_not_depend_on_how_often_one_looks(case, poll, shared, monkeypatch):
     """EOS, limits, stop strings, tools and rows that wait, over ragged prompts: ids, log-probs, masks, finishes."""
     (changes, max_rows, tool), model = CASES[case], random_model(9 + case, qk_norm=case == 1)
     sampling, finished = Sampling(max_new_tokens=21, **changes), []
     expected = generate(model, LETTERS, PROMPTS, sampling, max_rows, on_stop=tool)
     decoding_by(monkeypatch, poll, shared)
-    found = generate(model, LETTERS, PROMPTS, sampling, max_rows, on_stop=tool, progress=finished.append)
+    found = generate(
+        model, LETTERS, PROMPTS, sampling, max_rows, on_stop=tool, progress=finished.append
+    )
     same(found, expected)
     assert sum(finished) == sampling.samples * len(PROMPTS)
     finishes = {s.finish for group in found for s in group}
@@ -457,11 +534,17 @@ def test_places_of_prompts_are_used_again(monkeypatch):
     prompts = [[i % 11, i % 7] + [1] * (i % 5) for i in range(30)]
     expected = generate(model, LETTERS, prompts, sampling, 6)
     fill = gen.make_cache(model.config, 64, 16, [5] * 99, [7] * 99, "meta", torch.float32, True)
-    assert (fill.rows, fill.prompts, fill.capacity) == (64, 16, 7)  # four times the four prompts that fill the rows
+    assert (fill.rows, fill.prompts, fill.capacity) == (
+        64,
+        16,
+        7,
+    )  # four times the four prompts that fill the rows
     made = []
 
     def cache(*args):
-        assert args[5] == 6 and args[2] == 12 and args[6] == 6  # prompts, new tokens, tokens of the longest prompt
+        assert (
+            args[5] == 6 and args[2] == 12 and args[6] == 6
+        )  # prompts, new tokens, tokens of the longest prompt
         made.append(KVCache(*args[:5], 2, args[6]))
         return made[-1]
 
@@ -485,7 +568,9 @@ def test_a_step_reads_no_value_of_the_device():
 
 def test_the_readable_path_copies_prompts(monkeypatch):
     model, sampling, made = random_model(4), Sampling(2, max_new_tokens=9, seed=1), []
-    monkeypatch.setattr(gen, "KVCache", lambda *args, **block: made.append(KVCache(*args, **block)) or made[-1])
+    monkeypatch.setattr(
+        gen, "KVCache", lambda *args, **block: made.append(KVCache(*args, **block)) or made[-1]
+    )
     decoding_by(monkeypatch, 1, True)
     shared = generate(model, LETTERS, PROMPTS, sampling)
     monkeypatch.setattr(gen.kernels, "reference", True)
@@ -551,7 +636,9 @@ def test_draws_invert_the_distribution(logits, temperature, top_p):
 
 def test_draws_with_random_numbers_have_the_right_frequencies():
     n, logits = 100_000, torch.tensor([1.0, -2.0, 0.3, 0.0, 2.0, -0.7, -5.0])
-    ids, _ = sample_tokens(logits.repeat(n, 1), 0.8, 1.0, uniform(mix64(torch.arange(n)), torch.zeros(n).long()))
+    ids, _ = sample_tokens(
+        logits.repeat(n, 1), 0.8, 1.0, uniform(mix64(torch.arange(n)), torch.zeros(n).long())
+    )
     expected = n * torch.softmax(logits / 0.8, dim=-1)
     chi = ((torch.bincount(ids, minlength=7) - expected) ** 2 / expected).sum()
     assert chi < 22.46  # 99.9 % of chi-square with 6 degrees of freedom
@@ -563,32 +650,44 @@ def test_ids_without_probability_are_never_drawn(V, zero):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(V, generator=generator)
     logits[[0, 1, 3, V - 2, V - 1]] = zero
-    u = torch.tensor([0.0, 2.0**-53, 1e-12, 0.5, 1 - 1e-7, 1 - 2.0**-25, 1 - 2.0**-53], dtype=torch.float64)
+    u = torch.tensor(
+        [0.0, 2.0**-53, 1e-12, 0.5, 1 - 1e-7, 1 - 2.0**-25, 1 - 2.0**-53], dtype=torch.float64
+    )
     ids, logp = sample_tokens(logits.repeat(len(u), 1), 1.0, 1.0, u)
     assert ids[0] == 2 and ids[1] == 2 and V - 10 < ids[-1] <= V - 3
     assert logits[ids].min() > -10 and logp.isfinite().all()
     one = torch.full((1, 5), zero)
     one[0, 3] = -3.0
     for edge in (0.0, 1 - 2.0**-53):
-        assert sample_tokens(one.clone(), 1.0, 1.0, torch.tensor([edge], dtype=torch.float64))[0] == 3
+        assert (
+            sample_tokens(one.clone(), 1.0, 1.0, torch.tensor([edge], dtype=torch.float64))[0] == 3
+        )
 
 
 def test_mix64_is_splitmix64():
     """The generator's published first outputs for seed 1234567."""
     gamma = -7046029254386353131
     made = mix64(torch.tensor([1234567] * 3) + torch.arange(3) * gamma)
-    assert [i % 2**64 for i in made.tolist()] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [i % 2**64 for i in made.tolist()] == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+    ]
 
 
 @pytest.mark.parametrize("grid", [(1, 1, 30_000), (1, 30_000, 1), (30_000, 1, 1), (31, 31, 31)])
 def test_uniform_numbers(grid):
     """Uniform over positions, over samples, over keys, and over all three; neighbours are unrelated."""
-    keys, numbers, positions = (x.flatten() for x in torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
+    keys, numbers, positions = (
+        x.flatten() for x in torch.meshgrid(*map(torch.arange, grid), indexing="ij")
+    )
     u = uniform(mix64(mix64(keys) + numbers), positions)
     n = len(u)
     assert u.dtype == torch.float64 and 0 <= u.min() and u.max() < 1
     assert len(u.unique()) == n
-    assert (u.sort().values - torch.arange(n) / n).abs().max() < 1.95 / math.sqrt(n)  # Kolmogorov, 99.9 %
+    assert (u.sort().values - torch.arange(n) / n).abs().max() < 1.95 / math.sqrt(
+        n
+    )  # Kolmogorov, 99.9 %
     centred = u - 0.5
     for lag in (1, 2, 31, 31 * 31):
         assert (centred[lag:] * centred[:-lag]).mean().abs() * 12 < 4 / math.sqrt(n)
@@ -598,20 +697,30 @@ def test_uniform_numbers(grid):
 # Errors and the command
 
 
-@pytest.mark.parametrize(("prompts", "message"), [
-    ([[1], []], "prompt 1 has 0 tokens"),
-    ([[1], [2], [1] * 64], r"prompt 2 has 64 tokens.*1 to 63.*context is 64"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([[1], []], "prompt 1 has 0 tokens"),
+        ([[1], [2], [1] * 64], r"prompt 2 has 64 tokens.*1 to 63.*context is 64"),
+    ],
+)
 def test_prompts_that_cannot_be_completed(prompts, message):
     with pytest.raises(InputError, match=message):
         generate(random_model(), LETTERS, prompts, Sampling())
     assert generate(random_model(), LETTERS, [], Sampling()) == []
 
 
-@pytest.mark.parametrize("wrong", [
-    dict(samples=0), dict(max_new_tokens=0), dict(temperature=-0.1), dict(top_p=0.0), dict(top_p=1.1),
-    dict(stop=("a", "")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(samples=0),
+        dict(max_new_tokens=0),
+        dict(temperature=-0.1),
+        dict(top_p=0.0),
+        dict(top_p=1.1),
+        dict(stop=("a", "")),
+    ],
+)
 def test_wrong_sampling(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         Sampling(**wrong)
@@ -627,11 +736,33 @@ def test_command(tmp_path):
     model = random_model(vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
     save_pretrained(model, tmp_path)
     tokenizer.save(tmp_path)
-    command = [sys.executable, "generate.py", "--model", str(tmp_path), "--prompt", "One apple", "--samples", "2"]
-    command += ["--max_new_tokens", "5", "--seed", "3", "--temperature", "0.5", "--top_p", "0.9", "--stop", "zz"]
+    command = [
+        sys.executable,
+        "generate.py",
+        "--model",
+        str(tmp_path),
+        "--prompt",
+        "One apple",
+        "--samples",
+        "2",
+    ]
+    command += [
+        "--max_new_tokens",
+        "5",
+        "--seed",
+        "3",
+        "--temperature",
+        "0.5",
+        "--top_p",
+        "0.9",
+        "--stop",
+        "zz",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    (group,) = generate(model, tokenizer, [tokenizer.encode("One apple")], Sampling(2, 0.5, 0.9, 5, ("zz",), 3))
+    (group,) = generate(
+        model, tokenizer, [tokenizer.encode("One apple")], Sampling(2, 0.5, 0.9, 5, ("zz",), 3)
+    )
     expected = "".join(
         f"--- sample {i}: {len(s.ids)} tokens, {s.finish}, log-prob {sum(s.logprobs):.3f}\n{tokenizer.decode(s.ids)}\n"
         for i, s in enumerate(group)

@@ -17,12 +17,12 @@ import train_pretrain
 import train_reward
 import train_sft
 from batch import pack_completions
-from data import InputError
+from data.io import InputError
 from data.shards import windows
 from kernels import cpu_attention, cpu_block, cpu_decoder, head_loss, logprob, policy_loss
 from layout import Layout
 from model import attend
-from pretrained import from_pretrained
+from runtime.hf import from_pretrained
 
 
 @pytest.fixture
@@ -38,16 +38,22 @@ def readable(monkeypatch):
         monkeypatch.setattr(Layout, "buckets", property(refuse))
         monkeypatch.setattr(torch, "compile", refuse)
         for kernel in (
-            logprob._LinearLogprob, policy_loss._PolicyLoss, head_loss._HeadLoss,
-            cpu_attention._Attention, cpu_block._RMSNorm, cpu_block._SwiGLU,
-        ):  # fmt: skip
+            logprob._LinearLogprob,
+            policy_loss._PolicyLoss,
+            head_loss._HeadLoss,
+            cpu_attention._Attention,
+            cpu_block._RMSNorm,
+            cpu_block._SwiGLU,
+        ):
             monkeypatch.setattr(kernel, "apply", refuse)
         monkeypatch.setattr(cpu_decoder.CpuDecoder, "__init__", refuse)
 
     return switch
 
 
-SEGMENTS = st.lists(st.tuples(st.integers(1, 6), st.lists(st.integers(1, 5), max_size=4)), min_size=1, max_size=4)
+SEGMENTS = st.lists(
+    st.tuples(st.integers(1, 6), st.lists(st.integers(1, 5), max_size=4)), min_size=1, max_size=4
+)
 
 
 @settings(max_examples=40)
@@ -62,7 +68,9 @@ def test_attention_of_ragged_shared_layouts(groups, heads, seed):
     layout, (H, K) = Layout(lengths, parents), heads
     draw = torch.Generator().manual_seed(seed)
     shapes = [(layout.tokens, n, 6) for n in (H, K, K)]
-    q, k, v = (torch.randn(s, generator=draw, dtype=torch.float64, requires_grad=True) for s in shapes)
+    q, k, v = (
+        torch.randn(s, generator=draw, dtype=torch.float64, requires_grad=True) for s in shapes
+    )
     upstream = torch.randn(layout.tokens, H * 6, generator=draw, dtype=torch.float64)
     found = []
     for path in (attend, model_module.attend_reference):
@@ -79,7 +87,9 @@ def test_attention_is_in_float32_where_the_model_is_not():
     exact = model_module.attend_reference(*(x.double() for x in (q, k, v)), layout)
     found = model_module.attend_reference(q, k, v, layout)
     assert found.dtype == torch.bfloat16
-    assert (found.double() - exact).abs().max() <= exact.abs().max() * 2**-8  # the rounding of the result alone
+    assert (
+        found.double() - exact
+    ).abs().max() <= exact.abs().max() * 2**-8  # the rounding of the result alone
 
 
 def test_prompts_are_repeated(readable):
@@ -87,7 +97,17 @@ def test_prompts_are_repeated(readable):
     shared = pack_completions(groups)
     readable()
     plain = pack_completions(groups)
-    assert shared.ids.tolist() == [5, 6, 7, 8, 4, 3] and plain.ids.tolist() == [5, 6, 7, 8, 5, 6, 7, 4, 3]
+    assert shared.ids.tolist() == [5, 6, 7, 8, 4, 3] and plain.ids.tolist() == [
+        5,
+        6,
+        7,
+        8,
+        5,
+        6,
+        7,
+        4,
+        3,
+    ]
     assert (plain.layout.parents < 0).all() and torch.equal(plain.targets, shared.targets)
 
 
@@ -98,7 +118,9 @@ def test_gradients_and_metrics_of_every_trainer(tiny, alone, readable):
     for trainer, expected in alone[1].items():
         for name, tensor in expected.items():
             error = (found[trainer][name].double() - tensor.double()).abs().max()
-            assert error <= 4e-5 * max(tensor.double().abs().max(), 1e-3), f"{trainer} {name}: off by {error:.2g}"
+            assert error <= 4e-5 * max(tensor.double().abs().max(), 1e-3), (
+                f"{trainer} {name}: off by {error:.2g}"
+            )
 
 
 def test_pretraining_and_sft_with_the_head_in_one(tiny, alone, monkeypatch):
@@ -109,22 +131,32 @@ def test_pretraining_and_sft_with_the_head_in_one(tiny, alone, monkeypatch):
     for micro in (1, 4):
         rows = windows(tiny.root / "a", 32, 7)
         loss = train_pretrain.total_loss(model, rows, tiny.tokenizer.eos_id, 8 // micro, world)
-        training.assert_close(training.gradients(model) | {"loss": torch.tensor(loss)}, alone[1]["pretrain"])
-        examples = train_sft.load_examples([f"{tiny.root}/sft.jsonl"], tiny.tokenizer, "plain", 96)[0][:7]
+        training.assert_close(
+            training.gradients(model) | {"loss": torch.tensor(loss)}, alone[1]["pretrain"]
+        )
+        examples = train_sft.load_examples([f"{tiny.root}/sft.jsonl"], tiny.tokenizer, "plain", 96)[
+            0
+        ][:7]
         loss = train_sft.sft_gradient(model, examples, 320 // micro, world)
-        training.assert_close(training.gradients(model) | {"loss": torch.tensor(loss)}, alone[1]["sft"])
+        training.assert_close(
+            training.gradients(model) | {"loss": torch.tensor(loss)}, alone[1]["sft"]
+        )
 
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_float64(tiny, fused, readable):
     """Every loss in float64, with ratio, clip and KL at work, completions that share a prompt, and tool output."""
     rollouts = made_up_rollouts(tiny.tokenizer)
-    config = train_grpo.Config(beta=0.3, temperature=0.7, clip_low=0.1, clip_high=0.2, micro_tokens=200, fused=fused)
+    config = train_grpo.Config(
+        beta=0.3, temperature=0.7, clip_low=0.1, clip_high=0.2, micro_tokens=200, fused=fused
+    )
     values = train_ppo.Config(micro_tokens=200, clip_value=0.5)
     draw = torch.Generator().manual_seed(3)
     for one in rollouts:
         sizes = [len(sample.ids) for sample in one.samples]
-        one.values, one.returns = ([torch.randn(n, generator=draw).tolist() for n in sizes] for _ in range(2))
+        one.values, one.returns = (
+            [torch.randn(n, generator=draw).tolist() for n in sizes] for _ in range(2)
+        )
     rows = windows(tiny.root / "a", 32, 5)
     labelled, _ = train_reward.load_labelled(
         f"{tiny.root}/samples.jsonl",
@@ -134,8 +166,13 @@ def test_float64(tiny, fused, readable):
 
     def everything() -> list[torch.Tensor]:
         model, world = from_pretrained(tiny.root / "base").double(), runtime.World()
-        value, reference = scoring(tiny.root / "model").double(), from_pretrained(tiny.root / "model").double()
-        found = [torch.tensor(train_pretrain.total_loss(model, rows, tiny.tokenizer.eos_id, 3, world))]
+        value, reference = (
+            scoring(tiny.root / "model").double(),
+            from_pretrained(tiny.root / "model").double(),
+        )
+        found = [
+            torch.tensor(train_pretrain.total_loss(model, rows, tiny.tokenizer.eos_id, 3, world))
+        ]
         batches = train_grpo.make_batches(rollouts, config, reference, world)
         noise = torch.Generator().manual_seed(4)
         for micro in batches:
@@ -145,7 +182,9 @@ def test_float64(tiny, fused, readable):
         assert sums["clip"] > 3
         sums |= train_ppo.value_gradient(value, batches, values)
         scores = train_reward.reward_scores(value, labelled)
-        F.binary_cross_entropy_with_logits(scores.double(), train_reward.wanted(labelled, "soft").double()).backward()
+        F.binary_cross_entropy_with_logits(
+            scores.double(), train_reward.wanted(labelled, "soft").double()
+        ).backward()
         found += [sums[name].double() for name in sorted(sums)]
         return found + [p.grad for one in (model, value) for p in one.parameters()]
 
@@ -159,9 +198,13 @@ def test_float64(tiny, fused, readable):
 @pytest.mark.parametrize("trainer", training.TRAINERS)
 def test_a_run(trainer, tiny, tmp_path, readable, monkeypatch):
     """The option, in `main`: the first steps of a run say what those of the fast path say."""
-    monkeypatch.setattr(kernels, "reference", False)  # `main` sets it; what it was comes back after the test
+    monkeypatch.setattr(
+        kernels, "reference", False
+    )  # `main` sets it; what it was comes back after the test
     short = dict(steps=2, valid="", decay=0.0)
-    short |= {"iterations": 1 if trainer == "grpo" else 2} if trainer in ("grpo", "iterative") else {}
+    short |= (
+        {"iterations": 1 if trainer == "grpo" else 2} if trainer in ("grpo", "iterative") else {}
+    )
     short |= {"steps": 1} if trainer == "iterative" else {}
     short |= {"fused": "true"} if trainer in ("grpo", "ppo", "iterative") else {}
     if trainer == "pretrain":
@@ -175,7 +218,9 @@ def test_a_run(trainer, tiny, tmp_path, readable, monkeypatch):
     for row, other in zip(one, two, strict=True):
         assert row.keys() == other.keys()
         for name, value in row.items():
-            expected = pytest.approx(value, rel=2e-3, abs=1e-5) if isinstance(value, float) else value
+            expected = (
+                pytest.approx(value, rel=2e-3, abs=1e-5) if isinstance(value, float) else value
+            )
             assert other[name] == expected, name
 
 
@@ -185,7 +230,9 @@ def test_the_switch_is_set_for_each_run(monkeypatch):
     assert kernels.reference and not head_loss.fuses(10**5, torch.zeros(1), True)
     runtime.setup("cpu")
     assert not kernels.reference and head_loss.fuses(10**5, torch.zeros(1))
-    with pytest.raises(ValueError, match="targets reach from 0 to 7"):  # errors are those of the fast path
+    with pytest.raises(
+        ValueError, match="targets reach from 0 to 7"
+    ):  # errors are those of the fast path
         monkeypatch.setattr(kernels, "reference", True)
         logprob.linear_logprob(torch.zeros(2, 3), torch.zeros(7, 3), torch.tensor([0, 7]))
 

@@ -3,7 +3,7 @@
 import json
 
 from bench.regrade import labelled, trajectories
-from data.sandbox import Sandbox
+from data.sandbox.sandbox import Sandbox
 
 
 def test_labels_of_published_solutions(real):
@@ -28,16 +28,21 @@ def test_differences_are_found(tmp_path):
     row = {"ground_truth": "A: 7", **dict.fromkeys(models, solution), "175b_verification": wrong}
     (tmp_path / "labelled.jsonl").write_text(json.dumps(row))
     total, (one,) = labelled(tmp_path / "labelled.jsonl")
-    assert total == 4 and (one["model"], one["label"], one["ours"]) == ("175b_verification", False, True)
+    assert total == 4 and (one["model"], one["label"], one["ours"]) == (
+        "175b_verification",
+        False,
+        True,
+    )
 
     text = "```python\nx = 3\nprint(x)\n```\n```output\n3\n```\n```python\nprint(x + 1)\n```\n```output\n{}\n```\n"
     text += r"So \boxed{{{}}}."
-    rows = [{"code": [text.format(*told)], "pred": [reported], "gt": "4"}
-            for told, reported in (((4, 4), "4"), ((5, 4), "4"), ((4, 4), "6"))]  # fmt: skip
+    rows = [
+        {"code": [text.format(*told)], "pred": [reported], "gt": "4"}
+        for told, reported in (((4, 4), "4"), ((5, 4), "4"), ((4, 4), "6"))
+    ]
     (tmp_path / "tool.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with Sandbox(workers=1) as sandbox:
         counts, differences = trajectories(tmp_path / "tool.jsonl", sandbox)
     assert counts["programs"] == 6 and counts["outputs equal"] == 5 and counts["answers equal"] == 2
     assert [(one["line"], one["what"]) for one in differences] == [(2, "output"), (3, "answer")]
     assert (counts["right, reported"], counts["right, ours"]) == (2, 3)
-

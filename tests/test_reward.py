@@ -7,11 +7,18 @@ from hypothesis import strategies as st
 
 import reward
 from batch import token_scores
-from data import InputError
-from data.sandbox import Sandbox
+from data.io import InputError
+from data.sandbox.sandbox import Sandbox
 from data.tokenizer import train
 from generate import Sample
-from reward import RewardModel, completion_text, predictions, rule_rewards, solution_score, step_ends
+from reward import (
+    RewardModel,
+    completion_text,
+    predictions,
+    rule_rewards,
+    solution_score,
+    step_ends,
+)
 
 
 class Words:
@@ -21,7 +28,10 @@ class Words:
         self.words = words
 
     def decode_bytes(self, ids):
-        return b"".join(self.words[i] if isinstance(self.words[i], bytes) else self.words[i].encode() for i in ids)
+        return b"".join(
+            self.words[i] if isinstance(self.words[i], bytes) else self.words[i].encode()
+            for i in ids
+        )
 
 
 @pytest.fixture(scope="module")
@@ -30,23 +40,45 @@ def sandbox():
         yield sandbox
 
 
-@pytest.mark.parametrize(("words", "finish", "text"), [
-    (["It is 4.", "\n", "Question", ": What"], "stop", "It is 4."),  # the last token says more than the stop string
-    (["It is 4.", "\nQuestion:"], "length", "It is 4.\nQuestion:"),  # no stop string ended it
-    (["It is 4.", ""], "eos", "It is 4."),
-    (["\nQuestion:"], "stop", ""),
-    (["It is 4.", "\n问题：\nQuestion:"], "stop", "It is 4."),  # two at once: the earlier one
-    (["a```output", "4", "\nb", "```output"], "stop", "a```output4\nb"),  # an earlier one, answered by a tool, stays
-    (["a```output", "4", "b", "\nQuestion:"], "stop", "a```output4b"),  # also where another one ends the text
-    (["对", "\n问".encode() + b"\xe9", b"\xa2\x98", "："], "stop", "对"),  # a character in two tokens
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "finish", "text"),
+    [
+        (
+            ["It is 4.", "\n", "Question", ": What"],
+            "stop",
+            "It is 4.",
+        ),  # the last token says more than the stop string
+        (["It is 4.", "\nQuestion:"], "length", "It is 4.\nQuestion:"),  # no stop string ended it
+        (["It is 4.", ""], "eos", "It is 4."),
+        (["\nQuestion:"], "stop", ""),
+        (["It is 4.", "\n问题：\nQuestion:"], "stop", "It is 4."),  # two at once: the earlier one
+        (
+            ["a```output", "4", "\nb", "```output"],
+            "stop",
+            "a```output4\nb",
+        ),  # an earlier one, answered by a tool, stays
+        (
+            ["a```output", "4", "b", "\nQuestion:"],
+            "stop",
+            "a```output4b",
+        ),  # also where another one ends the text
+        (
+            ["对", "\n问".encode() + b"\xe9", b"\xa2\x98", "："],
+            "stop",
+            "对",
+        ),  # a character in two tokens
+    ],
+)
 def test_completion_text(words, finish, text):
     sample = Sample([*range(len(words))], [0.0] * len(words), [True] * len(words), finish)
     assert completion_text(Words(*words), sample, ("\nQuestion:", "\n问题：", "```output")) == text
 
 
 def test_completion_text_without_stop_strings():
-    assert completion_text(Words("ab", "c"), Sample([0, 1, 0], [0.0] * 3, [True] * 3, "stop")) == "abcab"
+    assert (
+        completion_text(Words("ab", "c"), Sample([0, 1, 0], [0.0] * 3, [True] * 3, "stop"))
+        == "abcab"
+    )
 
 
 def test_predictions_of_chains_of_thought():
@@ -73,7 +105,11 @@ def test_predictions_of_programs(sandbox):
 
 
 def test_predictions_of_programs_in_other_templates(sandbox):
-    texts = ["Let us see:\n```python\nprint(6 * 7)\n```\nDone, the answer is 1.", "print(3)", "```python\nprint(8)"]
+    texts = [
+        "Let us see:\n```python\nprint(6 * 7)\n```\nDone, the answer is 1.",
+        "print(3)",
+        "```python\nprint(8)",
+    ]
     assert predictions(texts, "pot", "deepseek", sandbox) == ["42", None, "8"]
 
 
@@ -86,7 +122,14 @@ def test_formats_without_a_rule():
 
 def test_rule_rewards():
     golds = ["4", "1/2", "4", "1,200", "7", ""]
-    assert rule_rewards(golds, ["4.0", "0.5", "5", "$1200", None, ""]) == [1.0, 1.0, 0.0, 1.0, 0.0, 0.0]
+    assert rule_rewards(golds, ["4.0", "0.5", "5", "$1200", None, ""]) == [
+        1.0,
+        1.0,
+        0.0,
+        1.0,
+        0.0,
+        0.0,
+    ]
     with pytest.raises(ValueError):
         rule_rewards(["1", "2"], ["1"])
 
@@ -95,21 +138,29 @@ def test_rule_rewards():
 # Learned rewards
 
 
-@pytest.mark.parametrize(("words", "ends"), [
-    (["1+2", "=3", "\n", "\n", "So", " 3", ""], [2, 6]),  # the docstring's; the last is EOS
-    (["1+2", "=3.\n", "So", " 3"], [1, 3]),  # a newline within a token
-    (["a", "\nb", "\nc"], [1, 2]),  # cut off: the last token ends the second line and begins the third
-    (["\n", "a", "\n", ""], [3]),  # blank lines before, and nothing behind the newline but EOS
-    (["a", "\n", " ", "\n", ""], [4]),
-    (["a"], [0]),
-    ([""], [0]),  # nothing but EOS: a step all the same
-    (["\n", "\n"], [1]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "ends"),
+    [
+        (["1+2", "=3", "\n", "\n", "So", " 3", ""], [2, 6]),  # the docstring's; the last is EOS
+        (["1+2", "=3.\n", "So", " 3"], [1, 3]),  # a newline within a token
+        (
+            ["a", "\nb", "\nc"],
+            [1, 2],
+        ),  # cut off: the last token ends the second line and begins the third
+        (["\n", "a", "\n", ""], [3]),  # blank lines before, and nothing behind the newline but EOS
+        (["a", "\n", " ", "\n", ""], [4]),
+        (["a"], [0]),
+        ([""], [0]),  # nothing but EOS: a step all the same
+        (["\n", "\n"], [1]),
+    ],
+)
 def test_step_ends(words, ends):
     assert step_ends(Words(*words), range(len(words))) == ends
 
 
-@given(st.lists(st.sampled_from(["a", " b", "\n", ".\n", "\nc", " \n ", ""]), min_size=1, max_size=12))
+@given(
+    st.lists(st.sampled_from(["a", " b", "\n", ".\n", "\nc", " \n ", ""]), min_size=1, max_size=12)
+)
 def test_steps_are_lines(words):
     """As many steps as lines with something on them, each ending in the token that holds the line's newline."""
     ends = step_ends(Words(*words), range(len(words)))
@@ -127,7 +178,9 @@ def test_a_reward_model_scores_each_completion_as_alone(tiny, kind, monkeypatch)
     sizes = []
 
     def counting(model, groups, places):
-        sizes.append(sum(len(prompt) + sum(map(len, completions)) for prompt, completions in groups))
+        sizes.append(
+            sum(len(prompt) + sum(map(len, completions)) for prompt, completions in groups)
+        )
         return token_scores(model, groups, places)
 
     monkeypatch.setattr(reward, "token_scores", counting)
@@ -146,7 +199,9 @@ def test_a_reward_model_scores_each_completion_as_alone(tiny, kind, monkeypatch)
             for ids, row in zip(completions, rows, strict=True):
                 ends = step_ends(tiny.tokenizer, ids) if kind == "process" else [len(ids) - 1]
                 with torch.no_grad():
-                    scores = judge.model.score(judge.model(torch.tensor(prompt + ids)))[:, 0].sigmoid()
+                    scores = judge.model.score(judge.model(torch.tensor(prompt + ids)))[
+                        :, 0
+                    ].sigmoid()
                 expected = [scores[len(prompt) + end].item() for end in ends]
                 assert row == pytest.approx(expected, abs=1e-5)
         longest = max(len(prompt) + max(map(len, completions)) for prompt, completions in groups)
@@ -162,7 +217,9 @@ def test_a_solution_is_as_good_as_its_weakest_step():
 
 
 def test_reward_models_that_do_not_fit(tiny, tmp_path):
-    with pytest.raises(InputError, match="process: a model that scores process; give a model that scores outcome"):
+    with pytest.raises(
+        InputError, match="process: a model that scores process; give a model that scores outcome"
+    ):
         RewardModel(tiny.root / "process", "outcome", tiny.tokenizer)
     other = train([chr(i) * 9 for i in range(300, 900)], 400, workers=1)
     with pytest.raises(InputError, match="process: its tokenizer is not the policy's"):

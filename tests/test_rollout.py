@@ -11,13 +11,13 @@ from training import PROBLEMS, in_tests, one_error
 
 import rollout as module
 import runtime
-from data import InputError, read_jsonl
-from data.sandbox import Sandbox
+from data.io import InputError, read_jsonl
+from data.sandbox.sandbox import Sandbox
 from generate import Sample, Sampling, generate
-from pretrained import from_pretrained
 from reward import Programs, step_ends
 from rollout import Rollout, label_steps, load_rollouts, rollout, save_rollouts
 from runtime import World
+from runtime.hf import from_pretrained
 
 
 @pytest.fixture
@@ -33,7 +33,11 @@ def completion(tokenizer, text: str, eos: bool = True) -> Sample:
 def test_a_step_is_labelled_by_what_is_sampled_from_its_end(tiny, policy, monkeypatch):
     """The share of right answers among completions of the beginning, sampled here once more; the last step's label is
     the completion's own reward, and an equal beginning is sampled once."""
-    texts = [" 1 + 2 = 3.\nSo the answer is 3.", " 1 + 2 = 3.\nSo the answer is 2.", " The answer is 3."]
+    texts = [
+        " 1 + 2 = 3.\nSo the answer is 3.",
+        " 1 + 2 = 3.\nSo the answer is 2.",
+        " The answer is 3.",
+    ]
     item = PROBLEMS[2]  # its answer is 3
     prompt = module.encode_prompts(tiny.tokenizer, [item], "cot", "plain")[0]
     samples = [completion(tiny.tokenizer, text) for text in texts]
@@ -48,17 +52,30 @@ def test_a_step_is_labelled_by_what_is_sampled_from_its_end(tiny, policy, monkey
     beginning = samples[0].ids[: one.step_ends[0][0] + 1]
     assert asked == [[prompt + beginning]] and tiny.tokenizer.decode(beginning).endswith("\n")
     assert one.step_labels[0][0] == one.step_labels[1][0]
-    other = generate(policy, tiny.tokenizer, [prompt + beginning], replace(sampling, samples=400, seed=6), 64)[0]
-    right = sum("answer is 3" in tiny.tokenizer.decode(beginning + sample.ids) for sample in other) / 400
-    assert 0.02 < right and abs(one.step_labels[0][0] - right) < 4 * (right * (1 - right) / 40) ** 0.5 + 0.02
+    other = generate(
+        policy, tiny.tokenizer, [prompt + beginning], replace(sampling, samples=400, seed=6), 64
+    )[0]
+    right = (
+        sum("answer is 3" in tiny.tokenizer.decode(beginning + sample.ids) for sample in other)
+        / 400
+    )
+    assert (
+        0.02 < right
+        and abs(one.step_labels[0][0] - right) < 4 * (right * (1 - right) / 40) ** 0.5 + 0.02
+    )
 
 
 def test_lines_of_programs_are_steps_too(tiny, policy):
-    samples = [completion(tiny.tokenizer, "\na = 1\nb = 2\nprint(a + b)"), completion(tiny.tokenizer, "\na = 1", False)]
+    samples = [
+        completion(tiny.tokenizer, "\na = 1\nb = 2\nprint(a + b)"),
+        completion(tiny.tokenizer, "\na = 1", False),
+    ]
     prompt = module.encode_prompts(tiny.tokenizer, [PROBLEMS[2]], "pot", "plain")[0]
     one = Rollout(PROBLEMS[2], "pot", prompt, samples, [1.0, 0.0], [])
     with Sandbox(workers=1) as sandbox:
-        label_steps(policy, tiny.tokenizer, [one], "plain", Sampling(6, 0.5, 1.0, 14), 16, sandbox, World())
+        label_steps(
+            policy, tiny.tokenizer, [one], "plain", Sampling(6, 0.5, 1.0, 14), 16, sandbox, World()
+        )
     assert [len(labels) for labels in one.step_labels] == [3, 1]
     assert one.step_labels[0][1] > 0.5  # having got so far, the policy knows how to end it
     assert one.step_labels[1] == [0.0]
@@ -93,19 +110,28 @@ def test_programs_run_while_others_are_written(tiny, policy, monkeypatch):
     assert len(programs) > 5 and 0 <= waited["judge"] < 10
     first = [i for i, event in enumerate(events) if event != "decode"][:5]
     assert all("decode" in events[i:] for i in first), "programs were started when all was sampled"
-    monkeypatch.setattr(module, "generate", lambda *args, keys, on_sample: original(*args, keys=keys))
+    monkeypatch.setattr(
+        module, "generate", lambda *args, keys, on_sample: original(*args, keys=keys)
+    )
     assert early == sampled(Noting([])) and 0 < sum(sum(one.rewards) for one in early) < 36
-    assert any(label not in (0, 1) for one in early for labels in one.step_labels for label in labels)
+    assert any(
+        label not in (0, 1) for one in early for labels in one.step_labels for label in labels
+    )
 
 
 def test_a_program_is_started_once(tiny):
     events = []
     programs = Programs(Noting(events), tiny.tokenizer, "pot", "plain", ())
-    samples = [completion(tiny.tokenizer, text) for text in ("\nprint(1)", "\nprint(1)", "\nprint(7)", "\n")]
+    samples = [
+        completion(tiny.tokenizer, text)
+        for text in ("\nprint(1)", "\nprint(1)", "\nprint(7)", "\n")
+    ]
     for sample in samples:
         programs.begin(sample)
     assert events == ["print(1)", "print(7)"]
-    assert [one.stdout for one in programs.run_many(["print(1)", "a = 2\nprint(a)", "print(7)"])] == ["1", "2", ""]
+    assert [
+        one.stdout for one in programs.run_many(["print(1)", "a = 2\nprint(a)", "print(7)"])
+    ] == ["1", "2", ""]
     assert events == ["print(1)", "print(7)", "a = 2\nprint(a)"]
 
 
@@ -114,7 +140,9 @@ def test_files_keep_everything(tiny, tmp_path):
     assert len(rollouts) == 6 and all(one.step_labels and not one.advantages for one in rollouts)
     rollouts[0].advantages = [[0.5, -0.25]] * 6
     rollouts[1].rule, rollouts[1].step_rewards = [0.0] * 6, [[0.1]] * 6
-    rollouts[2].problem = replace(rollouts[2].problem, kind="choice", choices=("3", "4"), answer="B")
+    rollouts[2].problem = replace(
+        rollouts[2].problem, kind="choice", choices=("3", "4"), answer="B"
+    )
     save_rollouts(tmp_path / "again.jsonl", rollouts, tiny.tokenizer)
     assert load_rollouts(tmp_path / "again.jsonl") == rollouts
     (tmp_path / "again.jsonl").write_text('{"id": "a"}\n')
@@ -124,9 +152,16 @@ def test_files_keep_everything(tiny, tmp_path):
 
 def command(tiny, to, monkeypatch, **changes) -> int:
     arguments = dict(
-        model=tiny.root / "model", problems=tiny.root / "problems.jsonl", to=to, samples=3, step_samples=2, chunk=2,
-        max_new_tokens=14, formats="cot", device="cpu",
-    )  # fmt: skip
+        model=tiny.root / "model",
+        problems=tiny.root / "problems.jsonl",
+        to=to,
+        samples=3,
+        step_samples=2,
+        chunk=2,
+        max_new_tokens=14,
+        formats="cot",
+        device="cpu",
+    )
     pairs = [(f"--{name}", str(value)) for name, value in (arguments | changes).items()]
     monkeypatch.setattr(sys, "argv", ["rollout.py", *(text for pair in pairs for text in pair)])
     with in_tests():
@@ -151,8 +186,12 @@ def test_the_command_goes_on_where_it_was_stopped(tiny, tmp_path, monkeypatch, c
     assert command(tiny, tmp_path / "stopped.jsonl", monkeypatch) == 130
     assert not (tmp_path / "stopped.jsonl").exists()
     capsys.readouterr()
-    code = command(tiny, tmp_path / "stopped.jsonl", monkeypatch, samples=4)  # other options: not mixed with these
-    assert "samples of a stopped command with other options" in one_error(code, capsys.readouterr().err)
+    code = command(
+        tiny, tmp_path / "stopped.jsonl", monkeypatch, samples=4
+    )  # other options: not mixed with these
+    assert "samples of a stopped command with other options" in one_error(
+        code, capsys.readouterr().err
+    )
     assert command(tiny, tmp_path / "stopped.jsonl", monkeypatch) == 0 and len(calls) == 4
     assert (tmp_path / "stopped.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped.jsonl", "whole.jsonl"]
@@ -161,15 +200,18 @@ def test_the_command_goes_on_where_it_was_stopped(tiny, tmp_path, monkeypatch, c
     assert all(len(row["responses"]) == 3 and "step_labels" in row["responses"][0] for row in rows)
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(model=""), "--model is needed"),
-    (dict(formats="tool"), "--formats tool: unknown; .*"),
-    (dict(samples=0), "--samples must be at least 1"),
-    (dict(first=-1), "--first must be at least 0"),
-    (dict(temperature=0), "--temperature must be above 0: .*"),
-    (dict(first=6), "--first 6: no problem is left; lower it"),
-    (dict(problems="none.jsonl"), "none.jsonl: cannot be read .*"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(model=""), "--model is needed"),
+        (dict(formats="tool"), "--formats tool: unknown; .*"),
+        (dict(samples=0), "--samples must be at least 1"),
+        (dict(first=-1), "--first must be at least 0"),
+        (dict(temperature=0), "--temperature must be above 0: .*"),
+        (dict(first=6), "--first 6: no problem is left; lower it"),
+        (dict(problems="none.jsonl"), "none.jsonl: cannot be read .*"),
+    ],
+)
 def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, changes, message):
     code = command(tiny, tmp_path / "out.jsonl", monkeypatch, **changes)
     assert re.fullmatch(message, one_error(code, capsys.readouterr().err))
@@ -178,6 +220,8 @@ def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, changes, mes
 
 def test_first_and_limit(tiny, tmp_path, monkeypatch):
     assert command(tiny, tmp_path / "part.jsonl", monkeypatch, first=1, limit=3) == 0
-    assert command(tiny, tmp_path / "part.jsonl", monkeypatch, first=2, limit=3) == 2  # what is there is not lost
+    assert (
+        command(tiny, tmp_path / "part.jsonl", monkeypatch, first=2, limit=3) == 2
+    )  # what is there is not lost
     ids = [json.loads(line)["id"] for line in (tmp_path / "part.jsonl").read_text().splitlines()]
     assert ids == ["p1", "p2", "p3"]

@@ -19,19 +19,29 @@ import train_sft
 from batch import forward_flops, pack_completions
 from data.tokenizer import Tokenizer
 from model import ModelConfig
-from pretrained import from_pretrained, read_config
 from rollout import load_rollouts
+from runtime.hf import from_pretrained, read_config
 
 SHAPE = ModelConfig(50, width=8, layers=3, heads=4, kv_heads=1, ffn=10, head_width=2)
-TOKEN, PREDICTED, PAIR = 3 * 2 * (8 * 2 * 10 + 3 * 8 * 10), 2 * 8 * 50, 3 * 4 * 4 * 2  # by hand, of a forward
+TOKEN, PREDICTED, PAIR = (
+    3 * 2 * (8 * 2 * 10 + 3 * 8 * 10),
+    2 * 8 * 50,
+    3 * 4 * 4 * 2,
+)  # by hand, of a forward
 
 
 def test_the_example_by_hand():
     groups = [([5, 6, 7], [[8, 9], [4, 3, 2]])]
-    assert forward_flops(SHAPE, groups) == SHAPE.flops(6, 5, 19) == 6 * TOKEN + 5 * PREDICTED + 19 * PAIR
+    assert (
+        forward_flops(SHAPE, groups)
+        == SHAPE.flops(6, 5, 19)
+        == 6 * TOKEN + 5 * PREDICTED + 19 * PAIR
+    )
     assert forward_flops(SHAPE, groups, last=True) == SHAPE.flops(8, 5, 19 + 5 + 6)
     assert SHAPE.flops_per_token == 3 * (TOKEN + PREDICTED)
-    scorer = ModelConfig(50, width=8, layers=3, heads=4, kv_heads=1, ffn=10, head_width=2, score="value")
+    scorer = ModelConfig(
+        50, width=8, layers=3, heads=4, kv_heads=1, ffn=10, head_width=2, score="value"
+    )
     assert forward_flops(scorer, groups) == 6 * TOKEN + 19 * PAIR
 
 
@@ -47,7 +57,9 @@ def test_tokens_and_pairs_are_those_of_the_packed_batch(groups):
 
 
 def test_windows_of_documents():
-    rows = np.array([[5, 0, 7, 8, 1], [3, 3, 3, 0, 9]])  # documents of 2 and 2, then 4 tokens; EOS is 0
+    rows = np.array(
+        [[5, 0, 7, 8, 1], [3, 3, 3, 0, 9]]
+    )  # documents of 2 and 2, then 4 tokens; EOS is 0
     by_hand = 8 * TOKEN + 6 * PREDICTED + (3 + 3 + 10) * PAIR
     assert train_pretrain.step_flops(SHAPE, rows, 0) == 3 * by_hand
 
@@ -66,7 +78,10 @@ def last_timing(directory) -> dict:
 def sequences(*pairs) -> float:
     """FLOPs of a forward of (prompt, completion) pairs of the tiny world's model, the last tokens read too."""
     shape = ModelConfig(400, width=32, layers=2, heads=4, kv_heads=2, ffn=64)
-    return sum(shape.flops(n, 0, n * (n + 1) // 2) for n in (len(prompt) + len(ids) for prompt, ids in pairs))
+    return sum(
+        shape.flops(n, 0, n * (n + 1) // 2)
+        for n in (len(prompt) + len(ids) for prompt, ids in pairs)
+    )
 
 
 @pytest.mark.parametrize("trainer", ["pretrain", "sft", "reward", "dpo"])
@@ -85,13 +100,27 @@ def test_a_step_learns_from_so_many_tokens(trainer, tiny, tmp_path, monkeypatch)
         examples = train_sft.load_examples([f"{root}/sft.jsonl"], tokenizer, "plain", 72)[0]
         run(trainer, root, tmp_path / "run", **{**whole, "batch": 1}, valid="")
         (tokens, flops, _, _) = calls[0]
-        (chosen,) = [[examples[i] for i in next(train_sft.batches([*map(train_sft.length, examples)], 72, 1, 0))]]
+        (chosen,) = [
+            [
+                examples[i]
+                for i in next(train_sft.batches([*map(train_sft.length, examples)], 72, 1, 0))
+            ]
+        ]
         assert tokens == sum(len(prompt) + len(ids) for prompt, (ids,) in chosen)
         fed = [len(prompt) + len(ids) - 1 for prompt, (ids,) in chosen]
         predicted = sum(len(ids) for _, (ids,) in chosen)
         assert flops == 3 * shape.flops(sum(fed), predicted, sum(n * (n + 1) // 2 for n in fed))
     elif trainer == "reward":
-        run(trainer, root, tmp_path / "run", steps=1, questions=6, micro_tokens=40, history="", valid="")
+        run(
+            trainer,
+            root,
+            tmp_path / "run",
+            steps=1,
+            questions=6,
+            micro_tokens=40,
+            history="",
+            valid="",
+        )
         (tokens, flops, _, _) = calls[0]
         config = module.Config(kind="process", init=str(root / "base"), context=64)
         groups = train_reward.load_labelled(f"{root}/samples.jsonl", config, tokenizer)[0]
@@ -109,7 +138,9 @@ def test_a_step_learns_from_so_many_tokens(trainer, tiny, tmp_path, monkeypatch)
         chosen = [found[next(order)] for _ in range(3)]
         both = [(pair.prompt, sample.ids) for pair in chosen for sample in (pair.right, pair.wrong)]
         assert tokens == sum(pair.tokens for pair in chosen)
-        read = sequences(*((prompt, ids[:-1]) for prompt, ids in both)) - sequences(*((p.prompt, []) for p in chosen))
+        read = sequences(*((prompt, ids[:-1]) for prompt, ids in both)) - sequences(
+            *((p.prompt, []) for p in chosen)
+        )
         head = shape.flops(0, sum(len(ids) for _, ids in both), 0)
         assert flops == pytest.approx(4 * (read + head))
     found = last_timing(tmp_path / "run")
@@ -120,7 +151,9 @@ def test_a_step_learns_from_so_many_tokens(trainer, tiny, tmp_path, monkeypatch)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_step_of_reinforcement(trainer, models, processes, tiny, tmp_path, monkeypatch, request):
     if processes == 2:
-        directory = request.getfixturevalue("together") / trainer  # written by processes that saw half of it each
+        directory = (
+            request.getfixturevalue("together") / trainer
+        )  # written by processes that saw half of it each
     else:
         once = {"iterations": 1} if trainer == "grpo" else {}
         directory = run(trainer, tiny.root, tmp_path / "run", steps=1, valid="", **once)
@@ -134,14 +167,23 @@ def test_a_step_of_reinforcement(trainer, models, processes, tiny, tmp_path, mon
     assert timing["tokens_per_second"] * learning == pytest.approx(tokens)
     assert timing["rollout_tokens_per_second"] * timing["rollout"] == pytest.approx(sampled)
     shape = read_config(tiny.root / "model")
-    forward, peak = forward_flops(shape, groups), processes * runtime.peak_flops(torch.device("cpu"))
+    forward, peak = (
+        forward_flops(shape, groups),
+        processes * runtime.peak_flops(torch.device("cpu")),
+    )
     head = shape.flops(0, sampled, 0)
-    flops = models * 7 * forward - (models - 1) * 7 * head  # two forwards and backwards, and the reference or assess
+    flops = (
+        models * 7 * forward - (models - 1) * 7 * head
+    )  # two forwards and backwards, and the reference or assess
     if processes == 1:  # the peak is measured by each process for itself
         assert timing["mfu"] * learning * peak == pytest.approx(flops)
         assert timing["mfu_step"] * timing["seconds"] * peak == pytest.approx(flops + forward)
-    assert timing["mfu_step"] * timing["seconds"] / (timing["mfu"] * learning) == pytest.approx(1 + forward / flops)
-    assert timing["seconds"] == pytest.approx(timing["rollout"] + timing["judge"] + timing["reward"] + learning)
+    assert timing["mfu_step"] * timing["seconds"] / (timing["mfu"] * learning) == pytest.approx(
+        1 + forward / flops
+    )
+    assert timing["seconds"] == pytest.approx(
+        timing["rollout"] + timing["judge"] + timing["reward"] + learning
+    )
 
 
 def fed_tokens(run_step, *models) -> list[int]:
@@ -165,14 +207,23 @@ def fed_tokens(run_step, *models) -> list[int]:
 def test_a_question_is_read_once_and_the_reference_reads_once(mu, tiny):
     """By every model, in every method whose completions share a question, however many updates a batch serves."""
     root, world = tiny.root, runtime.World()
-    policy, reference, value = from_pretrained(root / "base"), from_pretrained(root / "model"), scoring(root / "model")
+    policy, reference, value = (
+        from_pretrained(root / "base"),
+        from_pretrained(root / "model"),
+        scoring(root / "model"),
+    )
     rollouts = made_up_rollouts(tiny.tokenizer)
-    once = sum(len(one.prompt) + sum(len(sample.ids) - 1 for sample in one.samples) for one in rollouts)
+    once = sum(
+        len(one.prompt) + sum(len(sample.ids) - 1 for sample in one.samples) for one in rollouts
+    )
     steps = [runtime.adamw(model, 0.0) for model in (policy, value)]
 
     config = train_grpo.Config(mu=mu, max_new_tokens=16)
     shared = rollouts, config, reference, world
-    assert fed_tokens(lambda: train_grpo.update(policy, steps[0], *shared), policy, reference) == [mu * once, once]
+    assert fed_tokens(lambda: train_grpo.update(policy, steps[0], *shared), policy, reference) == [
+        mu * once,
+        once,
+    ]
     config = train_ppo.Config(mu=mu, max_new_tokens=16)
 
     def ppo() -> None:
@@ -184,12 +235,16 @@ def test_a_question_is_read_once_and_the_reference_reads_once(mu, tiny):
     config = train_dpo.Config(init=str(root / "model"))
     pairs = train_dpo.load_pairs([f"{root}/samples.jsonl"], config, tiny.tokenizer)[0][:3]
     once = sum(pair.tokens - 2 for pair in pairs)
-    found = fed_tokens(lambda: train_dpo.dpo_gradient(policy, reference, pairs, config, world), policy, reference)
+    found = fed_tokens(
+        lambda: train_dpo.dpo_gradient(policy, reference, pairs, config, world), policy, reference
+    )
     assert found == [once, once]
     config = train_reward.Config(kind="process", init=str(root / "base"))
     groups = train_reward.load_labelled(f"{root}/samples.jsonl", config, tiny.tokenizer)[0]
     once = sum(one.tokens for one in groups)
-    assert fed_tokens(lambda: train_reward.reward_gradient(value, groups, config, world), value) == [once]
+    assert fed_tokens(
+        lambda: train_reward.reward_gradient(value, groups, config, world), value
+    ) == [once]
 
 
 def test_a_step_that_was_sampled_before_says_nothing_of_sampling(tiny, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 import train_grpo
 from bench import tables, turns
-from data import InputError, run_cli
+from data.io import InputError, run_cli
 
 
 def side(*values: float, key: str = "seconds", peak: float = 100.0, **versions: str) -> dict:
@@ -18,23 +18,44 @@ def side(*values: float, key: str = "seconds", peak: float = 100.0, **versions: 
 
 def row(bench: str, found: dict, **settings) -> dict:
     here = {"cpu": "Xeon", "cores": 2, "memory_gib": 8.0, "python": "3.11.7", "torch": "2.13.0"}
-    return {"bench": bench, "when": "2026-01-02 03:04", "commit": "abc", **here, "settings": settings, "found": found}
+    return {
+        "bench": bench,
+        "when": "2026-01-02 03:04",
+        "commit": "abc",
+        **here,
+        "settings": settings,
+        "found": found,
+    }
 
 
-OLD = row("step", {"ours": side(4.0), "trl": side(4.0)}, rounds=1)  # before the dtype was recorded: float32
+OLD = row(
+    "step", {"ours": side(4.0), "trl": side(4.0)}, rounds=1
+)  # before the dtype was recorded: float32
 STEP = row(
     "step",
-    {"ours": side(1.0, 3.0, 2.0, peak=1234.4), "trl": side(5.0, 9.0, 7.0, peak=2000.0, torch="2.12.0", trl="1.16.0")},
-    rounds=3, dtype="float32", peer_dtype="float32", ours="",
-)  # fmt: skip
-HALF = row("step", {"ours": side(1.0)}, rounds=1, dtype="bfloat16", peer_dtype="float32", ours="fused=true")
+    {
+        "ours": side(1.0, 3.0, 2.0, peak=1234.4),
+        "trl": side(5.0, 9.0, 7.0, peak=2000.0, torch="2.12.0", trl="1.16.0"),
+    },
+    rounds=3,
+    dtype="float32",
+    peer_dtype="float32",
+    ours="",
+)
+HALF = row(
+    "step", {"ours": side(1.0)}, rounds=1, dtype="bfloat16", peer_dtype="float32", ours="fused=true"
+)
 SPEEDS = row(
     "speed",
-    {"1": {"ours": side(300.0, key="speed"), "hf": side(200.0, key="speed")},
-     "16": {"ours": side(900.0, key="speed"), "hf": side(1000.0, key="speed")}},
+    {
+        "1": {"ours": side(300.0, key="speed"), "hf": side(200.0, key="speed")},
+        "16": {"ours": side(900.0, key="speed"), "hf": side(1000.0, key="speed")},
+    },
     cases="1,16",
-)  # fmt: skip
-LATER = row("speed", {"1": {"ours": side(400.0, key="speed"), "hf": side(200.0, key="speed")}}, cases="1")
+)
+LATER = row(
+    "speed", {"1": {"ours": side(400.0, key="speed"), "hf": side(200.0, key="speed")}}, cases="1"
+)
 
 
 @pytest.fixture
@@ -59,17 +80,55 @@ def test_medians_spread_ratio_and_versions_by_hand(results, monkeypatch, capsys)
     lines = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:6]]
     assert cells == [
-        ["step", "dtype float32", "2.000 s (1.000 - 3.000)", "1,234 MB", "trl: 7.000 s (5.000 - 9.000)", "2,000 MB",
-         "3.50", "3", "a"],
-        ["step", "dtype bfloat16, peer_dtype float32, ours fused=true", "1.000 s (1.000 - 1.000)", "100 MB", "", "", "",
-         "1", "b"],
-        ["speed, 1", "dtype float32", "400 tokens/s (400 - 400)", "100 MB", "hf: 200 tokens/s (200 - 200)", "100 MB",
-         "2.00", "1", "c"],
-        ["speed, 16", "dtype float32", "900 tokens/s (900 - 900)", "100 MB", "hf: 1,000 tokens/s (1,000 - 1,000)",
-         "100 MB", "0.90", "1", "c"],
-    ]  # fmt: skip
+        [
+            "step",
+            "dtype float32",
+            "2.000 s (1.000 - 3.000)",
+            "1,234 MB",
+            "trl: 7.000 s (5.000 - 9.000)",
+            "2,000 MB",
+            "3.50",
+            "3",
+            "a",
+        ],
+        [
+            "step",
+            "dtype bfloat16, peer_dtype float32, ours fused=true",
+            "1.000 s (1.000 - 1.000)",
+            "100 MB",
+            "",
+            "",
+            "",
+            "1",
+            "b",
+        ],
+        [
+            "speed, 1",
+            "dtype float32",
+            "400 tokens/s (400 - 400)",
+            "100 MB",
+            "hf: 200 tokens/s (200 - 200)",
+            "100 MB",
+            "2.00",
+            "1",
+            "c",
+        ],
+        [
+            "speed, 16",
+            "dtype float32",
+            "900 tokens/s (900 - 900)",
+            "100 MB",
+            "hf: 1,000 tokens/s (1,000 - 1,000)",
+            "100 MB",
+            "0.90",
+            "1",
+            "c",
+        ],
+    ]
     machine = "2 cores of Xeon, 8.0 GiB, Python 3.11.7, torch 2.13.0"
-    assert lines[7] == f"- a: {machine}, trl 1.16.0, the peer's torch 2.12.0; commit abc, 2026-01-02"
+    assert (
+        lines[7] == f"- a: {machine}, trl 1.16.0, the peer's torch 2.12.0; commit abc, 2026-01-02"
+    )
     assert lines[8] == f"- b: {machine}; commit abc, 2026-01-02" and len(lines) == 10
 
 
@@ -89,7 +148,9 @@ def test_what_stands_between_markers_is_rewritten_and_nothing_else(results, tmp_
     works = [line.split(" | ")[0] for line in first.splitlines()[2:6]]
     assert works == ["| speed, 1", "| speed, 16", "| step", "| step"]
     assert "step" not in second and "old" not in text
-    assert text.startswith("# Page\n\n<!-- table: speed, step -->\n") and text.endswith("\n| kept |\n")
+    assert text.startswith("# Page\n\n<!-- table: speed, step -->\n") and text.endswith(
+        "\n| kept |\n"
+    )
     assert "<!-- end of table -->\nkept\n<!-- table: speed -->\n" in text
     assert run(monkeypatch, "--results", results, "--write", path) == 0 and path.read_text() == text
 
@@ -100,10 +161,15 @@ def test_what_stands_between_markers_is_rewritten_and_nothing_else(results, tmp_
         ("nothing\n", "page.md: 0 lines <!-- table"),
         ("<!-- table: all -->\n", "1 lines <!-- table: ... --> and 0 <!-- end of table -->"),
         (2 * "<!-- table: all -->\n" + 2 * "<!-- end of table -->\n", "after each other"),
-        ("<!-- table: a -->\n<!-- end of table -->\n", "page.md: no result of 'a'; there are some of step, speed"),
+        (
+            "<!-- table: a -->\n<!-- end of table -->\n",
+            "page.md: no result of 'a'; there are some of step, speed",
+        ),
     ],
 )
-def test_markers_that_cannot_be_filled_change_nothing(text, message, results, tmp_path, monkeypatch, capsys):
+def test_markers_that_cannot_be_filled_change_nothing(
+    text, message, results, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "page.md").write_text(text)
     assert run(monkeypatch, "--results", results, "--write", tmp_path / "page.md") == 2
     error = capsys.readouterr().err
@@ -114,8 +180,11 @@ def test_markers_that_cannot_be_filled_change_nothing(text, message, results, tm
 def test_the_results_that_are_kept_make_a_table():
     rows = [json.loads(line) for line in turns.RESULTS.read_text().splitlines()]
     text = tables.chosen(rows, "all", "results")
-    assert {one["bench"] for one in rows} == {line.split(" | ")[0][2:].split(",")[0] for line in text.splitlines()[2:]
-                                              if line.startswith("| ")}  # fmt: skip
+    assert {one["bench"] for one in rows} == {
+        line.split(" | ")[0][2:].split(",")[0]
+        for line in text.splitlines()[2:]
+        if line.startswith("| ")
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -129,14 +198,25 @@ def given(*arguments: str) -> argparse.Namespace:
 
 
 def test_only_our_side_is_given_our_options():
-    chosen = given("--peer", "PEER", "--dtype", "bfloat16", "--peer_dtype", "float32", "--ours", "fused=true")
+    chosen = given(
+        "--peer", "PEER", "--dtype", "bfloat16", "--peer_dtype", "float32", "--ours", "fused=true"
+    )
     found = turns.sides(turns.commands("bench.py", chosen, "trl"), chosen, "DIR", "--size", "1m")
     ours, peer = (turns_given[2:] for turns_given in found.values())
-    assert found["ours"][:2] == [sys.executable, "bench.py"] and found["trl"][:2] == ["PEER", "bench.py"]
+    assert found["ours"][:2] == [sys.executable, "bench.py"] and found["trl"][:2] == [
+        "PEER",
+        "bench.py",
+    ]
     shared = ["DIR", "--threads", "2", "--size", "1m"]
     assert ours == ["--side", "ours", *shared, "--dtype", "bfloat16", "--ours", "fused=true"]
     assert peer == ["--side", "trl", *shared, "--dtype", "float32"]
-    settings = {"rounds": 3, "threads": 2, "dtype": "bfloat16", "peer_dtype": "float32", "ours": "fused=true"}
+    settings = {
+        "rounds": 3,
+        "threads": 2,
+        "dtype": "bfloat16",
+        "peer_dtype": "float32",
+        "ours": "fused=true",
+    }
     assert turns.settings(chosen) == settings
     assert turns.settings(given())["peer_dtype"] == "float32"
     assert list(turns.commands("bench.py", given(), "trl")) == ["ours"]
@@ -144,7 +224,9 @@ def test_only_our_side_is_given_our_options():
 
 def test_options_of_ours_are_read_as_the_trainer_reads_them():
     known = ("micro_tokens", "fused")
-    config = turns.own_options(train_grpo.Config, "micro_tokens=7,fused=true", known, dict(samples=3, micro_tokens=9))
+    config = turns.own_options(
+        train_grpo.Config, "micro_tokens=7,fused=true", known, dict(samples=3, micro_tokens=9)
+    )
     assert (config.micro_tokens, config.fused, config.samples) == (7, True, 3)
     with pytest.raises(InputError, match="--ours lr=1: not an option .* micro_tokens, fused"):
         turns.own_options(train_grpo.Config, "lr=1", known, {})
@@ -153,7 +235,9 @@ def test_options_of_ours_are_read_as_the_trainer_reads_them():
 
 
 def script(tmp_path, name: str, text: str) -> list[str]:
-    (tmp_path / name).write_text(f"import sys\nsys.path.insert(0, {str(turns.RESULTS.parents[1])!r})\n{text}")
+    (tmp_path / name).write_text(
+        f"import sys\nsys.path.insert(0, {str(turns.RESULTS.parents[1])!r})\n{text}"
+    )
     return [sys.executable, str(tmp_path / name)]
 
 
@@ -168,7 +252,9 @@ def test_models_that_differ_are_not_compared(tmp_path):
     with pytest.raises(InputError, match="same log-probs"):
         turns.check_same({"ours": near, "peer": wrong}, "DIR", 1e-3)
     with pytest.raises(InputError, match="no such thing"):
-        turns.check_same({"ours": script(tmp_path, "bad.py", "sys.exit('no such thing')")}, "DIR", 1e-3)
+        turns.check_same(
+            {"ours": script(tmp_path, "bad.py", "sys.exit('no such thing')")}, "DIR", 1e-3
+        )
 
 
 def test_sides_take_turns_and_tell_versions_and_their_own_peak(tmp_path):
@@ -190,7 +276,9 @@ serve(work, warmup=1)
     order = sorted((one["at"], name) for name, part in found.items() for one in part["rows"])
     assert [name for _, name in order] == ["small", "big", "big", "small", "small", "big"]
     assert [one["number"] for one in found["big"]["rows"]] == [1, 2, 3]
-    assert found["small"]["versions"] == {"python": turns.machine()["python"]}  # it has imported nothing else
+    assert found["small"]["versions"] == {
+        "python": turns.machine()["python"]
+    }  # it has imported nothing else
     assert 115 < found["big"]["peak_mb"] - found["small"]["peak_mb"] < 135
     assert found["small"]["peak_mb"] < 100 and found["big"]["peak_above_imports_mb"] > 100
 

@@ -26,14 +26,23 @@ from training import (
 )
 
 import train_dpo
-from data import InputError, read_jsonl, write_jsonl
-from data.problems import Problem
+from data.io import InputError, read_jsonl, write_jsonl
+from data.problems.readers import Problem
 from data.tokenizer import train
 from generate import Sample
-from pretrained import from_pretrained, save_pretrained
 from rollout import Rollout, load_rollouts
 from runtime import World, shuffled
-from train_dpo import Config, Pair, dpo_coefficient, dpo_gradient, dpo_loss, implicit_rewards, load_pairs, validate
+from runtime.hf import from_pretrained, save_pretrained
+from train_dpo import (
+    Config,
+    Pair,
+    dpo_coefficient,
+    dpo_gradient,
+    dpo_loss,
+    implicit_rewards,
+    load_pairs,
+    validate,
+)
 
 POINTS = [
     ["runtime.Run.log", 3, "before"],  # before the first checkpoint
@@ -76,7 +85,12 @@ def test_pairs_by_hand():
     one.samples[5].mask = [False]  # a tool's answer, not the policy's
     found, left_out = train_dpo.pairs(one, 9, 100, seed=0)
     assert left_out == 0 and all(pair.prompt == [5, 6, 7] for pair in found)
-    assert sorted(ids_of(found)) == [((2, 2), (1,)), ((2, 2), (4, 4, 4)), ((3,), (1,)), ((3,), (4, 4, 4))]
+    assert sorted(ids_of(found)) == [
+        ((2, 2), (1,)),
+        ((2, 2), (4, 4, 4)),
+        ((3,), (1,)),
+        ((3,), (4, 4, 4)),
+    ]
     found, left_out = train_dpo.pairs(one, 9, 5, seed=0)  # of context 5 the prompt leaves 2
     assert left_out == 2 and sorted(ids_of(found)) == [((2, 2), (1,)), ((3,), (1,))]
     assert train_dpo.pairs(one, 9, 3, seed=0) == ([], 4)
@@ -84,9 +98,14 @@ def test_pairs_by_hand():
         assert train_dpo.pairs(group([[1], [2]], [alike, alike]), 9, 100, seed=0) == ([], 0)
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=12), st.integers(1, 9))
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=12),
+    st.integers(1, 9),
+)
 def test_pairs_are_right_and_wrong_and_not_repeated(drawn, count):
-    said = {n: right for n, right in drawn}  # a text is right or wrong, however often it was sampled
+    said = {
+        n: right for n, right in drawn
+    }  # a text is right or wrong, however often it was sampled
     one = group([[n] for n, _ in drawn], [float(said[n]) for n, _ in drawn])
     found = ids_of(train_dpo.pairs(one, count, 100, seed=0)[0])
     rights = sum(said.values())
@@ -132,7 +151,10 @@ def made_up(length_normalize: bool, beta: float = 1.7):
     draw = torch.Generator().manual_seed(0)
     lengths = [3, 5, 1, 4]
     n = sum(lengths)
-    inputs, targets = torch.randn(n, 5, generator=draw).double(), torch.randint(0, 6, (n,), generator=draw)
+    inputs, targets = (
+        torch.randn(n, 5, generator=draw).double(),
+        torch.randint(0, 6, (n,), generator=draw),
+    )
     theta = torch.randn(5, 6, generator=draw).double().requires_grad_()
     ref_logp = torch.randn(n, generator=draw).double() - 2
     sizes = torch.tensor(lengths).repeat_interleave(torch.tensor(lengths)).double()
@@ -173,7 +195,9 @@ def test_sums_are_ordinary_dpo():
     expected = -F.logsigmoid(0.3 * logits).mean()
     found = dpo_loss(implicit_rewards(logp, ref_logp, weight, lengths), 2)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
-    one, two = (torch.autograd.grad(loss, theta, retain_graph=True)[0] for loss in (found, expected))
+    one, two = (
+        torch.autograd.grad(loss, theta, retain_graph=True)[0] for loss in (found, expected)
+    )
     torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-14)
 
 
@@ -181,8 +205,18 @@ def test_sums_are_ordinary_dpo():
     "weight, margin, loss, coefficient",
     [
         # log-ratios of the right one 0.3 and 0.1, of the wrong one -0.4; beta 2
-        ([1, 1, 2], 2 * (0.2 + 0.4), 0.263282, [0.231475, 0.231475, -0.462950]),  # means: sigmoid(-1.2) = 0.231475
-        ([2, 2, 2], 2 * (0.4 + 0.4), 0.183901, [0.335964, 0.335964, -0.335964]),  # sums: sigmoid(-1.6) = 0.167982
+        (
+            [1, 1, 2],
+            2 * (0.2 + 0.4),
+            0.263282,
+            [0.231475, 0.231475, -0.462950],
+        ),  # means: sigmoid(-1.2) = 0.231475
+        (
+            [2, 2, 2],
+            2 * (0.4 + 0.4),
+            0.183901,
+            [0.335964, 0.335964, -0.335964],
+        ),  # sums: sigmoid(-1.6) = 0.167982
     ],
 )
 def test_by_hand(weight, margin, loss, coefficient):
@@ -191,10 +225,14 @@ def test_by_hand(weight, margin, loss, coefficient):
     rewards = implicit_rewards(logp, ref_logp, weight, [2, 1])
     assert (rewards[0] - rewards[1]).item() == pytest.approx(margin)
     assert dpo_loss(rewards, 1).item() == pytest.approx(loss, abs=1e-6)
-    assert dpo_coefficient(rewards, weight, [2, 1], 1).tolist() == pytest.approx(coefficient, abs=1e-6)
+    assert dpo_coefficient(rewards, weight, [2, 1], 1).tolist() == pytest.approx(
+        coefficient, abs=1e-6
+    )
     # half of a batch of two pairs
     assert dpo_loss(rewards, 2).item() == pytest.approx(loss / 2, abs=1e-6)
-    assert dpo_coefficient(rewards, weight, [2, 1], 2)[2].item() == pytest.approx(coefficient[2] / 2, abs=1e-6)
+    assert dpo_coefficient(rewards, weight, [2, 1], 2)[2].item() == pytest.approx(
+        coefficient[2] / 2, abs=1e-6
+    )
 
 
 def test_extreme_margins_stay_finite():
@@ -215,12 +253,18 @@ def naive(model, reference, chosen: list[Pair], config: Config) -> dict:
         rewards, means = [], []
         for sample in (pair.right, pair.wrong):
             own = torch.tensor(sample.mask)
-            logp, ref = (logprobs(m, pair.prompt, sample.ids)[own].double() for m in (model, reference))
+            logp, ref = (
+                logprobs(m, pair.prompt, sample.ids)[own].double() for m in (model, reference)
+            )
             ratio = logp - ref.detach()
             rewards.append(config.beta * (ratio.mean() if config.length_normalize else ratio.sum()))
             means.append(logp.mean())
         margin = rewards[0] - rewards[1]
-        rows.append(torch.stack([(1 + (-margin).exp()).log(), (margin > 0).double(), margin, *rewards, *means]))
+        rows.append(
+            torch.stack(
+                [(1 + (-margin).exp()).log(), (margin > 0).double(), margin, *rewards, *means]
+            )
+        )
     return dict(zip(train_dpo.METRICS, torch.stack(rows).mean(0), strict=True))
 
 
@@ -230,7 +274,10 @@ def test_gradient_of_the_model(tiny, all_pairs, length_normalize, beta, micro_to
     """With tool tokens masked, and micro-batches of one pair or of all."""
     model, reference = from_pretrained(tiny.root / "base"), from_pretrained(tiny.root / "model")
     chosen = [
-        Pair(pair.prompt, *(Sample(s.ids, s.logprobs, [t != 2 for t in range(len(s.ids))], "eos") for s in own))
+        Pair(
+            pair.prompt,
+            *(Sample(s.ids, s.logprobs, [t != 2 for t in range(len(s.ids))], "eos") for s in own),
+        )
         for pair in all_pairs[:5]
         for own in [(pair.right, pair.wrong)]
     ]
@@ -239,7 +286,9 @@ def test_gradient_of_the_model(tiny, all_pairs, length_normalize, beta, micro_to
     expected["loss"].backward()
     wanted = gradients(model)
     found = dpo_gradient(model, reference, chosen, config, World())
-    assert found == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-4)
+    assert found == pytest.approx(
+        {name: value.item() for name, value in expected.items()}, rel=1e-4
+    )
     assert 0.01 < found["loss"] and 0 < found["accuracy"] < 1  # the test saw something
     assert_close(gradients(model), wanted)
     assert all(p.grad is None for p in reference.parameters())
@@ -270,7 +319,11 @@ def test_the_run_itself(runs, tiny, all_pairs):
     factors = [0.5, 1, 1, 1, 1, 1, 1, 0.7, 0.4, 0.1]
     assert [row["lr"] for row in rows] == pytest.approx([3e-4 * factor for factor in factors])
     # the policy starts as the reference
-    assert rows[0]["loss"] == pytest.approx(math.log(2)) and rows[0]["margin"] == 0 and rows[0]["grad_norm"] > 0
+    assert (
+        rows[0]["loss"] == pytest.approx(math.log(2))
+        and rows[0]["margin"] == 0
+        and rows[0]["grad_norm"] > 0
+    )
     order, reference = shuffled(len(all_pairs), 0), from_pretrained(tiny.root / "model")
     chosen = [all_pairs[next(order)] for _ in range(5)]
     with torch.no_grad():
@@ -281,7 +334,10 @@ def test_the_run_itself(runs, tiny, all_pairs):
     assert [row["step"] for row in rows if "valid_loss" in row] == [3, 6, 9, 10]
     for name in ("loss", "accuracy", "margin"):
         assert rows[-1][f"valid_{name}"] == pytest.approx(last[name].item(), rel=1e-3)
-    assert rows[-1]["valid_loss"] < rows[2]["valid_loss"] < math.log(2) and rows[-1]["valid_margin"] > 0.2
+    assert (
+        rows[-1]["valid_loss"] < rows[2]["valid_loss"] < math.log(2)
+        and rows[-1]["valid_margin"] > 0.2
+    )
     summary = json.loads((out / "whole" / "summary.json").read_text())
     counts = load_pairs([f"{tiny.root}/samples.jsonl"], Config(), tiny.tokenizer)[1]
     assert {name: summary[name] for name in counts} == counts
@@ -289,12 +345,22 @@ def test_the_run_itself(runs, tiny, all_pairs):
 
 def test_dpo_makes_right_answers_likelier(tiny, all_pairs, tmp_path):
     """Ordinary DPO too: the policy comes to prefer what it was right with, though it was taught all answers alike."""
-    changes = dict(length_normalize="false", beta=0.1, batch=len(all_pairs), steps=40, lr=2e-3, micro_tokens=1000)
+    changes = dict(
+        length_normalize="false",
+        beta=0.1,
+        batch=len(all_pairs),
+        steps=40,
+        lr=2e-3,
+        micro_tokens=1000,
+    )
     run("dpo", tiny.root, tmp_path, **changes, valid_every=40, save_every=40)
     model = from_pretrained(tmp_path / "model")
     with torch.no_grad():
         gaps = [
-            [logprobs(m, pair.prompt, sample.ids).sum().item() for sample in (pair.right, pair.wrong)]
+            [
+                logprobs(m, pair.prompt, sample.ids).sum().item()
+                for sample in (pair.right, pair.wrong)
+            ]
             for m in (from_pretrained(tiny.root / "model"), model)
             for pair in all_pairs
         ]
@@ -329,15 +395,39 @@ def of_another(rows):
     "text, changes, message",
     [
         (None, {}, "{}/bad.jsonl: cannot be read .*"),
-        ("", {}, "{}/bad.jsonl: no question has a right and a wrong completion of at most 96 tokens .*; sample .*"),
+        (
+            "",
+            {},
+            "{}/bad.jsonl: no question has a right and a wrong completion of at most 96 tokens .*; sample .*",
+        ),
         ("{\n", {}, "{}/bad.jsonl:1: not valid JSON .*"),
-        (NOT_A_ROLLOUT, {}, "{}/bad.jsonl:1: not a rollout .*; rollout.py and train_grpo.py write them"),
-        (alike, {}, "{}/bad.jsonl: no question has a right and a wrong completion .*; sample more of each, .*"),
-        (of_another, {}, "{}/bad.jsonl:2: its ids are not its text in the vocabulary of .*; sample with a model .*"),
-        (list, dict(context=20), "{}/bad.jsonl: no question has .* of at most 20 tokens .*; raise --context"),
+        (
+            NOT_A_ROLLOUT,
+            {},
+            "{}/bad.jsonl:1: not a rollout .*; rollout.py and train_grpo.py write them",
+        ),
+        (
+            alike,
+            {},
+            "{}/bad.jsonl: no question has a right and a wrong completion .*; sample more of each, .*",
+        ),
+        (
+            of_another,
+            {},
+            "{}/bad.jsonl:2: its ids are not its text in the vocabulary of .*; sample with a model .*",
+        ),
+        (
+            list,
+            dict(context=20),
+            "{}/bad.jsonl: no question has .* of at most 20 tokens .*; raise --context",
+        ),
         (list, dict(valid="{}/none.jsonl"), "{}/none.jsonl: cannot be read .*"),
         (list, dict(init="{}/none"), "{}/none.*"),
-        (list, dict(init="{}/mixed"), "{}/mixed: its tokenizer has 500 ids, its embedding 400 rows; .*"),
+        (
+            list,
+            dict(init="{}/mixed"),
+            "{}/mixed: its tokenizer has 500 ids, its embedding 400 rows; .*",
+        ),
         (list, dict(init=""), "--init is needed"),
         (list, dict(data=""), "--data is needed"),
         (list, dict(to=""), "--to is needed"),
@@ -357,7 +447,10 @@ def of_another(rows):
 def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, text, changes, message):
     """text: the file; or a function that makes it from the lines of a good one."""
     if callable(text):
-        write_jsonl(tmp_path / "bad.jsonl", text([row for _, row in read_jsonl(tiny.root / "samples.jsonl")]))
+        write_jsonl(
+            tmp_path / "bad.jsonl",
+            text([row for _, row in read_jsonl(tiny.root / "samples.jsonl")]),
+        )
     elif text is not None:
         (tmp_path / "bad.jsonl").write_text(text)
     if "mixed" in message:  # a checkpoint with the tokenizer of another
@@ -365,7 +458,9 @@ def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, text, change
         train([chr(i) * 9 for i in range(300, 900)], 500, workers=1).save(tmp_path / "mixed")
     changes = {"data": "{}/bad.jsonl", **changes}
     changes = {name: str(value).replace("{}", str(tmp_path)) for name, value in changes.items()}
-    said = refusal("dpo", options("dpo", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys)
+    said = refusal(
+        "dpo", options("dpo", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys
+    )
     assert re.fullmatch(message.replace("{}", re.escape(str(tmp_path))), said), said
     assert not (tmp_path / "run").exists()
 
@@ -373,7 +468,10 @@ def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, text, change
 def test_another_vocabulary_is_found_out(tiny):
     """The whole vocabulary is another one, not a single id."""
     other = train([problem.question + " answer 12" for problem in PROBLEMS] * 3, 300, workers=1)
-    with pytest.raises(InputError, match="samples.jsonl:1: its ids are not its text in the vocabulary of DIR; sample"):
+    with pytest.raises(
+        InputError,
+        match="samples.jsonl:1: its ids are not its text in the vocabulary of DIR; sample",
+    ):
         load_pairs([f"{tiny.root}/samples.jsonl"], Config(init="DIR"), other)
 
 
@@ -381,4 +479,6 @@ def test_the_program_says_it_in_one_line_too(tiny, tmp_path):
     (tmp_path / "bad.jsonl").write_text(NOT_A_ROLLOUT)
     arguments = options("dpo", tiny.root, tmp_path / "run", data=tmp_path / "bad.jsonl")
     finished = start(arguments, program=train_dpo.__file__)
-    assert one_error(finished.returncode, finished.stderr).startswith(f"{tmp_path}/bad.jsonl:1: not a rollout")
+    assert one_error(finished.returncode, finished.stderr).startswith(
+        f"{tmp_path}/bad.jsonl:1: not a rollout"
+    )

@@ -29,23 +29,45 @@ from training import (
 import rollout
 import train_grpo
 from batch import pack_completions, token_logprobs
-from data import prompts, read_jsonl
-from data.problems import Problem
-from data.sandbox import Sandbox
+from data import prompts
+from data.io import read_jsonl
+from data.problems.readers import Problem
+from data.sandbox.sandbox import Sandbox
 from data.tokenizer import train
 from generate import Sample
 from model import ModelConfig
-from options import parse, read_toml
-from pretrained import from_pretrained, save_pretrained
 from reward import RewardModel
 from rollout import load_rollouts
 from runtime import World, shuffled
-from train_grpo import Config, Rollout, advantages, collect, grpo_gradient, make_batches, rollout_metrics, units
+from runtime.hf import from_pretrained, save_pretrained
+from runtime.options import parse, read_toml
+from train_grpo import (
+    Config,
+    Rollout,
+    advantages,
+    collect,
+    grpo_gradient,
+    make_batches,
+    rollout_metrics,
+    units,
+)
 
 POINTS = [
-    ["train_grpo.save_rollouts", 2, "after"],  # step 2 is sampled but not learned from, before any checkpoint
-    ["runtime.Run.save_reference", 1, "after"],  # the second iteration begins: its reference is written, not yet read
-    ["runtime.clip_grad_norm", 11, "after"],  # between the two updates of step 6, which continues the third iteration
+    [
+        "train_grpo.save_rollouts",
+        2,
+        "after",
+    ],  # step 2 is sampled but not learned from, before any checkpoint
+    [
+        "runtime.Run.save_reference",
+        1,
+        "after",
+    ],  # the second iteration begins: its reference is written, not yet read
+    [
+        "runtime.clip_grad_norm",
+        11,
+        "after",
+    ],  # between the two updates of step 6, which continues the third iteration
     ["runtime.Run.log", 4, "after"],  # step 9, two references later than the checkpoint of step 5
     ["runtime.Metrics.summary", 1, "before"],  # at the very end
 ]
@@ -57,7 +79,11 @@ def runs(killed):
 
 
 REWARD_POINTS = [
-    ["train_grpo.save_rollouts", 3, "after"],  # the first iteration's samples for the reward model are written
+    [
+        "train_grpo.save_rollouts",
+        3,
+        "after",
+    ],  # the first iteration's samples for the reward model are written
     ["runtime.Run.log", 6, "after"],  # in the reward model's own training, after its checkpoint
     ["train_reward.main", 1, "after"],  # it is trained, but not yet used
     ["train_grpo.collect", 1, "after"],  # the second iteration's first step
@@ -103,10 +129,14 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 @pytest.fixture(scope="module")
 def sampled(tiny):
     """One rollout of all six questions, prompts of uneven length, both formats, at temperature 0.7."""
-    config = Config(formats=["cot", "pot"], samples=5, temperature=0.7, max_new_tokens=14, max_rows=7, seed=3)
+    config = Config(
+        formats=["cot", "pot"], samples=5, temperature=0.7, max_new_tokens=14, max_rows=7, seed=3
+    )
     with Sandbox(workers=1) as sandbox:
         model = from_pretrained(tiny.root / "model")
-        return config, collect(config, 1, model, tiny.tokenizer, PROBLEMS, sandbox, None, World())[0]
+        return config, collect(config, 1, model, tiny.tokenizer, PROBLEMS, sandbox, None, World())[
+            0
+        ]
 
 
 def test_rewards_belong_to_their_question_and_sample(tiny, sampled):
@@ -125,13 +155,23 @@ def test_rewards_belong_to_their_question_and_sample(tiny, sampled):
         expected = [(reward - mean) / deviation if deviation else 0 for reward in one.rewards]
         assert one.advantages == pytest.approx(expected, abs=1e-6)
     rewards = [reward for one in rollouts for reward in one.rewards]
-    assert 5 < sum(rewards) < 25 and len({tuple(one.rewards) for one in rollouts}) > 2  # the test saw both
+    assert (
+        5 < sum(rewards) < 25 and len({tuple(one.rewards) for one in rollouts}) > 2
+    )  # the test saw both
 
 
 def test_a_format_may_come_several_times(sampled, policy, tiny, monkeypatch):
     """cot,cot,pot: two questions of three, each sampled once."""
-    config, asked, generate = replace(sampled[0], formats=["cot", "cot", "pot"]), [], rollout.generate
-    monkeypatch.setattr(rollout, "generate", lambda *a, keys, **b: asked.extend(keys) or generate(*a, keys=keys, **b))
+    config, asked, generate = (
+        replace(sampled[0], formats=["cot", "cot", "pot"]),
+        [],
+        rollout.generate,
+    )
+    monkeypatch.setattr(
+        rollout,
+        "generate",
+        lambda *a, keys, **b: asked.extend(keys) or generate(*a, keys=keys, **b),
+    )
     with Sandbox(workers=1) as sandbox:
         rollouts, _ = collect(config, 1, policy, tiny.tokenizer, PROBLEMS, sandbox, None, World())
     assert [one.format for one in rollouts] == ["cot", "cot", "pot"] * 2
@@ -141,10 +181,15 @@ def test_a_format_may_come_several_times(sampled, policy, tiny, monkeypatch):
 def test_the_trainer_scores_samples_as_the_sampler_did(sampled, policy):
     """Pairing again: log-probs of a sample after another question's prompt are others."""
     config, rollouts = sampled
-    assert len({len(one.prompt) for one in rollouts}) > 3 and len({len(s.ids) for r in rollouts for s in r.samples}) > 3
+    assert (
+        len({len(one.prompt) for one in rollouts}) > 3
+        and len({len(s.ids) for r in rollouts for s in r.samples}) > 3
+    )
     told = torch.tensor([p for one in rollouts for sample in one.samples for p in sample.logprobs])
     for shared in (True, False):
-        batch = pack_completions([(one.prompt, [s.ids for s in one.samples]) for one in rollouts], shared)
+        batch = pack_completions(
+            [(one.prompt, [s.ids for s in one.samples]) for one in rollouts], shared
+        )
         with torch.no_grad():
             found, _ = token_logprobs(policy, batch, config.temperature)
         assert (found - told).abs().max() <= 1e-5
@@ -155,7 +200,9 @@ def test_the_trainer_scores_samples_as_the_sampler_did(sampled, policy):
 def test_truncated_samples_are_counted(sampled):
     config, rollouts = sampled
     cut = [len(s.ids) == 14 and s.finish == "length" for one in rollouts for s in one.samples]
-    assert 0 < sum(cut) < 30 and rollout_metrics(rollouts)["truncated"] == pytest.approx(sum(cut) / 30)
+    assert 0 < sum(cut) < 30 and rollout_metrics(rollouts)["truncated"] == pytest.approx(
+        sum(cut) / 30
+    )
 
 
 def test_samples_depend_on_seed_step_and_place_alone(tiny, sampled, policy):
@@ -164,7 +211,9 @@ def test_samples_depend_on_seed_step_and_place_alone(tiny, sampled, policy):
     cot = [rollouts[0].problem, rollouts[1].problem, rollouts[2].problem]
 
     def ids(step, seed=3):
-        found = collect(replace(config, seed=seed), step, policy, tiny.tokenizer, cot, None, None, World())[0]
+        found = collect(
+            replace(config, seed=seed), step, policy, tiny.tokenizer, cot, None, None, World()
+        )[0]
         return [[sample.ids for sample in one.samples] for one in found]
 
     expected = [[sample.ids for sample in rollouts[i].samples] for i in (0, 2)]
@@ -176,7 +225,9 @@ def test_rollouts_are_read_as_they_were_written(tiny, sampled, tmp_path):
     _, rollouts = sampled
     rollouts = [*rollouts, *made_up_rollouts(tiny.tokenizer)]
     rollouts[0] = replace(rollouts[0], rewards=[0.1 + 0.2, float("inf"), -1e-300, 3.0, 1 / 3])
-    rollouts[1] = replace(rollouts[1], problem=Problem("x", 'Wie "viel"?\n多少', "½", "so", "book", "de"))
+    rollouts[1] = replace(
+        rollouts[1], problem=Problem("x", 'Wie "viel"?\n多少', "½", "so", "book", "de")
+    )
     rollout.save_rollouts(tmp_path / "step.jsonl", rollouts, tiny.tokenizer)
     assert load_rollouts(tmp_path / "step.jsonl") == rollouts
     rows = [row for _, row in read_jsonl(tmp_path / "step.jsonl")]
@@ -206,11 +257,15 @@ def naive_loss(model, old, reference, rollouts, config) -> torch.Tensor:
             ratio = (new - before.detach()).exp()
             clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
             kl = (ref.detach() - new).exp() - (ref.detach() - new) - 1 if reference else 0.0
-            objectives.append((torch.minimum(ratio * advantage, clipped * advantage) - config.beta * kl).sum())
+            objectives.append(
+                (torch.minimum(ratio * advantage, clipped * advantage) - config.beta * kl).sum()
+            )
             counts.append(int(chosen.sum()))
     if config.normalize == "grpo":
         return -sum(o / n for o, n in zip(objectives, counts, strict=True)) / len(counts)
-    return -sum(objectives) / (sum(counts) if config.normalize == "dapo" else len(counts) * config.max_new_tokens)
+    return -sum(objectives) / (
+        sum(counts) if config.normalize == "dapo" else len(counts) * config.max_new_tokens
+    )
 
 
 @pytest.mark.parametrize("normalize", ["grpo", "dapo", "dr_grpo"])
@@ -220,9 +275,17 @@ def test_gradient_of_equation_3(tiny, policy, normalize, shared, micro_tokens, f
     """At both updates of mu = 2, with tool tokens masked, a completion all masked, and a reference of its own."""
     reference = moved(from_pretrained(tiny.root / "model"), 0.05, seed=1)
     config = Config(
-        normalize=normalize, shared_prompts=shared, micro_tokens=micro_tokens, temperature=0.7, beta=0.3, mu=2,
-        clip_low=0.1, clip_high=0.2, max_new_tokens=11, fused=fused,
-    )  # fmt: skip
+        normalize=normalize,
+        shared_prompts=shared,
+        micro_tokens=micro_tokens,
+        temperature=0.7,
+        beta=0.3,
+        mu=2,
+        clip_low=0.1,
+        clip_high=0.2,
+        max_new_tokens=11,
+        fused=fused,
+    )
     rollouts = made_up_rollouts(tiny.tokenizer)
     batches = make_batches(rollouts, config, reference, World())
     assert (len(batches) > 1) == (micro_tokens == 60)
@@ -235,23 +298,39 @@ def test_gradient_of_equation_3(tiny, policy, normalize, shared, micro_tokens, f
         assert sums["loss"].item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-7)
         assert_close(gradients(policy), wanted)
         moved(policy, 0.02)  # the optimizer's step
-        assert first or 0.1 < sums["clip"] / sums["count"] < 0.9  # the second update did clip, and not only
+        assert (
+            first or 0.1 < sums["clip"] / sums["count"] < 0.9
+        )  # the second update did clip, and not only
 
 
 @pytest.mark.parametrize("mu", [1, 3])
-@pytest.mark.parametrize("method", [{}, {"algorithm": "rft"}, {"data_source": "sft", "beta": 0.0}, {"process": True}])
+@pytest.mark.parametrize(
+    "method", [{}, {"algorithm": "rft"}, {"data_source": "sft", "beta": 0.0}, {"process": True}]
+)
 def test_fused_is_the_same(tiny, method, mu):
     """LM head and loss in one or one after the other: sums for the metrics and gradients of mu updates."""
     process, found = "process" in method, []
     method = {name: value for name, value in method.items() if name != "process"}
     for fused in (True, False):
-        policy, reference = (moved(from_pretrained(tiny.root / "model"), s, seed=1) for s in (0.0, 0.05))
-        config = Config(**method, mu=mu, micro_tokens=60, temperature=0.7, clip_low=0.1, clip_high=0.2, fused=fused)
+        policy, reference = (
+            moved(from_pretrained(tiny.root / "model"), s, seed=1) for s in (0.0, 0.05)
+        )
+        config = Config(
+            **method,
+            mu=mu,
+            micro_tokens=60,
+            temperature=0.7,
+            clip_low=0.1,
+            clip_high=0.2,
+            fused=fused,
+        )
         rollouts, draw = made_up_rollouts(tiny.tokenizer), torch.Generator().manual_seed(4)
         for one in rollouts:
             one.rule = [1.0, 0.0, 1.0, 0.0]
             if process:
-                one.advantages = [torch.randn(len(sample.ids), generator=draw).tolist() for sample in one.samples]
+                one.advantages = [
+                    torch.randn(len(sample.ids), generator=draw).tolist() for sample in one.samples
+                ]
             if config.algorithm == "rft":
                 one.advantages = advantages(config, one)
             for sample in one.samples:
@@ -261,9 +340,13 @@ def test_fused_is_the_same(tiny, method, mu):
         seen = {}
         for inner in range(mu):
             sums = grpo_gradient(policy, batches, config, first=inner == 0)
-            seen |= {f"{inner} {name}": x for name, x in (sums | gradients(policy)).items() if x.any()}
+            seen |= {
+                f"{inner} {name}": x for name, x in (sums | gradients(policy)).items() if x.any()
+            }
             moved(policy, 0.05, seed=inner)
-        assert mu == 1 or all((micro.old_logp is None) == (config.algorithm == "rft") for micro in batches)
+        assert mu == 1 or all(
+            (micro.old_logp is None) == (config.algorithm == "rft") for micro in batches
+        )
         found.append(seen)
     assert_close(*found)
     assert mu == 1 or "algorithm" in method or any("clip" in name for name in found[0])
@@ -283,7 +366,9 @@ def test_an_advantage_for_each_token(tiny, policy):
     config, rollouts = Config(beta=0.1, mu=1, micro_tokens=60), made_up_rollouts(tiny.tokenizer)
     draw = torch.Generator().manual_seed(4)
     for one in rollouts:
-        one.advantages = [torch.randn(len(sample.ids), generator=draw).tolist() for sample in one.samples]
+        one.advantages = [
+            torch.randn(len(sample.ids), generator=draw).tolist() for sample in one.samples
+        ]
     reference = moved(from_pretrained(tiny.root / "model"), 0.05, seed=1)
     naive_loss(policy, None, reference, rollouts, config).backward()
     wanted = gradients(policy)
@@ -294,7 +379,14 @@ def test_an_advantage_for_each_token(tiny, policy):
 @pytest.mark.parametrize("data_source", ["policy", "sft"])
 def test_rft_learns_what_is_right(tiny, policy, data_source):
     """Eq. 8: the mean over completions of I(o) / |o| times the sum of log-probs, at every one of mu updates."""
-    config = Config(algorithm="rft", data_source=data_source, mu=2, micro_tokens=60, temperature=0.7, clip_low=0.01)
+    config = Config(
+        algorithm="rft",
+        data_source=data_source,
+        mu=2,
+        micro_tokens=60,
+        temperature=0.7,
+        clip_low=0.01,
+    )
     rollouts = made_up_rollouts(tiny.tokenizer)
     for one in rollouts:
         one.rule = [1.0, 0.0, 1.0, 0.0]
@@ -317,8 +409,19 @@ def test_rft_learns_what_is_right(tiny, policy, data_source):
 
 def test_samples_of_another_policy_are_weighed(tiny, policy):
     """--data_source sft with GRPO: pi_old of eq. 3 is the model that sampled."""
-    config = Config(data_source="sft", mu=1, beta=0.0, temperature=0.7, micro_tokens=60, clip_low=0.1, clip_high=0.2)
-    rollouts, sampler = made_up_rollouts(tiny.tokenizer), moved(from_pretrained(tiny.root / "model"), 0.02)
+    config = Config(
+        data_source="sft",
+        mu=1,
+        beta=0.0,
+        temperature=0.7,
+        micro_tokens=60,
+        clip_low=0.1,
+        clip_high=0.2,
+    )
+    rollouts, sampler = (
+        made_up_rollouts(tiny.tokenizer),
+        moved(from_pretrained(tiny.root / "model"), 0.02),
+    )
     with torch.no_grad():
         for one in rollouts:
             for sample in one.samples:
@@ -347,7 +450,13 @@ def test_process_advantages_by_hand():
 
 @pytest.mark.parametrize("supervision", ["outcome", "process"])
 def test_a_reward_model_judges_the_samples(tiny, policy, supervision):
-    config = Config(reward="process_model", supervision=supervision, samples=5, temperature=0.9, max_new_tokens=14)
+    config = Config(
+        reward="process_model",
+        supervision=supervision,
+        samples=5,
+        temperature=0.9,
+        max_new_tokens=14,
+    )
     judge = RewardModel(tiny.root / "process", "process", tiny.tokenizer)
     rollouts, _ = collect(config, 1, policy, tiny.tokenizer, PROBLEMS, None, judge, World())
     ruled = replace(config, reward="rule", supervision="outcome")
@@ -358,19 +467,30 @@ def test_a_reward_model_judges_the_samples(tiny, policy, supervision):
         assert one.rewards == pytest.approx([min(row) for row in scores], abs=1e-5)
         if supervision == "outcome":
             rewards = torch.tensor(one.rewards, dtype=torch.float64)
-            expected = (rewards - rewards.mean()) / rewards.std() if len(set(one.rewards)) > 1 else 0 * rewards
+            expected = (
+                (rewards - rewards.mean()) / rewards.std()
+                if len(set(one.rewards)) > 1
+                else 0 * rewards
+            )
             assert one.advantages == pytest.approx(expected.tolist(), abs=1e-5)
         else:
-            pooled = torch.tensor([score for row in one.step_rewards for score in row], dtype=torch.float64)
+            pooled = torch.tensor(
+                [score for row in one.step_rewards for score in row], dtype=torch.float64
+            )
             for sample, row, ends, found in zip(
                 one.samples, one.step_rewards, one.step_ends, one.advantages, strict=True
             ):
                 steps = [((score - pooled.mean()) / pooled.std()).item() for score in row]
-                sums = [sum(s for s, end in zip(steps, ends, strict=True) if end >= t) for t in range(len(sample.ids))]
+                sums = [
+                    sum(s for s, end in zip(steps, ends, strict=True) if end >= t)
+                    for t in range(len(sample.ids))
+                ]
                 assert found == pytest.approx(sums, abs=1e-4)
     assert len({len(ends) for one in rollouts for ends in one.step_ends}) > 1  # steps there were
     metrics = rollout_metrics(rollouts)
-    assert metrics["gap"] == pytest.approx(metrics["reward"] - metrics["rule"]) and metrics["gap"] != 0
+    assert (
+        metrics["gap"] == pytest.approx(metrics["reward"] - metrics["rule"]) and metrics["gap"] != 0
+    )
 
 
 def test_groups_are_cut_to_the_budget(tiny):
@@ -395,15 +515,21 @@ def test_gradients_do_not_depend_on_micro_batches_or_processes(alone, together):
 
 
 def group(rewards, advantages, lengths=None, finish=None) -> Rollout:
-    samples = [Sample([7] * n, [-1.0] * n, [True] * n, "eos") for n in lengths or [1] * len(rewards)]
+    samples = [
+        Sample([7] * n, [-1.0] * n, [True] * n, "eos") for n in lengths or [1] * len(rewards)
+    ]
     for sample, how in zip(samples, finish or [], strict=False):
         sample.finish = how
     return Rollout(Problem("p", "q", "1"), "cot", [5, 6], samples, rewards, advantages)
 
 
 def test_rollout_metrics():
-    mixed = group([1.0, 0.0, 0.0, 1.0], [0.9, -0.9, -0.9, 0.9], [2, 3, 8, 5], ["eos", "stop", "length", "eos"])
-    alike = group([1.0, 1.0, float("nan"), 1.0], [0.0] * 4, [1, 1, 8, 4], ["eos", "eos", "length", "eos"])
+    mixed = group(
+        [1.0, 0.0, 0.0, 1.0], [0.9, -0.9, -0.9, 0.9], [2, 3, 8, 5], ["eos", "stop", "length", "eos"]
+    )
+    alike = group(
+        [1.0, 1.0, float("nan"), 1.0], [0.0] * 4, [1, 1, 8, 4], ["eos", "eos", "length", "eos"]
+    )
     alike.rule = [1.0, 0.0, 1.0, 0.0]
     assert rollout_metrics([mixed, alike]) == pytest.approx(
         {
@@ -437,7 +563,9 @@ def test_update_metrics(monkeypatch):
     def told(network, batch, temperature, entropy=False):
         assert temperature == 0.5
         logp = table.pop(0) + 0 * network.weight[:, 0]
-        logp = logp + network.weight[:, 0] - network.weight[:, 0].detach()  # gradients: those of the log-probs
+        logp = (
+            logp + network.weight[:, 0] - network.weight[:, 0].detach()
+        )  # gradients: those of the log-probs
         return logp, torch.tensor([0.1, 0.2, 0.3, 7.0, 0.4]) if entropy else None
 
     class Optimizer:
@@ -465,7 +593,9 @@ def test_update_metrics(monkeypatch):
     torch.testing.assert_close(steps[0], -slope, rtol=1e-4, atol=1e-7)
     # the second: cut-off tokens have no gradient but the KL's, where ref / policy is now exp(d) / ratio
     d = (reference - first).exp() / ratios - 1
-    slope = torch.tensor([0.0, 0.5, -1.5, 0.0, 0.0]) / 4 + 0.5 / 4 * d.where(torch.tensor([1, 1, 1, 0, 1]) == 1, 0.0)
+    slope = torch.tensor([0.0, 0.5, -1.5, 0.0, 0.0]) / 4 + 0.5 / 4 * d.where(
+        torch.tensor([1, 1, 1, 0, 1]) == 1, 0.0
+    )
     torch.testing.assert_close(steps[1], -slope, rtol=1e-4, atol=1e-7)
 
 
@@ -477,7 +607,14 @@ def test_a_killed_run_is_the_same_run(runs):
     out, log = runs
     assert_same_run(out / "whole", out / "killed")
     # what a part had sampled, the next ones read: every step is sampled once
-    assert [part["sampled"] for part in log] == [["1", "2"], [], ["3", "4", "5", "6"], ["7", "8", "9"], ["10"], []]
+    assert [part["sampled"] for part in log] == [
+        ["1", "2"],
+        [],
+        ["3", "4", "5", "6"],
+        ["7", "8", "9"],
+        ["10"],
+        [],
+    ]
     assert [len(part["checkpoints"]) for part in log] == [0, 0, 1, 1, 2, 2]
     for path in sorted((out / "whole" / "rollouts").iterdir()):
         assert path.read_bytes() == (out / "killed" / "rollouts" / path.name).read_bytes()
@@ -490,9 +627,17 @@ def test_the_run_itself(runs, tiny):
     # the reference becomes the policy at the start of each iteration of two steps, and at no other time
     assert [row["step"] for row in rows[1:] if row["kl"] == 0.0] == [1, 3, 5, 7, 9]
     assert all(row["kl"] > 1e-4 for row in rows[2::2])
-    assert [row["step"] for row in rows if "valid/cot" in row and "valid/pot" in row] == [0, 3, 6, 9, 10]
+    assert [row["step"] for row in rows if "valid/cot" in row and "valid/pot" in row] == [
+        0,
+        3,
+        6,
+        9,
+        10,
+    ]
     saved = [load_rollouts(path) for path in sorted((out / "whole" / "rollouts").iterdir())]
-    assert len(saved) == 10 and all(len(step) == 4 and len(one.samples) == 4 for step in saved for one in step)
+    assert len(saved) == 10 and all(
+        len(step) == 4 and len(one.samples) == 4 for step in saved for one in step
+    )
     order = shuffled(len(PROBLEMS), 0)
     for step, row in zip(saved, rows[1:], strict=True):
         assert [one.problem.id for one in step] == [PROBLEMS[next(order)].id for _ in range(4)]
@@ -509,12 +654,18 @@ def test_two_processes_train_the_same_model(runs, together):
     out, _ = runs
     paths, different = sorted((out / "whole" / "rollouts").iterdir()), 0
     for number, path in enumerate(paths):
-        one, two = (load_rollouts(at / path.name) for at in (path.parent, together / "grpo" / "rollouts"))
+        one, two = (
+            load_rollouts(at / path.name) for at in (path.parent, together / "grpo" / "rollouts")
+        )
         assert [r.problem.id for r in one] == [r.problem.id for r in two]
         if number < 2:
-            assert [s.ids for r in one for s in r.samples] == [s.ids for r in two for s in r.samples]
+            assert [s.ids for r in one for s in r.samples] == [
+                s.ids for r in two for s in r.samples
+            ]
         longest = [max(len(sample.ids) for sample in group.samples) for group in two]
-        different += max(longest[::2]) != max(longest[1::2])  # of the first and of the second process
+        different += max(longest[::2]) != max(
+            longest[1::2]
+        )  # of the first and of the second process
     assert different  # one decoded on while the other waited
     found, expected = metrics(together / "grpo"), metrics(out / "whole")
     assert len(found) == len(expected) == 11
@@ -542,9 +693,15 @@ def test_the_reward_model_learns_between_iterations(iterative, tiny):
         before = tiny.root / "process" if iteration == 1 else whole / "reward_1" / "model"
         assert config["init"] == str(before) and len(config["history"]) == iteration
         data = load_rollouts(whole / "reward_data" / f"iteration_{iteration}.jsonl")
-        assert len(data) == 3 and all(len(one.samples) == 4 and len(one.step_labels) == 4 for one in data)
+        assert len(data) == 3 and all(
+            len(one.samples) == 4 and len(one.step_labels) == 4 for one in data
+        )
     rows = metrics(whole)
-    assert [row["step"] for row in rows[1:] if row["kl"] == 0.0] == [1, 3, 5]  # the reference became the policy
+    assert [row["step"] for row in rows[1:] if row["kl"] == 0.0] == [
+        1,
+        3,
+        5,
+    ]  # the reference became the policy
     models = [tiny.root / "process", whole / "reward_1" / "model", whole / "reward_2" / "model"]
     for step, directory in ((1, models[0]), (3, models[1]), (6, models[2])):
         judge = RewardModel(directory, "process", tiny.tokenizer)
@@ -559,16 +716,26 @@ def test_two_processes_run_the_same_iterations(iterative, together):
     whole, two = iterative[0] / "whole", together / "iterative"
     for name in ("rollouts/step_000001.jsonl", "rollouts/step_000002.jsonl"):
         one, other = load_rollouts(whole / name), load_rollouts(two / name)
-        assert [[s.ids for s in r.samples] for r in one] == [[s.ids for s in r.samples] for r in other]
+        assert [[s.ids for s in r.samples] for r in one] == [
+            [s.ids for s in r.samples] for r in other
+        ]
         for first, second in zip(one, other, strict=True):
-            assert torch.tensor(first.rewards) == pytest.approx(torch.tensor(second.rewards), abs=1e-4)
-    assert (two / "reward_2" / "model" / "model.safetensors").exists() and len(metrics(two)) == len(metrics(whole))
+            assert torch.tensor(first.rewards) == pytest.approx(
+                torch.tensor(second.rewards), abs=1e-4
+            )
+    assert (two / "reward_2" / "model" / "model.safetensors").exists() and len(metrics(two)) == len(
+        metrics(whole)
+    )
 
 
-@pytest.mark.parametrize("algorithm, data_source", [("rft", "sft"), ("rft", "policy"), ("grpo", "sft")])
+@pytest.mark.parametrize(
+    "algorithm, data_source", [("rft", "sft"), ("rft", "policy"), ("grpo", "sft")]
+)
 def test_who_samples(tiny, tmp_path, algorithm, data_source):
     """sft: the model of --init samples every step; policy: the one being trained."""
-    changes = dict(algorithm=algorithm, data_source=data_source, iterations=1, steps=3, mu=1, valid="", lr=3e-2)
+    changes = dict(
+        algorithm=algorithm, data_source=data_source, iterations=1, steps=3, mu=1, valid="", lr=3e-2
+    )
     to = run("grpo", tiny.root, tmp_path / "run", **changes)
     rollouts = load_rollouts(to / "rollouts" / "step_000003.jsonl")
     model, off = from_pretrained(tiny.root / "model"), 0.0
@@ -586,7 +753,14 @@ def test_who_samples(tiny, tmp_path, algorithm, data_source):
 def test_a_run_without_signal_stops(tiny, tmp_path, monkeypatch, capsys):
     """After --patience steps in a row; saved, so that the same command with --patience 0 goes on."""
     (tmp_path / "never.jsonl").write_text('{"id": "a", "question": "Ann?", "answer": "77"}\n')
-    changes = dict(problems=tmp_path / "never.jsonl", iterations=1, steps=5, valid="", patience=3, save_every=100)
+    changes = dict(
+        problems=tmp_path / "never.jsonl",
+        iterations=1,
+        steps=5,
+        valid="",
+        patience=3,
+        save_every=100,
+    )
     arguments = options("grpo", tiny.root, tmp_path / "run", **changes)
     said = refusal("grpo", arguments, monkeypatch, capsys)
     assert re.fullmatch("step 3: no signal in 3 steps, .*; --patience 0 goes on from here", said)
@@ -600,16 +774,25 @@ def test_rewards_that_are_not_finite_are_said(tiny, tmp_path, monkeypatch, capsy
             return [[[float("nan")], *rows[1:]] for rows in super().__call__(groups, micro_tokens)]
 
     monkeypatch.setattr(train_grpo, "RewardModel", Broken)
-    changes = dict(reward="process_model", reward_model=tiny.root / "process", iterations=1, steps=2, valid="")
+    changes = dict(
+        reward="process_model", reward_model=tiny.root / "process", iterations=1, steps=2, valid=""
+    )
     with in_tests():
-        train_grpo.main(parse(Config, options("grpo", tiny.root, tmp_path / "run", formats="cot", **changes)))
+        train_grpo.main(
+            parse(Config, options("grpo", tiny.root, tmp_path / "run", formats="cot", **changes))
+        )
     assert "step 1: 4 rewards are not finite; they count for nothing\n" in capsys.readouterr().out
     for one in load_rollouts(tmp_path / "run" / "rollouts" / "step_000001.jsonl"):
         assert one.advantages[0] == 0.0 and any(one.advantages[1:])
 
 
 def test_completions_of_a_single_line_are_said(tiny, tmp_path, capsys):
-    changes = dict(supervision="process", reward="process_model", reward_model=tiny.root / "process", max_new_tokens=1)
+    changes = dict(
+        supervision="process",
+        reward="process_model",
+        reward_model=tiny.root / "process",
+        max_new_tokens=1,
+    )
     changes |= dict(iterations=1, steps=1, valid="", formats="cot")
     with in_tests():
         train_grpo.main(parse(Config, options("grpo", tiny.root, tmp_path / "run", **changes)))
@@ -629,27 +812,53 @@ LINE = '{"id": "a", "question": "Ann?", "answer": "1"}\n'
         (None, {}, "{}/bad.jsonl: cannot be read .*"),
         ("", {}, "{}/bad.jsonl:.*"),
         (LINE + '{"id": \n', {}, "{}/bad.jsonl:2: not valid JSON .*"),
-        (LINE + '{"id": "b", "question": "Bob?"}\n', {}, "{}/bad.jsonl:2: a problem without 'answer'; .*"),
-        (LINE.replace("Ann", "Ann " * 99), {}, "problem a: its prompt is as long as the model's context, 96; .*"),
+        (
+            LINE + '{"id": "b", "question": "Bob?"}\n',
+            {},
+            "{}/bad.jsonl:2: a problem without 'answer'; .*",
+        ),
+        (
+            LINE.replace("Ann", "Ann " * 99),
+            {},
+            "problem a: its prompt is as long as the model's context, 96; .*",
+        ),
         (LINE, dict(valid="{}/none.jsonl"), "{}/none.jsonl: cannot be read .*"),
         (LINE, dict(init="{}/none"), "{}/none.*"),
-        (LINE, dict(init="{}/mixed"), "{}/mixed: its tokenizer has 500 ids, its embedding 400 rows; .*"),
+        (
+            LINE,
+            dict(init="{}/mixed"),
+            "{}/mixed: its tokenizer has 500 ids, its embedding 400 rows; .*",
+        ),
         (LINE, dict(to=""), "--to is needed"),
-        (LINE, dict(normalize="mean"), "--normalize mean: unknown; choose one of grpo, dapo, dr_grpo"),
+        (
+            LINE,
+            dict(normalize="mean"),
+            "--normalize mean: unknown; choose one of grpo, dapo, dr_grpo",
+        ),
         (LINE, dict(scale="var"), "--scale var: unknown; choose one of std, none"),
         (LINE, dict(ddof=2), "--ddof .*"),
         (LINE, dict(algorithm="ppo"), "--algorithm ppo: unknown; choose one of grpo, rft"),
         (LINE, dict(data_source="web"), "--data_source web: unknown; choose one of policy, sft"),
-        (LINE, dict(reward="model"), "--reward model: unknown; choose one of rule, outcome_model, process_model"),
+        (
+            LINE,
+            dict(reward="model"),
+            "--reward model: unknown; choose one of rule, outcome_model, process_model",
+        ),
         (LINE, dict(reward="outcome_model"), "--reward outcome_model needs --reward_model DIR, .*"),
-        (LINE, dict(reward_model="{}/none"), "--reward_model and --reward_questions need --reward .*"),
+        (
+            LINE,
+            dict(reward_model="{}/none"),
+            "--reward_model and --reward_questions need --reward .*",
+        ),
         (LINE, dict(reward="process_model", reward_model="{}/none"), "{}/none.*"),
         (LINE, dict(reward_samples=0), "--reward_samples must be at least 1"),
         (LINE, dict(reward_step_samples=0), "--reward_step_samples must be at least 1"),
         (LINE, dict(patience=-1), "--patience must be at least 0"),
         (
             LINE,
-            dict(reward="process_model", reward_model="{}/none", supervision="process", scale="none"),
+            dict(
+                reward="process_model", reward_model="{}/none", supervision="process", scale="none"
+            ),
             "--scale none: process supervision .*",
         ),
         (
@@ -657,7 +866,11 @@ LINE = '{"id": "a", "question": "Ann?", "answer": "1"}\n'
             dict(reward="process_model", reward_model="{}/none", reward_questions=2, iterations=1),
             "--reward_questions needs --iterations above 1: .*",
         ),
-        (LINE, dict(supervision="process"), "--supervision process needs --reward process_model, not rule"),
+        (
+            LINE,
+            dict(supervision="process"),
+            "--supervision process needs --reward process_model, not rule",
+        ),
         (
             LINE,
             dict(algorithm="rft", reward="outcome_model", reward_model="{}/none"),
@@ -665,7 +878,12 @@ LINE = '{"id": "a", "question": "Ann?", "answer": "1"}\n'
         ),
         (
             LINE,
-            dict(reward="process_model", reward_model="{}/none", reward_questions=2, reward_config="{}/none.toml"),
+            dict(
+                reward="process_model",
+                reward_model="{}/none",
+                reward_questions=2,
+                reward_config="{}/none.toml",
+            ),
             "{}/none.toml: cannot be read .*",
         ),
         (LINE, dict(formats="cot,tool"), "--formats tool: unknown; .*"),
@@ -689,21 +907,27 @@ def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, text, change
         train([chr(i) * 9 for i in range(300, 900)], 500, workers=1).save(tmp_path / "mixed")
     changes = {"problems": "{}/bad.jsonl", **changes}
     changes = {name: str(value).replace("{}", str(tmp_path)) for name, value in changes.items()}
-    said = refusal("grpo", options("grpo", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys)
+    said = refusal(
+        "grpo", options("grpo", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys
+    )
     assert re.fullmatch(message.replace("{}", re.escape(str(tmp_path))), said), said
     assert not (tmp_path / "run").exists()
 
 
 def test_a_prompt_that_is_too_long_in_one_format_only(tiny, tmp_path, monkeypatch, capsys):
-    """"Program:" takes more tokens than "Answer:"; found before the first step, not when its turn comes."""
+    """ "Program:" takes more tokens than "Answer:"; found before the first step, not when its turn comes."""
     question, count = "Ann?", {}
     while count.get("cot", 0) < 95:
         question += " a"
         count = {f: len(tiny.tokenizer.encode(prompts.prompt(question, f))) for f in ("cot", "pot")}
     assert count["cot"] < 96 <= count["pot"]
-    (tmp_path / "long.jsonl").write_text(json.dumps({"id": "long", "question": question, "answer": "1"}) + "\n")
+    (tmp_path / "long.jsonl").write_text(
+        json.dumps({"id": "long", "question": question, "answer": "1"}) + "\n"
+    )
     changes = dict(problems=tmp_path / "long.jsonl", questions=1, valid="")
-    said = refusal("grpo", options("grpo", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys)
+    said = refusal(
+        "grpo", options("grpo", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys
+    )
     assert said == "problem long: its prompt is as long as the model's context, 96; leave it out"
     assert not (tmp_path / "run").exists()
 
@@ -722,5 +946,10 @@ def test_another_policy_needs_another_directory(tiny, tmp_path, monkeypatch, cap
     for path in (tmp_path / "run").glob("step_*"):
         path.rename(tmp_path / path.name)
     changes = dict(iterations=1, steps=1, valid="", temperature=0.5)
-    said = refusal("grpo", options("grpo", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys)
-    assert said == f"{tmp_path}/run/config.toml: temperature was 0.9, now 0.5; give the same value, or another --to"
+    said = refusal(
+        "grpo", options("grpo", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys
+    )
+    assert (
+        said
+        == f"{tmp_path}/run/config.toml: temperature was 0.9, now 0.5; give the same value, or another --to"
+    )

@@ -24,22 +24,44 @@ from training import (
 )
 
 from batch import pack_completions, token_scores, token_values
-from data.problems import Problem
+from data.problems.readers import Problem
 from data.tokenizer import Tokenizer, train
 from generate import Sample
 from kernels.policy_loss import policy_loss, token_weights
-from pretrained import from_pretrained, save_pretrained
 from rollout import Rollout, load_rollouts
 from runtime import World, shuffled
+from runtime.hf import from_pretrained, save_pretrained
 from train_grpo import grpo_gradient, make_batches
-from train_ppo import Config, as_grpo, assess, estimate, gae, ppo_coefficient, token_rewards, value_gradient, value_loss
+from train_ppo import (
+    Config,
+    as_grpo,
+    assess,
+    estimate,
+    gae,
+    ppo_coefficient,
+    token_rewards,
+    value_gradient,
+    value_loss,
+)
 
 POINTS = [
-    ["train_ppo.save_rollouts", 2, "after"],  # step 2 is sampled but not learned from, before any checkpoint
-    ["runtime.clip_grad_norm", 22, "before"],  # in step 6 the policy has made its first step, the value model has not
+    [
+        "train_ppo.save_rollouts",
+        2,
+        "after",
+    ],  # step 2 is sampled but not learned from, before any checkpoint
+    [
+        "runtime.clip_grad_norm",
+        22,
+        "before",
+    ],  # in step 6 the policy has made its first step, the value model has not
     ["torch.distributed.checkpoint.save", 1, "after"],  # the checkpoint of step 8 is half written
     ["runtime.Run.log", 5, "after"],  # step 9, resumed from step 4
-    ["runtime.Checkpoints.write", 2, "after"],  # the value model is written as a result, the policy is not
+    [
+        "runtime.Checkpoints.write",
+        2,
+        "after",
+    ],  # the value model is written as a result, the policy is not
     ["runtime.Metrics.summary", 1, "before"],  # at the very end
 ]
 
@@ -75,19 +97,31 @@ def test_gae_by_hand():
 @given(NUMBERS, SHARE, SHARE)
 def test_gae_is_the_double_sum(pairs, gamma, lam):
     rewards, values = zip(*pairs, strict=True)
-    delta = [r + gamma * (values[t + 1] if t + 1 < len(values) else 0.0) - values[t] for t, r in enumerate(rewards)]
-    expected = [sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, len(delta))) for t in range(len(delta))]
+    delta = [
+        r + gamma * (values[t + 1] if t + 1 < len(values) else 0.0) - values[t]
+        for t, r in enumerate(rewards)
+    ]
+    expected = [
+        sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, len(delta)))
+        for t in range(len(delta))
+    ]
     assert gae(rewards, values, gamma, lam) == pytest.approx(expected, abs=1e-12)
 
 
 @given(NUMBERS, SHARE)
 def test_gae_at_both_ends(pairs, gamma):
     rewards, values = zip(*pairs, strict=True)
-    to_go = [sum(gamma ** (k - t) * rewards[k] for k in range(t, len(rewards))) for t in range(len(rewards))]
+    to_go = [
+        sum(gamma ** (k - t) * rewards[k] for k in range(t, len(rewards)))
+        for t in range(len(rewards))
+    ]
     assert gae(rewards, values, gamma, 1.0) == pytest.approx(
         [earned - value for earned, value in zip(to_go, values, strict=True)], abs=1e-12
     )
-    errors = [r + gamma * after - v for r, v, after in zip(rewards, values, [*values[1:], 0.0], strict=True)]
+    errors = [
+        r + gamma * after - v
+        for r, v, after in zip(rewards, values, [*values[1:], 0.0], strict=True)
+    ]
     assert gae(rewards, values, gamma, 0.0) == pytest.approx(errors, abs=1e-12)
 
 
@@ -107,12 +141,17 @@ def value(tiny):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_value_is_that_of_the_state_before_the_token(tiny, value, shared):
-    groups = [(one.prompt, [sample.ids for sample in one.samples]) for one in made_up_rollouts(tiny.tokenizer)]
+    groups = [
+        (one.prompt, [sample.ids for sample in one.samples])
+        for one in made_up_rollouts(tiny.tokenizer)
+    ]
     with torch.no_grad():
         found = token_values(value, pack_completions(groups, shared))
         before = [list(range(-1, len(ids) - 1)) for _, completions in groups for ids in completions]
         assert (found - token_scores(value, groups, before)).abs().max() <= 1e-5
-        alone = torch.cat([values_of(value, prompt, ids) for prompt, completions in groups for ids in completions])
+        alone = torch.cat(
+            [values_of(value, prompt, ids) for prompt, completions in groups for ids in completions]
+        )
         assert (found - alone).abs().max() <= 1e-5 and alone.std() > 0.1
 
 
@@ -141,7 +180,20 @@ def by_hand() -> Rollout:
     ]
     values = [[0.2, 9.0, 0.4], [0.1, 0.3], [5.0]]
     reference = [[-1.5, -7.0, -1.0], [-0.5, -0.7], [-9.0]]
-    return Rollout(Problem("p", "q", "1"), "cot", [5], samples, [1.0, 0.0, 1.0], [], [], [], [], [], reference, values)
+    return Rollout(
+        Problem("p", "q", "1"),
+        "cot",
+        [5],
+        samples,
+        [1.0, 0.0, 1.0],
+        [],
+        [],
+        [],
+        [],
+        [],
+        reference,
+        values,
+    )
 
 
 def test_equation_2_by_hand():
@@ -159,8 +211,10 @@ def test_estimates_by_hand():
     assert one.advantages[0] == pytest.approx([advantages[0][0], 0.0, advantages[0][1]])
     assert one.advantages[1:] == [pytest.approx(advantages[1]), [0.0]]
     assert one.returns == [
-        pytest.approx([0.2 + advantages[0][0], 9.0, 1.1]), pytest.approx([0.1 + advantages[1][0], -0.02]), [5.0]
-    ]  # fmt: skip
+        pytest.approx([0.2 + advantages[0][0], 9.0, 1.1]),
+        pytest.approx([0.1 + advantages[1][0], -0.02]),
+        [5.0],
+    ]
     returns = torch.tensor([0.2 + advantages[0][0], 1.1, 0.1 + advantages[1][0], -0.02])
     errors = torch.tensor([*advantages[0], *advantages[1]])
     assert found == pytest.approx(
@@ -172,19 +226,32 @@ def test_estimates_by_hand():
         rel=1e-5,
     )
     before, kept = list(one.advantages), list(one.returns)
-    assert estimate(config, [one]) == found and one.advantages == before and one.returns == kept  # as after a resume
+    assert (
+        estimate(config, [one]) == found and one.advantages == before and one.returns == kept
+    )  # as after a resume
 
 
 def test_whitening_is_over_the_whole_batch(tiny, value):
     rollouts = rewarded(tiny.tokenizer)
     assess(Config(), rollouts, None, value, World())
     plain = estimate(Config(beta=0.0, whiten=False), rollouts)
-    chosen = [(one, g, t) for one in rollouts for g, s in enumerate(one.samples) for t, m in enumerate(s.mask) if m]
+    chosen = [
+        (one, g, t)
+        for one in rollouts
+        for g, s in enumerate(one.samples)
+        for t, m in enumerate(s.mask)
+        if m
+    ]
     raw = torch.tensor([one.advantages[g][t] for one, g, t in chosen], dtype=torch.float64)
     returns = [one.returns for one in rollouts]
-    assert estimate(Config(beta=0.0), rollouts) == plain and [one.returns for one in rollouts] == returns
+    assert (
+        estimate(Config(beta=0.0), rollouts) == plain
+        and [one.returns for one in rollouts] == returns
+    )
     white = torch.tensor([one.advantages[g][t] for one, g, t in chosen], dtype=torch.float64)
-    torch.testing.assert_close(white, (raw - raw.mean()) / raw.std(correction=0), rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(
+        white, (raw - raw.mean()) / raw.std(correction=0), rtol=1e-6, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("reward, noise", [(0.1, 0.0), (0.0, 1e-7)])
@@ -193,7 +260,9 @@ def test_rounding_is_not_blown_up(reward, noise):
     how little the reference's log-probs are off the policy's."""
     samples = [Sample([7], [-1.0], [True], "eos") for _ in range(64)]
     reference = [[-1.0 + noise * (i % 3)] for i in range(64)]
-    one = Rollout(Problem("p", "q", "1"), "cot", [5], samples, [reward] * 64, [], values=[[0.0]] * 64)
+    one = Rollout(
+        Problem("p", "q", "1"), "cot", [5], samples, [reward] * 64, [], values=[[0.0]] * 64
+    )
     one.ref_logprobs = reference
     estimate(Config(), [one])
     assert all(abs(advantage) < 1e-3 for row in one.advantages for advantage in row)
@@ -204,7 +273,10 @@ def test_a_reward_that_is_not_finite_counts_for_nothing():
     other.rewards = [1.0, math.nan, 1.0]
     del one.samples[1], one.rewards[1], one.values[1], one.ref_logprobs[1]
     assert estimate(Config(), [other]) == estimate(Config(), [one])
-    assert other.advantages == [one.advantages[0], [0.0, 0.0], [0.0]] and other.returns[1] == other.values[1]
+    assert (
+        other.advantages == [one.advantages[0], [0.0, 0.0], [0.0]]
+        and other.returns[1] == other.values[1]
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -216,14 +288,21 @@ def test_equation_18_is_the_gradient():
     draw = torch.Generator().manual_seed(0)
     logp, old, advantage = (torch.randn(12, generator=draw, dtype=torch.float64) for _ in range(3))
     old = logp + 0.4 * old
-    lengths, completion = torch.tensor([3, 5, 4]), torch.arange(3).repeat_interleave(torch.tensor([3, 5, 4]))
+    lengths, completion = (
+        torch.tensor([3, 5, 4]),
+        torch.arange(3).repeat_interleave(torch.tensor([3, 5, 4])),
+    )
     weight = token_weights(lengths, torch.ones(12), completion, "grpo", 3, 12, 0).double()
     for before in (None, old):
         x = logp.clone().requires_grad_()
         policy_loss(x, before, None, advantage, weight, 0.2, 0.3, 0.0)[0].backward()
         ratio = torch.ones(12, dtype=torch.float64) if before is None else (logp - old).exp()
         coefficient = ppo_coefficient(advantage, ratio, 0.2, 0.3)
-        expected = torch.tensor([1 / n for n in (3, 5, 4) for _ in range(n)], dtype=torch.float64) / 3 * coefficient
+        expected = (
+            torch.tensor([1 / n for n in (3, 5, 4) for _ in range(n)], dtype=torch.float64)
+            / 3
+            * coefficient
+        )
         torch.testing.assert_close(-x.grad, expected, rtol=1e-7, atol=1e-12)
         assert bool((coefficient == advantage).all()) == (before is None)
     assert 0 < (coefficient == 0).sum() < 12
@@ -241,7 +320,10 @@ def test_value_loss_by_hand():
     loss.backward()
     assert value.grad.tolist() == pytest.approx([-0.05, 0.1, 0.0, -0.2, 0.0]) and clipped == 1
     loss, clipped = value_loss(value, old, returns, weight, 0.0)
-    assert loss.item() == pytest.approx((0.1 * 0.25 + 0.2 * 0.25 + 0.3 * 1.0 + 0.4 * 0.25) / 2) and clipped == 0
+    assert (
+        loss.item() == pytest.approx((0.1 * 0.25 + 0.2 * 0.25 + 0.3 * 1.0 + 0.4 * 0.25) / 2)
+        and clipped == 0
+    )
 
 
 def rewarded(tokenizer: Tokenizer, policy=None, temperature: float = 1.0) -> list[Rollout]:
@@ -255,7 +337,9 @@ def rewarded(tokenizer: Tokenizer, policy=None, temperature: float = 1.0) -> lis
     return rollouts
 
 
-def naive_losses(policy, value, old, old_value, reference, rollouts, config) -> tuple[torch.Tensor, torch.Tensor]:
+def naive_losses(
+    policy, value, old, old_value, reference, rollouts, config
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Policy and value loss, written down: eq. 2, GAE as a double sum, eq. 15, a loop over outputs and tokens. `old`
     sampled and `old_value` foresaw."""
     rows = []
@@ -268,14 +352,21 @@ def naive_losses(policy, value, old, old_value, reference, rollouts, config) -> 
                 logprobs(m, one.prompt, sample.ids, config.temperature)[chosen].double()
                 for m in (policy, old, reference)
             )
-            now, seen = (values_of(m, one.prompt, sample.ids)[chosen].double() for m in (value, old_value))
+            now, seen = (
+                values_of(m, one.prompt, sample.ids)[chosen].double() for m in (value, old_value)
+            )
             before, ref, seen = before.detach(), ref.detach(), seen.detach()
             reward = -config.beta * (before - ref)
             reward[-1] += one.rewards[g]
             n = len(reward)
-            delta = [reward[t] + config.gamma * (seen[t + 1] if t + 1 < n else 0) - seen[t] for t in range(n)]
+            delta = [
+                reward[t] + config.gamma * (seen[t + 1] if t + 1 < n else 0) - seen[t]
+                for t in range(n)
+            ]
             decay = config.gamma * config.lam
-            advantage = torch.stack([sum(decay ** (k - t) * delta[k] for k in range(t, n)) for t in range(n)])
+            advantage = torch.stack(
+                [sum(decay ** (k - t) * delta[k] for k in range(t, n)) for t in range(n)]
+            )
             rows.append((new, before, now, seen, advantage))
     everything = torch.cat([row[-1] for row in rows])
     policy_losses, value_losses = [], []
@@ -296,9 +387,18 @@ def naive_losses(policy, value, old, old_value, reference, rollouts, config) -> 
 def test_gradients_of_both_models(tiny, whiten, shared, micro_tokens):
     """At both updates of mu = 2, with tool tokens masked, a completion all masked, and a reference of its own."""
     config = Config(
-        shared_prompts=shared, micro_tokens=micro_tokens, whiten=whiten, temperature=0.7, beta=0.3, mu=2, gamma=0.9,
-        lam=0.8, clip_low=0.1, clip_high=0.2, clip_value=0.05,
-    )  # fmt: skip
+        shared_prompts=shared,
+        micro_tokens=micro_tokens,
+        whiten=whiten,
+        temperature=0.7,
+        beta=0.3,
+        mu=2,
+        gamma=0.9,
+        lam=0.8,
+        clip_low=0.1,
+        clip_high=0.2,
+        clip_value=0.05,
+    )
     policy, value = from_pretrained(tiny.root / "model"), scoring(tiny.root / "model")
     reference = moved(from_pretrained(tiny.root / "model"), 0.05, seed=1)
     old = from_pretrained(tiny.root / "model"), scoring(tiny.root / "model")
@@ -311,7 +411,9 @@ def test_gradients_of_both_models(tiny, whiten, shared, micro_tokens):
         expected = naive_losses(policy, value, *old, reference, rollouts, config)
         sum(expected).backward()
         wanted = gradients(policy), gradients(value)
-        sums = grpo_gradient(policy, batches, as_grpo(config), first) | value_gradient(value, batches, config)
+        sums = grpo_gradient(policy, batches, as_grpo(config), first) | value_gradient(
+            value, batches, config
+        )
         assert sums["loss"].item() == pytest.approx(expected[0].item(), rel=1e-4, abs=1e-6)
         assert sums["value_loss"].item() == pytest.approx(expected[1].item(), rel=1e-4)
         assert_close(gradients(policy), wanted[0], 1e-4)
@@ -336,16 +438,24 @@ def test_gradients_do_not_depend_on_micro_batches_or_processes(alone, together):
 @pytest.mark.parametrize("kind", ["", "outcome", "process"])
 def test_any_model_becomes_a_value_model_that_says_zero(tiny, tmp_path, kind):
     """Of a reward model's head nothing is kept: it gives the logit of a probability, not a value."""
-    save_pretrained(scoring(tiny.root / "model", kind) if kind else from_pretrained(tiny.root / "model"), tmp_path)
+    save_pretrained(
+        scoring(tiny.root / "model", kind) if kind else from_pretrained(tiny.root / "model"),
+        tmp_path,
+    )
     found, known = from_pretrained(tmp_path, score="value"), weights(tiny.root / "model")
-    assert found.config.score == "value" and not any(p.abs().any() for p in found.score.parameters())
+    assert found.config.score == "value" and not any(
+        p.abs().any() for p in found.score.parameters()
+    )
     body = {name: p for name, p in found.state_dict().items() if not name.startswith("score")}
     assert body and all(torch.equal(p, known[name]) for name, p in body.items())
 
 
 def test_a_value_model_stays_what_it_is(tiny, tmp_path):
     save_pretrained(scoring(tiny.root / "model"), tmp_path)
-    assert torch.equal(from_pretrained(tmp_path, score="value").score.weight, scoring(tiny.root / "model").score.weight)
+    assert torch.equal(
+        from_pretrained(tmp_path, score="value").score.weight,
+        scoring(tiny.root / "model").score.weight,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -359,7 +469,15 @@ def test_a_killed_run_is_the_same_run(runs):
         whole, killed = (out / run / "value_model" / name for run in ("whole", "killed"))
         assert whole.read_bytes() == killed.read_bytes(), name
     # what a part had sampled, the next ones read: every step is sampled once
-    assert [part["sampled"] for part in log] == [["1", "2"], ["3", "4", "5", "6"], ["7", "8"], ["9"], ["10"], [], []]
+    assert [part["sampled"] for part in log] == [
+        ["1", "2"],
+        ["3", "4", "5", "6"],
+        ["7", "8"],
+        ["9"],
+        ["10"],
+        [],
+        [],
+    ]
     assert [len(part["checkpoints"]) for part in log] == [0, 1, 1, 2, 2, 2, 2]
     for path in sorted((out / "whole" / "rollouts").iterdir()):
         assert path.read_bytes() == (out / "killed" / "rollouts" / path.name).read_bytes()
@@ -369,9 +487,19 @@ def test_the_run_itself(runs, tiny):
     out, _ = runs
     rows = metrics(out / "whole")
     assert [row["step"] for row in rows] == list(range(11))
-    assert [row["step"] for row in rows if "valid/cot" in row and "valid/pot" in row] == [0, 3, 6, 9, 10]
-    assert abs(rows[1]["kl"]) < 1e-5 and abs(rows[5]["kl"]) > 1e-3  # the reference is where the policy began
-    assert rows[1]["explained_variance"] == 0 and rows[-1]["explained_variance"] != 0  # a new head says 0 everywhere
+    assert [row["step"] for row in rows if "valid/cot" in row and "valid/pot" in row] == [
+        0,
+        3,
+        6,
+        9,
+        10,
+    ]
+    assert (
+        abs(rows[1]["kl"]) < 1e-5 and abs(rows[5]["kl"]) > 1e-3
+    )  # the reference is where the policy began
+    assert (
+        rows[1]["explained_variance"] == 0 and rows[-1]["explained_variance"] != 0
+    )  # a new head says 0 everywhere
     assert [row["value_lr"] / row["lr"] for row in rows[1:]] == pytest.approx([10 / 3] * 10)
     order = shuffled(len(PROBLEMS), 0)
     for path, row in zip(sorted((out / "whole" / "rollouts").iterdir()), rows[1:], strict=True):
@@ -381,8 +509,12 @@ def test_the_run_itself(runs, tiny):
             for g, sample in enumerate(one.samples):
                 for numbers in (one.advantages, one.returns, one.values, one.ref_logprobs):
                     assert len(numbers[g]) == len(sample.ids)
-        told = [old - ref for one in step for s, ref_row in zip(one.samples, one.ref_logprobs, strict=True)
-                for old, ref in zip(s.logprobs, ref_row, strict=True)]  # fmt: skip
+        told = [
+            old - ref
+            for one in step
+            for s, ref_row in zip(one.samples, one.ref_logprobs, strict=True)
+            for old, ref in zip(s.logprobs, ref_row, strict=True)
+        ]
         assert row["kl"] == pytest.approx(sum(told) / len(told))
     assert from_pretrained(out / "whole" / "value_model", score="value").config.score == "value"
     assert Tokenizer.load(out / "whole" / "value_model").hash == tiny.tokenizer.hash
@@ -397,7 +529,8 @@ def test_two_processes_train_the_same_models(runs, together):
         assert found[step] == pytest.approx(expected[step], rel=tolerance, abs=tolerance / 10)
     for number in (1, 2):
         one, two = (
-            load_rollouts(at / "rollouts" / f"step_{number:06d}.jsonl") for at in (out / "whole", together / "ppo")
+            load_rollouts(at / "rollouts" / f"step_{number:06d}.jsonl")
+            for at in (out / "whole", together / "ppo")
         )
         assert [s.ids for r in one for s in r.samples] == [s.ids for r in two for s in r.samples]
     assert (together / "ppo" / "value_model" / "model.safetensors").exists()
@@ -405,9 +538,13 @@ def test_two_processes_train_the_same_models(runs, together):
 
 def test_ppo_learns_what_is_right(tiny, tmp_path):
     """A policy that gives each of three answers a third of the time comes to give the right one."""
-    changes = dict(steps=25, questions=6, samples=8, formats="cot", valid="", save_every=100, micro_tokens=2000)
+    changes = dict(
+        steps=25, questions=6, samples=8, formats="cot", valid="", save_every=100, micro_tokens=2000
+    )
     rows = metrics(run("ppo", tiny.root, tmp_path / "run", **changes))
-    assert sum(row["rule"] for row in rows[-4:]) / 4 > sum(row["rule"] for row in rows[:4]) / 4 + 0.2
+    assert (
+        sum(row["rule"] for row in rows[-4:]) / 4 > sum(row["rule"] for row in rows[:4]) / 4 + 0.2
+    )
     assert sum(row["explained_variance"] for row in rows[-5:]) / 5 > 0.2
 
 
@@ -428,10 +565,19 @@ def test_ppo_learns_what_is_right(tiny, tmp_path):
         (dict(lam=-0.1), "--lam -0.1: give a number from 0 to 1"),
         (dict(clip_value=-1), "--clip_value -1.0: give a distance above 0, or 0 for none"),
         (dict(formats="cot,tool"), "--formats tool: unknown; .*"),
-        (dict(reward="luck"), "--reward luck: unknown; choose one of rule, outcome_model, process_model"),
+        (
+            dict(reward="luck"),
+            "--reward luck: unknown; choose one of rule, outcome_model, process_model",
+        ),
         (dict(reward="outcome_model"), "--reward outcome_model needs --reward_model DIR, .*"),
-        (dict(reward_model="{}/scored"), "--reward_model needs --reward outcome_model or process_model"),
-        (dict(reward="outcome_model", reward_model="{}/scored"), "{}/scored: a model that scores value; give .*"),
+        (
+            dict(reward_model="{}/scored"),
+            "--reward_model needs --reward outcome_model or process_model",
+        ),
+        (
+            dict(reward="outcome_model", reward_model="{}/scored"),
+            "{}/scored: a model that scores value; give .*",
+        ),
         (dict(mu=0), "--mu must be at least 1"),
         (dict(temperature=0), "--temperature must be above 0: .*"),
         (dict(whiten=1), "--whiten 1: needs true or false"),
@@ -446,7 +592,9 @@ def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, changes, mes
         save_pretrained(scoring(tiny.root / "model"), tmp_path / "scored")
         tiny.tokenizer.save(tmp_path / "scored")
     changes = {name: str(value).replace("{}", str(tmp_path)) for name, value in changes.items()}
-    said = refusal("ppo", options("ppo", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys)
+    said = refusal(
+        "ppo", options("ppo", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys
+    )
     assert re.fullmatch(message.replace("{}", re.escape(str(tmp_path))), said), said
     assert not (tmp_path / "run").exists()
 
@@ -454,6 +602,8 @@ def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, changes, mes
 def test_a_reward_model_may_judge_and_begin_the_value_model(tiny, tmp_path):
     save_pretrained(scoring(tiny.root / "model", "outcome"), tmp_path / "outcome")
     tiny.tokenizer.save(tmp_path / "outcome")
-    judge = dict(reward="outcome_model", reward_model=tmp_path / "outcome", value_init=tmp_path / "outcome")
+    judge = dict(
+        reward="outcome_model", reward_model=tmp_path / "outcome", value_init=tmp_path / "outcome"
+    )
     rows = metrics(run("ppo", tiny.root, tmp_path / "run", steps=1, valid="", **judge))
     assert 0 < rows[0]["reward"] < 1 and rows[0]["gap"] != 0 and rows[0]["explained_variance"] == 0

@@ -9,12 +9,22 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from training import assert_close, assert_same_run, metrics, one_error, options, refusal, run, start, weights
+from training import (
+    assert_close,
+    assert_same_run,
+    metrics,
+    one_error,
+    options,
+    refusal,
+    run,
+    start,
+    weights,
+)
 
 import train_pretrain
 from data.shards import Mixture, Shards, windows
 from data.tokenizer import train
-from pretrained import from_pretrained
+from runtime.hf import from_pretrained
 from train_pretrain import document_lengths, lm_loss
 
 POINTS = [
@@ -38,7 +48,9 @@ def test_document_lengths():
 
 @given(st.integers(1, 4), st.integers(1, 9), st.data())
 def test_documents_end_at_eos_and_at_the_windows_end(rows, size, data):
-    ids = np.array(data.draw(st.lists(st.integers(0, 2), min_size=rows * size, max_size=rows * size)))
+    ids = np.array(
+        data.draw(st.lists(st.integers(0, 2), min_size=rows * size, max_size=rows * size))
+    )
     ends = np.cumsum(document_lengths(ids.reshape(rows, size), 0)).tolist()
     assert ends == [i + 1 for i in range(len(ids)) if ids[i] == 0 or (i + 1) % size == 0]
 
@@ -53,7 +65,9 @@ def alone(model, rows, eos: int) -> tuple[torch.Tensor, int]:
             if token == eos:
                 document = []
                 continue
-            total = total - model.logits(model(torch.tensor(document)))[-1].log_softmax(-1)[following]
+            total = (
+                total - model.logits(model(torch.tensor(document)))[-1].log_softmax(-1)[following]
+            )
             count += 1
     return total, count
 
@@ -76,7 +90,9 @@ def test_a_killed_run_is_the_same_run(runs):
     assert_same_run(out / "whole", out / "killed")
     second, last = ["step_000004"], ["step_000004", "step_000008", "step_000010"]
     assert [part["checkpoints"] for part in log[:4]] == [[], second, second, last]
-    summaries = [json.loads((out / name / "summary.json").read_text()) for name in ("whole", "killed")]
+    summaries = [
+        json.loads((out / name / "summary.json").read_text()) for name in ("whole", "killed")
+    ]
     assert summaries[0]["metrics"] == summaries[1]["metrics"] and summaries[1]["steps"] == 10
 
 
@@ -97,14 +113,27 @@ def test_metrics(runs, tiny):
     assert [row["step"] for row in rows if "valid_loss/v" in row] == [3, 6, 9, 10]
     with torch.no_grad():
         total, count = alone(
-            from_pretrained(out / "whole" / "model"), windows(tiny.root / "valid", 32, 5), tiny.tokenizer.eos_id
+            from_pretrained(out / "whole" / "model"),
+            windows(tiny.root / "valid", 32, 5),
+            tiny.tokenizer.eos_id,
         )
     assert rows[-1]["valid_loss/v"] == pytest.approx(total.item() / count, rel=1e-5)
 
 
 def test_init_goes_on_from_a_model(tiny, tmp_path):
-    run("pretrain", tiny.root, tmp_path, init=tiny.root / "model", steps=1, context=128, valid="", batch=2)
-    rows = Mixture({"a": tiny.root / "a", "b": tiny.root / "b"}, {"a": 0.7, "b": 0.3}, 128, 0).next_batch(2)[0]
+    run(
+        "pretrain",
+        tiny.root,
+        tmp_path,
+        init=tiny.root / "model",
+        steps=1,
+        context=128,
+        valid="",
+        batch=2,
+    )
+    rows = Mixture(
+        {"a": tiny.root / "a", "b": tiny.root / "b"}, {"a": 0.7, "b": 0.3}, 128, 0
+    ).next_batch(2)[0]
     with torch.no_grad():
         total, count = alone(from_pretrained(tiny.root / "model"), rows, tiny.tokenizer.eos_id)
     assert metrics(tmp_path)[0]["loss"] == pytest.approx(total.item() / count, rel=1e-5)
@@ -112,7 +141,16 @@ def test_init_goes_on_from_a_model(tiny, tmp_path):
 
 
 def test_a_new_model_and_a_mixture_by_size(tiny, tmp_path):
-    changes = dict(init="", tokenizer=tiny.root / "base", size="1m", weights="", valid="", steps=1, batch=16, seed=5)
+    changes = dict(
+        init="",
+        tokenizer=tiny.root / "base",
+        size="1m",
+        weights="",
+        valid="",
+        steps=1,
+        batch=16,
+        seed=5,
+    )
     run("pretrain", tiny.root, tmp_path, **changes)
     row = metrics(tmp_path)[0]
     assert row["loss"] == pytest.approx(math.log(tiny.tokenizer.vocab_size), rel=0.02)
@@ -142,10 +180,19 @@ def test_two_processes_train_the_same_model(runs, together):
     [
         (dict(to=""), "--data NAME=DIR, --to DIR and --init DIR .* are needed"),
         (dict(data=""), "--data NAME=DIR, --to DIR and --init DIR .* are needed"),
-        (dict(init="", tokenizer="{}/base", size="3m"), "unknown model size '3m'; choose one of 1m, .*"),
+        (
+            dict(init="", tokenizer="{}/base", size="3m"),
+            "unknown model size '3m'; choose one of 1m, .*",
+        ),
         (dict(data="a={}/nowhere", weights="a=1"), ".*nowhere/manifest.json: cannot be read .*"),
-        (dict(data="a={}/broken", weights="a=1"), ".*broken/manifest.json: not a manifest of token shards; .*"),
-        (dict(data="a={}/other", weights="a=1"), ".*other: made with tokenizer .* make the shards again .*"),
+        (
+            dict(data="a={}/broken", weights="a=1"),
+            ".*broken/manifest.json: not a manifest of token shards; .*",
+        ),
+        (
+            dict(data="a={}/other", weights="a=1"),
+            ".*other: made with tokenizer .* make the shards again .*",
+        ),
         (dict(data="a={}/a", weights="a=1", valid="v={}/other"), ".*other: made with tokenizer .*"),
         (dict(data="a={}/a,c={}/b"), "mixture: .* unmatched: b, c"),
         (dict(context=100_000), ".*: [0-9]+ tokens are fewer than one window of 100001; .*"),
@@ -157,12 +204,19 @@ def test_two_processes_train_the_same_model(runs, together):
     ],
 )
 def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, changes, message):
-    for name, text in (("broken", "{}"), ("other", json.dumps(Shards(tiny.root / "a").manifest | {"tokenizer": "x"}))):
+    for name, text in (
+        ("broken", "{}"),
+        ("other", json.dumps(Shards(tiny.root / "a").manifest | {"tokenizer": "x"})),
+    ):
         (tiny.root / name).mkdir(exist_ok=True)
         (tiny.root / name / "manifest.json").write_text(text)
-        (tiny.root / name / "tokens-00000.bin").write_bytes((tiny.root / "a" / "tokens-00000.bin").read_bytes())
+        (tiny.root / name / "tokens-00000.bin").write_bytes(
+            (tiny.root / "a" / "tokens-00000.bin").read_bytes()
+        )
     changes = {name: str(value).replace("{}", str(tiny.root)) for name, value in changes.items()}
-    said = refusal("pretrain", options("pretrain", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys)
+    said = refusal(
+        "pretrain", options("pretrain", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys
+    )
     assert re.fullmatch(message, said), said
     assert not list(tmp_path.iterdir())
 
@@ -173,4 +227,6 @@ def test_the_program_says_it_in_one_line_too(tiny, tmp_path):
     arguments = options("pretrain", tiny.root, tmp_path / "run", init="", tokenizer=tmp_path)
     finished = start(arguments, program=train_pretrain.__file__)
     said = one_error(finished.returncode, finished.stderr)
-    assert said.startswith(f"{tiny.root}/a: made with tokenizer {tiny.tokenizer.hash[:12]}, not with {other.hash[:12]}")
+    assert said.startswith(
+        f"{tiny.root}/a: made with tokenizer {tiny.tokenizer.hash[:12]}, not with {other.hash[:12]}"
+    )

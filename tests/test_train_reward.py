@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training import assert_close, assert_same_run, gradients, metrics, options, refusal, run
 
-from data import InputError, prompts
+from data import prompts
+from data.io import InputError
 from data.tokenizer import train
-from pretrained import from_pretrained
 from reward import step_ends
 from rollout import load_rollouts
 from runtime import World
+from runtime.hf import from_pretrained
 from train_reward import (
     Config,
     Labelled,
@@ -76,16 +77,24 @@ def test_completions_longer_than_the_context_are_counted(tiny):
     context = sizes[len(sizes) // 2]
     groups, left_out = load_labelled(path, settings(tiny, context=context), tiny.tokenizer)
     kept = [len(one.prompt) + len(ids) for one in groups for ids in one.completions]
-    assert sorted(kept) == [size for size in sizes if size <= context] and left_out == len(sizes) - len(kept) > 0
-    assert all(len(one.completions) == len(one.labels) == len(one.places) == len(one.rule) for one in groups)
+    assert (
+        sorted(kept) == [size for size in sizes if size <= context]
+        and left_out == len(sizes) - len(kept) > 0
+    )
+    assert all(
+        len(one.completions) == len(one.labels) == len(one.places) == len(one.rule)
+        for one in groups
+    )
 
 
 def text_of(tiny, one: Labelled) -> tuple[str, str, list[str]]:
     """Question's prompt, response, and the text up to each labelled place."""
     ids = one.completions[0]
-    return tiny.tokenizer.decode(one.prompt), tiny.tokenizer.decode(ids), [
-        tiny.tokenizer.decode(ids[: place + 1]).strip() for place in one.places[0]
-    ]  # fmt: skip
+    return (
+        tiny.tokenizer.decode(one.prompt),
+        tiny.tokenizer.decode(ids),
+        [tiny.tokenizer.decode(ids[: place + 1]).strip() for place in one.places[0]],
+    )
 
 
 SHEPHERD = {
@@ -119,16 +128,25 @@ PRM = {
     "question": {"problem": "What is 2 + 3?", "ground_truth_answer": "5"},
     "label": {
         "steps": [
-            {"completions": [rated("Add\nthem.", 1), rated("Cry.", -1)], "human_completion": None,
-             "chosen_completion": 0},
-            {"completions": [rated("It is 6.", -1)], "human_completion": rated("It is 5.", None),
-             "chosen_completion": None},
-            {"completions": [rated("Maybe 5.", 0), rated("Skip", None)], "human_completion": None,
-             "chosen_completion": 0},
+            {
+                "completions": [rated("Add\nthem.", 1), rated("Cry.", -1)],
+                "human_completion": None,
+                "chosen_completion": 0,
+            },
+            {
+                "completions": [rated("It is 6.", -1)],
+                "human_completion": rated("It is 5.", None),
+                "chosen_completion": None,
+            },
+            {
+                "completions": [rated("Maybe 5.", 0), rated("Skip", None)],
+                "human_completion": None,
+                "chosen_completion": 0,
+            },
         ],
         "finish_reason": "solution",
     },
-}  # fmt: skip
+}
 
 
 def test_prm800k(tiny, tmp_path):
@@ -140,7 +158,12 @@ def test_prm800k(tiny, tmp_path):
         (" Cry.", ["Cry."], [[0.0]], []),
         (" Add them.\nIt is 6.", ["Add them.\nIt is 6."], [[0.0]], []),
         # a step that a human wrote has no rating; neutral is not wrong
-        (" Add them.\nIt is 5.\nMaybe 5.", ["Add them.", "Add them.\nIt is 5.\nMaybe 5."], [[1.0, 1.0]], [1.0]),
+        (
+            " Add them.\nIt is 5.\nMaybe 5.",
+            ["Add them.", "Add them.\nIt is 5.\nMaybe 5."],
+            [[1.0, 1.0]],
+            [1.0],
+        ),
     ]
     ((one,), _) = load_labelled(str(path), settings(tiny, kind="outcome"), tiny.tokenizer)
     assert one.labels == [[1.0]] and text_of(tiny, one)[1] == " Add them.\nIt is 5.\nMaybe 5."
@@ -175,7 +198,10 @@ def naive_loss(model, groups: list[Labelled], hard: bool) -> torch.Tensor:
         for ids, places, labels in zip(one.completions, one.places, one.labels, strict=True):
             scores = model.score(model(torch.tensor(one.prompt + ids)))[:, 0]
             for place, label in zip(places, labels, strict=True):
-                p, label = scores[len(one.prompt) + place].sigmoid(), float(label > 0) if hard else label
+                p, label = (
+                    scores[len(one.prompt) + place].sigmoid(),
+                    float(label > 0) if hard else label,
+                )
                 losses.append(-(label * p.log() + (1 - label) * (1 - p).log()))
     return torch.stack(losses).mean()
 
@@ -186,7 +212,10 @@ def test_gradient_of_the_cross_entropy(tiny, scorer, labels, micro_tokens):
     config = settings(tiny, labels=labels, micro_tokens=micro_tokens)
     groups, _ = load_labelled(f"{tiny.root}/samples.jsonl", config, tiny.tokenizer)
     for number, one in enumerate(groups):
-        one.labels = [[(0.0, 0.25, 1.0)[(number + g + k) % 3] for k in range(len(r))] for g, r in enumerate(one.labels)]
+        one.labels = [
+            [(0.0, 0.25, 1.0)[(number + g + k) % 3] for k in range(len(r))]
+            for g, r in enumerate(one.labels)
+        ]
     expected = naive_loss(scorer, groups, labels == "hard")
     expected.backward()
     wanted = gradients(scorer)
@@ -219,7 +248,9 @@ def test_best_of_n_takes_the_highest_score(tiny, scorer):
     """Completions with scores known in advance: the one whose weakest step is the best."""
     groups, _ = load_labelled(f"{tiny.root}/samples.jsonl", settings(tiny), tiny.tokenizer)
     with torch.no_grad():
-        scores = [reward_scores(scorer, [one]).split([len(row) for row in one.places]) for one in groups]
+        scores = [
+            reward_scores(scorer, [one]).split([len(row) for row in one.places]) for one in groups
+        ]
     expected, random, within = [], [], []
     for one, rows in zip(groups, scores, strict=True):
         weakest = [row.min().item() for row in rows]
@@ -233,7 +264,9 @@ def test_best_of_n_takes_the_highest_score(tiny, scorer):
     assert found["random_of_n"] == pytest.approx(np.mean(random))
     assert within and found["valid_auc_within"] == pytest.approx(np.mean(within))
     with torch.no_grad():
-        assert found["valid_loss"] == pytest.approx(naive_loss(scorer, groups, False).item(), rel=1e-5)
+        assert found["valid_loss"] == pytest.approx(
+            naive_loss(scorer, groups, False).item(), rel=1e-5
+        )
     assert found["valid_auc"] > 0.7  # it was trained on these
 
 
@@ -253,7 +286,9 @@ def test_the_run_itself(runs, tiny):
     assert rows[0]["valid_loss"] == pytest.approx(np.log(2))  # a new head says 1/2 to everything
     assert rows[-1]["valid_loss"] < rows[0]["valid_loss"] - 0.05
     summary = json.loads((runs[0] / "whole" / "summary.json").read_text())
-    assert summary["questions"] == 8 and summary["replayed"] == 2  # 6 new: a quarter of the whole from history
+    assert (
+        summary["questions"] == 8 and summary["replayed"] == 2
+    )  # 6 new: a quarter of the whole from history
 
 
 def test_two_processes_train_the_same_model(runs, together):
@@ -268,7 +303,9 @@ def test_training_goes_on_from_a_reward_model(tiny, tmp_path):
     rows = metrics(tmp_path / "on")
     assert rows[0]["valid_auc"] > 0.7
     weight = from_pretrained(tmp_path / "on" / "model", score="process").score.weight
-    torch.testing.assert_close(weight, from_pretrained(tiny.root / "process", score="process").score.weight)
+    torch.testing.assert_close(
+        weight, from_pretrained(tiny.root / "process", score="process").score.weight
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -279,27 +316,40 @@ def spoil(tiny, tmp_path, **changes):
     row = json.loads((tiny.root / "samples.jsonl").read_text().splitlines()[0])
     row["responses"][0] |= changes
     gone = [name for name, value in changes.items() if value is None]  # from all of them
-    return json.dumps({**row, "responses": [{k: r[k] for k in r if k not in gone} for r in row["responses"]]})
+    return json.dumps(
+        {**row, "responses": [{k: r[k] for k in r if k not in gone} for r in row["responses"]]}
+    )
 
 
-@pytest.mark.parametrize("text, changes, message", [
-    (None, {}, "{}/bad.jsonl: cannot be read .*"),
-    ("", {}, "{}/bad.jsonl: its first line is none of .*"),
-    ('{"id": "a"}', {}, "{}/bad.jsonl: its first line is none of .*"),
-    ('{"responses": []}', {}, "{}/bad.jsonl:1: not a rollout .*"),
-    (dict(text="other"), {}, "{}/bad.jsonl:1: its ids are not its text in the vocabulary of .*"),
-    (dict(step_labels=None), {}, "{}/bad.jsonl:1: .*--step_samples"),
-    (dict(rule=0.0), {}, r"{}/bad.jsonl:1: not a rollout .KeyError: 'rule'.*"),
-    ({**SHEPHERD, "label": "Step 1: +"}, {}, "{}/bad.jsonl:1: label is not input with . or - in place of each ки"),
-    ({**PRM, "question": {}}, {}, "{}/bad.jsonl:1: not a line of PRM800K .*"),
-    (SHEPHERD, dict(context=5), "{}/bad.jsonl: no labelled completion of at most 5 tokens"),
-    (SHEPHERD, dict(kind="both"), "--kind both: unknown; choose outcome or process"),
-    (SHEPHERD, dict(labels="none"), "--labels none: unknown; choose soft or hard"),
-    (SHEPHERD, dict(replay=1), "--replay 1.0: give a share of at least 0 and below 1"),
-    (SHEPHERD, dict(questions=0), "--questions must be at least 1"),
-    (SHEPHERD, dict(init="{}/none"), "{}/none.*"),
-    (SHEPHERD, dict(to=""), "--to is needed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, changes, message",
+    [
+        (None, {}, "{}/bad.jsonl: cannot be read .*"),
+        ("", {}, "{}/bad.jsonl: its first line is none of .*"),
+        ('{"id": "a"}', {}, "{}/bad.jsonl: its first line is none of .*"),
+        ('{"responses": []}', {}, "{}/bad.jsonl:1: not a rollout .*"),
+        (
+            dict(text="other"),
+            {},
+            "{}/bad.jsonl:1: its ids are not its text in the vocabulary of .*",
+        ),
+        (dict(step_labels=None), {}, "{}/bad.jsonl:1: .*--step_samples"),
+        (dict(rule=0.0), {}, r"{}/bad.jsonl:1: not a rollout .KeyError: 'rule'.*"),
+        (
+            {**SHEPHERD, "label": "Step 1: +"},
+            {},
+            "{}/bad.jsonl:1: label is not input with . or - in place of each ки",
+        ),
+        ({**PRM, "question": {}}, {}, "{}/bad.jsonl:1: not a line of PRM800K .*"),
+        (SHEPHERD, dict(context=5), "{}/bad.jsonl: no labelled completion of at most 5 tokens"),
+        (SHEPHERD, dict(kind="both"), "--kind both: unknown; choose outcome or process"),
+        (SHEPHERD, dict(labels="none"), "--labels none: unknown; choose soft or hard"),
+        (SHEPHERD, dict(replay=1), "--replay 1.0: give a share of at least 0 and below 1"),
+        (SHEPHERD, dict(questions=0), "--questions must be at least 1"),
+        (SHEPHERD, dict(init="{}/none"), "{}/none.*"),
+        (SHEPHERD, dict(to=""), "--to is needed"),
+    ],
+)
 def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, text, changes, message):
     if isinstance(text, dict) and "input" not in text and "question" not in text:
         text = spoil(tiny, tmp_path, **text)
@@ -307,14 +357,18 @@ def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, text, change
         (tmp_path / "bad.jsonl").write_text(text if isinstance(text, str) else json.dumps(text))
     changes = {"data": tmp_path / "bad.jsonl", "valid": "", "history": "", **changes}
     changes = {name: str(value).replace("{}", str(tmp_path)) for name, value in changes.items()}
-    said = refusal("reward", options("reward", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys)
+    said = refusal(
+        "reward", options("reward", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys
+    )
     assert re.fullmatch(message.replace("{}", re.escape(str(tmp_path))), said), said
     assert not (tmp_path / "run").exists()
 
 
 def test_samples_of_another_vocabulary(tiny):
     other = train([chr(i) * 9 for i in range(300, 900)], 400, workers=1)
-    with pytest.raises(InputError, match="samples.jsonl:1: its ids are not its text in the vocabulary of"):
+    with pytest.raises(
+        InputError, match="samples.jsonl:1: its ids are not its text in the vocabulary of"
+    ):
         load_labelled(f"{tiny.root}/samples.jsonl", settings(tiny), other)
 
 

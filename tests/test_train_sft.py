@@ -23,11 +23,12 @@ from training import (
 )
 
 import train_sft
-from data import InputError, prompts, read_jsonl, write_jsonl
+from data import prompts
+from data.io import InputError, read_jsonl, write_jsonl
 from data.packing import pack
 from data.tokenizer import train
 from generate import Sampling, generate
-from pretrained import from_pretrained, save_pretrained
+from runtime.hf import from_pretrained, save_pretrained
 from train_sft import batches, length, load_examples, sft_loss
 
 POINTS = [
@@ -54,14 +55,18 @@ def test_examples_are_prompt_and_response_with_eos(tiny, examples):
     for row, (prompt, (response,)) in zip(rows, examples, strict=True):
         assert tiny.tokenizer.decode(prompt) == prompts.prompt(row["question"], row["format"])
         text = (" " if row["format"] == "cot" else "\n") + row["response"]
-        assert tiny.tokenizer.decode(response[:-1]) == text and response[-1] == tiny.tokenizer.eos_id
+        assert (
+            tiny.tokenizer.decode(response[:-1]) == text and response[-1] == tiny.tokenizer.eos_id
+        )
 
 
 def test_only_responses_are_learned_and_packing_changes_nothing(tiny, examples):
     """Against the definition, an example at a time: the mean log-prob of response ids and EOS, given what is before."""
     model, chosen = from_pretrained(tiny.root / "base"), examples[::5]
     tokens = sum(len(response) for _, (response,) in chosen)
-    expected = -sum(logprobs(model, prompt, response).sum() for prompt, (response,) in chosen) / tokens
+    expected = (
+        -sum(logprobs(model, prompt, response).sum() for prompt, (response,) in chosen) / tokens
+    )
     loss = sft_loss(model, chosen, tokens)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     names, parameters = zip(*model.named_parameters(), strict=True)
@@ -78,7 +83,9 @@ def test_every_epoch_has_every_example_once(lengths, batch, seed):
         assert sum(lengths[i] for i in chosen) <= 20 * batch
         seen += chosen
     for epoch in range(3):
-        assert sorted(seen[epoch * len(lengths) : (epoch + 1) * len(lengths)]) == list(range(len(lengths)))
+        assert sorted(seen[epoch * len(lengths) : (epoch + 1) * len(lengths)]) == list(
+            range(len(lengths))
+        )
     # as many packed sequences as an epoch has, packed anew each time
     needed = [len(pack(lengths, 20, np.random.default_rng([seed, epoch]))) for epoch in range(3)]
     assert sum(needed) <= count
@@ -87,16 +94,24 @@ def test_every_epoch_has_every_example_once(lengths, batch, seed):
 def test_epochs_are_shuffled_anew():
     stream = batches([1] * 50, 50, 1, seed=0)
     first, second = next(stream), next(stream)
-    assert first != second and first != sorted(first) and next(batches([1] * 50, 50, 1, seed=1)) != first
+    assert (
+        first != second
+        and first != sorted(first)
+        and next(batches([1] * 50, 50, 1, seed=1)) != first
+    )
 
 
 def test_long_examples_are_left_out_and_counted(tiny, examples, tmp_path):
     longest = max(map(length, examples))
-    fitting, left_out = load_examples([f"{tiny.root}/sft.jsonl"], tiny.tokenizer, "plain", longest - 1)
+    fitting, left_out = load_examples(
+        [f"{tiny.root}/sft.jsonl"], tiny.tokenizer, "plain", longest - 1
+    )
     assert fitting == [example for example in examples if length(example) < longest]
     assert left_out == len(examples) - len(fitting) > 0
     assert load_examples([f"{tiny.root}/sft.jsonl"], tiny.tokenizer, "plain", longest)[1] == 0
-    with pytest.raises(InputError, match="sft.jsonl: no example of at most 3 tokens; give data or raise --context"):
+    with pytest.raises(
+        InputError, match="sft.jsonl: no example of at most 3 tokens; give data or raise --context"
+    ):
         load_examples([f"{tiny.root}/sft.jsonl"], tiny.tokenizer, "plain", 3)
     run("sft", tiny.root, tmp_path, steps=1, context=longest - 1, valid="")
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -107,16 +122,33 @@ def test_what_is_learned_is_said(tiny, tmp_path):
     """Eight examples by heart, EOS included: the loss is near zero and greedy decoding says them word for word."""
     words = ["one", "two", "three", "four five", "six", "seven and seven", "eight.", "9"]
     questions = [*QUESTIONS, "Hal?", "Ida?"]
-    rows = [{"question": q, "response": f"It is {w}", "format": "cot"} for q, w in zip(questions, words, strict=True)]
+    rows = [
+        {"question": q, "response": f"It is {w}", "format": "cot"}
+        for q, w in zip(questions, words, strict=True)
+    ]
     write_jsonl(tmp_path / "sft.jsonl", rows)
     run(
-        "sft", tiny.root, tmp_path / "run", data=tmp_path / "sft.jsonl", valid="", context=400, batch=1, steps=100,
-        lr=1e-2, decay=0.5, save_every=100,
-    )  # fmt: skip
-    assert metrics(tmp_path / "run")[-1]["examples"] == 8 and metrics(tmp_path / "run")[-1]["loss"] < 0.02
+        "sft",
+        tiny.root,
+        tmp_path / "run",
+        data=tmp_path / "sft.jsonl",
+        valid="",
+        context=400,
+        batch=1,
+        steps=100,
+        lr=1e-2,
+        decay=0.5,
+        save_every=100,
+    )
+    assert (
+        metrics(tmp_path / "run")[-1]["examples"] == 8
+        and metrics(tmp_path / "run")[-1]["loss"] < 0.02
+    )
     model = from_pretrained(tmp_path / "run" / "model")
     encoded = [tiny.tokenizer.encode(prompts.prompt(question)) for question in questions]
-    for row, (sample,) in zip(rows, generate(model, tiny.tokenizer, encoded, Sampling(temperature=0.0)), strict=True):
+    for row, (sample,) in zip(
+        rows, generate(model, tiny.tokenizer, encoded, Sampling(temperature=0.0)), strict=True
+    ):
         assert tiny.tokenizer.decode(sample.ids) == " " + row["response"] and sample.finish == "eos"
 
 
@@ -167,11 +199,19 @@ LINE = '{"question": "Q?", "response": "R.", "format": "cot"}\n'
         (LINE + "\n[1]\n", {}, "{}/bad.jsonl:3: not a JSON object; .*"),
         (LINE + '{"question": "Q?"}\n', {}, "{}/bad.jsonl:2: no 'response'; .*"),
         (LINE + '{"question": 3, "response": "R"}\n', {}, "{}/bad.jsonl:2: no 'question'; .*"),
-        (LINE.replace("cot", "cat"), {}, "{}/bad.jsonl:1: format 'cat' is unknown; use cot, pot, tool"),
+        (
+            LINE.replace("cot", "cat"),
+            {},
+            "{}/bad.jsonl:1: format 'cat' is unknown; use cot, pot, tool",
+        ),
         (LINE, dict(valid="{}/none.jsonl"), "{}/none.jsonl: cannot be read .*"),
         (LINE, dict(template="fancy"), "template 'fancy': unknown; .*"),
         (LINE, dict(init="{}/none"), "{}/none.*"),
-        (LINE, dict(init="{}/mixed"), "{}/mixed: its tokenizer has 500 ids, its embedding 400 rows; .*"),
+        (
+            LINE,
+            dict(init="{}/mixed"),
+            "{}/mixed: its tokenizer has 500 ids, its embedding 400 rows; .*",
+        ),
         (LINE, dict(init=""), "--init is needed"),
         (LINE, dict(lr="high"), "--lr high: needs a number"),
         (LINE, dict(leraning_rate=1), "--leraning_rate: unknown option; .*"),
@@ -188,7 +228,9 @@ def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, text, change
         train([chr(i) * 9 for i in range(300, 900)], 500, workers=1).save(tmp_path / "mixed")
     changes = {"data": "{}/bad.jsonl", **changes}
     changes = {name: str(value).replace("{}", str(tmp_path)) for name, value in changes.items()}
-    said = refusal("sft", options("sft", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys)
+    said = refusal(
+        "sft", options("sft", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys
+    )
     assert re.fullmatch(message.replace("{}", re.escape(str(tmp_path))), said), said
     assert not (tmp_path / "run").exists()
 
@@ -197,4 +239,6 @@ def test_the_program_says_it_in_one_line_too(tiny, tmp_path):
     (tmp_path / "bad.jsonl").write_text(LINE + LINE[:20])
     arguments = options("sft", tiny.root, tmp_path / "run", data=tmp_path / "bad.jsonl")
     finished = start(arguments, program=train_sft.__file__)
-    assert one_error(finished.returncode, finished.stderr).startswith(f"{tmp_path}/bad.jsonl:2: not valid JSON")
+    assert one_error(finished.returncode, finished.stderr).startswith(
+        f"{tmp_path}/bad.jsonl:2: not valid JSON"
+    )

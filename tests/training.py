@@ -1,7 +1,7 @@
 """What the tests of the trainers share: a tiny world to train in, and programs that run trainers in other processes.
 
-    python tests/training.py kill TRAINER WORLD OUT POINTS     a run killed at several points, and one that is not
-    torchrun tests/training.py together WORLD OUT              every trainer, and its gradients, on two processes
+python tests/training.py kill TRAINER WORLD OUT POINTS     a run killed at several points, and one that is not
+torchrun tests/training.py together WORLD OUT              every trainer, and its gradients, on two processes
 """
 
 import contextlib
@@ -27,30 +27,48 @@ import train_ppo
 import train_pretrain
 import train_reward
 import train_sft
-from data import prompts, synthetic, write_jsonl
-from data.problems import Problem
-from data.sandbox import Result
+from data import prompts
+from data.io import write_jsonl
+from data.problems.readers import Problem
+from data.sandbox.sandbox import Result
 from data.shards import windows, write_shards
 from data.tokenizer import Tokenizer, train
+from data.world import synthetic
 from eval import encode_prompts
 from generate import Sample, Sampling
 from model import ModelConfig, Transformer
-from options import parse
-from pretrained import from_pretrained, save_pretrained
 from rollout import Rollout, label_steps, rollout, save_rollouts
+from runtime.hf import from_pretrained, save_pretrained
+from runtime.options import parse
 
 ROOT = Path(__file__).parents[1]
 TRAINERS = {
-    "pretrain": train_pretrain, "sft": train_sft, "reward": train_reward, "grpo": train_grpo, "iterative": train_grpo,
-    "dpo": train_dpo, "ppo": train_ppo,
-}  # fmt: skip
+    "pretrain": train_pretrain,
+    "sft": train_sft,
+    "reward": train_reward,
+    "grpo": train_grpo,
+    "iterative": train_grpo,
+    "dpo": train_dpo,
+    "ppo": train_ppo,
+}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The world: questions of uneven length with three answers each, one of them right, so that a policy that has learned
 # them all is right a third of the time.
 
-QUESTIONS = ["Ann?", "What does Bob say?", "Cid and Dora meet. What is it?", "Eve?", "Who knows what Fay has?", "Guy?"]
-COT = {"1": "The answer is 1.", "2": "Well, the answer is 2.", "3": "1 + 2 = 3.\nSo the answer is 3."}
+QUESTIONS = [
+    "Ann?",
+    "What does Bob say?",
+    "Cid and Dora meet. What is it?",
+    "Eve?",
+    "Who knows what Fay has?",
+    "Guy?",
+]
+COT = {
+    "1": "The answer is 1.",
+    "2": "Well, the answer is 2.",
+    "3": "1 + 2 = 3.\nSo the answer is 3.",
+}
 POT = {"1": "print(1)", "2": "a = 2\nprint(a)", "3": "a = 1\nb = 2\nprint(a + b)"}
 PROBLEMS = [Problem(f"p{i}", question, str(i % 3 + 1)) for i, question in enumerate(QUESTIONS)]
 
@@ -64,10 +82,15 @@ def build(root: Path) -> SimpleNamespace:
         for response in responses.values()
     ]
     write_jsonl(root / "sft.jsonl", rows)
-    write_jsonl(root / "problems.jsonl", [{"id": p.id, "question": p.question, "answer": p.answer} for p in PROBLEMS])
+    write_jsonl(
+        root / "problems.jsonl",
+        [{"id": p.id, "question": p.question, "answer": p.answer} for p in PROBLEMS],
+    )
     kinds = {"a": "math", "b": "code", "valid": "math"}
     documents = {
-        name: [synthetic.document(i, kind, "valid" if name == "valid" else "train") for i in range(80)]
+        name: [
+            synthetic.document(i, kind, "valid" if name == "valid" else "train") for i in range(80)
+        ]
         for name, kind in kinds.items()
     }
     lines = [prompts.prompt(row["question"], row["format"]) + row["response"] for row in rows]
@@ -76,10 +99,28 @@ def build(root: Path) -> SimpleNamespace:
         ids = tokenizer.encode_batch([text[:30] for text in texts])  # short: windows hold several
         write_shards(ids, root / name, tokenizer.hash, name, tokenizer.vocab_size, tokenizer.eos_id)
     eos = tokenizer.eos_id
-    shape = ModelConfig(tokenizer.vocab_size, width=32, layers=2, heads=4, kv_heads=2, ffn=64, context=96, eos_id=eos)
+    shape = ModelConfig(
+        tokenizer.vocab_size,
+        width=32,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        ffn=64,
+        context=96,
+        eos_id=eos,
+    )
     save_pretrained(Transformer(shape, seed=1), root / "base")
     tokenizer.save(root / "base")
-    run("sft", root, root / "taught", init=root / "base", steps=90, lr=1e-2, save_every=100, valid="")
+    run(
+        "sft",
+        root,
+        root / "taught",
+        init=root / "base",
+        steps=90,
+        lr=1e-2,
+        save_every=100,
+        valid="",
+    )
     (root / "taught" / "model").rename(root / "model")
     shared = ("plain", Sampling(6, max_new_tokens=20, seed=2), 36, None, runtime.World())
     policy = from_pretrained(root / "model")
@@ -88,7 +129,9 @@ def build(root: Path) -> SimpleNamespace:
     save_rollouts(root / "samples.jsonl", samples, tokenizer)
     run("reward", root, root / "judge", save_every=100, valid="", kind="process", steps=20, lr=1e-2)
     (root / "judge" / "model").rename(root / "process")
-    (root / "reward.toml").write_text("questions = 2\nsteps = 3\nlr = 1e-3\nreplay = 0.25\nsave_every = 2\n")
+    (root / "reward.toml").write_text(
+        "questions = 2\nsteps = 3\nlr = 1e-3\nreplay = 0.25\nsave_every = 2\n"
+    )
     return SimpleNamespace(root=root, tokenizer=tokenizer)
 
 
@@ -108,7 +151,11 @@ class Calculator:
 
     def start(self, code):
         result = Future()
-        result.set_result(Result("ok", self.answers[code], "") if code in self.answers else Result("error", "", ""))
+        result.set_result(
+            Result("ok", self.answers[code], "")
+            if code in self.answers
+            else Result("error", "", "")
+        )
         return result
 
     def run_many(self, codes):
@@ -124,37 +171,103 @@ def options(trainer: str, root: Path, run: Path, /, **changes) -> list[str]:
     common = dict(to=run, device="cpu", save_every=4, steps=10, valid_every=3)
     own = {
         "pretrain": dict(
-            init=root / "base", data=f"a={root}/a,b={root}/b", weights="a=0.7,b=0.3", valid=f"v={root}/valid",
-            valid_windows=5, context=32, batch=6, micro_batch=4, lr=3e-3, warmup=3,
+            init=root / "base",
+            data=f"a={root}/a,b={root}/b",
+            weights="a=0.7,b=0.3",
+            valid=f"v={root}/valid",
+            valid_windows=5,
+            context=32,
+            batch=6,
+            micro_batch=4,
+            lr=3e-3,
+            warmup=3,
         ),
         "sft": dict(
-            init=root / "base", data=root / "sft.jsonl", valid=root / "sft.jsonl", context=72, batch=5, lr=3e-3,
-            warmup=2, decay=0.3, micro_tokens=100,
+            init=root / "base",
+            data=root / "sft.jsonl",
+            valid=root / "sft.jsonl",
+            context=72,
+            batch=5,
+            lr=3e-3,
+            warmup=2,
+            decay=0.3,
+            micro_tokens=100,
         ),
         "reward": dict(
-            init=root / "base", data=root / "samples.jsonl", valid=root / "samples.jsonl", context=64, questions=4,
-            kind="process", lr=3e-3, warmup=2, decay=0.3, micro_tokens=90, history=root / "samples.jsonl", replay=0.25,
+            init=root / "base",
+            data=root / "samples.jsonl",
+            valid=root / "samples.jsonl",
+            context=64,
+            questions=4,
+            kind="process",
+            lr=3e-3,
+            warmup=2,
+            decay=0.3,
+            micro_tokens=90,
+            history=root / "samples.jsonl",
+            replay=0.25,
         ),
         "grpo": dict(
-            init=root / "model", problems=root / "problems.jsonl", valid=root / "problems.jsonl", valid_limit=4,
-            iterations=5, steps=2, save_every=5, mu=2, lr=3e-3, warmup=2, formats="cot,pot", questions=4, samples=4,
-            max_new_tokens=16, max_rows=6, micro_tokens=90, temperature=0.9,
+            init=root / "model",
+            problems=root / "problems.jsonl",
+            valid=root / "problems.jsonl",
+            valid_limit=4,
+            iterations=5,
+            steps=2,
+            save_every=5,
+            mu=2,
+            lr=3e-3,
+            warmup=2,
+            formats="cot,pot",
+            questions=4,
+            samples=4,
+            max_new_tokens=16,
+            max_rows=6,
+            micro_tokens=90,
+            temperature=0.9,
         ),
         "dpo": dict(
-            init=root / "model", data=root / "samples.jsonl", valid=root / "samples.jsonl", context=96, batch=5,
-            lr=3e-4, warmup=2, decay=0.3, micro_tokens=110,
+            init=root / "model",
+            data=root / "samples.jsonl",
+            valid=root / "samples.jsonl",
+            context=96,
+            batch=5,
+            lr=3e-4,
+            warmup=2,
+            decay=0.3,
+            micro_tokens=110,
         ),
         "ppo": dict(
-            init=root / "model", problems=root / "problems.jsonl", valid=root / "problems.jsonl", valid_limit=4, mu=2,
-            lr=3e-3, value_lr=1e-2, warmup=2, formats="cot,pot", questions=4, samples=2, max_new_tokens=14, max_rows=6,
-            micro_tokens=60, temperature=0.9,
+            init=root / "model",
+            problems=root / "problems.jsonl",
+            valid=root / "problems.jsonl",
+            valid_limit=4,
+            mu=2,
+            lr=3e-3,
+            value_lr=1e-2,
+            warmup=2,
+            formats="cot,pot",
+            questions=4,
+            samples=2,
+            max_new_tokens=14,
+            max_rows=6,
+            micro_tokens=60,
+            temperature=0.9,
         ),
-    }  # fmt: skip
+    }
     own["iterative"] = own["grpo"] | dict(
-        iterations=3, formats="cot", mu=1, reward="process_model", supervision="process", reward_model=root / "process",
-        reward_questions=3, reward_samples=4, reward_step_samples=2, reward_config=root / "reward.toml",
+        iterations=3,
+        formats="cot",
+        mu=1,
+        reward="process_model",
+        supervision="process",
+        reward_model=root / "process",
+        reward_questions=3,
+        reward_samples=4,
+        reward_step_samples=2,
+        reward_config=root / "reward.toml",
         reward_history=root / "samples.jsonl",
-    )  # fmt: skip
+    )
     chosen = {**common, **own[trainer], **changes}
     return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
 
@@ -173,7 +286,9 @@ def in_tests():
     threads, sandbox, fsync = torch.get_num_threads(), train_grpo.Sandbox, os.fsync
     torch.set_num_threads(1)
     train_grpo.Sandbox = train_ppo.Sandbox = Calculator
-    os.fsync = lambda file: None  # it guards against power cuts alone, and takes a second on a busy disk
+    os.fsync = lambda file: (
+        None
+    )  # it guards against power cuts alone, and takes a second on a busy disk
     try:
         yield
     finally:
@@ -192,7 +307,11 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 
 def gradients(model) -> dict[str, torch.Tensor]:
     """The gradients, whole, which are then cleared."""
-    found = {name: runtime._full(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}
+    found = {
+        name: runtime._full(p.grad).clone()
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
     model.zero_grad()
     return found
 
@@ -215,7 +334,9 @@ def scoring(directory: Path, kind: str = "value", seed: int = 0):
     return model
 
 
-def logprobs(model, prompt: list[int], completion: list[int], temperature: float = 1.0) -> torch.Tensor:
+def logprobs(
+    model, prompt: list[int], completion: list[int], temperature: float = 1.0
+) -> torch.Tensor:
     """The definition, for one sequence alone: log softmax(logits / temperature) at each id of the completion, [n]."""
     logits = model.logits(model(torch.tensor(prompt + completion[:-1])))[len(prompt) - 1 :]
     return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
@@ -303,10 +424,20 @@ def kill_main(trainer: str, world: str, out: str, points: str) -> None:
         return in_fork(body)
 
     log = []
-    for to, point in [("whole", None), *(("killed", point) for point in [*json.loads(points), None])]:
+    for to, point in [
+        ("whole", None),
+        *(("killed", point) for point in [*json.loads(points), None]),
+    ]:
         status = one(to, point)
         left = sorted(path.name for path in (Path(out) / to).glob("step_*"))
-        log.append({"run": to, "status": status, "sampled": sampled.read_text().split(), "checkpoints": left})
+        log.append(
+            {
+                "run": to,
+                "status": status,
+                "sampled": sampled.read_text().split(),
+                "checkpoints": left,
+            }
+        )
     (Path(out) / "log.json").write_text(json.dumps(log))
 
 
@@ -316,21 +447,34 @@ def killed(trainer: str, world: Path, out: Path, points: list) -> list[dict]:
     finished = start(["kill", trainer, str(world), str(out), json.dumps(points)])
     assert finished.returncode == 0, finished.stderr
     log = json.loads((out / "log.json").read_text())
-    assert log[0]["status"] == 0 and [part["status"] for part in log[1:]] == [-9] * len(points) + [0], finished.stderr
+    assert log[0]["status"] == 0 and [part["status"] for part in log[1:]] == [-9] * len(points) + [
+        0
+    ], finished.stderr
     return log[1:]
 
 
-def start(arguments: list[str], processes: int = 1, program: Path = Path(__file__), timeout: int = 600):
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+def start(
+    arguments: list[str], processes: int = 1, program: Path = Path(__file__), timeout: int = 600
+):
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        if processes > 1
+        else []
+    )
     command = [sys.executable, *launcher, str(program), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, cwd=ROOT, timeout=timeout
+    )
 
 
 def assert_same_run(first: Path, second: Path) -> None:
     assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()
     names = sorted(path.name for path in (first / "model").iterdir())
-    assert names == sorted(path.name for path in (second / "model").iterdir()) and "model.safetensors" in names
+    assert (
+        names == sorted(path.name for path in (second / "model").iterdir())
+        and "model.safetensors" in names
+    )
     for name in names:
         assert (first / "model" / name).read_bytes() == (second / "model" / name).read_bytes(), name
     assert not list(second.glob(".*")), "something half-written is left"
@@ -357,31 +501,43 @@ def all_gradients(root: Path, world: runtime.World, micro: int = 1) -> dict[str,
     groups, _ = train_reward.load_labelled(f"{root}/samples.jsonl", config, tokenizer)
     scorer = runtime.shard(from_pretrained(root / "process", score="process"), world)
     found["reward"] = train_reward.reward_gradient(scorer, groups, config, world)
-    found["reward"] = gradients(scorer) | {name: torch.tensor(value) for name, value in found["reward"].items()}
+    found["reward"] = gradients(scorer) | {
+        name: torch.tensor(value) for name, value in found["reward"].items()
+    }
     rollouts = made_up_rollouts(tokenizer)
     for fused in (True, False):
-        config = train_grpo.Config(beta=0.1, temperature=0.7, micro_tokens=400 // micro, mu=1, fused=fused)
+        config = train_grpo.Config(
+            beta=0.1, temperature=0.7, micro_tokens=400 // micro, mu=1, fused=fused
+        )
         batches = train_grpo.make_batches(rollouts, config, reference, world)
         sums = train_grpo.grpo_gradient(model, batches, config, first=True)
         sums = {name: world.all_sum(value) for name, value in sums.items() if name != "clip"}
         found["grpo" if fused else "grpo, head and loss apart"] = gradients(model) | sums
     config = train_dpo.Config(init=str(root / "model"), micro_tokens=120 // micro)
-    pairs = train_dpo.load_pairs([f"{root}/samples.jsonl"], config, tokenizer)[0][:5]  # two micro-batches and one
+    pairs = train_dpo.load_pairs([f"{root}/samples.jsonl"], config, tokenizer)[0][
+        :5
+    ]  # two micro-batches and one
     measures = train_dpo.dpo_gradient(model, reference, pairs, config, world)
-    found["dpo"] = gradients(model) | {name: torch.tensor(value) for name, value in measures.items()}
+    found["dpo"] = gradients(model) | {
+        name: torch.tensor(value) for name, value in measures.items()
+    }
     value = runtime.shard(scoring(root / "model"), world)
     config = train_ppo.Config(beta=0.1, temperature=0.7, micro_tokens=400 // micro, clip_value=0.5)
     train_ppo.assess(config, rollouts, reference, value, world)
     estimates = train_ppo.estimate(config, rollouts)
     batches = train_grpo.make_batches(rollouts, train_ppo.as_grpo(config), None, world)
     train_grpo.grpo_gradient(model, batches, train_ppo.as_grpo(config), first=True)
-    found["ppo"] = gradients(model) | {name: torch.tensor(number) for name, number in estimates.items()}
+    found["ppo"] = gradients(model) | {
+        name: torch.tensor(number) for name, number in estimates.items()
+    }
     loss = train_ppo.value_gradient(value, batches, config)["value_loss"]
     found["ppo_value"] = gradients(value) | {"loss": world.all_sum(loss)}
     lone = rollouts[:1]  # one micro-batch: the second process runs along
     train_ppo.assess(config, lone, reference, value, world)
     train_ppo.estimate(config, lone)
-    train_ppo.value_gradient(value, train_grpo.make_batches(lone, train_ppo.as_grpo(config), None, world), config)
+    train_ppo.value_gradient(
+        value, train_grpo.make_batches(lone, train_ppo.as_grpo(config), None, world), config
+    )
     found["ppo_lone"] = gradients(value)
     return found
 
@@ -394,7 +550,9 @@ def together_main(world_directory: str, out: str) -> None:
     if world.main:
         torch.save(found, Path(out) / "gradients.pt")
     torch.distributed.destroy_process_group()
-    os._exit(0)  # at a usual exit a starved thread of gloo's may find the interpreter gone, and abort
+    os._exit(
+        0
+    )  # at a usual exit a starved thread of gloo's may find the interpreter gone, and abort
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from data import InputError, atomic_write
+from data.io import InputError, atomic_write
 from data.mine.ngrams import Hashes, batches, crossing, rollings, unit_hashes, units
 
 _BLOCK = 64  # texts whose steps are taken together
@@ -52,7 +52,9 @@ class Settings:
     def check(self) -> None:
         for name in ("width", "ngrams", "min_count", "buckets", "epochs"):
             if not 1 <= getattr(self, name) < 2**32:
-                raise InputError(f"classifier: {name} is {getattr(self, name)}; give a whole number of 1 or more")
+                raise InputError(
+                    f"classifier: {name} is {getattr(self, name)}; give a whole number of 1 or more"
+                )
         if not 0 < self.rate < float("inf"):
             raise InputError(f"classifier: rate is {self.rate}; give a number above 0")
 
@@ -62,7 +64,9 @@ def read_words(texts: Iterable[str]) -> Hashes:
     return unit_hashes([text + _END for text in texts], "space")
 
 
-def bucket_numbers(hashes: np.ndarray, ngrams: int, buckets: int) -> Iterator[tuple[int, np.ndarray]]:
+def bucket_numbers(
+    hashes: np.ndarray, ngrams: int, buckets: int
+) -> Iterator[tuple[int, np.ndarray]]:
     """(n, the bucket of every n words in a row, also of those from two texts: int64 [N - n + 1]), n = 2 .. ngrams."""
     for n, rolled in rollings(hashes, ngrams):
         numbers = rolled >> np.uint64(32)
@@ -99,7 +103,9 @@ class Table:
             hit = keys == hashes[left]
             known[left[hit]] = True
             left = left[(keys != 0) & ~hit]
-        return self._values.take(at, mode="clip"), known  # `at` is a free slot where it is not known
+        return self._values.take(
+            at, mode="clip"
+        ), known  # `at` is a free slot where it is not known
 
 
 def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -137,8 +143,12 @@ class Classifier:
         hashes = read_words(texts)
         weights, known = self._table.find(hashes.values)
         count = _sums(known.astype(np.float32), hashes.offsets)
-        for n, numbers in bucket_numbers(hashes.values, self.settings.ngrams, self.settings.buckets):
-            grams = self.bucket_weights.take(numbers, mode="clip")  # all are within: this spares checking each
+        for n, numbers in bucket_numbers(
+            hashes.values, self.settings.ngrams, self.settings.buckets
+        ):
+            grams = self.bucket_weights.take(
+                numbers, mode="clip"
+            )  # all are within: this spares checking each
             grams[crossing(hashes, n)] = 0
             weights[: len(grams)] += grams  # each with its first word
             count += np.maximum(hashes.counts - n + 1, 0).astype(np.float32)
@@ -154,8 +164,13 @@ class Classifier:
         hashes, strings = read_words([text]), units(text + _END, "space")
         weights, known = self._table.find(hashes.values)
         found = [(strings[i], weights[i]) for i in np.flatnonzero(known)]
-        for n, numbers in bucket_numbers(hashes.values, self.settings.ngrams, self.settings.buckets):
-            found += [(" ".join(strings[i : i + n]), self.bucket_weights[k]) for i, k in enumerate(numbers)]
+        for n, numbers in bucket_numbers(
+            hashes.values, self.settings.ngrams, self.settings.buckets
+        ):
+            found += [
+                (" ".join(strings[i : i + n]), self.bucket_weights[k])
+                for i, k in enumerate(numbers)
+            ]
         shares: dict[str, float] = {}
         for string, weight in found:
             shares[string] = shares.get(string, 0.0) + float(weight) / len(found)
@@ -165,8 +180,13 @@ class Classifier:
         """Write one .npz file (atomically): settings as JSON, the words' hashes, the weights."""
         about = json.dumps({"format": _FORMAT, "settings": asdict(self.settings)})
         with atomic_write(path, "wb") as file:
-            np.savez(file, about=np.array(about), words=self.words, word_weights=self.word_weights,
-                     bucket_weights=self.bucket_weights)
+            np.savez(
+                file,
+                about=np.array(about),
+                words=self.words,
+                word_weights=self.word_weights,
+                bucket_weights=self.bucket_weights,
+            )
 
 
 def load(path: str | os.PathLike) -> Classifier:
@@ -174,17 +194,24 @@ def load(path: str | os.PathLike) -> Classifier:
     try:
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
-            words, word_weights, bucket_weights = (file[k] for k in ("words", "word_weights", "bucket_weights"))
+            words, word_weights, bucket_weights = (
+                file[k] for k in ("words", "word_weights", "bucket_weights")
+            )
         if about["format"] != _FORMAT:
             raise ValueError
         settings = Settings(**about["settings"])
-        if (words.dtype, word_weights.dtype, bucket_weights.dtype) != (np.uint64, np.float32, np.float32):
+        if (words.dtype, word_weights.dtype, bucket_weights.dtype) != (
+            np.uint64,
+            np.float32,
+            np.float32,
+        ):
             raise ValueError
         if not len(words) == len(word_weights) or len(bucket_weights) != settings.buckets:
             raise ValueError
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give the file of a trained classifier"
-                         ) from None
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}); give the file of a trained classifier"
+        ) from None
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         raise InputError(f"{path}: not a classifier, or not whole; train it again") from None
     return Classifier(settings, words, word_weights, bucket_weights)
@@ -206,11 +233,17 @@ def count_words(values: np.ndarray, min_count: int) -> np.ndarray:
 def initial_vectors(start: int, count: int, width: int, seed: int) -> np.ndarray:
     """The vectors start .. start + count - 1 before training, uniform within 1 / width of 0 (16 random bits for each
     number); `start` is a whole number of slices, `count` at most one. float32 [count, width]."""
-    bits = np.random.PCG64([seed, 1, start]).random_raw((count * width + 3) // 4).view(np.int16)[: count * width]
+    bits = (
+        np.random.PCG64([seed, 1, start])
+        .random_raw((count * width + 3) // 4)
+        .view(np.int16)[: count * width]
+    )
     return bits.reshape(count, width) * np.float32(2**-15 / width)
 
 
-def schedule(counts: np.ndarray, settings: Settings, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def schedule(
+    counts: np.ndarray, settings: Settings, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(which texts, the rate of each) of every block. The rate falls with the words passed, `counts` in each text."""
     total = settings.epochs * counts.sum()
     for epoch in range(settings.epochs):
@@ -233,7 +266,9 @@ class Features:
         """The vectors of texts, a Hashes of int64 for each n."""
         places, known = self.words.find(hashes.values)
         found = [Hashes(places[known], np.concatenate([[0], np.cumsum(known)])[hashes.offsets])]
-        for n, numbers in bucket_numbers(hashes.values, self.settings.ngrams, self.settings.buckets):
+        for n, numbers in bucket_numbers(
+            hashes.values, self.settings.ngrams, self.settings.buckets
+        ):
             rows = self.rows[numbers].astype(np.int64)
             rows[crossing(hashes, n)] = -1
             counts = np.maximum(hashes.counts - n + 1, 0)
@@ -258,7 +293,9 @@ def make_block(features: Features, hashes: Hashes) -> Block:
     found, texts = features(hashes), len(hashes)
     ids = np.concatenate([one.values for one in found])
     ends = np.cumsum([len(one.values) for one in found])
-    bags = np.concatenate([one.offsets[:-1] + end - len(one.values) for one, end in zip(found, ends, strict=True)])
+    bags = np.concatenate(
+        [one.offsets[:-1] + end - len(one.values) for one, end in zip(found, ends, strict=True)]
+    )
     bits = texts.bit_length()
     keys = np.sort((ids << bits) | np.concatenate([one.owners for one in found]))
     rows, owners = keys >> bits, keys & (2**bits - 1)
@@ -274,8 +311,14 @@ def make_block(features: Features, hashes: Hashes) -> Block:
     return Block(ids, bags, sizes, counts @ counts.T, rows[starts], owners, starts)
 
 
-def steps(means: np.ndarray, shared: np.ndarray, sizes: np.ndarray, labels: np.ndarray, rates: np.ndarray,
-          d: np.ndarray) -> np.ndarray:
+def steps(
+    means: np.ndarray,
+    shared: np.ndarray,
+    sizes: np.ndarray,
+    labels: np.ndarray,
+    rates: np.ndarray,
+    d: np.ndarray,
+) -> np.ndarray:
     """Take the steps of a block: changes d [width] in place, returns what each text adds to its features' vectors,
     [texts, width] (to a feature it has twice, twice). `means` are the texts' mean vectors before the block.
 
@@ -309,8 +352,13 @@ def read_texts(texts: Iterable[str], name: str) -> list[Hashes]:
     return hashes
 
 
-def train(positives: Iterable[str], negatives: Iterable[str], settings: Settings | None = None, seed: int = 0,
-          threads: int = 1) -> Classifier:
+def train(
+    positives: Iterable[str],
+    negatives: Iterable[str],
+    settings: Settings | None = None,
+    seed: int = 0,
+    threads: int = 1,
+) -> Classifier:
     """The classifier of two sets of texts (the paper has 500,000 of each). Depends on the seed, not on `threads`.
 
     Memory: 8 bytes for each word of the texts, 4 * width bytes for each vector in use. Raises InputError."""
@@ -322,8 +370,10 @@ def train(positives: Iterable[str], negatives: Iterable[str], settings: Settings
     texts = [sum(map(len, part)) for part in parts]
     labels = np.repeat([1.0, 0.0], texts)
     parts = parts[0] + parts[1]
-    hashes = Hashes(np.concatenate([one.values for one in parts]),
-                    np.concatenate([[0], np.cumsum(np.concatenate([one.counts for one in parts]))]))
+    hashes = Hashes(
+        np.concatenate([one.values for one in parts]),
+        np.concatenate([[0], np.cumsum(np.concatenate([one.counts for one in parts]))]),
+    )
     words = count_words(hashes.values, settings.min_count)
     used = np.zeros(settings.buckets, bool)
     for one in parts:
@@ -332,16 +382,23 @@ def train(positives: Iterable[str], negatives: Iterable[str], settings: Settings
             used[numbers[numbers >= 0]] = True
     del parts
     rows = (np.cumsum(used, dtype=np.int64) - 1 + len(words)).astype(np.int32)
-    vectors, d = _fit(Features(settings, Table(words, np.arange(len(words))), rows), len(words) + int(used.sum()),
-                      hashes, labels, seed, threads)
+    vectors, d = _fit(
+        Features(settings, Table(words, np.arange(len(words))), rows),
+        len(words) + int(used.sum()),
+        hashes,
+        labels,
+        seed,
+        threads,
+    )
     weights = np.einsum("rw,w->r", vectors, d.astype(np.float32))
     buckets = np.zeros(settings.buckets, np.float32)
     buckets[used] = weights[len(words) :]
     return Classifier(settings, words, weights[: len(words)].copy(), buckets)
 
 
-def _fit(features: Features, count: int, hashes: Hashes, labels: np.ndarray, seed: int, threads: int
-         ) -> tuple[np.ndarray, np.ndarray]:
+def _fit(
+    features: Features, count: int, hashes: Hashes, labels: np.ndarray, seed: int, threads: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(vectors float32 [count, width], d float64 [width]) after all steps."""
     import torch  # its sums of rows picked from a matrix read them at the speed of memory; numpy copies them first
     import torch.nn.functional as F
@@ -351,7 +408,9 @@ def _fit(features: Features, count: int, hashes: Hashes, labels: np.ndarray, see
     matrix, d = torch.from_numpy(vectors), np.zeros(settings.width)
 
     def initialise(start: int) -> None:
-        vectors[start : start + _SLICE] = initial_vectors(start, min(count - start, _SLICE), settings.width, seed)
+        vectors[start : start + _SLICE] = initial_vectors(
+            start, min(count - start, _SLICE), settings.width, seed
+        )
 
     def prepare(item: tuple[np.ndarray, np.ndarray]) -> tuple[Block, np.ndarray, np.ndarray]:
         texts, rates = item
@@ -363,14 +422,18 @@ def _fit(features: Features, count: int, hashes: Hashes, labels: np.ndarray, see
         """The sums of the bags start..end - 1: float32 [end - start, width]."""
         last = block.bags[end] if end < len(block.bags) else len(block.ids)
         ids, bags = block.ids[block.bags[start] : last], block.bags[start:end] - block.bags[start]
-        return F.embedding_bag(torch.from_numpy(ids), matrix, torch.from_numpy(bags), mode="sum").numpy()
+        return F.embedding_bag(
+            torch.from_numpy(ids), matrix, torch.from_numpy(bags), mode="sum"
+        ).numpy()
 
     def write(block: Block, added: torch.Tensor, start: int) -> None:
         """Update the vectors rows[start : start + _SLICE]."""
         rows, starts = block.rows[start : start + _SLICE], block.starts[start : start + _SLICE + 1]
         last = starts[-1] if len(starts) > len(rows) else len(block.owners)
         owners = torch.from_numpy(block.owners[starts[0] : last])
-        change = F.embedding_bag(owners, added, torch.from_numpy(starts[: len(rows)] - starts[0]), mode="sum")
+        change = F.embedding_bag(
+            owners, added, torch.from_numpy(starts[: len(rows)] - starts[0]), mode="sum"
+        )
         matrix.index_add_(0, torch.from_numpy(rows), change)
 
     plan = schedule(hashes.counts, settings, seed)
@@ -383,12 +446,20 @@ def _fit(features: Features, count: int, hashes: Hashes, labels: np.ndarray, see
                 texts = len(wanted)
                 cuts = range(0, len(block.bags), max(texts // 4, 1))
                 ends = [*cuts[1:], len(block.bags)]
-                sums = np.concatenate(list(pool.map(lambda a, b, block=block: read(block, a, b), cuts, ends)))
+                sums = np.concatenate(
+                    list(pool.map(lambda a, b, block=block: read(block, a, b), cuts, ends))
+                )
                 sums = sums.reshape(-1, texts, settings.width).sum(0, dtype=np.float64)
                 means = sums / np.maximum(block.sizes, 1)[:, None]
-                added = torch.from_numpy(steps(means, block.shared, block.sizes, wanted, rates, d).astype(np.float32))
-                list(pool.map(lambda start, block=block, added=added: write(block, added, start),
-                              range(0, len(block.rows), _SLICE)))
+                added = torch.from_numpy(
+                    steps(means, block.shared, block.sizes, wanted, rates, d).astype(np.float32)
+                )
+                list(
+                    pool.map(
+                        lambda start, block=block, added=added: write(block, added, start),
+                        range(0, len(block.rows), _SLICE),
+                    )
+                )
     finally:
         torch.set_num_threads(inside)
     return vectors, d

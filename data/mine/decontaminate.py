@@ -27,16 +27,41 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import InputError, atomic_write, problems, read_jsonl, write_jsonl
+from data.io import InputError, atomic_write, read_jsonl, write_jsonl
 from data.mine.ngrams import Hashes, ngram_hashes, normalize, unit_hashes
+from data.problems import readers
 
 GRAM, SHORTEST = 10, 3
 PARTS = ("page", "paragraph")
 _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".tsv")
-_QUESTIONS = {"question", "problem", "input", "prompt", "query", "content", "text", "passage", "informal_statement",
-              "formal_statement"}  # fmt: skip
-_ANSWERS = {"answer", "answers", "solution", "target", "output", "completion", "response", "golden", "rationale",
-            "ground_truth", "proof", "informal_proof", "canonical_solution", "code"}  # fmt: skip
+_QUESTIONS = {
+    "question",
+    "problem",
+    "input",
+    "prompt",
+    "query",
+    "content",
+    "text",
+    "passage",
+    "informal_statement",
+    "formal_statement",
+}
+_ANSWERS = {
+    "answer",
+    "answers",
+    "solution",
+    "target",
+    "output",
+    "completion",
+    "response",
+    "golden",
+    "rationale",
+    "ground_truth",
+    "proof",
+    "informal_proof",
+    "canonical_solution",
+    "code",
+}
 _IDS = ("id", "ID", "unique_id", "task_id", "problem_name", "idx")
 
 
@@ -60,20 +85,25 @@ class Match(NamedTuple):
 
 # ---- Benchmarks ------------------------------------------------------------------------------------------------------
 
+
 def read_benchmarks(folder) -> tuple[list[Item], dict[str, int]]:
     """(texts, counts of files, problems, texts and files passed over) of a folder and those below it.
 
-    Read are .jsonl, .json (gzip too), .csv and .tsv: what data.problems.load reads, and otherwise objects with a
+    Read are .jsonl, .json (gzip too), .csv and .tsv: what data.readers.load reads, and otherwise objects with a
     question (question, problem, input, prompt, ...) and answers (answer, solution, target, output, ...), one a line, in
     a list or one a file, and tables with such a header or, without, the question first and the answer last. Files with
     other endings are passed over. Raises InputError for a folder without files, and for one that is not understood."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give the folder of the benchmarks to decontaminate against")
+        raise InputError(
+            f"{folder}: no such folder; give the folder of the benchmarks to decontaminate against"
+        )
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     read = [path for path in files if path.name.endswith(_SUFFIXES)]
     if not read:
-        raise InputError(f"{folder}: holds no benchmark; give a folder of {', '.join(_SUFFIXES)} files of problems")
+        raise InputError(
+            f"{folder}: holds no benchmark; give a folder of {', '.join(_SUFFIXES)} files of problems"
+        )
     items, count = [], 0
     for path in read:
         name, before = path.relative_to(folder).as_posix(), len(items)
@@ -81,15 +111,26 @@ def read_benchmarks(folder) -> tuple[list[Item], dict[str, int]]:
             count += 1
             items += [Item(name, id, field, text) for field, text in texts]
         if len(items) == before:
-            raise InputError(f"{path}: holds no problem; give a file with at least one, or remove it")
-    return items, {"files": len(read), "passed_over": len(files) - len(read), "problems": count, "texts": len(items)}
+            raise InputError(
+                f"{path}: holds no problem; give a file with at least one, or remove it"
+            )
+    return items, {
+        "files": len(read),
+        "passed_over": len(files) - len(read),
+        "problems": count,
+        "texts": len(items),
+    }
 
 
 def _problems(path: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """(id, its texts by field) of every problem of a file."""
     text = _read(path)
     if path.suffix in (".csv", ".tsv"):
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ","))
+        rows = list(
+            csv.reader(
+                io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ","
+            )
+        )
         header = rows[0] if rows else []
         lower = {cell.lower() for cell in header}
         if {"question", "numbers", "equation"} <= lower:
@@ -100,14 +141,25 @@ def _problems(path: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         else:
             for line, row in enumerate(rows, 1):
                 if row:
-                    yield str(line), [("question", row[0]), *([("answer", row[-1])] if len(row) > 1 else [])]
+                    yield (
+                        str(line),
+                        [("question", row[0]), *([("answer", row[-1])] if len(row) > 1 else [])],
+                    )
         return
     try:
         data = json.loads(text)
     except json.JSONDecodeError:
-        data = [_line(line, number, path) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        data = [
+            _line(line, number, path)
+            for number, line in enumerate(text.splitlines(), 1)
+            if line.strip()
+        ]
     if isinstance(data, dict) and not any(key.lower() in _QUESTIONS for key in data):
-        lists = [value for value in data.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+        lists = [
+            value
+            for value in data.values()
+            if isinstance(value, list) and value and isinstance(value[0], dict)
+        ]
         data = [row for rows in lists for row in rows]
     rows = data if isinstance(data, list) else [data]
     if rows and isinstance(rows[0], dict) and {"Body", "Question", "Answer"} <= set(rows[0]):
@@ -131,23 +183,35 @@ def _line(line: str, number: int, path: Path):
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{number}: not valid JSON ({error.msg}); correct or remove the line") from None
+        raise InputError(
+            f"{path}:{number}: not valid JSON ({error.msg}); correct or remove the line"
+        ) from None
 
 
 def _loaded(path: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    for problem in problems.load(path):
-        texts = ("question", problem.question), ("answer", problem.answer), ("solution", problem.solution)
+    for problem in readers.load(path):
+        texts = (
+            ("question", problem.question),
+            ("answer", problem.answer),
+            ("solution", problem.solution),
+        )
         yield problem.id, [(field, text) for field, text in texts if text]
 
 
 def _problem(row, number: int, path: Path) -> tuple[str, list[tuple[str, str]]]:
     texts = list(_texts(row)) if isinstance(row, dict) else []
     if not any(field in _QUESTIONS for field, _ in texts):
-        raise InputError(f"{path}: problem {number} has no question; it needs one of the fields "
-                         f"{', '.join(sorted(_QUESTIONS))}")
-    id = next((str(row[name]) for name in _IDS if isinstance(row.get(name), (str, int))), str(number))
+        raise InputError(
+            f"{path}: problem {number} has no question; it needs one of the fields "
+            f"{', '.join(sorted(_QUESTIONS))}"
+        )
+    id = next(
+        (str(row[name]) for name in _IDS if isinstance(row.get(name), (str, int))), str(number)
+    )
     # GSM8K's solutions are met with the marks of its calculator and without
-    return id, texts + [(field, re.sub("<<[^<>]*>>", "", text)) for field, text in texts if "<<" in text]
+    return id, texts + [
+        (field, re.sub("<<[^<>]*>>", "", text)) for field, text in texts if "<<" in text
+    ]
 
 
 def _texts(row: dict) -> Iterator[tuple[str, str]]:
@@ -194,8 +258,12 @@ class Index:
 
     items: list[Item]
     counts: dict[str, int]
-    grams: dict[int, np.ndarray]  # length -> hashes uint64, sorted: of all 10-grams, or of whole texts of 3 to 9
-    where: dict[int, np.ndarray]  # length -> int64 [grams, 2]: the item, and the place of the gram in it
+    grams: dict[
+        int, np.ndarray
+    ]  # length -> hashes uint64, sorted: of all 10-grams, or of whole texts of 3 to 9
+    where: dict[
+        int, np.ndarray
+    ]  # length -> int64 [grams, 2]: the item, and the place of the gram in it
     starts: np.ndarray  # uint64, sorted: the first 3-grams of the whole texts
 
     def __post_init__(self):
@@ -225,8 +293,12 @@ class Index:
             where[size] = np.stack([owners[found.owners], places], axis=1)[first]
             if size < GRAM:
                 starts.append(ngram_hashes(_rows(units, owners, SHORTEST), SHORTEST).values)
-        counts = counts | {"long": int(long.sum()), "short": int(short.sum()), "ignored": int((~long & ~short).sum()),
-                   "grams": sum(map(len, grams.values()))}
+        counts = counts | {
+            "long": int(long.sum()),
+            "short": int(short.sum()),
+            "ignored": int((~long & ~short).sum()),
+            "grams": sum(map(len, grams.values())),
+        }
         return cls(items, counts, grams, where, np.unique(np.concatenate(starts)))
 
     def save(self, path) -> None:
@@ -242,11 +314,21 @@ class Index:
             with np.load(path) as file:
                 arrays = dict(file)
             texts = json.loads(arrays["texts"].tobytes())
-            grams, where = ({size: arrays[f"{name}{size}"] for size in range(SHORTEST, GRAM + 1)}
-                            for name in ("grams", "where"))
-            return cls([Item(*item) for item in texts["items"]], texts["counts"], grams, where, arrays["starts"])
+            grams, where = (
+                {size: arrays[f"{name}{size}"] for size in range(SHORTEST, GRAM + 1)}
+                for name in ("grams", "where")
+            )
+            return cls(
+                [Item(*item) for item in texts["items"]],
+                texts["counts"],
+                grams,
+                where,
+                arrays["starts"],
+            )
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); build the index again") from None
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror}); build the index again"
+            ) from None
         except (ValueError, KeyError, TypeError, EOFError):
             raise InputError(f"{path}: not an index of benchmarks; build it again") from None
 
@@ -278,14 +360,18 @@ class Index:
     @staticmethod
     def _located(grams: Hashes, which: np.ndarray, size: int, rows: np.ndarray) -> np.ndarray:
         owners = np.searchsorted(grams.offsets, which, side="right") - 1
-        return np.stack([owners, which - grams.offsets[owners], np.full(len(which), size), rows], axis=1)
+        return np.stack(
+            [owners, which - grams.offsets[owners], np.full(len(which), size), rows], axis=1
+        )
 
     def _verified(self, text: str, hits: list[list[int]]) -> list[Match]:
         """The matches of a text from its hits [(place, size, row)] in order, those that are none left out."""
         text = normalize(text)
         spans = [found.span() for found in _UNIT.finditer(text)]
         units = [text[begin:end] for begin, end in spans]
-        runs: dict[tuple[int, int], list[int]] = {}  # (item, place in the text less place in the item) -> [first, last]
+        runs: dict[
+            tuple[int, int], list[int]
+        ] = {}  # (item, place in the text less place in the item) -> [first, last]
         matches = []
         for place, size, row in hits:
             item, offset = self.where[size][row].tolist()
@@ -297,7 +383,10 @@ class Index:
             else:
                 runs[item, place - offset] = run = [place, place + size - 1]
                 matches.append((item, run))
-        return [Match(*self.items[item][:3], text[spans[first][0] : spans[last][1]]) for item, (first, last) in matches]
+        return [
+            Match(*self.items[item][:3], text[spans[first][0] : spans[last][1]])
+            for item, (first, last) in matches
+        ]
 
 
 def _windows(values: np.ndarray) -> Hashes:
@@ -319,12 +408,15 @@ def _units(text: str) -> list[str]:
 
 # ---- Shards ----------------------------------------------------------------------------------------------------------
 
+
 @functools.lru_cache(maxsize=1)
 def _loaded_index(path: Path, changed: int) -> Index:
     return Index.load(path)
 
 
-def decontaminate_shard(source, index, to, drops, part: str = "page", batch: int = 2**22) -> dict[str, int]:
+def decontaminate_shard(
+    source, index, to, drops, part: str = "page", batch: int = 2**22
+) -> dict[str, int]:
     """Write the pages of a shard that have nothing of the benchmarks in the index file `index` to the file `to`, and
     to the file `drops`, for each that has, {line (from 1), url, matches: [{benchmark, id, field, text}]}.
 
@@ -341,13 +433,22 @@ def decontaminate_shard(source, index, to, drops, part: str = "page", batch: int
 
     def left():
         for pages in _batches(source, batch):
-            for (line, page), found in zip(pages, known.matches([page["text"] for _, page in pages]), strict=True):
+            for (line, page), found in zip(
+                pages, known.matches([page["text"] for _, page in pages]), strict=True
+            ):
                 counts["in"] += 1
                 rest = page["text"]
                 if found:
                     rest = _without_matches(known, rest) if part == "paragraph" else ""
                     rows = [match._asdict() for match in found]
-                    dropped.append({"line": line, "url": page.get("url", ""), "page": not rest, "matches": rows})
+                    dropped.append(
+                        {
+                            "line": line,
+                            "url": page.get("url", ""),
+                            "page": not rest,
+                            "matches": rows,
+                        }
+                    )
                     names = sorted({f"benchmark {match.benchmark}" for match in found})
                     counts.update(["cut" if rest else "dropped", *names])
                 if rest or not found:
@@ -362,7 +463,9 @@ def decontaminate_shard(source, index, to, drops, part: str = "page", batch: int
 def _without_matches(known: Index, text: str) -> str:
     """The paragraphs without a match, if they have none together; else nothing."""
     paragraphs = re.split(r"\n\s*\n", text)
-    left = [one for one, found in zip(paragraphs, known.matches(paragraphs), strict=True) if not found]
+    left = [
+        one for one, found in zip(paragraphs, known.matches(paragraphs), strict=True) if not found
+    ]
     rest = "\n\n".join(left).strip()
     return "" if not rest or known.matches([rest])[0] else rest
 

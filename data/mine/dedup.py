@@ -29,7 +29,7 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 
-from data import InputError, atomic_write, read_jsonl, write_jsonl
+from data.io import InputError, atomic_write, read_jsonl, write_jsonl
 from data.mine.ngrams import Hashes, mix, ngram_hashes, unit_hashes
 
 _M = np.uint64(0x9E3779B97F4A7C15)
@@ -41,7 +41,9 @@ class Settings:
     permutations: int = 128  # length of a signature
     ngram: int = 5  # words to an n-gram
     threshold: float = 0.8  # Jaccard similarity from which pages are near-duplicates
-    partitions: int = 8  # parts of every reduce: more parts need less memory each, the result stays the same
+    partitions: int = (
+        8  # parts of every reduce: more parts need less memory each, the result stays the same
+    )
     seed: int = 0
 
     def __post_init__(self):
@@ -60,7 +62,9 @@ _TRACKING = re.compile(
     r")(?:=.*)?|sid=[0-9a-f]{32}",
     re.IGNORECASE,
 )
-_SESSION = re.compile(r";(?:jsessionid|phpsessid|sessionid|sid)=[^/;]*", re.IGNORECASE)  # within a path
+_SESSION = re.compile(
+    r";(?:jsessionid|phpsessid|sessionid|sid)=[^/;]*", re.IGNORECASE
+)  # within a path
 _INDEX = re.compile(r"/(?:index|default)\.(?:html?|php|aspx?|jsp)$", re.IGNORECASE)
 
 
@@ -69,10 +73,16 @@ def _percent(text: str, safe: str = "") -> str:
 
     def plain(match):
         character = chr(int(match[1], 16))
-        return character if character.isascii() and (character.isalnum() or character in "-._~") else match[0].upper()
+        return (
+            character
+            if character.isascii() and (character.isalnum() or character in "-._~")
+            else match[0].upper()
+        )
 
     text = re.sub("%(?![0-9A-Fa-f]{2})", "%25", text)
-    return quote(re.sub("%([0-9A-Fa-f]{2})", plain, text), safe="%!$&'()*+,;=:@/[]" + safe, errors="replace")
+    return quote(
+        re.sub("%([0-9A-Fa-f]{2})", plain, text), safe="%!$&'()*+,;=:@/[]" + safe, errors="replace"
+    )
 
 
 def _path(path: str) -> str:
@@ -103,7 +113,9 @@ def normalize_url(url: str) -> str:
     url = "".join(url.split())
     if url.startswith("//"):
         url = "http:" + url
-    elif not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:(?!\d)", url):  # "host:80/" has a port, not a scheme
+    elif not re.match(
+        r"[A-Za-z][A-Za-z0-9+.-]*:(?!\d)", url
+    ):  # "host:80/" has a port, not a scheme
         url = "http://" + url
     try:
         parts = urlsplit(url)
@@ -124,12 +136,17 @@ def normalize_url(url: str) -> str:
         host = f"[{host}]"
     if port not in (None, 80, 443):
         host += f":{port}"
-    query = (piece for piece in _percent(parts.query, "?").split("&") if piece and not _TRACKING.fullmatch(piece))
+    query = (
+        piece
+        for piece in _percent(parts.query, "?").split("&")
+        if piece and not _TRACKING.fullmatch(piece)
+    )
     query = "&".join(sorted(query))
     return f"http://{host}{_path(parts.path)}" + (f"?{query}" if query else "")
 
 
 # ---- MinHash ---------------------------------------------------------------------------------------------------------
+
 
 def _shingles(texts: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
     """(text that it belongs to int64 [N], hash uint64 [N]) of every n-gram; a text of fewer than n units has one gram,
@@ -140,7 +157,9 @@ def _shingles(texts: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
     for size in range(1, n):
         short = units.counts == size
         if short.any():
-            those = Hashes(units.values[np.repeat(short, units.counts)], np.arange(short.sum() + 1) * size)
+            those = Hashes(
+                units.values[np.repeat(short, units.counts)], np.arange(short.sum() + 1) * size
+            )
             owners.append(np.flatnonzero(short))
             values.append(ngram_hashes(those, size).values)
     return np.concatenate(owners), np.concatenate(values)
@@ -169,7 +188,9 @@ def _order(permutations: int, seed: int) -> np.ndarray:
     return np.argsort(random.reshape(permutations, permutations), axis=1)
 
 
-def signatures(texts: Sequence[str], permutations: int = 128, ngram: int = 5, seed: int = 0) -> np.ndarray:
+def signatures(
+    texts: Sequence[str], permutations: int = 128, ngram: int = 5, seed: int = 0
+) -> np.ndarray:
     """MinHash signatures uint32 [texts, permutations] of the sets of word n-grams: two texts have the same value at a
     place with the probability of their Jaccard similarity, so the share of equal places estimates it, with a standard
     error of about sqrt(J (1 - J) / permutations). A text without units has the largest value everywhere.
@@ -216,8 +237,11 @@ def acceptance(threshold: float, permutations: int) -> float:
 def banding(threshold: float, permutations: int, found: float = 0.99) -> tuple[int, int]:
     """(bands, rows) for LSH: the most rows (so the fewest chance candidates) with which a pair at the threshold shares
     a band, 1 - (1 - threshold^rows)^bands, with a probability of at least `found`."""
-    rows = max(r for r in range(1, permutations + 1)
-               if r == 1 or 1 - (1 - threshold**r) ** (permutations // r) >= found)
+    rows = max(
+        r
+        for r in range(1, permutations + 1)
+        if r == 1 or 1 - (1 - threshold**r) ** (permutations // r) >= found
+    )
     return permutations // rows, rows
 
 
@@ -234,10 +258,13 @@ def band_keys(signature: np.ndarray, bands: int, rows: int) -> np.ndarray:
 # Rows are pairs of uint64. A file of them holds, before the rows, where the part for each of its readers begins, so
 # that a reader maps its own part only. An id is shard number << 32 | line from 0.
 
+
 def _scatter(path: Path, rows: np.ndarray, parts: np.ndarray, count: int) -> None:
     """Write rows [N, 2] ordered by the part, 0 to count - 1, that each is for."""
     rows = rows[np.argsort(parts, kind="stable")]
-    bounds = np.concatenate([[0], np.cumsum(np.bincount(parts.astype(np.int64), minlength=count))]).astype(np.uint64)
+    bounds = np.concatenate(
+        [[0], np.cumsum(np.bincount(parts.astype(np.int64), minlength=count))]
+    ).astype(np.uint64)
     with atomic_write(path, "wb") as file:
         np.save(file, np.concatenate([bounds, rows.astype(np.uint64).ravel()]))
 
@@ -283,11 +310,16 @@ class Plan:
 
     def files(self, kind: str) -> list[Path]:
         shards = kind in ("urls", "texts", "bands")
-        return [self.file(kind, i) for i in (self.numbers if shards else range(self.settings.partitions))]
+        return [
+            self.file(kind, i)
+            for i in (self.numbers if shards else range(self.settings.partitions))
+        ]
 
     def to_shards(self, kind: str, part: int, drops: np.ndarray) -> None:
         """Write drops [N, (dropped, kept)] for the shards of the dropped pages."""
-        shard = np.searchsorted(np.array(self.numbers), (drops[:, 0] >> np.uint64(32)).astype(np.int64))
+        shard = np.searchsorted(
+            np.array(self.numbers), (drops[:, 0] >> np.uint64(32)).astype(np.int64)
+        )
         _scatter(self.file(kind, part), drops, shard, len(self.numbers))
 
     def drops(self, kind: str, number: int) -> np.ndarray:
@@ -313,10 +345,13 @@ def _pages(path: Path) -> Iterator[dict]:
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little"
+    )
 
 
 # ---- Steps -----------------------------------------------------------------------------------------------------------
+
 
 def hash_shard(plan: Plan, number: int) -> dict[str, int]:
     """Shard -> its URL hashes for the partitions, text hashes [pages] and signatures [pages, permutations]."""
@@ -339,10 +374,18 @@ def hash_shard(plan: Plan, number: int) -> dict[str, int]:
     sign()
     lines = [line for line, url in enumerate(urls) if url is not None]
     rows = np.array([[urls[line], number << 32 | line] for line in lines], np.uint64).reshape(-1, 2)
-    for kind, array in {"hashes": np.array(hashes, np.uint64), "signatures": np.concatenate(signed)}.items():
+    for kind, array in {
+        "hashes": np.array(hashes, np.uint64),
+        "signatures": np.concatenate(signed),
+    }.items():
         with atomic_write(plan.file(kind, number), "wb") as file:
             np.save(file, array)
-    _scatter(plan.file("urls", number), rows, _partition(rows[:, 0], settings.partitions), settings.partitions)
+    _scatter(
+        plan.file("urls", number),
+        rows,
+        _partition(rows[:, 0], settings.partitions),
+        settings.partitions,
+    )
     return {"pages": len(urls), "without_url": len(urls) - len(lines)}
 
 
@@ -366,9 +409,15 @@ def text_keys(plan: Plan, number: int) -> dict[str, int]:
     """Shard -> (text hash, id) of the pages left after the drops by URL."""
     hashes = np.load(plan.file("hashes", number))
     lines = _survivors(plan, number, len(hashes), "url")
-    rows = np.stack([hashes[lines], lines.astype(np.uint64) + (np.uint64(number) << np.uint64(32))], axis=1)
-    _scatter(plan.file("texts", number), rows, _partition(rows[:, 0], plan.settings.partitions),
-             plan.settings.partitions)
+    rows = np.stack(
+        [hashes[lines], lines.astype(np.uint64) + (np.uint64(number) << np.uint64(32))], axis=1
+    )
+    _scatter(
+        plan.file("texts", number),
+        rows,
+        _partition(rows[:, 0], plan.settings.partitions),
+        plan.settings.partitions,
+    )
     return {"in": len(hashes), "out": len(rows)}
 
 
@@ -381,7 +430,12 @@ def shard_band_keys(plan: Plan, number: int) -> dict[str, int]:
     keys = band_keys(signed[lines], *banding(settings.threshold, settings.permutations))
     ids = np.repeat(lines.astype(np.uint64) + (np.uint64(number) << np.uint64(32)), keys.shape[1])
     rows = np.stack([keys.ravel(), ids], axis=1)
-    _scatter(plan.file("bands", number), rows, _partition(rows[:, 0], settings.partitions), settings.partitions)
+    _scatter(
+        plan.file("bands", number),
+        rows,
+        _partition(rows[:, 0], settings.partitions),
+        settings.partitions,
+    )
     return {"in": len(signed), "out": len(lines)}
 
 
@@ -417,7 +471,12 @@ def near_pairs(plan: Plan, part: int, window: int = 4) -> dict[str, int]:
         estimates = similarity(_signed(plan, pairs[these, 0]), _signed(plan, pairs[these, 1]))
         near[these] = estimates >= acceptance(settings.threshold, settings.permutations)
     edges = np.concatenate([pairs[near], pairs[near][:, ::-1]])
-    _scatter(plan.file("edges0", part), edges, _partition(edges[:, 0], settings.partitions), settings.partitions)
+    _scatter(
+        plan.file("edges0", part),
+        edges,
+        _partition(edges[:, 0], settings.partitions),
+        settings.partitions,
+    )
     return {"keys": int(begins.sum()), "candidates": len(pairs), "near": int(near.sum())}
 
 
@@ -470,7 +529,9 @@ def clean_shard(plan: Plan, number: int) -> dict[str, int]:
             pages += 1
             if line in drops:
                 reason, kept = drops[line]
-                dropped.append({"line": line + 1, "url": page["url"], "reason": reason, "kept": kept})
+                dropped.append(
+                    {"line": line + 1, "url": page["url"], "reason": reason, "kept": kept}
+                )
             else:
                 yield page
 
@@ -480,6 +541,7 @@ def clean_shard(plan: Plan, number: int) -> dict[str, int]:
 
 
 # ---- The whole -------------------------------------------------------------------------------------------------------
+
 
 def run_once(marker: Path, function: Callable[..., dict], *arguments) -> dict:
     """The counts of a step, which is run unless its marker, a file with its counts, says that it has been."""
@@ -498,10 +560,14 @@ def run_task(task: tuple) -> dict:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         reason = f"{error.strerror or error}{where}"
-        raise InputError(f"{task[0]}: step stopped: {reason}; when that is mended, the same command goes on") from None
+        raise InputError(
+            f"{task[0]}: step stopped: {reason}; when that is mended, the same command goes on"
+        ) from None
 
 
-def deduplicate(store, to, work, settings: Settings | None = None, map: Callable = map) -> dict[str, dict[str, int]]:
+def deduplicate(
+    store, to, work, settings: Settings | None = None, map: Callable = map
+) -> dict[str, dict[str, int]]:
     """Clean the store of pages at `store` into `to`, with intermediate files and markers of finished steps in `work`;
     a run that was killed goes on from them. `map` runs the steps: the builtin, or that of an executor. The result
     depends neither on it nor on the number of partitions.
@@ -517,11 +583,15 @@ def deduplicate(store, to, work, settings: Settings | None = None, map: Callable
     setup = json.loads(json.dumps({"settings": asdict(settings), "shards": sizes, "to": str(to)}))
     written = work / "setup.json"
     if run_once(written, lambda: setup) != setup:
-        raise InputError(f"{written}: of a run with other settings or shards; give another folder or remove this one")
+        raise InputError(
+            f"{written}: of a run with other settings or shards; give another folder or remove this one"
+        )
     report: dict[str, dict[str, int]] = {}
 
     def step(name: str, function: Callable, indices: Iterable[int], *arguments) -> dict[str, int]:
-        tasks = [(work / "done" / f"{name}-{i:05d}.json", function, plan, i, *arguments) for i in indices]
+        tasks = [
+            (work / "done" / f"{name}-{i:05d}.json", function, plan, i, *arguments) for i in indices
+        ]
         counts = Counter()
         for one in map(run_task, tasks):
             counts.update(one)

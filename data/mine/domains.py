@@ -23,11 +23,13 @@ from functools import cached_property, lru_cache
 from hashlib import blake2b
 from pathlib import Path
 
-from data import InputError, atomic_write
+from data.io import InputError, atomic_write
 from data.mine.pages import base_url
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_URL = re.compile(r"(?:[a-z][a-z0-9+.-]*://|//)?([^/?#]*)([^?#;]*)([?#;]?)", re.IGNORECASE)  # host, path, what follows
+_URL = re.compile(
+    r"(?:[a-z][a-z0-9+.-]*://|//)?([^/?#]*)([^?#;]*)([?#;]?)", re.IGNORECASE
+)  # host, path, what follows
 _HOST = re.compile(r"(?:[\w-]+\.)+[\w-]+")
 
 
@@ -38,7 +40,11 @@ def _segments(url: str) -> tuple[str, list[str], bool]:
     if not url.isprintable() or " " in url:  # white space, and what UTF-8 cannot hold
         url = re.sub(r"\s", "%20", url.encode("utf-8", "replace").decode())
     host, path, mark = _URL.match(url).groups()
-    return _domain(host), [part for part in path.split("/") if part], mark == "?" or path.endswith("/")
+    return (
+        _domain(host),
+        [part for part in path.split("/") if part],
+        mark == "?" or path.endswith("/"),
+    )
 
 
 @lru_cache(2**16)  # the pages of a host come again and again
@@ -88,7 +94,11 @@ def merge_domains(tables: Iterable[dict[str, list[int]]]) -> dict[str, list[int]
 
 def math_domains(counts: dict[str, list[int]], share: float = 0.10, minimum: int = 1) -> list[str]:
     """Domains of at least `minimum` pages of which more than `share` were kept; most kept pages first."""
-    found = [domain for domain, (total, kept) in counts.items() if total >= minimum and kept > share * total]
+    found = [
+        domain
+        for domain, (total, kept) in counts.items()
+        if total >= minimum and kept > share * total
+    ]
     return sorted(found, key=lambda domain: (-counts[domain][1], domain))
 
 
@@ -120,8 +130,12 @@ class Prefix:
         self.other_examples = sorted(set(map(tuple, self.other_examples)), key=key)[:count]
 
 
-def prefix_counts(pages: Iterable[tuple[str, bool, str]], domains: Iterable[str], depth: int = 2,
-                  examples: int = 3) -> dict[str, Prefix]:
+def prefix_counts(
+    pages: Iterable[tuple[str, bool, str]],
+    domains: Iterable[str],
+    depth: int = 2,
+    examples: int = 3,
+) -> dict[str, Prefix]:
     """{prefix: Prefix} of (url, kept, title) triples whose domain is among `domains`: all mathematical ones, or a part
     of them where memory is short."""
     wanted = set(domains)
@@ -181,20 +195,30 @@ class Domain:
         """The prefixes worth a person's look: at least `minimum` pages and one of them kept, the `most` with most kept
         pages. One whose pages all lie under a longer one gives way to that."""
         names = [
-            name for name, prefix in self.prefixes.items()
-            if prefix.total >= minimum and prefix.kept
+            name
+            for name, prefix in self.prefixes.items()
+            if prefix.total >= minimum
+            and prefix.kept
             and all(self.prefixes[child].total < prefix.total for child in self.children(name))
-        ]  # fmt: skip
+        ]
         return sorted(sorted(names, key=lambda name: (-self.prefixes[name].kept, name))[:most])
 
 
-def domain_table(counts: dict[str, list[int]], found: dict[str, Prefix], domains: Sequence[str]) -> list[Domain]:
+def domain_table(
+    counts: dict[str, list[int]], found: dict[str, Prefix], domains: Sequence[str]
+) -> list[Domain]:
     """The domains, in the order given, with the prefixes found in them."""
     by_domain: dict[str, list[str]] = {}
     for name in found:
         by_domain.setdefault(name.partition("/")[0], []).append(name)
-    return [Domain(domain, *counts[domain], {name: found[name] for name in sorted(by_domain.get(domain, []))})
-            for domain in domains]  # fmt: skip
+    return [
+        Domain(
+            domain,
+            *counts[domain],
+            {name: found[name] for name in sorted(by_domain.get(domain, []))},
+        )
+        for domain in domains
+    ]
 
 
 def describe(name: str, prefix: Prefix) -> str:
@@ -209,7 +233,9 @@ def table_text(table: Sequence[Domain], minimum: int = 3, most: int = 20) -> str
     """The whole table for a person: each domain with the prefixes worth a look and their examples."""
     lines = []
     for row in table:
-        lines.append(f"{row.domain}: {row.kept} of {row.total} pages kept ({100 * row.kept / row.total:.0f} %)")
+        lines.append(
+            f"{row.domain}: {row.kept} of {row.total} pages kept ({100 * row.kept / row.total:.0f} %)"
+        )
         for name in row.questions(minimum, most):
             lines.append("  " + describe(name, row.prefixes[name]).replace("\n", "\n  "))
         lines.append("")
@@ -218,9 +244,18 @@ def table_text(table: Sequence[Domain], minimum: int = 3, most: int = 20) -> str
 
 def table_rows(table: Sequence[Domain], minimum: int = 3, most: int = 20) -> list[dict]:
     """The same as plain objects, for a report: {domain, total, kept, prefixes: [{prefix, total, kept, ...}]}."""
-    return [{"domain": row.domain, "total": row.total, "kept": row.kept, "prefixes": [
-        {"prefix": name} | asdict(row.prefixes[name]) for name in row.questions(minimum, most)]}
-        for row in table]  # fmt: skip
+    return [
+        {
+            "domain": row.domain,
+            "total": row.total,
+            "kept": row.kept,
+            "prefixes": [
+                {"prefix": name} | asdict(row.prefixes[name])
+                for name in row.questions(minimum, most)
+            ],
+        }
+        for row in table
+    ]
 
 
 # ---- Annotation ------------------------------------------------------------------------------------------------------
@@ -233,12 +268,18 @@ def _parse_prefix(text: str, where: str) -> str:
     host, _, path = _SCHEME.sub("", text, count=1).partition("/")
     host = base_url(host)
     problem = (
-        "holds a space" if len(text.split()) > 1 else
-        "holds a query or fragment" if set("?#") & set(text) else
-        "does not begin with a host" if not _HOST.fullmatch(host) else ""
-    )  # fmt: skip
+        "holds a space"
+        if len(text.split()) > 1
+        else "holds a query or fragment"
+        if set("?#") & set(text)
+        else "does not begin with a host"
+        if not _HOST.fullmatch(host)
+        else ""
+    )
     if problem:
-        raise InputError(f"{where}: {text[:80]!r} {problem}; write a URL prefix such as school.example/math")
+        raise InputError(
+            f"{where}: {text[:80]!r} {problem}; write a URL prefix such as school.example/math"
+        )
     return "/".join([host, *(part for part in path.split("/") if part)])
 
 
@@ -252,9 +293,13 @@ def _decisions(path: str | Path) -> list[tuple[str, bool]]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a file of URL prefixes") from None
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); give a file of URL prefixes"
+        ) from None
     except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; give a file of URL prefixes, one a line") from None
+        raise InputError(
+            f"{path}: not UTF-8 text; give a file of URL prefixes, one a line"
+        ) from None
     found = []
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
@@ -265,8 +310,14 @@ def _decisions(path: str | Path) -> list[tuple[str, bool]]:
     return found
 
 
-def annotate(table: Sequence[Domain], path: str | Path, ask: Callable[[str], str] = input,
-             show: Callable[[str], None] = print, minimum: int = 3, most: int = 20) -> dict[str, int]:
+def annotate(
+    table: Sequence[Domain],
+    path: str | Path,
+    ask: Callable[[str], str] = input,
+    show: Callable[[str], None] = print,
+    minimum: int = 3,
+    most: int = 20,
+) -> dict[str, int]:
     """Ask a person about the prefixes of the table (Domain.questions); each answer is in the file at `path` at once.
 
     Prefixes that the file decides already, or that lie under one it accepts, are not asked about; so the questionnaire
@@ -314,7 +365,11 @@ def _answer(ask: Callable[[str], str]) -> str:
 
 
 def _add_line(path: Path, line: str) -> None:
-    old = path.read_text(encoding="utf-8-sig") if path.exists() else "# URL prefixes of mathematical pages\n"
+    old = (
+        path.read_text(encoding="utf-8-sig")
+        if path.exists()
+        else "# URL prefixes of mathematical pages\n"
+    )
     with atomic_write(path) as file:
         file.write(old + "\n" * (bool(old) and not old.endswith("\n")) + line + "\n")
 
@@ -333,14 +388,19 @@ def auto_annotate(table: Sequence[Domain], share: float = 0.25, minimum: int = 3
         prefix, below = row.prefixes[name], row.children(name)
         total = prefix.total - sum(row.prefixes[child].total for child in below)
         kept = prefix.kept - sum(row.prefixes[child].kept for child in below)
-        return (good(prefix.total, prefix.kept) and (total < minimum or good(total, kept))
-                and all(whole(row, child) for child in below if row.prefixes[child].total >= minimum))  # fmt: skip
+        return (
+            good(prefix.total, prefix.kept)
+            and (total < minimum or good(total, kept))
+            and all(whole(row, child) for child in below if row.prefixes[child].total >= minimum)
+        )
 
     def visit(row: Domain, name: str) -> None:
         prefix, below = row.prefixes[name], row.children(name)
         if prefix.total < minimum:
             return
-        same = any(row.prefixes[child].total == prefix.total for child in below)  # the longer prefix says more
+        same = any(
+            row.prefixes[child].total == prefix.total for child in below
+        )  # the longer prefix says more
         if whole(row, name) and not same:
             chosen.append(name)
         else:
@@ -356,7 +416,10 @@ def auto_annotate(table: Sequence[Domain], share: float = 0.25, minimum: int = 3
 def write_annotations(path: str | Path, names: Iterable[str], comment: str) -> None:
     """An annotation file of these prefixes under a comment that says where they come from."""
     with atomic_write(path) as file:
-        file.write("".join(f"# {line}\n" for line in comment.splitlines()) + "".join(f"{name}\n" for name in names))
+        file.write(
+            "".join(f"# {line}\n" for line in comment.splitlines())
+            + "".join(f"{name}\n" for name in names)
+        )
 
 
 def under(names: Iterable[str], urls: Iterable[str]) -> list[bool]:
@@ -370,5 +433,7 @@ def under(names: Iterable[str], urls: Iterable[str]) -> list[bool]:
     result = []
     for url in urls:
         domain, parts, _ = _segments(url)
-        result.append(any("/".join([domain, *parts[:k]]) in wanted for k in depths if k <= len(parts)))
+        result.append(
+            any("/".join([domain, *parts[:k]]) in wanted for k in depths if k <= len(parts))
+        )
     return result

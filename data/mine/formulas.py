@@ -51,7 +51,9 @@ _FENCES = {("(", ")"): "pmatrix", ("[", "]"): "bmatrix", ("|", "|"): "vmatrix", 
 # fmt: on
 
 _ONE = re.compile(r"\\[A-Za-z]+|\\.|[^\\]")  # what ^ and _ take without braces
-_BASE = re.compile(r"\w?|\d[\d.,]*|\\[A-Za-z]+|\\[a-z]+\{\w*\}|[)\]|]")  # what they follow without braces
+_BASE = re.compile(
+    r"\w?|\d[\d.,]*|\\[A-Za-z]+|\\[a-z]+\{\w*\}|[)\]|]"
+)  # what they follow without braces
 _RUNS_ON = re.compile(r"(?:\\[A-Za-z]+|[_^]\w)$")
 
 
@@ -59,23 +61,35 @@ def _join(pieces) -> str:
     """Pieces of LaTeX one after the other, a space only where a command or an index would run into what follows."""
     text = ""
     for piece in pieces:
-        if piece[:1].isalnum() and (text[-1:].isalnum() or text[-1:] == "_") and _RUNS_ON.search(text[-20:]):
+        if (
+            piece[:1].isalnum()
+            and (text[-1:].isalnum() or text[-1:] == "_")
+            and _RUNS_ON.search(text[-20:])
+        ):
             text += " "
         text += piece
     return text
 
 
 def _braced(latex: str) -> str:
-    return latex if latex.isalnum() and len(latex) == 1 or _ONE.fullmatch(latex) else "{" + latex + "}"
+    return (
+        latex if latex.isalnum() and len(latex) == 1 or _ONE.fullmatch(latex) else "{" + latex + "}"
+    )
 
 
 def _base(latex: str) -> str:
-    return latex if latex.isalnum() and len(latex) == 1 or _BASE.fullmatch(latex) else "{" + latex + "}"
+    return (
+        latex
+        if latex.isalnum() and len(latex) == 1 or _BASE.fullmatch(latex)
+        else "{" + latex + "}"
+    )
 
 
 def _script(below: str, above: str) -> str:
     prime = above if above and set(above) == {"'"} else ""
-    return (f"_{_braced(below)}" if below else "") + (prime or (f"^{_braced(above)}" if above else ""))
+    return (f"_{_braced(below)}" if below else "") + (
+        prime or (f"^{_braced(above)}" if above else "")
+    )
 
 
 def _character(char: str) -> str:
@@ -86,7 +100,9 @@ def _character(char: str) -> str:
     plain = unicodedata.normalize("NFKC", char)
     if plain == char or unicodedata.category(char)[0] not in "LN":
         return char
-    name = unicodedata.name(char, "")  # a letter of an alphabet for mathematics: the plain one, in its style
+    name = unicodedata.name(
+        char, ""
+    )  # a letter of an alphabet for mathematics: the plain one, in its style
     style = next((s for word, s in _STYLES.items() if word in name), None)
     plain = "".join(_SYMBOLS.get(c, c) for c in plain)
     return f"\\{style}{{{plain}}}" if style else plain
@@ -173,9 +189,11 @@ def _row(elements) -> str:
         if not (piece.startswith(begin) and piece.endswith(end)):
             continue
         before, after = pieces[i - 1] if i else "", pieces[i + 1] if i + 1 < len(pieces) else ""
-        kind = _FENCES.get((before, after)) or ("cases" if before == r"\{" and after == "" else None)
+        kind = _FENCES.get((before, after)) or (
+            "cases" if before == r"\{" and after == "" else None
+        )
         if kind:
-            pieces[i] = f"\\begin{{{kind}}}{piece[len(begin):-len(end)]}\\end{{{kind}}}"
+            pieces[i] = f"\\begin{{{kind}}}{piece[len(begin) : -len(end)]}\\end{{{kind}}}"
             pieces[i - 1] = ""
             if after:
                 pieces[i + 1] = ""
@@ -210,7 +228,16 @@ def mathml(markup: str) -> str:
     return _row(_elements(markup).children)
 
 
-_PARTS = {"mfrac": 2, "mroot": 2, "msup": 2, "msub": 2, "mover": 2, "munder": 2, "msubsup": 3, "munderover": 3}
+_PARTS = {
+    "mfrac": 2,
+    "mroot": 2,
+    "msup": 2,
+    "msub": 2,
+    "mover": 2,
+    "munder": 2,
+    "msubsup": 3,
+    "munderover": 3,
+}
 
 
 def _latex(element: _Element) -> str:
@@ -222,7 +249,15 @@ def _latex(element: _Element) -> str:
     if tag in ("mtext", "ms"):
         text = element.text.replace("\xa0", " ")
         return rf"\text{{{text}}}" if any(map(str.isalnum, text)) else _symbols(text.strip()) or " "
-    if tag in ("annotation", "annotation-xml", "mphantom", "none", "mprescripts", "maligngroup", "malignmark"):
+    if tag in (
+        "annotation",
+        "annotation-xml",
+        "mphantom",
+        "none",
+        "mprescripts",
+        "maligngroup",
+        "malignmark",
+    ):
         return ""
     if tag == "mspace":
         return " "
@@ -238,13 +273,21 @@ def _latex(element: _Element) -> str:
         between = element.get("separators")
         between = "," if between is None else between.strip()[:1]
         inside = [_latex(one) for one in children]
-        if len(inside) == 1 and inside[0].startswith(r"\begin{matrix}") and (left, right) in _FENCES:
+        if (
+            len(inside) == 1
+            and inside[0].startswith(r"\begin{matrix}")
+            and (left, right) in _FENCES
+        ):
             return inside[0].replace("{matrix}", f"{{{_FENCES[left, right]}}}")
         return left + between.join(inside) + right
     if tag == "mmultiscripts" and children:
         return _multiscripts(children)
-    if _PARTS.get(tag) != len(children):  # a row, also where something that should have two parts has not
-        return _row(children) if children else "" if tag in _PARTS else _symbols(element.text.strip())
+    if _PARTS.get(tag) != len(
+        children
+    ):  # a row, also where something that should have two parts has not
+        return (
+            _row(children) if children else "" if tag in _PARTS else _symbols(element.text.strip())
+        )
     base, *rest = [_latex(one) for one in children]
     if tag == "mfrac":
         thickness = element.get("linethickness")
@@ -252,7 +295,9 @@ def _latex(element: _Element) -> str:
         return rf"{{{base} \atop {rest[0]}}}" if flat else rf"\frac{{{base}}}{{{rest[0]}}}"
     if tag == "mroot":
         return rf"\sqrt[{rest[0]}]{{{base}}}"
-    below, above = rest if len(rest) == 2 else (rest[0], "") if tag in ("msub", "munder") else ("", rest[0])
+    below, above = (
+        rest if len(rest) == 2 else (rest[0], "") if tag in ("msub", "munder") else ("", rest[0])
+    )
     if tag in ("msub", "msup", "msubsup") or base in _LIMITS:
         return _base(base) + _script(below, above)
     accents = _OVER if tag == "mover" else _UNDER if tag == "munder" else {}
@@ -293,14 +338,20 @@ _TWO_PARTS = {"frac": r"\frac", "root": r"\sqrt", "stackrel": r"\overset", "over
 _LEFT = {"(": "(", "[": "[", "{": r"\{", "(:": r"\langle", "<<": r"\langle", "{:": ""}
 _RIGHT = {")": ")", "]": "]", "}": r"\}", ":)": r"\rangle", ">>": r"\rangle", ":}": ""}
 # fmt: on
-_WORDS = sorted([*_ASCII, *_ONE_PART, *_TWO_PARTS, *_LEFT, *_RIGHT, "abs", "floor", "ceil", "norm", "text"],
-                key=len, reverse=True)
+_WORDS = sorted(
+    [*_ASCII, *_ONE_PART, *_TWO_PARTS, *_LEFT, *_RIGHT, "abs", "floor", "ceil", "norm", "text"],
+    key=len,
+    reverse=True,
+)
 _WORDS_BY_LETTER = {word[0]: [one for one in _WORDS if one[0] == word[0]] for word in _WORDS}
 _TOKEN = re.compile(  # the alternatives in groups by the first letter, of which only one is gone through
-    r'"[^"]*"|text\([^()]*\)|\d+(?:\.\d+)?|' + "|".join(
+    r'"[^"]*"|text\([^()]*\)|\d+(?:\.\d+)?|'
+    + "|".join(
         f"{re.escape(first)}(?:{'|'.join(re.escape(word[1:]) for word in words)})"
         for first, words in _WORDS_BY_LETTER.items()
-    ) + r"|\S")
+    )
+    + r"|\S"
+)
 
 
 _MATRICES = {("[", "]"): "bmatrix", ("(", ")"): "pmatrix", ("{", ""): "cases"}
@@ -365,10 +416,18 @@ def _simple(tokens: list[str]) -> tuple[str, str]:
     elif token in _TWO_PARTS and more:
         first = _simple(tokens)[1]
         second = _simple(tokens)[1] if tokens and tokens[-1] not in _RIGHT else ""
-        latex = rf"\sqrt[{first}]{{{second}}}" if token == "root" else f"{_TWO_PARTS[token]}{{{first}}}{{{second}}}"
+        latex = (
+            rf"\sqrt[{first}]{{{second}}}"
+            if token == "root"
+            else f"{_TWO_PARTS[token]}{{{first}}}{{{second}}}"
+        )
     elif token in ("abs", "norm", "floor", "ceil") and more:
-        left, right = {"abs": "||", "norm": (r"\|", r"\|"), "floor": (r"\lfloor", r"\rfloor"),
-                       "ceil": (r"\lceil", r"\rceil")}[token]
+        left, right = {
+            "abs": "||",
+            "norm": (r"\|", r"\|"),
+            "floor": (r"\lfloor", r"\rfloor"),
+            "ceil": (r"\lceil", r"\rceil"),
+        }[token]
         latex = _join([left, _simple(tokens)[1], right])
     elif token in _ASCII:
         latex = _ASCII[token]
@@ -380,11 +439,24 @@ def _simple(tokens: list[str]) -> tuple[str, str]:
 # --- LaTeX as it stands in pages ----------------------------------------------------------------------------------
 
 _COMMENT = re.compile(r"(?<!\\)%[^\n]*\n?|<!\[CDATA\[|\]\]>")
-_OUTER = re.compile(r"\$\$(.*)\$\$|\$(.*)\$|\\\((.*)\\\)|\\\[(.*)\\\]|\{\\(?:display|text)style\b(.*)\}", re.DOTALL)
+_OUTER = re.compile(
+    r"\$\$(.*)\$\$|\$(.*)\$|\\\((.*)\\\)|\\\[(.*)\\\]|\{\\(?:display|text)style\b(.*)\}", re.DOTALL
+)
 _SETTINGS = re.compile(r"\\(?:bg_\w+|fn_\w+|dpi\{\d+\}|inline\b|displaystyle\b|textstyle\b) ?")
-_ENVIRONMENTS = {"equation": "", "displaymath": "", "math": "", "align": "aligned", "alignat": "alignedat",
-                 "eqnarray": "aligned", "flalign": "aligned", "gather": "gathered", "multline": "gathered"}
-_ENVIRONMENT = re.compile(rf"\\begin\{{({'|'.join(_ENVIRONMENTS)})(\*?)\}}(.*?)\\end\{{\1\2\}}", re.DOTALL)
+_ENVIRONMENTS = {
+    "equation": "",
+    "displaymath": "",
+    "math": "",
+    "align": "aligned",
+    "alignat": "alignedat",
+    "eqnarray": "aligned",
+    "flalign": "aligned",
+    "gather": "gathered",
+    "multline": "gathered",
+}
+_ENVIRONMENT = re.compile(
+    rf"\\begin\{{({'|'.join(_ENVIRONMENTS)})(\*?)\}}(.*?)\\end\{{\1\2\}}", re.DOTALL
+)
 
 
 _LONGEST = 20_000  # characters of what may be one formula: what `tidy` does takes time that grows with their square
@@ -416,7 +488,9 @@ def tidy(latex: str) -> str:
         return latex
     while match := _OUTER.fullmatch(latex):
         inside = next(group for group in match.groups() if group is not None).strip()
-        if "$" in inside or not _balanced(inside):  # two formulas, or braces that do not belong together
+        if "$" in inside or not _balanced(
+            inside
+        ):  # two formulas, or braces that do not belong together
             break
         latex = inside
     if "\\begin" in latex:
@@ -424,7 +498,9 @@ def tidy(latex: str) -> str:
     return _SETTINGS.sub("", latex).strip() if "\\" in latex else latex
 
 
-_DOLLARS = re.compile(r"\$(?<![\\$].)(?:\$(?P<dollars>[^$]++)\$\$|(?=[^\s$])[^$\n]{0,999}(?<=[^\s\\])\$(?!\d))")
+_DOLLARS = re.compile(
+    r"\$(?<![\\$].)(?:\$(?P<dollars>[^$]++)\$\$|(?=[^\s$])[^$\n]{0,999}(?<=[^\s\\])\$(?!\d))"
+)
 _FORMULA = re.compile(  # the first that begins counts, so that nothing inside of a formula is taken for one
     _DOLLARS.pattern + r"|\\(?<!\\.)(?:"
     r"\((?P<round>(?:[^\\\n]++|\n(?!\n)|\\[^()])*+)\\\)"

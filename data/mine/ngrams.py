@@ -17,7 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 _M = np.uint64(0x9E3779B97F4A7C15)
-_BATCH = 2**18  # characters at a time: what is made of them on the way stays in the processor's cache
+_BATCH = (
+    2**18
+)  # characters at a time: what is made of them on the way stays in the processor's cache
 _KEEP = np.array([2 ** (8 * n) - 1 for n in range(9)], np.uint64)  # of eight bytes the first n
 
 
@@ -68,7 +70,12 @@ def _word_bytes() -> bytes:
     return table.tobytes()
 
 
-_SIGNS = [0xC2, 0xE2, 0xEE, 0xEF]  # U+0080-00BF, U+2000-2FFF, U+E000-FFFF: signs and symbols, by their first byte
+_SIGNS = [
+    0xC2,
+    0xE2,
+    0xEE,
+    0xEF,
+]  # U+0080-00BF, U+2000-2FFF, U+E000-FFFF: signs and symbols, by their first byte
 _WORD = _word_bytes()
 
 
@@ -89,7 +96,9 @@ def _edges(raw: bytes, kind: str, ascii: bool) -> np.ndarray:
         sign = high[np.isin(byte, _SIGNS)]
         inside[sign + 1] = False
         inside[sign[data[sign] != 0xC2] + 2] = False
-        stop = high[(byte == 0xE3) & (data[high + 1] == 0x80)]  # U+3000-303F: punctuation of Chinese and Japanese
+        stop = high[
+            (byte == 0xE3) & (data[high + 1] == 0x80)
+        ]  # U+3000-303F: punctuation of Chinese and Japanese
         for k in range(3):
             inside[stop + k] = False
     edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
@@ -98,12 +107,16 @@ def _edges(raw: bytes, kind: str, ascii: bool) -> np.ndarray:
     if len(first):
         last = first + 3 + (data[first] == 0xF0)
         cut = np.concatenate([first, last[:-1][last[:-1] < first[1:]], last[-1:]])
-        cut = cut[inside[cut] & inside[cut - 1]]  # where text begins or ends there is an edge already
+        cut = cut[
+            inside[cut] & inside[cut - 1]
+        ]  # where text begins or ends there is an edge already
         edges = np.sort(np.concatenate([edges, cut, cut]))  # a unit ends and the next begins
     return edges
 
 
-def _eights(blocks: np.ndarray, starts: np.ndarray, sizes: np.ndarray, place: np.ndarray) -> np.ndarray:
+def _eights(
+    blocks: np.ndarray, starts: np.ndarray, sizes: np.ndarray, place: np.ndarray
+) -> np.ndarray:
     """What the bytes 8 * place .. 8 * place + 7 of each unit say, and that they stand there: uint64 [units]."""
     parts = blocks[starts + 8 * place]
     parts &= _KEEP.take(sizes - 8 * place, mode="clip")
@@ -118,9 +131,13 @@ def _further(blocks: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.nd
     if len(longer):
         counts = (sizes[longer] - 9) >> 3
         begins = np.cumsum(counts) - counts
-        place = np.arange(2, counts.sum() + 2) - np.repeat(begins, counts)  # 2, 3, ... within each unit
+        place = np.arange(2, counts.sum() + 2) - np.repeat(
+            begins, counts
+        )  # 2, 3, ... within each unit
         owners = np.repeat(longer, counts)
-        sums[longer] += np.add.reduceat(_eights(blocks, starts[owners], sizes[owners], place), begins)
+        sums[longer] += np.add.reduceat(
+            _eights(blocks, starts[owners], sizes[owners], place), begins
+        )
     return sums
 
 
@@ -173,7 +190,9 @@ def unit_hashes(texts: Sequence[str], kind: str = "word") -> Hashes:
     """The units of texts. Example: unit_hashes(["A b.", "数学 a"]) has 2 and 3, the first equal to the last."""
     if kind == "word":
         texts = [normalize(text) for text in texts]
-    np.empty(2**24, np.uint8)  # freed at once: glibc's malloc then keeps what is freed below, for a third less time
+    np.empty(
+        2**24, np.uint8
+    )  # freed at once: glibc's malloc then keeps what is freed below, for a third less time
     values, offsets, total = [np.zeros(0, np.uint64)], [np.zeros(1, np.int64)], 0
     for batch in batches(texts):
         hashes, ends = _hash_batch(batch, kind)

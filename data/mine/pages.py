@@ -17,7 +17,7 @@ from urllib.parse import unquote, unquote_plus, urlsplit
 
 import numpy as np
 
-from data import InputError
+from data.io import InputError
 from data.mine.formulas import asciimath, attribute, mathml, normal_delimiters, tidy
 
 try:
@@ -33,18 +33,48 @@ except ImportError:  # said where it is first needed
 # Resiliparse's own choice of the main content takes more than twice as long and loses formulas, such as those in lists.
 # Left out here is what pages themselves mark as navigation and the like: not header and form, which often hold the
 # title or the whole page.
-_BOILERPLATE = ["nav", "footer", "aside", ".navbar", ".footer", ".sidebar"]  # each takes 1 to 3 % of the time
-_RENDERED = [".MathJax_Preview", ".MathJax", ".MathJax_Display", ".MathJax_CHTML", ".MathJax_SVG",
-             ".MathJax_SVG_Display"]  # what MathJax 2 shows beside its scripts
+_BOILERPLATE = [
+    "nav",
+    "footer",
+    "aside",
+    ".navbar",
+    ".footer",
+    ".sidebar",
+]  # each takes 1 to 3 % of the time
+_RENDERED = [
+    ".MathJax_Preview",
+    ".MathJax",
+    ".MathJax_Display",
+    ".MathJax_CHTML",
+    ".MathJax_SVG",
+    ".MathJax_SVG_Display",
+]  # what MathJax 2 shows beside its scripts
 # What is sought has a largest size, so that no page takes time that grows with its square.
 _MATH = re.compile(rb"<(math\b[^>]{0,9999}+)>((?:[^<]++|<(?!/?math\b))*+)</math>")
-_SCRIPT = re.compile(rb"<(script\b(?=[^>]{0,999}\bmath/)[^>]{0,1999}+)>((?:[^<]++|<(?!/?script\b))*+)</script>")
+_SCRIPT = re.compile(
+    rb"<(script\b(?=[^>]{0,999}\bmath/)[^>]{0,1999}+)>((?:[^<]++|<(?!/?script\b))*+)</script>"
+)
 _ANNOTATION = re.compile(r"annotation\b([^>]{0,999}+)>((?:[^<]++|<(?!/))*+)</")
 _TEX = re.compile(r"\b(?:tex|TeX|LaTeX|latex)\b")
-_IMAGE_SOURCES = ("latex.php", "codecogs.com", "mathtex", "mimetex", "equation?tex=", "latex?", "/media/math/render/")
+_IMAGE_SOURCES = (
+    "latex.php",
+    "codecogs.com",
+    "mathtex",
+    "mimetex",
+    "equation?tex=",
+    "latex?",
+    "/media/math/render/",
+)
 _IMAGE_CLASS = re.compile(r"(?:^|\s)(?:tex|latex|math|mathjax|mwe-math-fallback\S*)(?:\s|$)", re.I)
 _DISPLAYED = re.compile(r"""display=["']?block|mode\s*=\s*["']?display|fallback-image-display""")
-_ASCIIMATH = (b"ASCIIMathML", b"AsciiMath", b"asciimath", b"AM_CHTML", b"AM_HTMLorMML", b"AM_SVG")  # what loads it
+_ASCIIMATH = (
+    b"ASCIIMathML",
+    b"AsciiMath",
+    b"asciimath",
+    b"AM_CHTML",
+    b"AM_HTMLorMML",
+    b"AM_SVG",
+)  # what loads it
 _NEWLINES_3 = re.compile("\n\n\n+")
 _BACKTICKS = re.compile(r"`([^`\n]{1,500})`")
 
@@ -55,7 +85,9 @@ class NotACrawl(InputError):
 
 def _needs_libraries() -> None:
     if HTMLTree is None:
-        raise InputError("reading web pages needs fastwarc and resiliparse; pip install fastwarc resiliparse")
+        raise InputError(
+            "reading web pages needs fastwarc and resiliparse; pip install fastwarc resiliparse"
+        )
 
 
 def _of_math(tag: str, inside: str) -> str:
@@ -71,12 +103,18 @@ def _of_image(tag: str) -> str:
     source = attribute(tag, "src") or ""
     if any(address in source for address in _IMAGE_SOURCES):
         query = source.partition("?")[2]
-        values = {key: value for key, _, value in (part.partition("=") for part in query.split("&")) if value}
+        values = {
+            key: value
+            for key, _, value in (part.partition("=") for part in query.split("&"))
+            if value
+        }
         latex = unquote_plus(values.get("latex") or values.get("tex") or values.get("chl") or "")
         if not latex and re.search(r"codecogs|mathtex|mimetex|latex\?", source):
             latex = unquote(query)
         return latex or attribute(tag, "alt") or ""
-    return (attribute(tag, "alt") or "") if _IMAGE_CLASS.search(attribute(tag, "class") or "") else ""
+    return (
+        (attribute(tag, "alt") or "") if _IMAGE_CLASS.search(attribute(tag, "class") or "") else ""
+    )
 
 
 def _with_formulas(html: bytes) -> tuple[bytes, list[str] | None]:
@@ -115,7 +153,9 @@ def _with_formulas(html: bytes) -> tuple[bytes, list[str] | None]:
         if b"katex-mathml" in page:
             shown.append(".katex-html")
 
-    doubled = b"-" in before and b"mwe-math-mathml" in html  # images of this kind, whose math elements are there too
+    doubled = (
+        b"-" in before and b"mwe-math-mathml" in html
+    )  # images of this kind, whose math elements are there too
     pieces, done, at = [], 0, page.find(b"<img")
     while at >= 0 and (end := page.find(b">", at)) >= 0:
         tag = page[at + 1 : end]
@@ -131,13 +171,20 @@ def _with_formulas(html: bytes) -> tuple[bytes, list[str] | None]:
 def _decoded(html: bytes | str, encoding: str | None) -> tuple[str, bytes]:
     """A page, and the same as UTF-8."""
     if isinstance(html, bytes):
-        if b"\x1b" not in html and not (encoding or "").lower().startswith("utf-16"):  # not told from UTF-8 by bytes
+        if b"\x1b" not in html and not (encoding or "").lower().startswith(
+            "utf-16"
+        ):  # not told from UTF-8 by bytes
             html = html.removeprefix(b"\xef\xbb\xbf")
             try:
-                return html.decode(), html  # what is valid as UTF-8 is not anything else, whatever is declared
+                return (
+                    html.decode(),
+                    html,
+                )  # what is valid as UTF-8 is not anything else, whatever is declared
             except UnicodeDecodeError:
                 pass
-        encoding = map_encoding_to_html5(encoding or detect_encoding(html, from_html_meta=True) or "utf-8")
+        encoding = map_encoding_to_html5(
+            encoding or detect_encoding(html, from_html_meta=True) or "utf-8"
+        )
         html = bytes_to_str(html, encoding, "replace")
     source = html.encode("utf-8", "replace")
     return source.decode(), source  # a string may hold half of a surrogate pair
@@ -147,7 +194,9 @@ def _extract(html: bytes | str, encoding: str | None) -> tuple[str, str]:
     """(text, declared language) of a page."""
     html, source = _decoded(html, encoding)
     page, shown = _with_formulas(source)
-    tree = html if page is source else page.decode()  # parsing it is faster as a part of the extraction
+    tree = (
+        html if page is source else page.decode()
+    )  # parsing it is faster as a part of the extraction
     if shown is not None and b"tex=" in page and (b"data-latex=" in page or b"data-tex=" in page):
         tree = HTMLTree.parse(tree)
         for node in tree.document.query_selector_all("[data-latex], [data-tex]").values():
@@ -179,21 +228,35 @@ def html_text(html: bytes | str, encoding: str | None = None) -> str:
 
 
 def language(text: str, declared: str | None = "") -> str:
-    """"zh", "ja" or "ko" by the script of the text, otherwise the first part of what the page declares ("en-GB" is
+    """ "zh", "ja" or "ko" by the script of the text, otherwise the first part of what the page declares ("en-GB" is
     "en"), or "". A fifth of what is not space has to be of the script: formulas and markup are in Latin letters."""
     if not text.isascii():
         codes = np.frombuffer(text.encode("utf-16-le", "replace"), "<u2")
         visible = max(1, int((codes > 32).sum()))
-        kana, hangul, han = (int(((codes >= low) & (codes <= high)).sum())
-                             for low, high in ((0x3040, 0x30FF), (0xAC00, 0xD7AF), (0x3400, 0x9FFF)))
+        kana, hangul, han = (
+            int(((codes >= low) & (codes <= high)).sum())
+            for low, high in ((0x3040, 0x30FF), (0xAC00, 0xD7AF), (0x3400, 0x9FFF))
+        )
         if kana + hangul + han > 0.2 * visible:
             return "ko" if hangul > kana + han else "ja" if kana > 0.1 * (kana + han) else "zh"
     first = re.match(r"[a-z]{2,3}(?![a-z])", (declared or "").strip().lower())
     return _THREE_LETTERS.get(first[0], first[0]) if first else ""
 
 
-_THREE_LETTERS = {"eng": "en", "zho": "zh", "jpn": "ja", "kor": "ko", "deu": "de", "fra": "fr", "spa": "es",
-                  "rus": "ru", "por": "pt", "ita": "it", "pol": "pl", "nld": "nl"}
+_THREE_LETTERS = {
+    "eng": "en",
+    "zho": "zh",
+    "jpn": "ja",
+    "kor": "ko",
+    "deu": "de",
+    "fra": "fr",
+    "spa": "es",
+    "rus": "ru",
+    "por": "pt",
+    "ita": "it",
+    "pol": "pl",
+    "nld": "nl",
+}
 
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -261,14 +324,21 @@ def _pieces(file) -> Iterator[bytes | str]:
             yield "truncated"
             return
         sound = True
-        data = inflate.unused_data.lstrip(b"\0") or file.read(_READ).lstrip(b"\0")  # zeros are padding
+        data = inflate.unused_data.lstrip(b"\0") or file.read(_READ).lstrip(
+            b"\0"
+        )  # zeros are padding
 
 
 class _Stream:
     """Pieces as bytes to be read from `at` on, up to the end of the file or to a fault, after which `go_on` goes on."""
 
     def __init__(self, pieces: Iterator[bytes | str]):
-        self._pieces, self.data, self.at, self.fault = pieces, b"", 0, None  # fault: "" is the end of the file
+        self._pieces, self.data, self.at, self.fault = (
+            pieces,
+            b"",
+            0,
+            None,
+        )  # fault: "" is the end of the file
 
     def fill(self, size: int) -> bool:
         """Whether there are `size` bytes from `at` on."""
@@ -306,7 +376,10 @@ def _warc_head(data: bytes, at: int) -> tuple[dict, int, int] | None:
     if not found:
         return None
     lines = found[1].decode("utf-8", "replace").splitlines()
-    fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    fields = {
+        name.strip().lower(): value.strip()
+        for name, _, value in (line.partition(":") for line in lines)
+    }
     length = fields.get("content-length", "")
     if not re.fullmatch(r"[0-9]{1,15}", length):
         return None
@@ -321,10 +394,16 @@ def _arc_head(data: bytes, at: int) -> tuple[dict, int, int] | None:
     url, date, length = (group.decode("utf-8", "replace") for group in match.groups())
     kind = "warcinfo" if url.startswith("filedesc:") else "response"
     date = f"{date[:4]}-{date[4:6]}-{date[6:8]}"
-    return {"warc-type": kind, "warc-target-uri": url, "warc-date": date}, match.end() - at, int(length)
+    return (
+        {"warc-type": kind, "warc-target-uri": url, "warc-date": date},
+        match.end() - at,
+        int(length),
+    )
 
 
-def _records(stream: _Stream, begin: re.Pattern, head, counts: Counter) -> Iterator[tuple[dict, bytes]]:
+def _records(
+    stream: _Stream, begin: re.Pattern, head, counts: Counter
+) -> Iterator[tuple[dict, bytes]]:
     """(fields, block) of every sound record: one whose block is there and followed by two newlines, a record or the
     end. The others are counted, and what next looks like the beginning of a record is gone to."""
     while True:
@@ -342,7 +421,11 @@ def _records(stream: _Stream, begin: re.Pattern, head, counts: Counter) -> Itera
             stream.fill(start + size + _HEAD)
             end = stream.at + start + size
             after = _NEWLINES.match(stream.data, end).end()
-            ended = _ENDING.match(stream.data, end) or after == len(stream.data) or begin.match(stream.data, after)
+            ended = (
+                _ENDING.match(stream.data, end)
+                or after == len(stream.data)
+                or begin.match(stream.data, after)
+            )
             if whole and ended:
                 counts["records"] += 1
                 block = stream.data[end - size : end]
@@ -356,16 +439,27 @@ def _records(stream: _Stream, begin: re.Pattern, head, counts: Counter) -> Itera
 
 
 def _page(url: str, text: str, lang: str, date: str) -> dict:
-    return {"url": url, "text": text, "lang": lang, "date": date if _ISO_DATE.fullmatch(date) else ""}
+    return {
+        "url": url,
+        "text": text,
+        "lang": lang,
+        "date": date if _ISO_DATE.fullmatch(date) else "",
+    }
 
 
 def _of_response(block: bytes) -> tuple[str, str] | str:
     """(text, language) of an HTTP response, or the word under which it is counted."""
-    head = b"WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http; msgtype=response\r\n"
+    head = (
+        b"WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http; msgtype=response\r\n"
+    )
     try:
         record = WarcRecord.from_bytes(head + b"Content-Length: %d\r\n\r\n" % len(block) + block)
         record.parse_http(auto_decode="all", quirks_mode=True)
-        status, kind, charset = record.http_headers.status_code, record.http_content_type, record.http_charset
+        status, kind, charset = (
+            record.http_headers.status_code,
+            record.http_content_type,
+            record.http_charset,
+        )
         if status is None:
             return "malformed"
         if status != 200:
@@ -391,7 +485,11 @@ def _archive_pages(stream: _Stream, begin: re.Pattern, head, counts: Counter) ->
             counts["truncated"] += 1
             continue
         if kind == "response":
-            found = _of_response(block) if fields.get("warc-target-uri", "").strip("<>")[:4] == "http" else "not_html"
+            found = (
+                _of_response(block)
+                if fields.get("warc-target-uri", "").strip("<>")[:4] == "http"
+                else "not_html"
+            )
         else:
             text = block.decode("utf-8", "replace").strip()
             declared = fields.get("warc-identified-content-language")
@@ -400,7 +498,9 @@ def _archive_pages(stream: _Stream, begin: re.Pattern, head, counts: Counter) ->
             counts[found] += 1
             continue
         counts["pages"] += 1
-        yield _page(fields.get("warc-target-uri", "").strip("<>"), *found, fields.get("warc-date", "")[:10])
+        yield _page(
+            fields.get("warc-target-uri", "").strip("<>"), *found, fields.get("warc-date", "")[:10]
+        )
 
 
 def _jsonl_pages(stream: _Stream, counts: Counter) -> Iterator[dict]:
@@ -447,7 +547,9 @@ def _of_row(row) -> dict | str:
     def field(*names: str) -> str:
         values = (place.get(name) for place in (row, more) for name in names)
         value = next((value for value in values if isinstance(value, str) and value), "")
-        return value.encode("utf-8", "replace").decode()  # half of a surrogate pair cannot be written again
+        return value.encode(
+            "utf-8", "replace"
+        ).decode()  # half of a surrogate pair cannot be written again
 
     text = field("text", "raw_content", "content")
     if not text and (html := field("html")):
@@ -456,7 +558,9 @@ def _of_row(row) -> dict | str:
     if not text:
         return "empty"
     lang = language(text, field("lang", "language"))
-    return _page(field("url"), text, lang, field("date", "created", "date_download", "timestamp")[:10])
+    return _page(
+        field("url"), text, lang, field("date", "created", "date_download", "timestamp")[:10]
+    )
 
 
 def read_pages(path: str | os.PathLike, counts: Counter) -> Iterator[dict]:
@@ -469,7 +573,9 @@ def read_pages(path: str | os.PathLike, counts: Counter) -> Iterator[dict]:
     try:
         with open(path, "rb") as file:
             stream = _Stream(_pieces(file))
-            while not stream.fill(_HEAD) and len(stream.data) < 20 and stream.fault:  # too little to tell the kind
+            while (
+                not stream.fill(_HEAD) and len(stream.data) < 20 and stream.fault
+            ):  # too little to tell the kind
                 counts.update(["records", stream.fault])
                 stream.go_on()
             if not stream.data:
@@ -483,6 +589,10 @@ def read_pages(path: str | os.PathLike, counts: Counter) -> Iterator[dict]:
                     _needs_libraries()
                     yield from _archive_pages(stream, begin, head, counts)
                     return
-            raise NotACrawl(f"{path}: neither WARC, WET, ARC nor JSONL; give files of a crawl, or pages as JSONL")
+            raise NotACrawl(
+                f"{path}: neither WARC, WET, ARC nor JSONL; give files of a crawl, or pages as JSONL"
+            )
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a file of a crawl") from None
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a file of a crawl"
+        ) from None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import InputError, atomic_write, read_jsonl
+from data.io import InputError, atomic_write, read_jsonl
 from data.mine import classifier
 from data.mine.ngrams import unit_hashes
 
@@ -54,10 +54,16 @@ def score_shard(shard: Path, model: Path, target: Path) -> dict:
         parts.append(part)
     found = np.concatenate(parts)
     if not np.isfinite(found["margin"]).all():
-        raise InputError(f"{model}: its scores are not finite: the training diverged; give a lower --rate")
+        raise InputError(
+            f"{model}: its scores are not finite: the training diverged; give a lower --rate"
+        )
     save(target, found)
     histogram = np.histogram(np.clip(found["margin"], EDGES[0], EDGES[-1]), EDGES)[0]
-    return {"pages": len(found), "tokens": int(found["tokens"].sum()), "histogram": histogram.tolist()}
+    return {
+        "pages": len(found),
+        "tokens": int(found["tokens"].sum()),
+        "histogram": histogram.tolist(),
+    }
 
 
 def save(target: Path, values: np.ndarray) -> None:
@@ -117,14 +123,18 @@ def cutoff(coarse: np.ndarray, fine, limit: int) -> float:
     where all pages would be collected, or none."""
     upper, taken = fill(coarse, limit)
     if upper < 0:
-        raise InputError(f"--keep_tokens {limit}: the pages have {taken} tokens, so all would be collected; give less")
+        raise InputError(
+            f"--keep_tokens {limit}: the pages have {taken} tokens, so all would be collected; give less"
+        )
     lower, within = fill(fine(upper), limit - taken)
     if not taken + within:
         raise InputError(f"--keep_tokens {limit}: the best page alone has more tokens; give more")
     return margin((upper << 16) + lower + 1)
 
 
-def collect_shard(shard: Path, scores: Path, least: float, before: Path | None, target: Path) -> dict:
+def collect_shard(
+    shard: Path, scores: Path, least: float, before: Path | None, target: Path
+) -> dict:
     """A shard -> bool [pages]: those with a margin of at least `least`. Counts: pages, collected, those of them that
     were collected in the round before, tokens, and the pages nearest to the cut on either side."""
     found = np.load(scores)
@@ -133,16 +143,28 @@ def collect_shard(shard: Path, scores: Path, least: float, before: Path | None, 
     nearest = {}
     for name, side in (("kept", kept), ("dropped", ~kept)):
         rows = np.flatnonzero(side)
-        nearest[name] = set(rows[np.argsort(np.abs(found["margin"][rows] - least), kind="stable")[:NEAREST]].tolist())
+        nearest[name] = set(
+            rows[
+                np.argsort(np.abs(found["margin"][rows] - least), kind="stable")[:NEAREST]
+            ].tolist()
+        )
     shown = {name: [] for name in nearest}
     for line, page in read_jsonl(shard):
         for name in shown:
             if line - 1 in nearest[name]:
-                value, start = float(found["margin"][line - 1]), " ".join(page["text"].split())[:200]
+                value, start = (
+                    float(found["margin"][line - 1]),
+                    " ".join(page["text"].split())[:200],
+                )
                 shown[name].append([value, page["url"], start])
     again = int((kept & np.load(before)).sum()) if before else 0
-    return {"pages": len(kept), "collected": int(kept.sum()), "again": again,
-            "tokens": int(found["tokens"][kept].sum()), "nearest": shown}  # fmt: skip
+    return {
+        "pages": len(kept),
+        "collected": int(kept.sum()),
+        "again": again,
+        "tokens": int(found["tokens"][kept].sum()),
+        "nearest": shown,
+    }
 
 
 def nearest(parts: Iterable[dict], least: float) -> dict[str, list]:
@@ -150,7 +172,9 @@ def nearest(parts: Iterable[dict], least: float) -> dict[str, list]:
     found: dict[str, list] = {"kept": [], "dropped": []}
     for part in parts:
         for name, rows in part["nearest"].items():
-            found[name] = heapq.nsmallest(NEAREST, found[name] + rows, key=lambda row: (abs(row[0] - least), row[1]))
+            found[name] = heapq.nsmallest(
+                NEAREST, found[name] + rows, key=lambda row: (abs(row[0] - least), row[1])
+            )
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import atomic_write, read_jsonl, write_jsonl
+from data.io import atomic_write, read_jsonl, write_jsonl
 from data.mine import decontaminate, domains, recall, report
 from data.mine.ngrams import unit_hashes
 from data.mine.pages import NotACrawl, read_pages
@@ -34,24 +34,35 @@ def draw(seed: int, *place) -> int:
     return int.from_bytes(blake2b(repr((seed, *place)).encode(), digest_size=8).digest(), "big")
 
 
-def sample_shard(shard: Path, kept: Path | None, added: Path | None, annotation: Path | None, share: float, seed: int,
-                 target: Path) -> dict:
+def sample_shard(
+    shard: Path,
+    kept: Path | None,
+    added: Path | None,
+    annotation: Path | None,
+    share: float,
+    seed: int,
+    target: Path,
+) -> dict:
     """Examples of a shard for the classifier, beside the seed corpus: target.positives.jsonl, the pages under annotated
     prefixes that the round before did not collect, and those of earlier rounds (`added`, bool [pages]; target.npy is
     the new one); target.negatives.jsonl, a share, drawn by a hash of seed and place, of the pages that are neither
     annotated nor collected."""
     pages = [page["url"] for _, page in read_jsonl(shard)]
     collected = np.load(kept) if kept else np.zeros(len(pages), bool)
-    annotated = np.array(domains.under(domains.read_annotations(annotation) if annotation else [], pages), bool)
+    annotated = np.array(
+        domains.under(domains.read_annotations(annotation) if annotation else [], pages), bool
+    )
     positive = annotated & ~collected | (np.load(added) if added else False)
     negative = ~(annotated | collected | positive)
     counts = Counter(positives=0, negatives=0)
 
     def chosen(kind: str) -> Iterator[dict]:
         for line, page in read_jsonl(shard):
-            if positive[line - 1] if kind == "positives" else (
-                negative[line - 1] and draw(seed, shard.name, line) < share * 2**64
-            ):  # fmt: skip
+            if (
+                positive[line - 1]
+                if kind == "positives"
+                else (negative[line - 1] and draw(seed, shard.name, line) < share * 2**64)
+            ):
                 counts[kind] += 1
                 yield {"text": page["text"]}
 
@@ -93,19 +104,25 @@ def prefix_shard(shard: Path, kept: Path, chosen: Path, target: Path) -> dict:
     return {"prefixes": len(found)}
 
 
-def corpus_shard(shard: Path, kept: Path, index: Path, part: str, target: Path, drops: Path) -> dict:
+def corpus_shard(
+    shard: Path, kept: Path, index: Path, part: str, target: Path, drops: Path
+) -> dict:
     """The collected pages of a shard without benchmark text. Counts: those of decontaminate_shard, pages, tokens and
     characters by language, and the SHA-256 of what is left."""
     collected = target.with_name(f".{target.name}.collected")
     chosen = np.load(kept)
-    write_jsonl(collected, (page for (_, page), k in zip(read_jsonl(shard), chosen, strict=True) if k))
+    write_jsonl(
+        collected, (page for (_, page), k in zip(read_jsonl(shard), chosen, strict=True) if k)
+    )
     try:
         counts = decontaminate.decontaminate_shard(collected, index, target, drops, part)
     finally:
         collected.unlink()
     languages: dict[str, Counter] = {}
     for pages in recall.batches(target):
-        for page, tokens in zip(pages, unit_hashes([page["text"] for page in pages]).counts.tolist(), strict=True):
+        for page, tokens in zip(
+            pages, unit_hashes([page["text"] for page in pages]).counts.tolist(), strict=True
+        ):
             row = {"pages": 1, "tokens": tokens, "characters": len(page["text"])}
             languages.setdefault(page["lang"], Counter()).update(row)
     by_name = {name: dict(row) for name, row in sorted(languages.items())}

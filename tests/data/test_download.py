@@ -5,8 +5,9 @@ import threading
 
 import pytest
 
-from data import InputError, download, run_cli
+from data import download
 from data.download import FILES, Source
+from data.io import InputError, run_cli
 
 CONTENT = bytes(range(256)) * 500
 
@@ -29,7 +30,7 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(CONTENT) - start))
         self.end_headers()
-        self.wfile.write(CONTENT[start:][:Server.cut])
+        self.wfile.write(CONTENT[start:][: Server.cut])
 
     def log_message(self, *_):
         pass
@@ -44,7 +45,9 @@ def server(monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{running.server_port}/repo/name/commit/at/the/file.bin"
-        monkeypatch.setitem(FILES, "set", {"mine.bin": Source(url, hashlib.sha256(CONTENT).hexdigest())})
+        monkeypatch.setitem(
+            FILES, "set", {"mine.bin": Source(url, hashlib.sha256(CONTENT).hexdigest())}
+        )
         yield url
         running.shutdown()
 
@@ -64,7 +67,9 @@ def test_downloads_checks_and_keeps(server, tmp_path):
 def test_a_broken_download_goes_on(server, tmp_path, monkeypatch, ranges):
     monkeypatch.setattr(Server, "ranges", ranges)
     monkeypatch.setattr(Server, "cut", 1000)
-    with pytest.raises(InputError, match=f"closed {len(CONTENT) - 1000} bytes early; run the same command again"):
+    with pytest.raises(
+        InputError, match=f"closed {len(CONTENT) - 1000} bytes early; run the same command again"
+    ):
         download.download("set", tmp_path)
     assert not (tmp_path / "mine.bin").exists()
     monkeypatch.setattr(Server, "cut", None)
@@ -91,7 +96,9 @@ def test_server_and_network_errors(server, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="answered 404"):
         download.download("set", tmp_path)
     monkeypatch.setitem(FILES, "set", {"mine.bin": Source("http://127.0.0.1:9/x", "0" * 64)})
-    with pytest.raises(InputError, match="http://127.0.0.1:9/x: cannot be reached .*check the network"):
+    with pytest.raises(
+        InputError, match="http://127.0.0.1:9/x: cannot be reached .*check the network"
+    ):
         download.download("set", tmp_path)
 
 
@@ -115,7 +122,8 @@ def test_command_errors(tmp_path, capsys):
     assert raised.value.code == 2
     assert capsys.readouterr().err == (
         "error: 'nothing': unknown data set; there are gsm8k, word-problems, deepseek-math-eval, agieval, mgsm, bbh, "
-        "humaneval, mbpp\n")
+        "humaneval, mbpp\n"
+    )
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be made a folder"):
         download.download("gsm8k", tmp_path / "file")
@@ -131,5 +139,7 @@ def test_the_sums_are_those_of_the_real_files(real, tmp_path, name):
 def test_every_source_is_one_file_at_one_commit():
     for files in FILES.values():
         for name, source in files.items():
-            assert re.fullmatch(r"https://raw\.githubusercontent\.com/[\w-]+/[\w-]+/[0-9a-f]{40}/.+", source.url)
+            assert re.fullmatch(
+                r"https://raw\.githubusercontent\.com/[\w-]+/[\w-]+/[0-9a-f]{40}/.+", source.url
+            )
             assert re.fullmatch(r"[0-9a-f]{64}", source.sha256) and not name.startswith("/")

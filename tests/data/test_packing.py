@@ -3,12 +3,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import InputError
+from data.io import InputError
 from data.packing import micro_batches, pack
 
 
 def test_greedy_in_order():
-    assert pack([3, 4, 2, 6, 1, 1], 8) == [[0, 1], [2, 3], [4, 5]]  # 3+4, 2 does not fit; 2+6 = 8; 1+1
+    assert pack([3, 4, 2, 6, 1, 1], 8) == [
+        [0, 1],
+        [2, 3],
+        [4, 5],
+    ]  # 3+4, 2 does not fit; 2+6 = 8; 1+1
     assert pack([], 8) == []
 
 
@@ -19,7 +23,9 @@ def test_pack_properties(lengths, capacity, seed):
     sums = [sum(lengths[i] for i in row) for row in rows]
     assert all(total <= capacity for total in sums) and all(rows)
     # a row is closed only by an item that did not fit in it
-    assert all(total + lengths[after[0]] > capacity for total, after in zip(sums, rows[1:], strict=False))
+    assert all(
+        total + lengths[after[0]] > capacity for total, after in zip(sums, rows[1:], strict=False)
+    )
     assert rows == pack(lengths, capacity, np.random.default_rng(seed))
 
 
@@ -29,7 +35,9 @@ def test_pack_order_is_random():
 
 
 def test_pack_names_an_item_that_is_too_long():
-    with pytest.raises(InputError, match="item 2 has 9 tokens and the context holds 8; raise the context length"):
+    with pytest.raises(
+        InputError, match="item 2 has 9 tokens and the context holds 8; raise the context length"
+    ):
         pack([1, 8, 9], 8, np.random.default_rng(0))
 
 
@@ -45,17 +53,23 @@ def test_micro_batches_by_hand():
 def test_micro_batch_properties(costs, budget, world):
     batches = micro_batches(costs, budget, world)
     assert len(batches) == world and len({len(micros) for micros in batches}) == 1
-    assert sorted(i for micros in batches for micro in micros for i in micro) == list(range(len(costs)))
+    assert sorted(i for micros in batches for micro in micros for i in micro) == list(
+        range(len(costs))
+    )
     for micros in batches:
         for micro in micros:
             total = sum(costs[i] for i in micro)
             assert total <= budget or len(micro) == 1
     totals = [sum(costs[i] for micro in micros for i in micro) for micros in batches]
-    assert max(totals) - min(totals) <= max(costs, default=0)  # greedy balance: at most one item apart
+    assert max(totals) - min(totals) <= max(
+        costs, default=0
+    )  # greedy balance: at most one item apart
     # no two micro batches of a rank could have been one
     for micros in batches:
         sums = [sum(costs[i] for i in micro) for micro in micros if micro]
-        assert len(sums) < 2 or min(sums) + sorted(sums)[1] > budget or any(s > budget for s in sums)
+        assert (
+            len(sums) < 2 or min(sums) + sorted(sums)[1] > budget or any(s > budget for s in sums)
+        )
     assert batches == micro_batches(costs, budget, world)
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from data import InputError, answers, prompts
-from data.benchmarks import BENCHMARKS, find, load
-from data.problems import Problem
+from data import answers, prompts
+from data.io import InputError
+from data.problems.benchmarks import BENCHMARKS, find, load
+from data.problems.readers import Problem
 from data.prompts import (
     ALL_FORMATS,
     COMPLETION_STOPS,
@@ -24,8 +25,8 @@ from data.prompts import (
     statement,
     stop_strings,
 )
-from data.sandbox import Sandbox
-from data.unit_tests import passed, test_program
+from data.sandbox.sandbox import Sandbox
+from data.sandbox.unit_tests import passed, test_program
 
 ALL = list(itertools.product(ALL_FORMATS, TEMPLATES))
 
@@ -40,9 +41,11 @@ def test_plain_is_short_and_literal():
 
 def test_deepseek_has_the_published_format():
     assert prompt("Q?", "cot", "deepseek") == (
-        "User: Q?\nPlease reason step by step, and put your final answer within \\boxed{}.\n\nAssistant:")
+        "User: Q?\nPlease reason step by step, and put your final answer within \\boxed{}.\n\nAssistant:"
+    )
     assert prompt("求和。", "cot", "deepseek") == (
-        "User: 求和。\n请通过逐步推理来解答问题，并把最终答案放置于\\boxed{}中。\n\nAssistant:")
+        "User: 求和。\n请通过逐步推理来解答问题，并把最终答案放置于\\boxed{}中。\n\nAssistant:"
+    )
     assert response_text("2", "cot", "deepseek") == " 2"
 
 
@@ -65,8 +68,11 @@ def test_formats_differ_and_a_next_question_stops(format, template, question):
     others = {prompt(question, f, template) for f in ALL_FORMATS}
     assert len(others) == len(ALL_FORMATS)
     stops = stop_strings(format, template)
-    following = response_text("x", format, template) + ("\n" if template != "qwen" else "") + prompt(question, format,
-                                                                                                    template)
+    following = (
+        response_text("x", format, template)
+        + ("\n" if template != "qwen" else "")
+        + prompt(question, format, template)
+    )
     assert any(stop in following for stop in stops)
     assert ("```output" in stops) == (format == "tool")
 
@@ -96,28 +102,55 @@ def test_unknown_names():
 
 CHOICE = Problem("1", "How many?", "B", kind="choice", choices=("3", "4"))
 CHOICE_ZH = Problem("1", "有几个？", "B", lang="zh", kind="choice", choices=("3", "4"))
-FUNCTION = Problem("1", "def f():", "", kind="code", task={
-    "prompt": "def f():\n    '''F'''\n", "tests": "", "entry_point": "f"})
-SCRIPT = Problem("1", "Write f.", "", kind="code", task={
-    "prompt": "Write f.", "tests": "assert f()", "entry_point": ""})
-THEOREM = Problem("1", "S.", "", kind="proof", task={
-    "header": "theory", "informal_statement": "S.", "informal_proof": "P.", "formal_statement": "theorem t"})
+FUNCTION = Problem(
+    "1",
+    "def f():",
+    "",
+    kind="code",
+    task={"prompt": "def f():\n    '''F'''\n", "tests": "", "entry_point": "f"},
+)
+SCRIPT = Problem(
+    "1",
+    "Write f.",
+    "",
+    kind="code",
+    task={"prompt": "Write f.", "tests": "assert f()", "entry_point": ""},
+)
+THEOREM = Problem(
+    "1",
+    "S.",
+    "",
+    kind="proof",
+    task={
+        "header": "theory",
+        "informal_statement": "S.",
+        "informal_proof": "P.",
+        "formal_statement": "theorem t",
+    },
+)
 
 
 def test_statements():
     assert statement(Problem("1", "Q?", "2")) == "Q?"
     assert statement(CHOICE) == "How many?\n(A) 3\n(B) 4"
     assert statement(SCRIPT) == "Write f.\nThe program must pass these tests:\nassert f()"
-    assert statement(FUNCTION) == "Complete this Python function.\n```python\ndef f():\n    '''F'''\n```"
-    assert statement(THEOREM) == "(*### Problem\n\nS.\n\n### Solution\n\nP. *)\n\nFormal:\ntheorem t"
+    assert (
+        statement(FUNCTION)
+        == "Complete this Python function.\n```python\ndef f():\n    '''F'''\n```"
+    )
+    assert (
+        statement(THEOREM) == "(*### Problem\n\nS.\n\n### Solution\n\nP. *)\n\nFormal:\ntheorem t"
+    )
 
 
 def test_choices_ask_for_the_letter():
     assert problem_prompt(CHOICE, "cot") == (
-        "Question: How many?\n(A) 3\n(B) 4\nAnswer with the letter of the right option.\nAnswer:")
+        "Question: How many?\n(A) 3\n(B) 4\nAnswer with the letter of the right option.\nAnswer:"
+    )
     assert problem_prompt(CHOICE, "cot", "deepseek") == (
         "User: How many?\n(A) 3\n(B) 4\nPlease reason step by step, and put the letter of the right option within "
-        "\\boxed{}.\n\nAssistant:")
+        "\\boxed{}.\n\nAssistant:"
+    )
     for format, template in itertools.product(FORMATS, TEMPLATES):
         assert "letter" in problem_prompt(CHOICE, format, template)
         assert "字母" in problem_prompt(CHOICE_ZH, format, template)
@@ -126,16 +159,26 @@ def test_choices_ask_for_the_letter():
 
 def test_a_function_stands_alone_for_a_base_model():
     assert problem_prompt(FUNCTION, "code") == "def f():\n    '''F'''"
-    assert problem_prompt(FUNCTION, "code", "deepseek").startswith("User: Complete this Python function.\n```python\n")
+    assert problem_prompt(FUNCTION, "code", "deepseek").startswith(
+        "User: Complete this Python function.\n```python\n"
+    )
     assert problem_prompt(SCRIPT, "code") == f"Task: {statement(SCRIPT)}\nProgram:"
     assert problem_prompt(THEOREM, "proof") == f"Informal:\n{statement(THEOREM)}"
 
 
 # ---- Exemplars -------------------------------------------------------------------------------------------------------
 
-SETS = tomllib.loads((Path(prompts.__file__).parent / "exemplars.toml").read_text(encoding="utf-8"))
-OF = {b.exemplars: b for b in reversed(BENCHMARKS.values()) if b.exemplars}  # set -> the first benchmark with it
-ROWS = [pytest.param(name, row, id=f"{name}-{i}") for name, rows in SETS.items() for i, row in enumerate(rows)]
+SETS = tomllib.loads(
+    (Path(prompts.__file__).parent / "problems" / "exemplars.toml").read_text(encoding="utf-8")
+)
+OF = {
+    b.exemplars: b for b in reversed(BENCHMARKS.values()) if b.exemplars
+}  # set -> the first benchmark with it
+ROWS = [
+    pytest.param(name, row, id=f"{name}-{i}")
+    for name, rows in SETS.items()
+    for i, row in enumerate(rows)
+]
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +195,9 @@ def test_exemplars_come_to_their_answers(sandbox, name, row):
         assert answers.compare(row["answer"], found).equal, format
         assert kind != "text" or found == row["answer"]
     programs = [(row["pot"], None)] if "pot" in row else []
-    programs += re.findall(r"```python\n(.*?)```\n```output\n(.*?)\n```", row.get("tool", ""), re.DOTALL)
+    programs += re.findall(
+        r"```python\n(.*?)```\n```output\n(.*?)\n```", row.get("tool", ""), re.DOTALL
+    )
     assert ("tool" in row) == (len(programs) > ("pot" in row))
     for code, printed in programs:
         result = sandbox.run(code)
@@ -160,13 +205,17 @@ def test_exemplars_come_to_their_answers(sandbox, name, row):
         found = result.stdout.strip()
         assert found == printed if printed else answers.compare(row["answer"], found).equal
     if kind == "choice":
-        assert row["answer"] in "ABCD"[:len(row["choices"])] and len(set(row["choices"])) == len(row["choices"])
+        assert row["answer"] in "ABCD"[: len(row["choices"])] and len(set(row["choices"])) == len(
+            row["choices"]
+        )
     if kind == "code":
         program = test_program(exemplar_problem(row, "code"), row["code"])
         assert passed(sandbox.run(program.code).stdout, program.secret)
         wrong = test_program(exemplar_problem(row, "code"), "pass")
         assert not passed(sandbox.run(wrong.code).stdout, wrong.secret)
-    if kind == "proof":  # every step of the sketch is left to Sledgehammer, and each comment is of the informal proof
+    if (
+        kind == "proof"
+    ):  # every step of the sketch is left to Sledgehammer, and each comment is of the informal proof
         steps = re.findall(r"^ *(?:have|obtain|show)\b", row["proof"], re.MULTILINE)
         assert len(steps) == row["proof"].count("sledgehammer") > 2
         for comment in re.findall(r"\(\* (.*?) \*\)", row["proof"]):
@@ -181,54 +230,82 @@ def test_the_sets_are_those_of_the_benchmarks():
         rows = SETS.get(benchmark.exemplars, [])
         for format in benchmark.formats:
             have = sum(format in row for row in rows)
-            assert have >= (min(3, benchmark.shots) if format == "tool" else benchmark.shots), (benchmark.name, format)
+            assert have >= (min(3, benchmark.shots) if format == "tool" else benchmark.shots), (
+                benchmark.name,
+                format,
+            )
         keys = [row.get("question") or row["informal_statement"] for row in rows]
         assert len(set(keys)) == len(keys)
 
 
 def test_no_exemplar_is_from_a_benchmark_or_the_papers_prompts(real):
     """No twelve words or Chinese characters in a row that a test problem or a published prompt has too."""
+
     def runs(text):
         units = re.findall(r"[\u3400-\u9fff]|\w+", text.lower())
-        return {tuple(units[i:i + 12]) for i in range(len(units) - 11)}
+        return {tuple(units[i : i + 12]) for i in range(len(units) - 11)}
 
     folder = real("SOURCES.md").parent
-    ours = set().union(*(runs(" ".join(map(str, row.values()))) for rows in SETS.values() for row in rows))
-    texts = [" ".join([p.question, p.solution or "", *p.choices, *p.task.values()])
-             for name in BENCHMARKS if find(name, folder) for p in load(name, folder)]
+    ours = set().union(
+        *(runs(" ".join(map(str, row.values()))) for rows in SETS.values() for row in rows)
+    )
+    texts = [
+        " ".join([p.question, p.solution or "", *p.choices, *p.task.values()])
+        for name in BENCHMARKS
+        if find(name, folder)
+        for p in load(name, folder)
+    ]
     published = ("bbh/cot-prompts/*", "*/few_shot_prompts.*", "minif2f/*/*")
-    texts += [path.read_text().replace("\\n", "\n") for pattern in published for path in folder.glob(pattern)]
+    texts += [
+        path.read_text().replace("\\n", "\n")
+        for pattern in published
+        for path in folder.glob(pattern)
+    ]
     assert len(ours) > 1000 and len(texts) > 20_000
     assert [text[:80] for text in texts if ours & runs(text)] == []
 
 
-@pytest.mark.parametrize("name, format", [(b.name, f) for b in BENCHMARKS.values() for f in b.formats])
+@pytest.mark.parametrize(
+    "name, format", [(b.name, f) for b in BENCHMARKS.values() for f in b.formats]
+)
 def test_own_prompts(name, format):
     """The exemplars as training would write them, then the problem; fewer when asked; what follows a response in the
     same form is a stop."""
     benchmark = BENCHMARKS[name]
     fewshot = FewShot.own(benchmark, format)
-    problem = exemplar_problem(SETS[benchmark.exemplars][-1], benchmark.kind) if benchmark.exemplars else FUNCTION
+    problem = (
+        exemplar_problem(SETS[benchmark.exemplars][-1], benchmark.kind)
+        if benchmark.exemplars
+        else FUNCTION
+    )
     alone = problem_prompt(problem, format)
     whole = fewshot.prompt(problem)
     assert fewshot.shots == (min(3, benchmark.shots) if format == "tool" else benchmark.shots)
     assert whole.endswith(alone) and fewshot.prompt(problem, 0) == alone
     assert whole.count(alone.split("\n")[-1]) >= min(1, fewshot.shots)
-    rows = [row for row in SETS.get(benchmark.exemplars, []) if format in row][:fewshot.shots]
+    rows = [row for row in SETS.get(benchmark.exemplars, []) if format in row][: fewshot.shots]
     position = 0
     for row in rows:
-        text = problem_prompt(exemplar_problem(row, benchmark.kind), format) + response_text(row[format], format)
+        text = problem_prompt(exemplar_problem(row, benchmark.kind), format) + response_text(
+            row[format], format
+        )
         assert (position := whole.index(text, position)) >= 0
         position += len(text)
         own = exemplar_problem(row, benchmark.kind)
         following = response_text(row[format], format) + "\n\n" + problem_prompt(own, format)
         cut = min(at for stop in fewshot.stop if (at := following.find(stop)) >= 0)
         # nothing of the response is lost, but for what a tool's output would be
-        assert cut >= (following.index("```output") if format == "tool" else len(response_text(row[format], format)))
+        assert cut >= (
+            following.index("```output")
+            if format == "tool"
+            else len(response_text(row[format], format))
+        )
     if fewshot.shots > 1:
         lengths = [len(fewshot.prompt(problem, n)) for n in range(fewshot.shots + 1)]
         assert lengths == sorted(set(lengths)) and lengths[-1] == len(whole)
-    with pytest.raises(InputError, match=f"{fewshot.shots + 1} exemplars wanted, there are {fewshot.shots}"):
+    with pytest.raises(
+        InputError, match=f"{fewshot.shots + 1} exemplars wanted, there are {fewshot.shots}"
+    ):
         fewshot.prompt(problem, fewshot.shots + 1)
 
 
@@ -236,13 +313,17 @@ def test_own_programs_and_templates():
     gsm8k = BENCHMARKS["gsm8k"]
     assert FewShot.own(gsm8k, "pot").program("\nprint(1)\n") == "print(1)"
     assert FewShot.own(gsm8k, "cot").program("print(1)") is None
-    assert FewShot.own(gsm8k, "cot", template="qwen").prompt(Problem("1", "Q?", "2")) == prompt("Q?", "cot", "qwen")
+    assert FewShot.own(gsm8k, "cot", template="qwen").prompt(Problem("1", "Q?", "2")) == prompt(
+        "Q?", "cot", "qwen"
+    )
     assert FewShot.own(None, "pot").prompt(Problem("1", "Q?", "2")) == prompt("Q?", "pot")
     assert FewShot.own(BENCHMARKS["humaneval"], "code").stop == COMPLETION_STOPS
     assert "<|im_end|>" in FewShot.own(BENCHMARKS["humaneval"], "code", template="qwen").stop
     with pytest.raises(InputError, match="9 exemplars of cot wanted, there are 8"):
         FewShot.own(gsm8k, "cot", 9)
-    with pytest.raises(InputError, match="ocw: 1 exemplars of pot wanted, there are 0; ask for that many, or for 0"):
+    with pytest.raises(
+        InputError, match="ocw: 1 exemplars of pot wanted, there are 0; ask for that many, or for 0"
+    ):
         FewShot.own(BENCHMARKS["ocw"], "pot")
     with pytest.raises(InputError, match="'qwen' is for chat models"):
         FewShot.own(gsm8k, "cot", 2, "qwen")
@@ -250,44 +331,73 @@ def test_own_programs_and_templates():
 
 # ---- Prompts of others -----------------------------------------------------------------------------------------------
 
+
 def write_prompts(tmp_path, **entries):
     (tmp_path / "p.json").write_text(json.dumps(entries))
     return tmp_path / "p.json"
 
 
-ENTRY = {"few_shot_prompt": "Q: 1+1\nA: 2", "stop_words": ["\nQ:"],
-         "template": "{few_shot_prompt}\n\nQ: {question}\nA: {partial_answer}"}
+ENTRY = {
+    "few_shot_prompt": "Q: 1+1\nA: 2",
+    "stop_words": ["\nQ:"],
+    "template": "{few_shot_prompt}\n\nQ: {question}\nA: {partial_answer}",
+}
 
 
 def test_a_file_of_prompts(tmp_path):
     problem = Problem("1", r"What is {partial_answer} \1 of {question}?", "2")
     path = write_prompts(tmp_path, cot_gsm_8_shot=ENTRY)
     fewshot = FewShot.load(path, BENCHMARKS["gsm8k"], "cot")
-    assert fewshot.prompt(problem).startswith("Q: 1+1\nA: 2\n\nQ: What is {") and fewshot.stop == ("\nQ:",)
+    assert fewshot.prompt(problem).startswith("Q: 1+1\nA: 2\n\nQ: What is {") and fewshot.stop == (
+        "\nQ:",
+    )
     assert fewshot.prompt(problem).endswith("\nA:") and fewshot.program("print(1)") is None
-    with pytest.raises(InputError, match=f"^{path}: cot_gsm_8_shot: its exemplars are one text, which cannot be short"):
+    with pytest.raises(
+        InputError,
+        match=f"^{path}: cot_gsm_8_shot: its exemplars are one text, which cannot be short",
+    ):
         fewshot.prompt(problem, 4)
-    other = write_prompts(tmp_path, **{"gsm8k.cot": ENTRY | {"stop_words": ["!"]}, "cot_gsm_8_shot": ENTRY})
-    assert FewShot.load(other, BENCHMARKS["gsm8k"], "cot").stop == ("!",)  # one's own name goes first
+    other = write_prompts(
+        tmp_path, **{"gsm8k.cot": ENTRY | {"stop_words": ["!"]}, "cot_gsm_8_shot": ENTRY}
+    )
+    assert FewShot.load(other, BENCHMARKS["gsm8k"], "cot").stop == (
+        "!",
+    )  # one's own name goes first
 
 
 def test_the_prompt_by_the_kind_of_theorem(tmp_path):
-    template = "{few_shot_prompt[tag].strip()}\n\nInformal:\n{question.strip()}\n{partial_answer.strip()}"
+    template = (
+        "{few_shot_prompt[tag].strip()}\n\nInformal:\n{question.strip()}\n{partial_answer.strip()}"
+    )
     entry = ENTRY | {"few_shot_prompt": {"numbertheory": "N", "other": "O"}, "template": template}
-    fewshot = FewShot.load(write_prompts(tmp_path, minif2f_isabelle=entry), BENCHMARKS["minif2f_test"], "proof")
+    fewshot = FewShot.load(
+        write_prompts(tmp_path, minif2f_isabelle=entry), BENCHMARKS["minif2f_test"], "proof"
+    )
     assert fewshot.prompt(THEOREM) == f"O\n\nInformal:\n{statement(THEOREM)}"
     task = THEOREM.task | {"formal_statement": "theorem mathd_numbertheory_1"}
     assert fewshot.prompt(Problem("1", "S.", "", kind="proof", task=task)).startswith("N\n\n")
 
 
-@pytest.mark.parametrize("entries, message", [
-    ({}, "has no prompt for gsm8k by cot; add one named 'gsm8k.cot'"),
-    ({"cot_gsm_8_shot": {"template": ""}}, "cot_gsm_8_shot: needs few_shot_prompt, stop_words and template"),
-    ({"cot_gsm_8_shot": ENTRY | {"template": "{question}"}}, "must begin with {few_shot_prompt}"),
-    ({"cot_gsm_8_shot": ENTRY | {"template": "{few_shot_prompt} Q"}}, "must begin with {few_shot_prompt} and hold"),
-    ({"cot_gsm_8_shot": ENTRY | {"few_shot_prompt": ["a"]}}, "few_shot_prompt must be a text"),
-    ({"cot_gsm_8_shot": ENTRY | {"stop_words": "Q"}}, "stop_words must be a list"),
-])
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        ({}, "has no prompt for gsm8k by cot; add one named 'gsm8k.cot'"),
+        (
+            {"cot_gsm_8_shot": {"template": ""}},
+            "cot_gsm_8_shot: needs few_shot_prompt, stop_words and template",
+        ),
+        (
+            {"cot_gsm_8_shot": ENTRY | {"template": "{question}"}},
+            "must begin with {few_shot_prompt}",
+        ),
+        (
+            {"cot_gsm_8_shot": ENTRY | {"template": "{few_shot_prompt} Q"}},
+            "must begin with {few_shot_prompt} and hold",
+        ),
+        ({"cot_gsm_8_shot": ENTRY | {"few_shot_prompt": ["a"]}}, "few_shot_prompt must be a text"),
+        ({"cot_gsm_8_shot": ENTRY | {"stop_words": "Q"}}, "stop_words must be a list"),
+    ],
+)
 def test_bad_files_of_prompts(tmp_path, entries, message):
     path = write_prompts(tmp_path, **entries)
     with pytest.raises(InputError, match=f"^{path}: .*{re.escape(message)}"):
@@ -307,16 +417,23 @@ def test_unreadable_prompts(tmp_path):
 
 def test_programs_of_the_papers_prompts(sandbox, tmp_path):
     function = "def solution():\n    apples = 3 * 4\n    return apples"
-    path = write_prompts(tmp_path, pal_gsm_8_shot=ENTRY | {"few_shot_prompt": function},
-                         pal_math_4_shot=ENTRY | {"few_shot_prompt": "The imports required for this program are"})
+    path = write_prompts(
+        tmp_path,
+        pal_gsm_8_shot=ENTRY | {"few_shot_prompt": function},
+        pal_math_4_shot=ENTRY | {"few_shot_prompt": "The imports required for this program are"},
+    )
     fewshot = FewShot.load(path, BENCHMARKS["gsm8k"], "pot")
     assert sandbox.run(fewshot.program("\n\n\n" + function)).stdout == "12\n"
     assert fewshot.program("I do not know.") is None
     fewshot = FewShot.load(path, BENCHMARKS["math"], "pot")
-    text = ("\n```\nx = symbols('x')\nanswer = solve(x**2 - 4, x)\n```\nThe imports required for this program are\n"
-            "```python\nfrom sympy import *\n```\nI hope my solution is correct.")
+    text = (
+        "\n```\nx = symbols('x')\nanswer = solve(x**2 - 4, x)\n```\nThe imports required for this program are\n"
+        "```python\nfrom sympy import *\n```\nI hope my solution is correct."
+    )
     assert sandbox.run(fewshot.program(text)).stdout == "[-2, 2]\n"
-    assert fewshot.program("```\nanswer = 1\n```") is None  # the paper counts no program without its second block
+    assert (
+        fewshot.program("```\nanswer = 1\n```") is None
+    )  # the paper counts no program without its second block
 
 
 def test_choices_in_the_papers_words(tmp_path):
@@ -351,7 +468,9 @@ def test_the_papers_prompts(real):
         entry = entries[fewshot.where.rpartition(": ")[2]]
         exemplars = entry["few_shot_prompt"]
         assert text.startswith((exemplars["other"] if kind == "proof" else exemplars).strip())
-        assert "{" + "question" not in text and "partial_answer" not in text and text == text.rstrip()
+        assert (
+            "{" + "question" not in text and "partial_answer" not in text and text == text.rstrip()
+        )
         assert list(fewshot.stop) == entry["stop_words"]
     assert used == set(entries)
 
@@ -361,12 +480,19 @@ def test_the_papers_own_programs_run(real, sandbox):
     prints one value, but for one that names a variable which it never sets."""
     failed = []
     path = real("deepseek-math-eval/few_shot_prompts.json")
-    for name, before, count in [("gsm8k", "# solution in Python:", 8), ("math", "SymPy object.", 5)]:
+    for name, before, count in [
+        ("gsm8k", "# solution in Python:", 8),
+        ("math", "SymPy object.", 5),
+    ]:
         fewshot = FewShot.load(path, BENCHMARKS[name], "pot")
         parts = fewshot.exemplars[""][0].split(before)[1:]
         assert len(parts) == count
         for part in parts:
-            completion = part[:min((at for stop in fewshot.stop if (at := part.find(stop)) >= 0), default=len(part))]
+            completion = part[
+                : min(
+                    (at for stop in fewshot.stop if (at := part.find(stop)) >= 0), default=len(part)
+                )
+            ]
             result = sandbox.run(fewshot.program(completion))
             if result.status == "ok":
                 assert len(result.stdout.splitlines()) == 1, result
@@ -380,7 +506,9 @@ def test_big_bench_hard_prompts(real):
     assert len(fewshot.exemplars) == 27 and fewshot.shots == 3
     problem = Problem("1", "not True is", "False", None, "bbh/boolean_expressions", kind="text")
     text = fewshot.prompt(problem)
-    assert text.endswith("\n\nQ: not True is\nA: Let's think step by step.") and "canary" not in text
+    assert (
+        text.endswith("\n\nQ: not True is\nA: Let's think step by step.") and "canary" not in text
+    )
     assert text.count("\nQ: ") == 4 and fewshot.prompt(problem, 1).count("\nQ: ") == 2
     header = fewshot.prompt(problem, 0).split("\n\n")[0]
     assert text.startswith(header) and "Boolean" in header

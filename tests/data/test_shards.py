@@ -8,28 +8,39 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import InputError, jsonl_files, run_cli, shards, write_jsonl
+from data import shards
+from data.io import InputError, jsonl_files, run_cli, write_jsonl
 from data.shards import Mixture, Shards, windows, write_shards
 
 
 def make(directory, tokens, **options):
     """One source whose tokens are `tokens`, in documents of 7."""
-    documents = [list(tokens[i:i + 7]) for i in range(0, len(tokens), 7)]
-    return write_shards(documents, directory, "hash", directory.name, options.pop("vocab_size", 60_000), **options)
+    documents = [list(tokens[i : i + 7]) for i in range(0, len(tokens), 7)]
+    return write_shards(
+        documents, directory, "hash", directory.name, options.pop("vocab_size", 60_000), **options
+    )
 
 
 @settings(max_examples=30)
-@given(st.lists(st.lists(st.integers(0, 299), max_size=9), min_size=1, max_size=12), st.integers(1, 20),
-       st.sampled_from([300, 70_000]), st.data())
+@given(
+    st.lists(st.lists(st.integers(0, 299), max_size=9), min_size=1, max_size=12),
+    st.integers(1, 20),
+    st.sampled_from([300, 70_000]),
+    st.data(),
+)
 def test_round_trip(tmp_path_factory, documents, shard_tokens, vocab_size, data):
     directory = tmp_path_factory.mktemp("shards")
-    manifest = write_shards(documents, directory, "hash", "s", vocab_size, eos_id=299, shard_tokens=shard_tokens)
+    manifest = write_shards(
+        documents, directory, "hash", "s", vocab_size, eos_id=299, shard_tokens=shard_tokens
+    )
     expected = list(itertools.chain.from_iterable([*document, 299] for document in documents))
     read = Shards(directory, verify=True)
-    assert len(read) == len(expected) == manifest["tokens"] and manifest["documents"] == len(documents)
+    assert len(read) == len(expected) == manifest["tokens"] and manifest["documents"] == len(
+        documents
+    )
     start = data.draw(st.integers(0, len(expected)))
     length = data.draw(st.integers(0, len(expected) - start))
-    assert read.read(start, length).tolist() == expected[start:start + length]
+    assert read.read(start, length).tolist() == expected[start : start + length]
     # a shard ends with the document that fills it
     sizes = [file["tokens"] for file in manifest["files"]]
     assert all(size >= shard_tokens for size in sizes[:-1])
@@ -39,10 +50,26 @@ def test_round_trip(tmp_path_factory, documents, shard_tokens, vocab_size, data)
 def test_the_bytes_are_little_endian_and_the_manifest_describes_them(tmp_path):
     manifest = write_shards([[1, 258]], tmp_path / "a", "hash", "s", 65_536, eos_id=0)
     assert (tmp_path / "a/tokens-00000.bin").read_bytes() == bytes([1, 0, 2, 1, 0, 0])
-    assert json.loads((tmp_path / "a/manifest.json").read_text()) == manifest == {
-        "source": "s", "tokenizer": "hash", "vocab_size": 65_536, "eos_id": 0, "dtype": "uint16", "documents": 1,
-        "tokens": 3, "files": [{"name": "tokens-00000.bin", "tokens": 3,
-                                "sha256": hashlib.sha256(bytes([1, 0, 2, 1, 0, 0])).hexdigest()}]}
+    assert (
+        json.loads((tmp_path / "a/manifest.json").read_text())
+        == manifest
+        == {
+            "source": "s",
+            "tokenizer": "hash",
+            "vocab_size": 65_536,
+            "eos_id": 0,
+            "dtype": "uint16",
+            "documents": 1,
+            "tokens": 3,
+            "files": [
+                {
+                    "name": "tokens-00000.bin",
+                    "tokens": 3,
+                    "sha256": hashlib.sha256(bytes([1, 0, 2, 1, 0, 0])).hexdigest(),
+                }
+            ],
+        }
+    )
     write_shards([[65_536]], tmp_path / "b", "hash", "s", 65_537)
     assert (tmp_path / "b/tokens-00000.bin").read_bytes() == bytes([0, 0, 1, 0])
 
@@ -94,7 +121,11 @@ def test_bad_input(tmp_path):
         Shards(tmp_path).read(48, 3)
     with pytest.raises(InputError, match="50 tokens are fewer than one window of 51"):
         windows(tmp_path, 50)
-    cases = ({"b": 1}, "unmatched: a, b"), ({"a": -1}, "weight of a is -1"), ({"a": 0}, "all weights")
+    cases = (
+        ({"b": 1}, "unmatched: a, b"),
+        ({"a": -1}, "weight of a is -1"),
+        ({"a": 0}, "all weights"),
+    )
     for weights, message in cases:
         with pytest.raises(InputError, match=message):
             Mixture({"a": tmp_path}, weights, 10)
@@ -111,8 +142,9 @@ def mixture(tmp_path):
     """Two sources told apart by their tokens: a has 0.., 12 windows of 8; b has 1000.., 30 windows."""
     make(tmp_path / "a", range(100), shard_tokens=30)
     make(tmp_path / "b", range(1000, 1241))
-    return lambda seed=0, weights=None: Mixture({"a": tmp_path / "a", "b": tmp_path / "b"},
-                                                weights or {"a": 1.0, "b": 3.0}, 8, seed)
+    return lambda seed=0, weights=None: Mixture(
+        {"a": tmp_path / "a", "b": tmp_path / "b"}, weights or {"a": 1.0, "b": 3.0}, 8, seed
+    )
 
 
 def test_each_epoch_has_each_window_once(mixture):
@@ -124,7 +156,7 @@ def test_each_epoch_has_each_window_once(mixture):
     for name, count, first in (("a", 12, 0), ("b", 30, 1000)):
         starts = [int(row[0]) - first for row, n in zip(batch, names, strict=True) if n == name]
         assert len(starts) > 2 * count
-        epochs[name] = [starts[i:i + count] for i in range(0, len(starts) - count + 1, count)]
+        epochs[name] = [starts[i : i + count] for i in range(0, len(starts) - count + 1, count)]
         assert all(sorted(epoch) == [8 * i for i in range(count)] for epoch in epochs[name])
         assert epochs[name][0] != epochs[name][1] != sorted(epochs[name][1])
 
@@ -137,7 +169,11 @@ def test_sources_follow_the_weights(mixture):
 
 
 def test_seeds_differ_and_repeat(mixture):
-    first, again, other = mixture(5).next_batch(40), mixture(5).next_batch(40), mixture(6).next_batch(40)
+    first, again, other = (
+        mixture(5).next_batch(40),
+        mixture(5).next_batch(40),
+        mixture(6).next_batch(40),
+    )
     assert (first[0] == again[0]).all() and first[1] == again[1]
     assert first[1] != other[1] and (first[0] != other[0]).any()
 
@@ -183,10 +219,27 @@ class Letters:
 def test_command(tmp_path, monkeypatch, capsys):
     tokenizer = pytest.importorskip("data.tokenizer")
     monkeypatch.setattr(tokenizer, "Tokenizer", Letters)
-    write_jsonl(tmp_path / "in.jsonl", [{"text": "ab"}, {"question": "q?", "response": "r"},
-                                        {"question": "p?", "solution": "s", "answer": "1"}])
-    shards.main(["--input", str(tmp_path / "in.jsonl"), str(tmp_path / "in.jsonl"), "--tokenizer", "x",
-                 "--to", str(tmp_path / "out"), "--source", "mine"])
+    write_jsonl(
+        tmp_path / "in.jsonl",
+        [
+            {"text": "ab"},
+            {"question": "q?", "response": "r"},
+            {"question": "p?", "solution": "s", "answer": "1"},
+        ],
+    )
+    shards.main(
+        [
+            "--input",
+            str(tmp_path / "in.jsonl"),
+            str(tmp_path / "in.jsonl"),
+            "--tokenizer",
+            "x",
+            "--to",
+            str(tmp_path / "out"),
+            "--source",
+            "mine",
+        ]
+    )
     read = Shards(tmp_path / "out")
     assert bytes(read.read(0, len(read)).tolist()) == b"ab\0q?\nr\0p?\ns\0" * 2
     assert read.manifest["source"] == "mine" and read.manifest["tokenizer"] == "letters"
@@ -194,7 +247,11 @@ def test_command(tmp_path, monkeypatch, capsys):
 
     write_jsonl(tmp_path / "bad.jsonl", [{"text": "ab"}, {"question": "q?"}])
     with pytest.raises(SystemExit) as raised:
-        run_cli(lambda: shards.main(["--input", str(tmp_path / "bad.jsonl"), "--tokenizer", "x", "--to", "y"]))
+        run_cli(
+            lambda: shards.main(
+                ["--input", str(tmp_path / "bad.jsonl"), "--tokenizer", "x", "--to", "y"]
+            )
+        )
     assert raised.value.code == 2 and "bad.jsonl:2: no document" in capsys.readouterr().err
 
 
@@ -205,14 +262,24 @@ def test_real_tokenizer_with_workers(tmp_path):
     trained.save(tmp_path / "tokenizer")
     write_jsonl(tmp_path / "in.jsonl", ({"text": text} for text in texts))
     for workers in ("1", "2"):
-        shards.main(["--input", str(tmp_path / "in.jsonl"), "--tokenizer", str(tmp_path / "tokenizer"),
-                     "--to", str(tmp_path / workers), "--workers", workers])
+        shards.main(
+            [
+                "--input",
+                str(tmp_path / "in.jsonl"),
+                "--tokenizer",
+                str(tmp_path / "tokenizer"),
+                "--to",
+                str(tmp_path / workers),
+                "--workers",
+                workers,
+            ]
+        )
     one, two = Shards(tmp_path / "1"), Shards(tmp_path / "2")
     assert one.manifest == two.manifest  # order and checksums too
     one.check(tokenizer.Tokenizer.load(tmp_path / "tokenizer").hash)
     ids = one.read(0, len(one)).tolist()
     assert ids.count(trained.eos_id) == 300 and ids[-1] == trained.eos_id
-    assert trained.decode(ids[:ids.index(trained.eos_id)]) == texts[0]
+    assert trained.decode(ids[: ids.index(trained.eos_id)]) == texts[0]
 
 
 def test_a_folder_stands_for_its_files_in_order(tmp_path):

@@ -15,8 +15,8 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import InputError
 from data import tokenizer as tokenizer_module
+from data.io import InputError
 from data.tokenizer import PATTERN, Tokenizer, main, train
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -81,7 +81,9 @@ SPLITTERS = {
     ],
     "deepseek-llm": [
         split("[\r\n]"),
-        split("\\s?[A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u0370-\u0373\u0400-\u0481]+"),
+        split(
+            "\\s?[A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u0370-\u0373\u0400-\u0481]+"
+        ),
         split("\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"),
         split(r"\s+$"),
         split(CJK),
@@ -113,15 +115,21 @@ def build(style, vocab_size=700):
     elif style.startswith("deepseek"):
         oracle.normalizer = normalizers.Sequence([])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if style == "deepseek-coder":  # bytes that UTF-8 never has are missing, and are added as tokens by mistake
+    if (
+        style == "deepseek-coder"
+    ):  # bytes that UTF-8 never has are missing, and are added as tokens by mistake
         alphabet = [char for char in alphabet if char not in "ÀÁõö÷øùúûüýþÿ"]
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False
+    )
     oracle.train_from_iterator(CORPUS, trainer)
     if style == "deepseek-coder":
         oracle.add_tokens([AddedToken(char, normalized=True) for char in "õ÷Á"])
     config = {"eos_token": "<|im_end|>", "bos_token": None, "add_bos_token": False}
     if style == "qwen2":
-        oracle.add_special_tokens([AddedToken(text, normalized=False) for text in ("<|endoftext|>", "<|im_end|>")])
+        oracle.add_special_tokens(
+            [AddedToken(text, normalized=False) for text in ("<|endoftext|>", "<|im_end|>")]
+        )
         oracle.add_tokens([AddedToken(text, normalized=False) for text in ("<tool", "<tool_call>")])
         oracle.add_tokens([AddedToken("e\u0301tude", normalized=True)])
     elif style.startswith("deepseek"):
@@ -155,10 +163,20 @@ def make_llama3(document):
     template = {
         "type": "TemplateProcessing",
         "single": [{"SpecialToken": begin}, whole],
-        "pair": [{"SpecialToken": begin}, whole, {"SpecialToken": begin}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "pair": [
+            {"SpecialToken": begin},
+            whole,
+            {"SpecialToken": begin},
+            {"Sequence": {"id": "B", "type_id": 1}},
+        ],
         "special_tokens": {begin["id"]: {"id": begin["id"], "ids": [700], "tokens": [begin["id"]]}},
     }
-    byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": True,
+        "trim_offsets": False,
+        "use_regex": True,
+    }
     document["post_processor"] = {"type": "Sequence", "processors": [byte_level, template]}
     document["model"] |= {"merges": merges, "ignore_merges": True}
 
@@ -178,7 +196,10 @@ def ours():
 def pairs(ours):
     """style -> (our reading, the oracle's)"""
     documents = {style: build(style) for style in SPLITTERS}
-    found = {style: (Tokenizer(*document), oracle_of(document[0])) for style, document in documents.items()}
+    found = {
+        style: (Tokenizer(*document), oracle_of(document[0]))
+        for style, document in documents.items()
+    }
     return found | {"ours": (ours, oracle_of(ours._document))}
 
 
@@ -196,18 +217,22 @@ def test_same_ids_as_tokenizers_on_samples(pairs, style):
     if style != "qwen2":
         assert [tokenizer.decode(ids) for ids in expected] == SAMPLES
     for ids, text in zip(expected, SAMPLES, strict=True):
-        assert tokenizer.decode(ids) == (unicodedata.normalize("NFC", text) if style == "qwen2" else text)
+        assert tokenizer.decode(ids) == (
+            unicodedata.normalize("NFC", text) if style == "qwen2" else text
+        )
 
 
 # Categories: the regex module and unicodedata know other versions of Unicode than the two Rust libraries do, so
 # unassigned characters are left out where they come in.
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
 assigned_text = st.text(st.characters(exclude_categories=["Cs", "Cn"]))
-fragments = st.sampled_from([" ", "  ", "\n", "\r\n", "\t", "'s", "'LL", "12", "3", ".", "，", "是", "的", "e\u0301"])
-words = st.sampled_from([word for text in SAMPLES for word in text.split()[:200]])
-mixed = st.lists(st.one_of(fragments, words, assigned_text.filter(lambda text: len(text) < 4)), max_size=12).map(
-    "".join
+fragments = st.sampled_from(
+    [" ", "  ", "\n", "\r\n", "\t", "'s", "'LL", "12", "3", ".", "，", "是", "的", "e\u0301"]
 )
+words = st.sampled_from([word for text in SAMPLES for word in text.split()[:200]])
+mixed = st.lists(
+    st.one_of(fragments, words, assigned_text.filter(lambda text: len(text) < 4)), max_size=12
+).map("".join)
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -219,11 +244,15 @@ def test_same_ids_as_tokenizers_on_random_text(pairs, style, data):
     text = data.draw(st.one_of(mixed, any_text if exact else assigned_text))
     ids = tokenizer.encode(text)
     assert ids == oracle.encode(text, add_special_tokens=False).ids
-    assert tokenizer.decode(ids) == (unicodedata.normalize("NFC", text) if style == "qwen2" else text)
+    assert tokenizer.decode(ids) == (
+        unicodedata.normalize("NFC", text) if style == "qwen2" else text
+    )
 
 
 def test_every_code_point_between_neighbours(pairs):
-    text = "".join(f"a{chr(c)}中{chr(c)} 1" for c in range(0x110000) if not 0xD800 <= c < 0xE000 and c % 7 == 0)
+    text = "".join(
+        f"a{chr(c)}中{chr(c)} 1" for c in range(0x110000) if not 0xD800 <= c < 0xE000 and c % 7 == 0
+    )
     tokenizer, oracle = pairs["ours"]
     assert tokenizer.encode(text) == oracle.encode(text, add_special_tokens=False).ids
 
@@ -266,7 +295,8 @@ def test_lone_surrogates_and_very_long_blanks(pairs):
 
 
 @pytest.mark.parametrize(
-    "text", ["e\u0301tude", "\u00e9tude", "a e\u0301tudes", "<tool_call><tool></tool_call>", "<tool_"]
+    "text",
+    ["e\u0301tude", "\u00e9tude", "a e\u0301tudes", "<tool_call><tool></tool_call>", "<tool_"],
 )
 def test_added_tokens_that_are_not_special_are_found_in_text(pairs, text):
     tokenizer, oracle = pairs["qwen2"]
@@ -292,7 +322,11 @@ def toy(merges, ignore_merges=False, unmerged=()):
     vocab = [char for char, _ in sorted(tokenizer_module._BYTE.items())]
     vocab += dict.fromkeys(["".join(pair) for pair in merges] + list(unmerged))
     vocab = {token: id for id, token in enumerate(dict.fromkeys(vocab))}
-    document["model"] |= {"vocab": vocab, "merges": [list(pair) for pair in merges], "ignore_merges": ignore_merges}
+    document["model"] |= {
+        "vocab": vocab,
+        "merges": [list(pair) for pair in merges],
+        "ignore_merges": ignore_merges,
+    }
     for id, row in enumerate(document["added_tokens"], len(vocab)):
         row["id"] = id
     return document, config
@@ -318,19 +352,36 @@ def test_any_merges_list_gives_the_ids_of_tokenizers(data):
     unmerged = data.draw(st.lists(st.text("abc", min_size=2, max_size=4), max_size=2))
     document, config = toy(merges, data.draw(st.booleans()), unmerged)
     tokenizer, oracle = Tokenizer(document, config), oracle_of(document)
-    for text in map("".join, itertools.chain.from_iterable(itertools.product("abc", repeat=n) for n in range(7))):
-        assert tokenizer.encode(text) == oracle.encode(text, add_special_tokens=False).ids, (merges, text)
+    for text in map(
+        "".join, itertools.chain.from_iterable(itertools.product("abc", repeat=n) for n in range(7))
+    ):
+        assert tokenizer.encode(text) == oracle.encode(text, add_special_tokens=False).ids, (
+            merges,
+            text,
+        )
 
 
 @pytest.mark.parametrize(
     "merges, text, tokens",
     [
-        (["a b", "b c", "a bc"], "abc", ["ab", "c"]),  # by rank ab|c would be joined to abc, which only a|bc is
-        (["b b", "b bb", "bb b", "bbb bbb"], "bbbbbb", ["bb"] * 3),  # tiktoken takes a whole pre-token
+        (
+            ["a b", "b c", "a bc"],
+            "abc",
+            ["ab", "c"],
+        ),  # by rank ab|c would be joined to abc, which only a|bc is
+        (
+            ["b b", "b bb", "bb b", "bbb bbb"],
+            "bbbbbb",
+            ["bb"] * 3,
+        ),  # tiktoken takes a whole pre-token
         (["ab c", "a b"], "abc", ["abc"]),  # made before its part
         (["a b", "b c", "a bc", "ab c"], "bcabc", ["bc", "abc"]),  # every cut is listed
         (["a b", "b c", "a bc", "c a", "ab c"], "abca", ["ab", "ca"]),  # but not side by side
-        (["a b", "b c", "a bc", "d e", "e f", "d ef", "de f"], "abcd", ["ab", "c", "d"]),  # not every cut of each token
+        (
+            ["a b", "b c", "a bc", "d e", "e f", "d ef", "de f"],
+            "abcd",
+            ["ab", "c", "d"],
+        ),  # not every cut of each token
     ],
 )
 @pytest.mark.parametrize("ignore_merges", [False, True])
@@ -352,7 +403,10 @@ def test_ignore_merges_takes_whole_pre_tokens():
 def test_bos_and_eos_are_told_by_config_template_and_generation_config(tmp_path, pairs):
     llama, deepseek, qwen = (pairs[style][0] for style in ("llama3", "deepseek-coder", "qwen2"))
     assert (llama.bos_id, llama.eos_id, llama.add_bos) == (700, 701, True)
-    assert (deepseek.special["<｜begin▁of▁sentence｜>"], deepseek.add_bos) == (deepseek.bos_id, True)
+    assert (deepseek.special["<｜begin▁of▁sentence｜>"], deepseek.add_bos) == (
+        deepseek.bos_id,
+        True,
+    )
     assert (qwen.bos_id, qwen.add_bos, qwen.eos_id) == (None, False, qwen.special["<|im_end|>"])
 
     document, _ = build("llama3")
@@ -378,7 +432,10 @@ def test_save_and_load_keep_everything(tmp_path, pairs, style):
     for name in ("special", "vocab_size", "eos_id", "bos_id", "add_bos", "hash"):
         assert getattr(loaded, name) == getattr(tokenizer, name), name
     assert loaded.encode_batch(SAMPLES) == tokenizer.encode_batch(SAMPLES)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
 
 
 def test_hash_sees_what_decides_the_ids_and_nothing_else(ours):
@@ -388,7 +445,9 @@ def test_hash_sees_what_decides_the_ids_and_nothing_else(ours):
         return Tokenizer(document, ours._config).hash != ours.hash
 
     assert not changed(lambda d: d.update(truncation=None, version="2"))
-    assert not changed(lambda d: d["model"].update(merges=[merge.split(" ") for merge in d["model"]["merges"]]))
+    assert not changed(
+        lambda d: d["model"].update(merges=[merge.split(" ") for merge in d["model"]["merges"]])
+    )
     assert changed(lambda d: d["model"]["merges"].pop())
     assert changed(lambda d: d.update(normalizer={"type": "NFC"}))
     assert changed(lambda d: d["added_tokens"][1].update(content="<|other|>"))
@@ -419,14 +478,23 @@ def change_split(**options):
         (lambda d: d.update(normalizer={"type": "Lowercase"}), "normalizer Lowercase"),
         (lambda d: d.update(pre_tokenizer=None), "does not end in ByteLevel"),
         (lambda d: d["pre_tokenizer"]["pretokenizers"].reverse(), "does not end in ByteLevel"),
-        (lambda d: d["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True), "add_prefix_space"),
+        (
+            lambda d: d["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
+            "add_prefix_space",
+        ),
         (change_split(type="Punctuation"), "pre_tokenizer Punctuation"),
         (change_split(behavior="MergedWithNext"), "behavior MergedWithNext"),
         (change_split(pattern={"Regex": "(a"}), r"split pattern '\(a'"),
         (change_split(pattern={"Regex": "a*"}), "matches empty text"),
-        (lambda d: d.update(post_processor={"type": "BertProcessing"}), "post_processor BertProcessing"),
+        (
+            lambda d: d.update(post_processor={"type": "BertProcessing"}),
+            "post_processor BertProcessing",
+        ),
         (lambda d: d.update(decoder={"type": "Metaspace"}), "decoder is not ByteLevel"),
-        (lambda d: d["added_tokens"][1].update(special=False, lstrip=True), "'<|im_end|>' has lstrip"),
+        (
+            lambda d: d["added_tokens"][1].update(special=False, lstrip=True),
+            "'<|im_end|>' has lstrip",
+        ),
     ],
 )
 def test_unsupported_files_are_refused_by_name(ours, change, message):
@@ -440,7 +508,11 @@ def test_unsupported_files_are_refused_by_name(ours, change, message):
 def test_missing_and_malformed_files(tmp_path):
     with pytest.raises(InputError, match="tokenizer.json: cannot be read"):
         Tokenizer.load(tmp_path)
-    for content, message in (("{", "not valid JSON"), ("[]", "not a JSON object"), ("{}", "KeyError")):
+    for content, message in (
+        ("{", "not valid JSON"),
+        ("[]", "not a JSON object"),
+        ("{}", "KeyError"),
+    ):
         (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(InputError, match=message):
             Tokenizer.load(tmp_path)
@@ -451,7 +523,9 @@ def test_transformers_loads_what_we_save(tmp_path, ours, model_type):
     transformers = pytest.importorskip("transformers")
     ours.save(tmp_path)
     if model_type:  # as in a checkpoint directory
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "vocab_size": 700}))
+        (tmp_path / "config.json").write_text(
+            json.dumps({"model_type": model_type, "vocab_size": 700})
+        )
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert len(theirs) == ours.vocab_size and theirs.eos_token_id == ours.eos_id
     for text in SAMPLES:
@@ -477,7 +551,20 @@ def test_pattern_on_hand_made_text():
     def cut(text):
         return regex.findall(PATTERN, text, regex.V1)
 
-    assert cut("I'll pay $12.50, ok?") == ["I", "'ll", " pay", " $", "1", "2", ".", "5", "0", ",", " ok", "?"]
+    assert cut("I'll pay $12.50, ok?") == [
+        "I",
+        "'ll",
+        " pay",
+        " $",
+        "1",
+        "2",
+        ".",
+        "5",
+        "0",
+        ",",
+        " ok",
+        "?",
+    ]
     assert cut("中文abc，答案是42。") == ["中文", "abc", "，", "答案是", "4", "2", "。"]
     assert cut(r"\frac{x}{2} (a+b)") == ["\\frac", "{x", "}{", "2", "}", " (", "a", "+b", ")"]
     assert cut("x = 1\n\n    y") == ["x", " =", " ", "1", "\n\n", "   ", " y"]
@@ -540,7 +627,9 @@ def test_training_is_deterministic_and_the_same_in_parallel():
     assert sum(map(len, texts)) > 2 << 22  # three chunks
     hashes = {train(order, 500, workers=n).hash for order, n in ((texts, 2), (reversed(texts), 1))}
     words = Counter(word for text in texts for word in regex.findall(PATTERN, text, regex.V1))
-    assert tokenizer_module._count_words(texts, 2, lambda line: None) == {w.encode(): n for w, n in words.items()}
+    assert tokenizer_module._count_words(texts, 2, lambda line: None) == {
+        w.encode(): n for w, n in words.items()
+    }
     assert len(hashes) == 1
 
 
@@ -548,7 +637,9 @@ def test_training_input_errors():
     with pytest.raises(InputError, match="vocab_size 256 is too small.* 257"):
         train(["text"], 256)
     assert train(["text"], 257).vocab_size == 257
-    assert train(["text text"], 1000).vocab_size == 257 + 3  # t e, te x, tex t; then no pair occurs twice
+    assert (
+        train(["text text"], 1000).vocab_size == 257 + 3
+    )  # t e, te x, tex t; then no pair occurs twice
     for texts in ([], [""]):
         with pytest.raises(InputError, match="no text"):
             train(texts, 300)
@@ -559,10 +650,25 @@ def test_training_input_errors():
 
 def test_command(tmp_path):
     (tmp_path / "a.txt").write_text(3 * (ENGLISH + LATEX))
-    rows = [{"text": CHINESE}, {"question": "How many?", "response": "Many"}, {"question": "Q", "solution": "S"}]
+    rows = [
+        {"text": CHINESE},
+        {"question": "How many?", "response": "Many"},
+        {"question": "Q", "solution": "S"},
+    ]
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, "-m", "data.tokenizer", "--vocab_size", "400", "--to", str(tmp_path / "out"), "--input"]
-    done = subprocess.run([*command, tmp_path / "a.txt", tmp_path / "b.jsonl"], capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "data.tokenizer",
+        "--vocab_size",
+        "400",
+        "--to",
+        str(tmp_path / "out"),
+        "--input",
+    ]
+    done = subprocess.run(
+        [*command, tmp_path / "a.txt", tmp_path / "b.jsonl"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert regex.search(r"\[ *\d+\.\d s\] 400 tokens in", done.stderr)
     texts = [3 * (ENGLISH + LATEX), CHINESE, "How many?", "Many", "Q", "S"]
@@ -584,7 +690,14 @@ def test_command(tmp_path):
 )
 def test_command_refuses_bad_input(tmp_path, monkeypatch, name, content, message):
     (tmp_path / name).write_bytes(content)
-    options = ["--input", str(tmp_path / name), "--vocab_size", "300", "--to", str(tmp_path / "out")]
+    options = [
+        "--input",
+        str(tmp_path / name),
+        "--vocab_size",
+        "300",
+        "--to",
+        str(tmp_path / "out"),
+    ]
     monkeypatch.setattr(sys, "argv", ["tokenizer", *options])
     with pytest.raises(InputError, match=message):
         main()

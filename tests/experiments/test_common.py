@@ -8,9 +8,19 @@ from functools import partial
 import numpy as np
 import pytest
 
-from data import InputError
+from data.io import InputError
 from experiments import common
-from experiments.common import Config, curve, difference, mean_interval, parallel, percent, picture, run, world
+from experiments.common import (
+    Config,
+    curve,
+    difference,
+    mean_interval,
+    parallel,
+    percent,
+    picture,
+    run,
+    world,
+)
 
 
 def test_mean_deviation_and_interval_by_hand():
@@ -39,7 +49,10 @@ def test_differences_are_taken_seed_by_seed():
 
 
 def test_curves_take_the_lines_that_have_the_key():
-    assert curve([{"step": 0, "a": 1.0}, {"step": 1}, {"step": 2, "a": 3.0}], "a") == ([0, 2], [1.0, 3.0])
+    assert curve([{"step": 0, "a": 1.0}, {"step": 1}, {"step": 2, "a": 3.0}], "a") == (
+        [0, 2],
+        [1.0, 3.0],
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +62,9 @@ def threads(monkeypatch):
 
 def test_a_command_is_run_once_and_its_failure_ends_the_program(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(common, "ROOT", tmp_path)
-    (tmp_path / "once.py").write_text("import sys; open(sys.argv[1], 'a').write('x'); sys.exit(int(sys.argv[2]))")
+    (tmp_path / "once.py").write_text(
+        "import sys; open(sys.argv[1], 'a').write('x'); sys.exit(int(sys.argv[2]))"
+    )
     for _ in range(2):
         run(tmp_path / "done", "once.py", tmp_path / "done", 0)
     assert (tmp_path / "done").read_text() == "x"

@@ -10,13 +10,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import runtime
-from data import InputError
+from data.io import InputError
 from experiments import cost
-from experiments.cost import Config, Shape, attention_flops, bends, counts, measure, nonnegative, shares, story
+from experiments.cost import (
+    Config,
+    Shape,
+    attention_flops,
+    bends,
+    counts,
+    measure,
+    nonnegative,
+    shares,
+    story,
+)
 from kernels import cpu_decoder
 from model import KVCache, Transformer
 
-SMALL = Shape("1m", vocab=64, prompt=6, questions=3, samples=4, length=5, micro_tokens=60, max_rows=8)
+SMALL = Shape(
+    "1m", vocab=64, prompt=6, questions=3, samples=4, length=5, micro_tokens=60, max_rows=8
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -25,9 +37,13 @@ SMALL = Shape("1m", vocab=64, prompt=6, questions=3, samples=4, length=5, micro_
 
 @settings(max_examples=50, deadline=None)
 @given(
-    place=st.integers(1, 5), before=st.floats(-1, 2), turn=st.floats(0.4, 2), seed=st.integers(0, 9),
-    up=st.booleans(), scale=st.floats(1e-3, 1e9),
-)  # fmt: skip
+    place=st.integers(1, 5),
+    before=st.floats(-1, 2),
+    turn=st.floats(0.4, 2),
+    seed=st.integers(0, 9),
+    up=st.booleans(),
+    scale=st.floats(1e-3, 1e9),
+)
 def test_a_bend_is_found_where_it_is(place, before, turn, seed, up, scale):
     """Two pieces of a power law that meet, with 1 % of noise."""
     x = 2.0 ** np.arange(7)
@@ -44,8 +60,13 @@ def test_a_power_law_has_no_bend_and_neither_has_what_is_nearly_one():
     assert bends(x, [3 * v**1.5 for v in x]) == ([], [pytest.approx(1.5)])
     assert bends(x, [v * (1.08 if i % 2 else 1) for i, v in enumerate(x)])[0] == []
     hinge = [v**1.0 if v < 20 else 16 * (v / 16) ** 1.2 for v in x]
-    assert bends(x, hinge, tolerance=1e-6)[0] == []  # a bend, but of slopes that are nearly the same
-    assert bends([1, 2], [1, 5]) == ([], [pytest.approx(math.log2(5))]) and bends([1, 2, 4], [1, 1, 9])[0] == []
+    assert (
+        bends(x, hinge, tolerance=1e-6)[0] == []
+    )  # a bend, but of slopes that are nearly the same
+    assert (
+        bends([1, 2], [1, 5]) == ([], [pytest.approx(math.log2(5))])
+        and bends([1, 2, 4], [1, 1, 9])[0] == []
+    )
 
 
 def test_a_fixed_cost_bends_where_it_is_reached():
@@ -65,7 +86,10 @@ def test_a_fixed_cost_bends_where_it_is_reached():
 def test_the_fit_is_the_best_of_those_without_negative_numbers(seed, count):
     """Conditions of Karush, Kuhn and Tucker: no slope where a coefficient is above 0, none downwards where it is 0."""
     draw = np.random.default_rng(seed)
-    features, values = draw.random((12, count)) * 10.0 ** draw.integers(0, 12, count), draw.random(12) + 0.1
+    features, values = (
+        draw.random((12, count)) * 10.0 ** draw.integers(0, 12, count),
+        draw.random(12) + 0.1,
+    )
     found = nonnegative(features, values)
     A = features / values[:, None]
     slope = A.T @ (A @ found - 1) / A.max(axis=0)
@@ -75,15 +99,24 @@ def test_the_fit_is_the_best_of_those_without_negative_numbers(seed, count):
 
 def test_known_costs_are_found_again():
     """A GRPO step of 2 us a decoding step and layer and 10^-11 s a FLOP, over a sweep in each direction."""
-    shapes = [dataclasses.replace(SMALL, **{name: value}) for name, values in
-              dict(samples=[2, 8], length=[4, 20], questions=[1, 6], size=["1m", "2m"]).items()
-              for value in values]  # fmt: skip
+    shapes = [
+        dataclasses.replace(SMALL, **{name: value})
+        for name, values in dict(
+            samples=[2, 8], length=[4, 20], questions=[1, 6], size=["1m", "2m"]
+        ).items()
+        for value in values
+    ]
     points = []
     for shape in shapes:
         terms = counts(shape, gpu=False)["terms"]
         rollout, learning = terms["rollout"], terms["learning"]
-        decoding = 2e-6 * rollout["overhead of decoding steps"] + 1e-11 * rollout["matrix products of decoding"]
-        update = 1e-11 * (learning["matrix products of learning"] + learning["attention of learning"])
+        decoding = (
+            2e-6 * rollout["overhead of decoding steps"]
+            + 1e-11 * rollout["matrix products of decoding"]
+        )
+        update = 1e-11 * (
+            learning["matrix products of learning"] + learning["attention of learning"]
+        )
         points.append({"terms": terms, "seconds": {"rollout": [decoding], "learning": [update]}})
     units = cost.fitted(points)
     assert units["rollout"]["overhead of decoding steps"] == pytest.approx(2e-6)
@@ -91,7 +124,11 @@ def test_known_costs_are_found_again():
     assert units["rollout"]["weights read at each decoding step"] == pytest.approx(0, abs=1e-16)
     assert units["learning"]["attention of learning"] == pytest.approx(1e-11)
     assert sum(shares(points[0], units).values()) == pytest.approx(1)
-    part = 2e-6 * points[0]["terms"]["rollout"]["overhead of decoding steps"] / cost.middle(points[0], "step")
+    part = (
+        2e-6
+        * points[0]["terms"]["rollout"]["overhead of decoding steps"]
+        / cost.middle(points[0], "step")
+    )
     assert shares(points[0], units)["overhead of decoding steps"] == pytest.approx(part)
 
 
@@ -99,7 +136,9 @@ def test_known_costs_are_found_again():
 # Counts
 
 
-@pytest.mark.parametrize("changes", [{}, {"samples": 1}, {"size": "2m", "questions": 1}, {"length": 1, "samples": 2}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"samples": 1}, {"size": "2m", "questions": 1}, {"length": 1, "samples": 2}]
+)
 def test_pairs_by_counting_them(changes):
     shape = dataclasses.replace(SMALL, micro_tokens=10**6, **changes)
     P, L, G, model = shape.prompt, shape.length, shape.samples, shape.model
@@ -111,7 +150,7 @@ def test_pairs_by_counting_them(changes):
 
 
 def test_products_are_those_of_the_weights():
-    """What is left of plan.py's FLOPs: twice, with gradients four times more, each weight for each token; the head for
+    """What is left of tools/plan.py's FLOPs: twice, with gradients four times more, each weight for each token; the head for
     the tokens that are predicted, its logits made again in the backward."""
     shape = dataclasses.replace(SMALL, micro_tokens=10**6, max_rows=10**3)
     Q, P, L, G, model = shape.questions, shape.prompt, shape.length, shape.samples, shape.model
@@ -128,8 +167,10 @@ def test_products_are_those_of_the_weights():
 
 def test_a_gpu_decodes_at_the_rate_of_its_memory():
     on_cpu, on_gpu = counts(SMALL, gpu=False), counts(SMALL, gpu=True)
-    assert on_cpu["work"]["rollout"] == sum(on_cpu["terms"]["rollout"][name] for name in
-                                            ("matrix products of decoding", "attention of decoding"))  # fmt: skip
+    assert on_cpu["work"]["rollout"] == sum(
+        on_cpu["terms"]["rollout"][name]
+        for name in ("matrix products of decoding", "attention of decoding")
+    )
     steps = on_gpu["terms"]["rollout"]["overhead of decoding steps"] / SMALL.model.layers
     weights = 2 * on_gpu["parameters"]  # bytes in bfloat16
     assert weights < on_gpu["work"]["rollout"] / steps < 1.1 * weights  # the cache is small
@@ -142,9 +183,20 @@ def test_a_gpu_decodes_at_the_rate_of_its_memory():
 def point(step: float, **changes) -> dict:
     terms = {"rollout": {"overhead": 1.0}, "learning": {"products": step - 1}}
     counted = {"rollout": {"cache": 10e6}, "learning": {"activations": 30e6, "weights": 10e6}}
-    made = {"seconds": {"rollout": [1.0, 1.2, 0.8], "learning": [step - 1] * 3}, "terms": terms, "counted": counted}
-    return made | {"work": terms and {"rollout": 1.0, "learning": step - 1}, "micro_batches": 1,
-                   "bytes": {"rollout": 20e6, "learning": 50e6}} | changes  # fmt: skip
+    made = {
+        "seconds": {"rollout": [1.0, 1.2, 0.8], "learning": [step - 1] * 3},
+        "terms": terms,
+        "counted": counted,
+    }
+    return (
+        made
+        | {
+            "work": terms and {"rollout": 1.0, "learning": step - 1},
+            "micro_batches": 1,
+            "bytes": {"rollout": 20e6, "learning": 50e6},
+        }
+        | changes
+    )
 
 
 UNITS = {"rollout": {"overhead": 1.0}, "learning": {"products": 1.0}}
@@ -159,7 +211,10 @@ def test_reasons_are_those_of_each_side():
     reasons = [part.split("(")[1] for part in text.split("; then ")]
     assert reasons[0].startswith("overhead ") and reasons[-1].startswith("products ")
     flat = story([point(2.0, micro_batches=m) for m in (1, 2, 4)], [1, 2, 4], "memory", UNITS)
-    assert flat == "memory: 1 to 4 slope 0.00 (activations 75%, weights, float32 25%; 1 to 4 micro-batches)"
+    assert (
+        flat
+        == "memory: 1 to 4 slope 0.00 (activations 75%, weights, float32 25%; 1 to 4 micro-batches)"
+    )
 
 
 def test_prediction_and_table_by_hand():
@@ -167,9 +222,13 @@ def test_prediction_and_table_by_hand():
     assert cost.predicted(base, base, "step") == 3.0
     assert cost.predicted(other, base, "step") == 1.0 + 2.0 * 4 / 2
     lines = cost.table([base, other], [8, 850_000], base, "samples").splitlines()
-    assert lines[2] == ("| 8 | 1.000 s (0.800 - 1.200) | 2.000 s (2.000 - 2.000) | 3.000 s (2.800 - 3.200) | 3.000 s | "
-                        "50 MB | 40 MB |")  # fmt: skip
-    assert lines[3].startswith("| 0.85M |") and lines[0].startswith("| samples of a question, G | rollout |")
+    assert lines[2] == (
+        "| 8 | 1.000 s (0.800 - 1.200) | 2.000 s (2.000 - 2.000) | 3.000 s (2.800 - 3.200) | 3.000 s | "
+        "50 MB | 40 MB |"
+    )
+    assert lines[3].startswith("| 0.85M |") and lines[0].startswith(
+        "| samples of a question, G | rollout |"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -204,7 +263,10 @@ def test_a_point_that_takes_long_is_content_with_three_steps():
 def test_counted_cache_is_that_of_the_rows_at_once():
     """8 rows of 6 + 5 tokens, though 12 completions are sampled."""
     cache = KVCache(SMALL.model, 8, 11, block=cpu_decoder.block(SMALL.model))
-    assert counts(SMALL, gpu=False)["bytes"]["rollout"]["cache"] == cache.keys.nbytes + cache.values.nbytes
+    assert (
+        counts(SMALL, gpu=False)["bytes"]["rollout"]["cache"]
+        == cache.keys.nbytes + cache.values.nbytes
+    )
 
 
 @pytest.fixture
@@ -218,7 +280,7 @@ def tiny(tmp_path, monkeypatch):
             cost.main(cost_options(words[2:]))
 
     def cost_options(words):
-        from options import parse
+        from runtime.options import parse
 
         return parse(Config, [str(word) for word in words])
 
@@ -237,13 +299,18 @@ def test_a_sweep_is_resumed_and_the_base_is_measured_once(tiny, tmp_path, capsys
     assert [one["samples"] for one in found["points"]] == [1, 2, 4, 4]
     assert found["base"]["length"] == 5 and found["base"]["bytes"] != found["base"]["counted"]
     text = capsys.readouterr().out
-    assert text.count("| --- | --- | --- | --- | --- | --- | --- |") == 4 and text.count("\n- ") == 8
+    assert (
+        text.count("| --- | --- | --- | --- | --- | --- | --- |") == 4 and text.count("\n- ") == 8
+    )
     files = sorted((tmp_path / "cost").glob("*.json"))
     files[0].unlink()
     cost.main(config)
     assert len(started) == 5 and started[-1] == files[0].name
     cost.main(dataclasses.replace(config, by_questions=[1, 3]))
-    assert len(started) == 6 and json.loads((tmp_path / "cost.json").read_text())["points"][-1]["questions"] == 1
+    assert (
+        len(started) == 6
+        and json.loads((tmp_path / "cost.json").read_text())["points"][-1]["questions"] == 1
+    )
 
 
 def test_a_point_that_does_not_fit_is_left_out(tiny, monkeypatch, capsys):
@@ -257,9 +324,13 @@ def test_a_point_that_does_not_fit_is_left_out(tiny, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "changes, message",
-    [(dict(samples=-1), "--samples must be at least 1"), (dict(by_length=[4, 0]), "--by_length must be at least 1"),
-     (dict(by_size=["8b"]), "unknown model size '8b'"), (dict(repeats=0), "--repeats must be at least 1")],
-)  # fmt: skip
+    [
+        (dict(samples=-1), "--samples must be at least 1"),
+        (dict(by_length=[4, 0]), "--by_length must be at least 1"),
+        (dict(by_size=["8b"]), "unknown model size '8b'"),
+        (dict(repeats=0), "--repeats must be at least 1"),
+    ],
+)
 def test_options_are_checked(changes, message):
     with pytest.raises(InputError, match=message):
         cost.complete(Config(**changes), "cpu")
@@ -271,11 +342,17 @@ def test_defaults_sweep_around_their_base(kind):
     for name in cost.SWEEPS:
         shapes = cost.sweep(config, name)
         assert cost.shape_of(config) in shapes and len(shapes) >= 4
-        assert [cost.place(shape, name) for shape in shapes] == sorted({cost.place(shape, name) for shape in shapes})
+        assert [cost.place(shape, name) for shape in shapes] == sorted(
+            {cost.place(shape, name) for shape in shapes}
+        )
 
 
 def test_the_picture(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (an extra)")
     x = [2**i for i in range(5)]
-    cost.draw(tmp_path / "a.png", {name: (x, [point(1 + v / 10) for v in x]) for name in cost.SWEEPS}, point(1.1))
+    cost.draw(
+        tmp_path / "a.png",
+        {name: (x, [point(1 + v / 10) for v in x]) for name in cost.SWEEPS},
+        point(1.1),
+    )
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -10,17 +10,20 @@ from hypothesis import strategies as st
 
 import eval
 import train_pretrain
-from data import InputError, synthetic, write_jsonl
+from data.io import InputError, write_jsonl
 from data.shards import Mixture, Shards, write_shards
+from data.world import synthetic
 from experiments import figure3
 from experiments.figure3 import Config, check, corpus_files, epochs, main, table
-from options import parse
+from runtime.options import parse
 
 TRAINING = "context = 32\nbatch = 4\nmicro_batch = 4\nlr = 3e-3\nwarmup = 2\nsave_every = 100\n"
 
 
 def pages(kind: str, count: int, split: str = "train") -> list[dict]:
-    return [{"text": synthetic.document(i, kind, split), "url": f"a.example/{i}"} for i in range(count)]
+    return [
+        {"text": synthetic.document(i, kind, split), "url": f"a.example/{i}"} for i in range(count)
+    ]
 
 
 @settings(max_examples=50)
@@ -46,7 +49,10 @@ def test_a_corpus_is_a_file_or_a_folder_of_them_in_order(tmp_path):
     for name in ("part-00001.jsonl", "part-00000.jsonl", ".part-00002.jsonl", "notes.txt"):
         (tmp_path / name).write_text("")
     write_jsonl(tmp_path / "drops" / "part-00000.jsonl", [{}])  # what decontamination took out
-    assert [file.name for file in corpus_files("x", tmp_path)] == ["part-00000.jsonl", "part-00001.jsonl"]
+    assert [file.name for file in corpus_files("x", tmp_path)] == [
+        "part-00000.jsonl",
+        "part-00001.jsonl",
+    ]
     assert corpus_files("x", tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
 
 
@@ -59,10 +65,17 @@ def config(tmp_path):
 
     def make(**changes) -> Config:
         chosen = dict(
-            corpora={"mined": str(tmp_path / "math.jsonl")}, valid={"held": str(tmp_path / "valid.jsonl")},
-            training=str(tmp_path / "training.toml"), to=str(tmp_path / "to"), vocab_size=300, seeds=1, steps=5,
-            points=2, valid_windows=8, max_new_tokens=4,
-        )  # fmt: skip
+            corpora={"mined": str(tmp_path / "math.jsonl")},
+            valid={"held": str(tmp_path / "valid.jsonl")},
+            training=str(tmp_path / "training.toml"),
+            to=str(tmp_path / "to"),
+            vocab_size=300,
+            seeds=1,
+            steps=5,
+            points=2,
+            valid_windows=8,
+            max_new_tokens=4,
+        )
         return Config(**(chosen | changes))
 
     return make
@@ -138,10 +151,15 @@ def test_table_by_hand():
     worse = crawl | dict(loss={"held": [2.1, 2.2, 2.3]})
     lines = table({"crawl": crawl, "mined": mined, "other": other, "worse": worse}).splitlines()
     assert lines[1].split() == ["crawl", "1,234", "56,789", "0.50"]
-    assert lines[6:8] == ["loss per token on held, 3 seeds", f"{'crawl':<16} 2.100 (dev. 0.100, 1.852 - 2.348)"]
+    assert lines[6:8] == [
+        "loss per token on held, 3 seeds",
+        f"{'crawl':<16} 2.100 (dev. 0.100, 1.852 - 2.348)",
+    ]
     assert lines[11] == "mined below crawl: +0.120 (+0.070 to +0.170): yes"
     assert lines[12].endswith(": undecided") and lines[13].endswith(": no")
-    assert lines[15] == "accuracy on test.cot, %, 1 seeds" and lines[17].startswith(f"{'mined':<16} 20.0")
+    assert lines[15] == "accuracy on test.cot, %, 1 seeds" and lines[17].startswith(
+        f"{'mined':<16} 20.0"
+    )
 
 
 def test_a_whole_figure(config, runs, tmp_path, monkeypatch, capsys):
@@ -164,17 +182,27 @@ def test_a_whole_figure(config, runs, tmp_path, monkeypatch, capsys):
     assert found["curves"]["held"]["again"] == [x, [curve]] and curve[-1] < curve[0]
     row = found["corpora"]["mined"]
     tokens = len(Shards(tmp_path / "to" / "figure3" / "corpora" / "mined"))
-    assert row["documents"] == 40 and row["tokens"] == tokens and row["epochs"] == 20 / ((tokens - 1) // 32)
+    assert (
+        row["documents"] == 40
+        and row["tokens"] == tokens
+        and row["epochs"] == 20 / ((tokens - 1) // 32)
+    )
     assert row["loss"] == {"held": [curve[-1]]} and set(row["accuracy"]) == {"test.cot"}
     assert found["corpora"]["again"] == row
-    assert drawn["figure3_held.png"].keys() == {f"{name} ({row['epochs']:.2f} epochs)" for name in corpora}
+    assert drawn["figure3_held.png"].keys() == {
+        f"{name} ({row['epochs']:.2f} epochs)" for name in corpora
+    }
     text = (tmp_path / "to" / "figure3.txt").read_text()
-    assert text in capsys.readouterr().out and text.startswith("640 tokens of training on each corpus")
+    assert text in capsys.readouterr().out and text.startswith(
+        "640 tokens of training on each corpus"
+    )
 
     main(chosen)
     assert len(runs) == 4 and text in capsys.readouterr().out
     assert (tmp_path / "to" / "figure3.txt").read_text() == text
-    with pytest.raises(InputError, match="figure3: made with other values of steps; give another --to"):
+    with pytest.raises(
+        InputError, match="figure3: made with other values of steps; give another --to"
+    ):
         main(config(corpora=corpora, problems=chosen.problems, steps=6))
     write_jsonl(tmp_path / "folder" / "part-00002.jsonl", rows[:1])
     with pytest.raises(InputError, match="other values of corpora"):

@@ -23,7 +23,9 @@ def test_equal_rewards_give_exactly_zero():
     assert (group_advantage(rewards, ddof=0, scale="none") == 0).all()
     for G in range(2, 70):  # in float64 too: the mean of 0.1 three times is not 0.1
         for scale in ("std", "none"):
-            assert (group_advantage(torch.full((1, G), 0.1, dtype=torch.float64), scale=scale) == 0).all()
+            assert (
+                group_advantage(torch.full((1, G), 0.1, dtype=torch.float64), scale=scale) == 0
+            ).all()
     # what it guards against: the mean in float32, one reward after another, over the deviation that its error makes
     mean = torch.tensor(0.0)
     for r in rewards[0]:
@@ -38,7 +40,9 @@ def test_group_of_one_has_no_baseline():
 
 
 def test_non_finite_rewards_are_left_out():
-    rewards = torch.tensor([[1.0, math.nan, 0.0, math.inf], [math.nan, -math.inf, 2.0, math.nan], [math.nan] * 4])
+    rewards = torch.tensor(
+        [[1.0, math.nan, 0.0, math.inf], [math.nan, -math.inf, 2.0, math.nan], [math.nan] * 4]
+    )
     advantage = group_advantage(rewards)
     assert advantage[0].tolist() == pytest.approx([math.sqrt(0.5), 0, -math.sqrt(0.5), 0])
     assert (advantage[1:] == 0).all()
@@ -62,7 +66,9 @@ def test_against_the_statistics_module(rewards, ddof):
         assert got == [0.0] * len(rewards)
     else:
         std = (statistics.stdev if ddof else statistics.pstdev)(rewards)
-        assert got == pytest.approx([(r - statistics.mean(rewards)) / std for r in rewards], rel=1e-5, abs=1e-6)
+        assert got == pytest.approx(
+            [(r - statistics.mean(rewards)) / std for r in rewards], rel=1e-5, abs=1e-6
+        )
 
 
 STEPS = [[1, 0, 1], [0, 0], [1, 1, 1, 0]]
@@ -114,7 +120,9 @@ def test_one_step_each_is_outcome_supervision():
 def test_process_against_loops(data):
     G = data.draw(st.integers(1, 4))
     lengths = data.draw(st.lists(st.integers(0, 12), min_size=G, max_size=G))
-    ends = [sorted(data.draw(st.lists(st.integers(0, n - 1), max_size=5))) if n else [] for n in lengths]
+    ends = [
+        sorted(data.draw(st.lists(st.integers(0, n - 1), max_size=5))) if n else [] for n in lengths
+    ]
     steps = [[data.draw(st.sampled_from([0.0, 0.1, 0.25, 1.0, math.nan])) for _ in e] for e in ends]
     got = process(steps, ends, lengths, ddof=0)
     pooled = [r for s in steps for r in s if math.isfinite(r)]

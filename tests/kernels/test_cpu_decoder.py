@@ -18,16 +18,37 @@ from generate import Sampling, generate
 from kernels import cpu_decoder
 from model import KVCache, ModelConfig, Transformer
 
-pytestmark = pytest.mark.skipif(cpu_decoder.native() is None, reason="no C++ compiler that takes cpu_decoder.cpp")
+pytestmark = pytest.mark.skipif(
+    cpu_decoder.native() is None, reason="no C++ compiler that takes cpu_decoder.cpp"
+)
 
 # Widths that are no multiple of a panel, groups of 1 to 5 query heads, every kind of weight that a family has.
 FAMILIES = {
     "llama": dict(vocab_size=97, width=72, layers=2, heads=4, kv_heads=2, ffn=104, head_width=16),
     "qwen2": dict(
-        vocab_size=64, width=64, layers=2, heads=3, kv_heads=3, ffn=64, head_width=32, qkv_bias=True, tied=True
+        vocab_size=64,
+        width=64,
+        layers=2,
+        heads=3,
+        kv_heads=3,
+        ffn=64,
+        head_width=32,
+        qkv_bias=True,
+        tied=True,
     ),
-    "qwen3": dict(vocab_size=130, width=40, layers=3, heads=5, kv_heads=1, ffn=50, head_width=48, qk_norm=True),
-    "bias": dict(vocab_size=46, width=128, layers=1, heads=6, kv_heads=2, ffn=320, head_width=64, out_bias=True),
+    "qwen3": dict(
+        vocab_size=130, width=40, layers=3, heads=5, kv_heads=1, ffn=50, head_width=48, qk_norm=True
+    ),
+    "bias": dict(
+        vocab_size=46,
+        width=128,
+        layers=1,
+        heads=6,
+        kv_heads=2,
+        ffn=320,
+        head_width=64,
+        out_bias=True,
+    ),
 }
 
 
@@ -52,7 +73,9 @@ def run(decoder, cache, tokens, rows, starts):
     """Feed each row of `rows` its tokens from position starts[i] on, in one call -> logits of all of them."""
     ids = torch.cat(tokens)
     where = torch.cat([torch.full((len(t),), row) for t, row in zip(tokens, rows, strict=True)])
-    positions = torch.cat([torch.arange(start, start + len(t)) for t, start in zip(tokens, starts, strict=True)])
+    positions = torch.cat(
+        [torch.arange(start, start + len(t)) for t, start in zip(tokens, starts, strict=True)]
+    )
     longest = int(positions.max()) + 1
     logits = decoder.forward(cache, ids, where, positions, longest, torch.arange(len(ids)))
     return logits[:, : decoder.shape.V].split([len(t) for t in tokens])
@@ -67,24 +90,45 @@ def test_prefill_and_steps_give_the_logits_of_the_model_in_float64(family):
     exact.load_state_dict(model.state_dict())
     expected = [exact.logits(exact(text)) for text in texts]
     cache, rows, starts = KVCache(model.config, 4, 41, block=decoder.block), [2, 0, 3], [17, 1, 16]
-    cache.keys.fill_(torch.nan), cache.values.fill_(torch.nan)  # what a row held before must not be seen
-    found = [[part] for part in run(decoder, cache, [t[:n] for t, n in zip(texts, starts, strict=True)], rows, [0] * 3)]
+    (
+        cache.keys.fill_(torch.nan),
+        cache.values.fill_(torch.nan),
+    )  # what a row held before must not be seen
+    found = [
+        [part]
+        for part in run(
+            decoder, cache, [t[:n] for t, n in zip(texts, starts, strict=True)], rows, [0] * 3
+        )
+    ]
     for step in range(24):
         going = [i for i in range(3) if starts[i] + step < len(texts[i])]
         at = [starts[i] + step for i in going]
-        parts = run(decoder, cache, [texts[i][n : n + 1] for i, n in zip(going, at, strict=True)],
-                    [rows[i] for i in going], at)  # fmt: skip
+        parts = run(
+            decoder,
+            cache,
+            [texts[i][n : n + 1] for i, n in zip(going, at, strict=True)],
+            [rows[i] for i in going],
+            at,
+        )
         for i, part in zip(going, parts, strict=True):
             found[i].append(part)
     for parts, logits in zip(found, expected, strict=True):
-        torch.testing.assert_close(torch.cat(parts).double(), logits[: sum(map(len, parts))], rtol=0, atol=2e-5)
+        torch.testing.assert_close(
+            torch.cat(parts).double(), logits[: sum(map(len, parts))], rtol=0, atol=2e-5
+        )
         assert logits.std() > 0.5
 
 
 def keys_of(cache):
     """The keys of a cache in the order of tokens, [layers, rows, K, capacity, E]."""
     E, lanes = cache.keys.shape[-1], cpu_decoder.native().lanes()
-    return cache.keys.unflatten(3, (-1, lanes)).flatten(4).unflatten(4, (E, lanes)).transpose(4, 5).flatten(3, 4)
+    return (
+        cache.keys.unflatten(3, (-1, lanes))
+        .flatten(4)
+        .unflatten(4, (E, lanes))
+        .transpose(4, 5)
+        .flatten(3, 4)
+    )
 
 
 class Rounded(torch.nn.Module):
@@ -123,9 +167,13 @@ def test_products_of_bfloat16(family):
     cache = KVCache(model.config, 1, 60, dtype=torch.bfloat16, block=decoder.block)
     again = run(decoder, cache, [text], [0], [0])[0]
     assert 0 < (again - found).abs().mean() < 0.03
-    exact = model.layers[0].attn.project(model.layers[0].attn_norm(model.embed(text)), model.rope(torch.arange(60), 60))
+    exact = model.layers[0].attn.project(
+        model.layers[0].attn_norm(model.embed(text)), model.rope(torch.arange(60), 60)
+    )
     for stored, theirs in ((cache.values[0, 0], exact[2]), (keys_of(cache)[0, 0], exact[1])):
-        torch.testing.assert_close(stored[:, :60].float(), theirs.transpose(0, 1), rtol=2**-6, atol=2**-6)
+        torch.testing.assert_close(
+            stored[:, :60].float(), theirs.transpose(0, 1), rtol=2**-6, atol=2**-6
+        )
 
 
 @pytest.mark.parametrize("family, dtype", [("llama", torch.float32), ("bias", torch.bfloat16)])
@@ -145,7 +193,9 @@ def test_a_row_has_the_same_bits_alone_among_others_and_with_more_threads(family
             assert torch.equal(part, alone[row])
     cache, last = fresh(), []
     for n in range(40):  # a token a step
-        last.append(run(decoder, cache, [text[n : n + 1] for text in texts[n:]], rows[n:], [n] * (40 - n)))
+        last.append(
+            run(decoder, cache, [text[n : n + 1] for text in texts[n:]], rows[n:], [n] * (40 - n))
+        )
     for row in rows:
         assert torch.equal(torch.cat([last[n][row - n] for n in range(row + 1)]), alone[row])
 
@@ -164,8 +214,15 @@ def draws(decoder, logits, temperature, streams, positions):
 
 
 @settings(max_examples=60)
-@given(st.integers(1, 300), st.sampled_from([0.3, 1.0, 2.5]), st.integers(0, 2**31), st.sampled_from([0.1, 3.0, 60.0]))
-def test_a_draw_is_where_the_cumulative_distribution_passes_the_random_number(vocabulary, temperature, seed, spread):
+@given(
+    st.integers(1, 300),
+    st.sampled_from([0.3, 1.0, 2.5]),
+    st.integers(0, 2**31),
+    st.sampled_from([0.1, 3.0, 60.0]),
+)
+def test_a_draw_is_where_the_cumulative_distribution_passes_the_random_number(
+    vocabulary, temperature, seed, spread
+):
     generator = torch.Generator().manual_seed(seed)
     logits = spread * torch.randn(20, vocabulary, generator=generator)
     streams = torch.randint(-(2**63), 2**63 - 1, (20,), generator=generator)
@@ -232,16 +289,24 @@ def test_samples_are_those_of_pytorch(temperature, top_p, stop, monkeypatch):
         def tool(asked):
             return [[1, 2, 3] if number % 2 else None for _, number, _ in asked]
 
-        return [s for group in generate(model, Letters(), prompts, sampling, rows, on_stop=tool) for s in group]
+        return [
+            s
+            for group in generate(model, Letters(), prompts, sampling, rows, on_stop=tool)
+            for s in group
+        ]
 
     forwards = []
     forward = cpu_decoder.CpuDecoder.forward
-    monkeypatch.setattr(cpu_decoder.CpuDecoder, "forward", lambda *a: forwards.append(1) or forward(*a))
+    monkeypatch.setattr(
+        cpu_decoder.CpuDecoder, "forward", lambda *a: forwards.append(1) or forward(*a)
+    )
     found = samples(7)
     assert forwards
     for rows in (1, 30):
         again = samples(rows)
-        assert [(s.ids, s.logprobs) for s in again] == [(s.ids, s.logprobs) for s in found], "bit for bit"
+        assert [(s.ids, s.logprobs) for s in again] == [(s.ids, s.logprobs) for s in found], (
+            "bit for bit"
+        )
     forwards.clear()
     monkeypatch.setattr(kernels, "reference", True)
     for ours, theirs in zip(found, samples(7), strict=True):
@@ -255,7 +320,9 @@ def test_samples_are_those_of_pytorch(temperature, top_p, stop, monkeypatch):
 def test_who_is_left_to_pytorch(monkeypatch):
     shape = FAMILIES["llama"]
     assert cpu_decoder.decoder(random_model(**shape)) is not None
-    assert cpu_decoder.decoder(random_model(**{**shape, "head_width": 6})) is None, "heads of no whole vectors"
+    assert cpu_decoder.decoder(random_model(**{**shape, "head_width": 6})) is None, (
+        "heads of no whole vectors"
+    )
     assert cpu_decoder.decoder(random_model(**shape, score="outcome")) is None
     assert cpu_decoder.decoder(random_model(**shape).double()) is None
     half = random_model(**shape)
@@ -275,12 +342,15 @@ def test_weights_are_rounded_as_they_are_multiplied():
         cache = KVCache(model.config, 1, 9, block=decoder.block)
         logits += run(decoder, cache, documents(97, (9,)), [0], [0])
     assert torch.equal(*logits)
-    exact = run(cpu_decoder.decoder(random_model(**FAMILIES["llama"])), cache, documents(97, (9,)), [0], [0])[0]
+    exact = run(
+        cpu_decoder.decoder(random_model(**FAMILIES["llama"])), cache, documents(97, (9,)), [0], [0]
+    )[0]
     assert 0 < (logits[0] - exact).abs().max() < 0.1
 
 
 @pytest.mark.parametrize(
-    "cxx, said", [("", "no C++ compiler"), ("#!/bin/sh\necho broken >&2; exit 1\n", "cannot compile")]
+    "cxx, said",
+    [("", "no C++ compiler"), ("#!/bin/sh\necho broken >&2; exit 1\n", "cannot compile")],
 )
 def test_without_a_compiler_pytorch_samples_and_a_line_says_so(cxx, said, tmp_path):
     """With no compiler on the path, and with one that fails."""
@@ -293,14 +363,26 @@ def test_without_a_compiler_pytorch_samples_and_a_line_says_so(cxx, said, tmp_pa
         "model = Transformer(ModelConfig(9, width=32, layers=1, heads=1, kv_heads=1, ffn=16))\n"
         "print(len(generate(model, Ids(), [[1]], Sampling(2, max_new_tokens=3))[0]))\n"
     )
-    environment = {**os.environ, "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "CXX": ""}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment,
-                          cwd=Path(gen.__file__).parent)  # fmt: skip
+    environment = {
+        **os.environ,
+        "PATH": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "CXX": "",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(gen.__file__).parent,
+    )
     assert done.stdout == "2\n", done.stderr
     assert said in done.stderr and "all goes through PyTorch" in done.stderr
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="compiles for processors of the x86 family")
+@pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="compiles for processors of the x86 family"
+)
 @pytest.mark.parametrize("target", ["haswell", "x86-64"])
 def test_processors_with_shorter_vectors(target):
     """Eight lanes (AVX2) and four (SSE2), without the matrix unit: other tiles, the same logits and gradients."""
@@ -315,5 +397,7 @@ def test_processors_with_shorter_vectors(target):
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', names, 'tests/kernels/test_cpu_decoder.py',\n"
         "                      'tests/kernels/test_cpu_training.py']))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(gen.__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(gen.__file__).parent
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -36,7 +36,13 @@ def inputs(name, dtype=torch.float32, seed=0, device="cpu"):
     of = torch.randint(0, P, (B,), generator=draw).to(device)
     prefix = Prefix(stretch(P, L, size), stretch(P, L, size), size.to(device), of)
     q = torch.randn(B, H, E, generator=draw).to(device, dtype)
-    return q, stretch(B + 2, C, rows.clamp(max=C)), stretch(B + 2, C, rows.clamp(max=C)), lengths.to(device), prefix
+    return (
+        q,
+        stretch(B + 2, C, rows.clamp(max=C)),
+        stretch(B + 2, C, rows.clamp(max=C)),
+        lengths.to(device),
+        prefix,
+    )
 
 
 def by_hand(q, keys, values, lengths, prefix):
@@ -86,7 +92,9 @@ def test_tiles_hold_every_row_once_and_no_two_prompts(of, rows):
         held += members
     assert sorted(held) == list(range(len(of)))
     used = [prompt for prompt, _, count in tiles.T.tolist() if count]
-    assert len(used) == sum(-(-of.count(p) // rows) for p in range(5))  # no more programs read a prompt than need be
+    assert len(used) == sum(
+        -(-of.count(p) // rows) for p in range(5)
+    )  # no more programs read a prompt than need be
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

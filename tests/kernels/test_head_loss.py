@@ -24,7 +24,9 @@ def example(dtype=torch.float64, seed=0, normalization="grpo", D=6, V=53, length
     mask = torch.rand(T, generator=g) < 0.8
     mask[completion == 4] = False
     count = torch.bincount(completion[mask], minlength=len(lengths))
-    weights = token_weights(count, mask, completion, normalization, 4, int(mask.sum()), 16).to(exact)
+    weights = token_weights(count, mask, completion, normalization, 4, int(mask.sum()), 16).to(
+        exact
+    )
     advantage = torch.randn(len(lengths), generator=g)[completion].to(exact)
     tokens = dict(targets=torch.randint(V, (T,), generator=g), advantage=advantage, weights=weights)
     with torch.no_grad():
@@ -34,11 +36,25 @@ def example(dtype=torch.float64, seed=0, normalization="grpo", D=6, V=53, length
     return hidden, weight, tokens
 
 
-def two_calls(hidden, weight, targets, advantage, weights, old_logp=None, ref_logp=None, temperature=1.0, **settings):
+def two_calls(
+    hidden,
+    weight,
+    targets,
+    advantage,
+    weights,
+    old_logp=None,
+    ref_logp=None,
+    temperature=1.0,
+    **settings,
+):
     """The definition: log-probs, then the loss on them."""
     logp, entropy = linear_logprob(hidden, weight, targets, temperature)
     loss, stats = policy_loss(logp, old_logp, ref_logp, advantage, weights, **settings)
-    return loss, stats | {"entropy": entropy.where(weights != 0, 0).sum()}, logp.detach().where(weights != 0, 0)
+    return (
+        loss,
+        stats | {"entropy": entropy.where(weights != 0, 0).sum()},
+        logp.detach().where(weights != 0, 0),
+    )
 
 
 def results(function, hidden, weight, tokens, **settings):
@@ -47,7 +63,13 @@ def results(function, hidden, weight, tokens, **settings):
     loss, stats, logp = function(hidden, weight, **tokens, **settings)
     (3 * loss).backward()
     assert not logp.requires_grad and not any(x.requires_grad for x in stats.values())
-    return {"loss": loss.detach(), "hidden": hidden.grad, "weight": weight.grad, "logp": logp, **stats}
+    return {
+        "loss": loss.detach(),
+        "hidden": hidden.grad,
+        "weight": weight.grad,
+        "logp": logp,
+        **stats,
+    }
 
 
 def assert_same(found, wanted, tolerance):
@@ -55,7 +77,9 @@ def assert_same(found, wanted, tolerance):
     for name, x in wanted.items():
         assert found[name].dtype == x.dtype, name
         scale = x.abs().max().clamp(min=1e-3).item()
-        torch.testing.assert_close(found[name], x, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name], x, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
@@ -63,16 +87,32 @@ def assert_same(found, wanted, tolerance):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_as_two_calls(dtype, tolerance, old, ref, normalization):
     hidden, weight, tokens = example(dtype, normalization=normalization)
-    tokens["old_logp"], tokens["ref_logp"] = tokens["old_logp"] if old else None, tokens["ref_logp"] if ref else None
-    for kind, temperature, chunk in (("k3", 1.0, None), ("k3", 0.7, 4), ("k1", 1.3, 1), ("k2", 1.0, 7)):
-        settings = dict(clip_low=0.1, clip_high=0.3, beta=0.2, kl_kind=kind, temperature=temperature)
+    tokens["old_logp"], tokens["ref_logp"] = (
+        tokens["old_logp"] if old else None,
+        tokens["ref_logp"] if ref else None,
+    )
+    for kind, temperature, chunk in (
+        ("k3", 1.0, None),
+        ("k3", 0.7, 4),
+        ("k1", 1.3, 1),
+        ("k2", 1.0, 7),
+    ):
+        settings = dict(
+            clip_low=0.1, clip_high=0.3, beta=0.2, kl_kind=kind, temperature=temperature
+        )
         wanted = results(two_calls, hidden, weight, tokens, **settings)
-        assert_same(results(head_policy_loss, hidden, weight, tokens, **settings, chunk=chunk), wanted, tolerance)
+        assert_same(
+            results(head_policy_loss, hidden, weight, tokens, **settings, chunk=chunk),
+            wanted,
+            tolerance,
+        )
         assert not old or temperature != 1 or wanted["clip"] > 2
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-11), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float64, 1e-11), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
+)
 def test_cross_entropy_is_the_definition(dtype, tolerance, fused):
     """Value and gradients against autograd through log_softmax of all logits, in float64."""
     hidden, weight, tokens = example(dtype, V=97, D=16)
@@ -89,17 +129,23 @@ def test_cross_entropy_is_the_definition(dtype, tolerance, fused):
         for found, wanted in ((h2.grad, h.grad), (w2.grad, w.grad)):
             assert (found.double() - wanted).abs().max() <= tolerance * wanted.abs().max()
         with torch.no_grad():
-            assert cross_entropy(h2, w2, tokens["targets"], 40, fused, chunk).item() == pytest.approx(loss.item())
+            assert cross_entropy(
+                h2, w2, tokens["targets"], 40, fused, chunk
+            ).item() == pytest.approx(loss.item())
 
 
 def test_cross_entropy_fuses_large_vocabularies_alone(monkeypatch):
     calls = []
-    monkeypatch.setattr(head_loss, "head_policy_loss", lambda *a, **k: calls.append(1) or head_policy_loss(*a, **k))
+    monkeypatch.setattr(
+        head_loss, "head_policy_loss", lambda *a, **k: calls.append(1) or head_policy_loss(*a, **k)
+    )
     for vocabulary, fused in ((4095, 0), (4096, 1)):
         weight, hidden = torch.zeros(vocabulary, 2), torch.zeros(3, 2)
         loss = cross_entropy(hidden, weight, torch.tensor([0, 5, 4094]), 3)
         assert loss.item() == pytest.approx(math.log(vocabulary)) and len(calls) == fused
-    empty = cross_entropy(torch.zeros(0, 2, requires_grad=True), weight, torch.zeros(0, dtype=torch.int64), 3)
+    empty = cross_entropy(
+        torch.zeros(0, 2, requires_grad=True), weight, torch.zeros(0, dtype=torch.int64), 3
+    )
     empty.backward()  # windows of nothing but EOS
     assert empty.item() == 0
     with pytest.raises(ValueError, match="targets reach from 0 to 4096"):
@@ -109,7 +155,10 @@ def test_cross_entropy_fuses_large_vocabularies_alone(monkeypatch):
 def test_as_the_whole_table_in_float64():
     """Autograd through the softmax of all logits, with float32 here: the project's own two calls are not the oracle."""
     hidden, weight, tokens = example(torch.float32, V=300, D=32)
-    h, w = hidden.detach().double().requires_grad_(), (0.2 * weight.detach()).double().requires_grad_()
+    h, w = (
+        hidden.detach().double().requires_grad_(),
+        (0.2 * weight.detach()).double().requires_grad_(),
+    )
     live = tokens["weights"] != 0
     log_p = (h @ w.T / 0.8).log_softmax(-1)
     logp = log_p.gather(1, tokens["targets"][:, None])[:, 0]
@@ -132,7 +181,9 @@ def test_equation_21():
     found = results(head_policy_loss, hidden, weight, tokens, beta=0.04)
     logp, _ = linear_logprob(hidden, weight, tokens["targets"])
     coefficient = tokens["advantage"] + 0.04 * torch.expm1(tokens["ref_logp"] - logp.detach())
-    (-3 * (tokens["weights"] * coefficient).where(tokens["weights"] != 0, 0) * logp).sum().backward()
+    (
+        -3 * (tokens["weights"] * coefficient).where(tokens["weights"] != 0, 0) * logp
+    ).sum().backward()
     torch.testing.assert_close(found["hidden"], hidden.grad, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found["weight"], weight.grad, rtol=1e-9, atol=1e-12)
 
@@ -142,9 +193,15 @@ def test_masked_rows_leave_no_trace():
     hidden, weight, tokens = example(torch.float32)
     clean = results(head_policy_loss, hidden, weight, tokens, chunk=5)
     masked = tokens["weights"] == 0
-    dirty = {name: x.where(~masked, math.nan) for name, x in tokens.items() if name not in ("targets", "weights")}
+    dirty = {
+        name: x.where(~masked, math.nan)
+        for name, x in tokens.items()
+        if name not in ("targets", "weights")
+    }
     dirty = {**tokens, **dirty}
-    found = results(head_policy_loss, hidden.detach().where(~masked[:, None], math.inf), weight, dirty, chunk=5)
+    found = results(
+        head_policy_loss, hidden.detach().where(~masked[:, None], math.inf), weight, dirty, chunk=5
+    )
     assert_same(found, clean, 1e-6)
     assert (found["hidden"][masked] == 0).all() and (found["logp"][masked] == 0).all()
 
@@ -194,7 +251,9 @@ def test_without_gradients_it_only_reads():
     with Products(53) as seen, torch.no_grad():
         found = head_policy_loss(hidden, weight, **tokens)
     assert seen.taken == 0 and not found[0].requires_grad
-    torch.testing.assert_close(found, tuple(x if isinstance(x, dict) else x.detach() for x in wanted))
+    torch.testing.assert_close(
+        found, tuple(x if isinstance(x, dict) else x.detach() for x in wanted)
+    )
 
 
 def test_only_what_needs_a_gradient_gets_one():
@@ -217,7 +276,9 @@ def test_bf16():
     exact = results(head_policy_loss, hidden.double(), weight.double(), tokens, chunk=3)
     assert (found["logp"] - exact["logp"]).abs().max() < 1e-5
     for name in ("hidden", "weight"):
-        torch.testing.assert_close(found[name].double(), exact[name], rtol=1e-2, atol=1e-2 * exact[name].abs().max())
+        torch.testing.assert_close(
+            found[name].double(), exact[name], rtol=1e-2, atol=1e-2 * exact[name].abs().max()
+        )
 
 
 def test_a_chain_before_and_a_second_use_of_the_weight():
@@ -225,7 +286,9 @@ def test_a_chain_before_and_a_second_use_of_the_weight():
     hidden, weight, tokens = example()
     first = torch.randn(6, 6, dtype=torch.float64, requires_grad=True)
     for function in (two_calls, head_policy_loss):
-        loss, _, _ = function((hidden.detach() + weight[tokens["targets"]]) @ first, weight, **tokens)
+        loss, _, _ = function(
+            (hidden.detach() + weight[tokens["targets"]]) @ first, weight, **tokens
+        )
         (loss + weight.square().sum()).backward()
         if function is two_calls:
             wanted = weight.grad, first.grad

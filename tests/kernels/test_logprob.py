@@ -39,14 +39,20 @@ def test_uniform_and_certain_by_hand():
     logits = torch.tensor([[0.0] * 4, [100.0, 0, 0, 0], [math.log(3), 0, -math.inf, -math.inf]])
     logp, entropy = logprob_from_logits(logits, torch.tensor([2, 0, 1]))
     assert logp.tolist() == pytest.approx([-math.log(4), 0.0, -math.log(4)])
-    assert entropy.tolist() == pytest.approx([math.log(4), 0.0, math.log(4) - 0.75 * math.log(3)], abs=1e-6)
+    assert entropy.tolist() == pytest.approx(
+        [math.log(4), 0.0, math.log(4) - 0.75 * math.log(3)], abs=1e-6
+    )
 
 
 def test_gradcheck():
     hidden, weight, targets, _ = example(7, 3, 5, torch.float64)
-    assert torch.autograd.gradcheck(lambda h, w: linear_logprob(h, w, targets, 0.8, 3)[0], (hidden, weight))
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_logprob(h, w, targets, 0.8, 3)[0], (hidden, weight)
+    )
     logits = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: logprob_from_logits(x, targets[:4], 0.8)[0], (logits,))
+    assert torch.autograd.gradcheck(
+        lambda x: logprob_from_logits(x, targets[:4], 0.8)[0], (logits,)
+    )
 
 
 def test_masked_tokens_are_skipped_without_a_trace():
@@ -134,7 +140,9 @@ def test_products_of_half_precision(add):
     out = torch.ones(5, 4)
     found = product(a, b, out=out, add=add)
     assert found is out or found.data_ptr() == out.data_ptr()
-    torch.testing.assert_close(out.double(), a.double() @ b.double() + float(add), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        out.double(), a.double() @ b.double() + float(add), rtol=1e-5, atol=1e-5
+    )
     inputs = (out, a, b) if add else (a, b)
     with pytest.raises(NotImplementedError, match="dtype_out"):
         (torch.addmm if add else torch.mm)(*inputs, out_dtype=torch.float32, out=out)
@@ -158,7 +166,9 @@ def test_weight_gradient_adds_up_over_many_chunks():
     ones, weight.grad = weight.grad, None
     linear_logprob(hidden, weight, targets, chunk=400)[0].backward(grad)
     torch.testing.assert_close(ones, weight.grad, rtol=1e-2, atol=1e-3)
-    torch.testing.assert_close(ones.double(), oracle(hidden, weight, targets, 1.0, grad)[3], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(
+        ones.double(), oracle(hidden, weight, targets, 1.0, grad)[3], rtol=1e-2, atol=1e-2
+    )
 
 
 def test_gradient_of_a_sum():
@@ -168,7 +178,9 @@ def test_gradient_of_a_sum():
     want = oracle(hidden, weight, targets, 1.0, torch.ones(13))
     torch.testing.assert_close(hidden.grad, want[2].float(), rtol=2e-5, atol=2e-6)
     h = hidden.detach().T.contiguous().T.requires_grad_()
-    logp, _ = linear_logprob(h, weight.detach().T.contiguous().T, torch.stack([targets] * 2, 1)[:, 0])
+    logp, _ = linear_logprob(
+        h, weight.detach().T.contiguous().T, torch.stack([targets] * 2, 1)[:, 0]
+    )
     torch.testing.assert_close(logp, want[0].float(), rtol=2e-5, atol=2e-6)
 
 

@@ -23,7 +23,9 @@ def example(dtype=torch.float64, seed=0, spread=0.4):
 
 def weights(mask, completion, normalization="grpo", max_tokens=8):
     lengths = torch.bincount(completion[mask], minlength=len(LENGTHS))
-    return token_weights(lengths, mask, completion, normalization, len(LENGTHS), int(mask.sum()), max_tokens)
+    return token_weights(
+        lengths, mask, completion, normalization, len(LENGTHS), int(mask.sum()), max_tokens
+    )
 
 
 def equation_3(logp, old, ref, advantage, completion, low=0.2, high=0.2, beta=0.04):
@@ -56,7 +58,9 @@ def test_equation_21_is_the_gradient_of_equation_3():
     logp, _, ref, advantage, mask, completion = example()
     w = torch.tensor([1 / (n * len(LENGTHS)) for n in LENGTHS], dtype=torch.float64)[completion]
     coefficient = -(advantage + 0.04 * (torch.exp(ref - logp.detach()) - 1)) * w
-    (autograd,) = torch.autograd.grad(equation_3(logp, logp.detach(), ref, advantage, completion), logp)
+    (autograd,) = torch.autograd.grad(
+        equation_3(logp, logp.detach(), ref, advantage, completion), logp
+    )
     (ours,) = torch.autograd.grad(policy_loss(logp, None, ref, advantage, w)[0], logp)
     torch.testing.assert_close(autograd, coefficient, rtol=1e-13, atol=1e-15)
     torch.testing.assert_close(ours, coefficient, rtol=1e-13, atol=1e-15)
@@ -91,7 +95,9 @@ def test_clip_by_hand(ratio, advantage, value, slope, clipped):
     one = torch.ones(1, dtype=torch.float64)
     loss, stats = policy_loss(logp, 0 * one, None, advantage * one, one)
     loss.backward()
-    assert (loss.item(), logp.grad.item(), stats["clip"].item()) == pytest.approx((value, slope, clipped))
+    assert (loss.item(), logp.grad.item(), stats["clip"].item()) == pytest.approx(
+        (value, slope, clipped)
+    )
     assert stats["ratio"].item() == pytest.approx(ratio)
 
 
@@ -109,11 +115,17 @@ def test_gradcheck(kind, has_old, has_ref):
     logp, old, ref, advantage, mask, completion = example(seed=1)
     w, ref = weights(mask, completion).double(), ref if has_ref else None
     if has_old:
-        assert torch.autograd.gradcheck(lambda x: policy_loss(x, old, ref, advantage, w, kl_kind=kind)[0], (logp,))
+        assert torch.autograd.gradcheck(
+            lambda x: policy_loss(x, old, ref, advantage, w, kl_kind=kind)[0], (logp,)
+        )
     else:
-        (got,) = torch.autograd.grad(policy_loss(logp, None, ref, advantage, w, kl_kind=kind)[0], logp)
+        (got,) = torch.autograd.grad(
+            policy_loss(logp, None, ref, advantage, w, kl_kind=kind)[0], logp
+        )
         fixed = logp.detach().clone()
-        (want,) = torch.autograd.grad(policy_loss(logp, fixed, ref, advantage, w, kl_kind=kind)[0], logp)
+        (want,) = torch.autograd.grad(
+            policy_loss(logp, fixed, ref, advantage, w, kl_kind=kind)[0], logp
+        )
         torch.testing.assert_close(got, want)
 
 
@@ -146,7 +158,9 @@ def test_stats_are_sums_over_policy_tokens():
     mask[2] = mask[6] = False
     _, stats = policy_loss(logp, old, ref, advantage, weights(mask, completion).double())
     x, ratio = logp.detach()[mask], torch.exp(logp.detach() - old)[mask]
-    assert stats["kl"].item() == pytest.approx((torch.exp(ref[mask] - x) - (ref[mask] - x) - 1).sum().item(), rel=1e-6)
+    assert stats["kl"].item() == pytest.approx(
+        (torch.exp(ref[mask] - x) - (ref[mask] - x) - 1).sum().item(), rel=1e-6
+    )
     assert stats["ratio"].item() == pytest.approx(ratio.sum().item())
     a = advantage[mask]
     assert stats["clip"] == (((ratio > 1.2) & (a > 0)) | ((ratio < 0.8) & (a < 0))).sum() > 0
@@ -158,13 +172,17 @@ def test_extreme_ratios_are_finite():
     old, advantage = torch.tensor([-200.0, -200.0, 0.0, 0.0]), torch.tensor([1.0, -1.0, 1.0, -1.0])
     loss, stats = policy_loss(logp, old, torch.full((4,), -1.0), advantage, torch.full((4,), 0.25))
     loss.backward()
-    assert loss.isfinite() and logp.grad.isfinite().all() and all(x.isfinite() for x in stats.values())
+    assert (
+        loss.isfinite() and logp.grad.isfinite().all() and all(x.isfinite() for x in stats.values())
+    )
 
 
 def trl(logp, old, ref, advantage, mask, beta, low, high, loss_type, max_length):
     """The losses of TRL's GRPO trainer on a padded [N, L] batch, advantage [N], restated."""
     ratio = torch.exp(logp - old)
-    loss = -torch.min(ratio * advantage[:, None], ratio.clamp(1 - low, 1 + high) * advantage[:, None])
+    loss = -torch.min(
+        ratio * advantage[:, None], ratio.clamp(1 - low, 1 + high) * advantage[:, None]
+    )
     loss = loss + beta * (torch.exp(ref - logp) - (ref - logp) - 1)
     if loss_type == "grpo":
         return ((loss * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).mean()
@@ -188,7 +206,9 @@ def test_as_trl_on_padded_rows(normalization):
     index = torch.arange(N)[:, None].expand(N, L).reshape(-1)
     w = token_weights(mask.sum(1), mask.reshape(-1), index, normalization, N, int(mask.sum()), 16)
     x = logp.detach().reshape(-1).requires_grad_()
-    loss, _ = policy_loss(x, old.reshape(-1), ref.reshape(-1), advantage[index], w.double(), 0.2, 0.28)
+    loss, _ = policy_loss(
+        x, old.reshape(-1), ref.reshape(-1), advantage[index], w.double(), 0.2, 0.28
+    )
     loss.backward()
     assert loss.item() == pytest.approx(want.item(), rel=1e-6)
     torch.testing.assert_close(x.grad.view(N, L), want_grad, rtol=1e-6, atol=1e-9)
@@ -207,10 +227,14 @@ def test_weights_add_up(lengths, split):
     ):
         whole = token_weights(lengths, mask, index, normalization, N, tokens, 9)
         assert whole.dtype == torch.float32 and whole.sum().item() == pytest.approx(total, rel=1e-5)
-        first = index < split  # a micro-batch of whole completions knows its own lengths and the global counts
+        first = (
+            index < split
+        )  # a micro-batch of whole completions knows its own lengths and the global counts
         parts = [
             token_weights(lengths[:split], mask[first], index[first], normalization, N, tokens, 9),
-            token_weights(lengths[split:], mask[~first], index[~first] - split, normalization, N, tokens, 9),
+            token_weights(
+                lengths[split:], mask[~first], index[~first] - split, normalization, N, tokens, 9
+            ),
         ]
         assert torch.equal(torch.cat(parts), whole)
 
@@ -218,9 +242,17 @@ def test_weights_add_up(lengths, split):
 def test_masked_tokens_weigh_nothing():
     mask = torch.tensor([False, True, True, False, False])
     index = torch.tensor([0, 0, 0, 1, 1])
-    assert token_weights(torch.tensor([2, 0]), mask, index, "grpo", 2, 2, 4).tolist() == [0, 0.25, 0.25, 0, 0]
+    assert token_weights(torch.tensor([2, 0]), mask, index, "grpo", 2, 2, 4).tolist() == [
+        0,
+        0.25,
+        0.25,
+        0,
+        0,
+    ]
     nothing = token_weights(torch.tensor([0, 0]), mask & False, index, "dapo", 2, 0, 4)
-    loss, stats = policy_loss(torch.zeros(5, requires_grad=True), None, None, torch.ones(5), nothing)
+    loss, stats = policy_loss(
+        torch.zeros(5, requires_grad=True), None, None, torch.ones(5), nothing
+    )
     assert loss == 0 and stats["count"] == 0
 
 
@@ -230,7 +262,11 @@ def test_half_precision_log_probs():
     loss, _ = policy_loss(logp, old, ref, advantage, w)
     loss.backward()
     want, _ = policy_loss(*(x.detach().float() for x in (logp, old, ref, advantage)), w)
-    assert loss.dtype == torch.float32 and torch.equal(loss, want) and logp.grad.dtype == torch.bfloat16
+    assert (
+        loss.dtype == torch.float32
+        and torch.equal(loss, want)
+        and logp.grad.dtype == torch.bfloat16
+    )
 
 
 def test_errors():

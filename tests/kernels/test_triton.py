@@ -20,7 +20,11 @@ def test_kernels_in_a_process_of_their_own():
     child = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", here / "triton_cases.py"],
         cwd=here.parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"})},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            **({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}),
+        },
         capture_output=True,
         text=True,
         timeout=600,
@@ -46,6 +50,10 @@ else:
     raise AssertionError
 """
     child = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
     assert child.returncode == 0, child.stderr

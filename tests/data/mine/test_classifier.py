@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from data import InputError
+from data.io import InputError
 from data.mine import classifier, ngrams
 from data.mine.classifier import Settings, Table, bucket_numbers, count_words, load, train
 from data.mine.ngrams import unit_hashes
@@ -26,7 +26,10 @@ def make_texts(words: list[str], count: int, seed: int, length: int = 30) -> lis
     draw = random.Random(seed)
     rare = [f"rare{seed}{i}" for i in range(200)]
     pick = [words, MATH + OTHER, MATH + OTHER + rare]
-    return [" ".join(draw.choice(draw.choice(pick)) for _ in range(draw.randrange(length))) for _ in range(count)]
+    return [
+        " ".join(draw.choice(draw.choice(pick)) for _ in range(draw.randrange(length)))
+        for _ in range(count)
+    ]
 
 
 POSITIVES, NEGATIVES = make_texts(MATH, 40, 1), make_texts(OTHER, 45, 2)
@@ -44,7 +47,11 @@ def features(text: str, words: set[str], settings: Settings) -> list:
 
 
 def kept_words(texts: list[str], settings: Settings) -> set[str]:
-    return {word for word, count in Counter(" </s> ".join([*texts, ""]).split()).items() if count >= settings.min_count}
+    return {
+        word
+        for word, count in Counter(" </s> ".join([*texts, ""]).split()).items()
+        if count >= settings.min_count
+    }
 
 
 def plain_sgd(positives, negatives, settings, seed) -> dict:
@@ -81,11 +88,15 @@ def test_training_is_plain_sgd(block, monkeypatch):
     assert max(map(abs, wanted.values())) > 0.5  # it has learned something
     words = {f: w for f, w in wanted.items() if isinstance(f, str)}
     assert len(found.words) == len(words)
-    values, known = Table(found.words, found.word_weights).find(unit_hashes([" ".join(words)], "space").values)
+    values, known = Table(found.words, found.word_weights).find(
+        unit_hashes([" ".join(words)], "space").values
+    )
     assert known.all()
     np.testing.assert_allclose(values, list(words.values()), rtol=1e-4, atol=1e-5)
     buckets = {f: w for f, w in wanted.items() if isinstance(f, int)}
-    np.testing.assert_allclose(found.bucket_weights[list(buckets)], list(buckets.values()), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        found.bucket_weights[list(buckets)], list(buckets.values()), rtol=1e-4, atol=1e-5
+    )
     assert set(np.flatnonzero(found.bucket_weights)) <= set(buckets)
 
 
@@ -112,10 +123,20 @@ def test_scores_are_those_of_a_plain_mean():
     found = train(POSITIVES, NEGATIVES, SMALL)
     words = kept_words(POSITIVES + NEGATIVES, SMALL)
     table = Table(found.words, found.word_weights)
-    texts = [*make_texts(MATH, 10, 3), *make_texts(OTHER, 10, 4), "", "never seen", "alone", "数", " \n"]
+    texts = [
+        *make_texts(MATH, 10, 3),
+        *make_texts(OTHER, 10, 4),
+        "",
+        "never seen",
+        "alone",
+        "数",
+        " \n",
+    ]
     for text, margin, score in zip(texts, found.margins(texts), found.scores(texts), strict=True):
         weights = [
-            table.find(unit_hashes([f], "space").values)[0][0] if isinstance(f, str) else found.bucket_weights[f]
+            table.find(unit_hashes([f], "space").values)[0][0]
+            if isinstance(f, str)
+            else found.bucket_weights[f]
             for f in features(text, words, SMALL)
         ]
         mean = np.mean(weights) if weights else 0.0
@@ -126,12 +147,16 @@ def test_scores_are_those_of_a_plain_mean():
 def test_margins_do_not_saturate():
     """Where the classifier is sure, scores are 1 or 0 and margins still differ, in the same order."""
     few = trained()
-    sure = replace(few, word_weights=few.word_weights * 100, bucket_weights=few.bucket_weights * 100)
+    sure = replace(
+        few, word_weights=few.word_weights * 100, bucket_weights=few.bucket_weights * 100
+    )
     texts = [*make_texts(MATH, 300, 13), *make_texts(OTHER, 300, 14), "", "theorem " * 1000]
     margins, scores = sure.margins(texts), sure.scores(texts)
     assert margins.dtype == scores.dtype == np.float32 and np.isfinite(margins).all()
     assert (scores == 1).sum() > 50 and len(np.unique(scores)) < 0.9 * len(np.unique(margins))
-    assert len(np.unique(margins)) >= len(set(texts)) - 5  # a few have no known word, or the same ones
+    assert (
+        len(np.unique(margins)) >= len(set(texts)) - 5
+    )  # a few have no known word, or the same ones
     assert (np.diff(scores[np.argsort(margins)]) >= 0).all()
     assert scores.min() >= 0 and scores.max() <= 1
     np.testing.assert_allclose(margins, 100 * few.margins(texts), rtol=1e-4, atol=1e-4)
@@ -165,20 +190,44 @@ def test_it_tells_new_texts_apart():
 @pytest.mark.parametrize("rate, width", [(0.1, 256), (0.5, 64)])
 def test_as_accurate_as_the_library(rate, width, tmp_path):
     """Within half a point in the mean over seeds: with (0.1, 256) hardly trained, with (0.5, 64) well."""
-    fasttext = pytest.importorskip("fasttext", reason="needs the fasttext package: pip install fasttext")
+    fasttext = pytest.importorskip(
+        "fasttext", reason="needs the fasttext package: pip install fasttext"
+    )
     positives, negatives = make_texts(MATH, 400, 9, 60), make_texts(OTHER, 400, 10, 60)
-    texts, labels = make_texts(MATH, 1000, 11, 60) + make_texts(OTHER, 1000, 12, 60), np.repeat([True, False], 1000)
-    rows = [f"__label__math {text}" for text in positives] + [f"__label__other {text}" for text in negatives]
+    texts, labels = (
+        make_texts(MATH, 1000, 11, 60) + make_texts(OTHER, 1000, 12, 60),
+        np.repeat([True, False], 1000),
+    )
+    rows = [f"__label__math {text}" for text in positives] + [
+        f"__label__other {text}" for text in negatives
+    ]
     path, ours, theirs = tmp_path / "train.txt", [], []
     for seed in range(3):
         random.Random(seed).shuffle(rows)
         path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-        library = fasttext.train_supervised(str(path), dim=width, lr=rate, wordNgrams=3, minCount=3, epoch=3,
-                                            bucket=2**16, thread=1, seed=seed, verbose=0)
+        library = fasttext.train_supervised(
+            str(path),
+            dim=width,
+            lr=rate,
+            wordNgrams=3,
+            minCount=3,
+            epoch=3,
+            bucket=2**16,
+            thread=1,
+            seed=seed,
+            verbose=0,
+        )
         # the method of the library's Python class fails under NumPy 2; the one that it calls does not
-        found = [dict((b, a) for a, b in library.f.predict(text + "\n", 2, 0.0, "strict")) for text in texts]
+        found = [
+            dict((b, a) for a, b in library.f.predict(text + "\n", 2, 0.0, "strict"))
+            for text in texts
+        ]
         theirs.append([one["__label__math"] for one in found])
-        ours.append(train(positives, negatives, Settings(width=width, rate=rate, buckets=2**16), seed).scores(texts))
+        ours.append(
+            train(
+                positives, negatives, Settings(width=width, rate=rate, buckets=2**16), seed
+            ).scores(texts)
+        )
     accuracy = [((np.array(scores) > 0.5) == labels).mean() for scores in (ours, theirs)]
     assert accuracy[1] > 0.9 and abs(accuracy[0] - accuracy[1]) <= 0.005
     assert np.corrcoef(np.mean(ours, 0), np.mean(theirs, 0))[0, 1] > 0.97
@@ -197,15 +246,32 @@ def test_a_rare_word_has_no_number_but_its_ngrams_do():
 def test_explained_shares_are_the_logit():
     text = POSITIVES[3]
     shares = trained().explain(text, 10**6)
-    assert sum(share for _, share in shares) == pytest.approx(trained().margins([text])[0], abs=1e-5)
-    assert [abs(share) for _, share in shares] == sorted((abs(share) for _, share in shares), reverse=True)
-    assert trained().explain(text, 2) == shares[:2] and [string for string, _ in trained().explain("", 5)] == ["</s>"]
+    assert sum(share for _, share in shares) == pytest.approx(
+        trained().margins([text])[0], abs=1e-5
+    )
+    assert [abs(share) for _, share in shares] == sorted(
+        (abs(share) for _, share in shares), reverse=True
+    )
+    assert trained().explain(text, 2) == shares[:2] and [
+        string for string, _ in trained().explain("", 5)
+    ] == ["</s>"]
     assert dict(trained().explain("theorem 证明", 10)).keys() == {
-        "theorem", "证", "明", "</s>", "theorem 证", "证 明", "明 </s>", "theorem 证 明", "证 明 </s>"
+        "theorem",
+        "证",
+        "明",
+        "</s>",
+        "theorem 证",
+        "证 明",
+        "明 </s>",
+        "theorem 证 明",
+        "证 明 </s>",
     }
 
 
-@given(st.lists(st.integers(1, 2**64 - 1), unique=True, max_size=60), st.lists(st.integers(1, 2**64 - 1), max_size=9))
+@given(
+    st.lists(st.integers(1, 2**64 - 1), unique=True, max_size=60),
+    st.lists(st.integers(1, 2**64 - 1), max_size=9),
+)
 def test_table_is_a_dictionary(keys, others):
     values = np.arange(len(keys)) * 3
     asked = np.array([*keys, *others, *others], np.uint64)
@@ -217,7 +283,9 @@ def test_table_is_a_dictionary(keys, others):
 def test_table_where_all_want_one_slot():
     keys = np.arange(1, 200, dtype=np.uint64) | np.uint64(2**64 - 2**32)
     found, known = Table(keys[::2], np.arange(100)).find(keys)
-    assert known.tolist() == [i % 2 == 0 for i in range(199)] and found[::2].tolist() == list(range(100))
+    assert known.tolist() == [i % 2 == 0 for i in range(199)] and found[::2].tolist() == list(
+        range(100)
+    )
 
 
 @given(st.lists(st.integers(0, 20), max_size=80), st.integers(1, 5))
@@ -227,14 +295,19 @@ def test_counted_words_are_those_of_a_counter(values, least):
         found = count_words(np.array(values, np.uint64), least)
     finally:
         classifier._COUNTED = before
-    assert found.tolist() == sorted(value for value, count in Counter(values).items() if count >= least)
+    assert found.tolist() == sorted(
+        value for value, count in Counter(values).items() if count >= least
+    )
 
 
 def test_saved_and_loaded(tmp_path):
     path = tmp_path / "deep" / "classifier.npz"
     trained().save(path)
     back = load(path)
-    assert back.settings == trained().settings and (back.scores(POSITIVES) == trained().scores(POSITIVES)).all()
+    assert (
+        back.settings == trained().settings
+        and (back.scores(POSITIVES) == trained().scores(POSITIVES)).all()
+    )
     first = path.read_bytes()
     back.save(path)
     assert path.read_bytes() == first and list(path.parent.iterdir()) == [path]

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import InputError, problems, write_jsonl
+from data.io import InputError, write_jsonl
 from data.mine import decontaminate
 from data.mine.decontaminate import Index, Item, decontaminate_shard, read_benchmarks
 from data.mine.ngrams import unit_hashes
+from data.problems import readers
 
 TEN = "one two three four five six seven eight nine ten"
 
@@ -26,49 +27,82 @@ def index(folder, *rows, **options):
 
 # ---- The rule --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("text, found", [
-    (f"so {TEN} so", [("question", TEN)]),
-    ("so ONE, two\nthree\tfour -- five (six) [seven] eight: nine... Ten!", [
-        ("question", "one, two\nthree\tfour -- five (six) [seven] eight: nine... ten")]),
-    (TEN[: TEN.rindex(" ")], []),  # nine of ten
-    (TEN.replace("five", "five and"), []),
-    (f"{TEN} eleven twelve", [("question", f"{TEN} eleven twelve")]),
-    (f"{TEN} eleven x {TEN}", [("question", f"{TEN} eleven"), ("question", TEN)]),
-    ("x equals seven", [("answer", "x equals seven")]),
-    ("that x equals, seven", [("answer", "x equals, seven")]),
-    ("x equals", []),
-    ("seven x equals", []),
-    ("eighteen", []),
-    ("a b c d e f g h i", [("solution", "a b c d e f g h i")]),
-    ("a b c d e f g h", []),
-    ("小明有三个苹果，小红有五个", [("question", "小明有三个苹果,小红有五个")]),  # as NFKC writes it
-    ("他说小明有３个苹果", []),
-    ("小明有三个苹果。小红", []),  # nine characters
-    ("", []),
-])  # fmt: skip
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        (f"so {TEN} so", [("question", TEN)]),
+        (
+            "so ONE, two\nthree\tfour -- five (six) [seven] eight: nine... Ten!",
+            [("question", "one, two\nthree\tfour -- five (six) [seven] eight: nine... ten")],
+        ),
+        (TEN[: TEN.rindex(" ")], []),  # nine of ten
+        (TEN.replace("five", "five and"), []),
+        (f"{TEN} eleven twelve", [("question", f"{TEN} eleven twelve")]),
+        (f"{TEN} eleven x {TEN}", [("question", f"{TEN} eleven"), ("question", TEN)]),
+        ("x equals seven", [("answer", "x equals seven")]),
+        ("that x equals, seven", [("answer", "x equals, seven")]),
+        ("x equals", []),
+        ("seven x equals", []),
+        ("eighteen", []),
+        ("a b c d e f g h i", [("solution", "a b c d e f g h i")]),
+        ("a b c d e f g h", []),
+        (
+            "小明有三个苹果，小红有五个",
+            [("question", "小明有三个苹果,小红有五个")],
+        ),  # as NFKC writes it
+        ("他说小明有３个苹果", []),
+        ("小明有三个苹果。小红", []),  # nine characters
+        ("", []),
+    ],
+)
 def test_the_rule(tmp_path, text, found):
     known = index(
         tmp_path,
         {"question": f"{TEN} eleven twelve", "answer": "x equals seven"},
-        {"question": "小明有三个苹果，小红有五个", "answer": "eighteen", "solution": "a b c d e f g h i"},
+        {
+            "question": "小明有三个苹果，小红有五个",
+            "answer": "eighteen",
+            "solution": "a b c d e f g h i",
+        },
     )
     assert [(match.field, match.text) for match in known.matches([text])[0]] == found
-    assert known.counts == {"files": 1, "passed_over": 0, "problems": 2, "texts": 5, "long": 2, "short": 2,
-                            "ignored": 1, "grams": 3 + 3 + 2}
+    assert known.counts == {
+        "files": 1,
+        "passed_over": 0,
+        "problems": 2,
+        "texts": 5,
+        "long": 2,
+        "short": 2,
+        "ignored": 1,
+        "grams": 3 + 3 + 2,
+    }
 
 
 def test_what_lies_between_two_matches_is_in_neither(tmp_path):
     letters = "a b c d e f g h i j k"
     known = index(tmp_path, {"question": f"{TEN} and {letters}"})
     assert [match.text for match in known.matches([f"{TEN} or {letters}"])[0]] == [TEN, letters]
-    assert [match.text for match in known.matches([f"{TEN} and {letters}"])[0]] == [f"{TEN} and {letters}"]
+    assert [match.text for match in known.matches([f"{TEN} and {letters}"])[0]] == [
+        f"{TEN} and {letters}"
+    ]
 
 
 def test_short_answers_may_be_left_out(tmp_path):
-    rows = {"question": "what is it", "answer": "1, 2, 3"}, {"question": f"{TEN} so", "answer": f"well {TEN}"}
-    assert [len(found) for found in index(tmp_path, *rows).matches(["1 2 3", "what is it", f"well {TEN}"])] == [1, 1, 2]
+    rows = (
+        {"question": "what is it", "answer": "1, 2, 3"},
+        {"question": f"{TEN} so", "answer": f"well {TEN}"},
+    )
+    assert [
+        len(found)
+        for found in index(tmp_path, *rows).matches(["1 2 3", "what is it", f"well {TEN}"])
+    ] == [1, 1, 2]
     known = index(tmp_path, *rows, short_answers=False)
-    assert [len(found) for found in known.matches(["1 2 3", "what is it", f"well {TEN}"])] == [0, 1, 2]
+    assert [len(found) for found in known.matches(["1 2 3", "what is it", f"well {TEN}"])] == [
+        0,
+        1,
+        2,
+    ]
     assert known.counts["ignored"] == 1
 
 
@@ -78,21 +112,33 @@ page_texts = st.lists(st.sampled_from(ALPHABET), max_size=60)
 
 
 @settings(max_examples=40)
-@given(items=st.lists(sequences, min_size=1, max_size=6), pages=st.lists(page_texts, max_size=4), cut=st.integers(0, 4),
-       planted=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.integers(0, 20)), max_size=3))  # fmt: skip
+@given(
+    items=st.lists(sequences, min_size=1, max_size=6),
+    pages=st.lists(page_texts, max_size=4),
+    cut=st.integers(0, 4),
+    planted=st.lists(
+        st.tuples(st.integers(0, 5), st.integers(0, 3), st.integers(0, 20)), max_size=3
+    ),
+)
 def test_against_sets_of_tuples(tmp_path_factory, items, pages, cut, planted):
     for item, page, at in planted:
         if item < len(items) and page < len(pages):
             pages[page][at:at] = items[item]
     folder = tmp_path_factory.mktemp("b")
-    known = index(folder, *({"question": " ".join(item) or ".", "id": i} for i, item in enumerate(items)))
+    known = index(
+        folder, *({"question": " ".join(item) or ".", "id": i} for i, item in enumerate(items))
+    )
 
     def grams(units, n):
         return {tuple(units[k : k + n]) for k in range(len(units) - n + 1)}
 
     wanted = []
     for page in pages:
-        whole = {i for i, item in enumerate(items) if 3 <= len(item) < 10 and tuple(item) in grams(page, len(item))}
+        whole = {
+            i
+            for i, item in enumerate(items)
+            if 3 <= len(item) < 10 and tuple(item) in grams(page, len(item))
+        }
         parts = {i for i, item in enumerate(items) if grams(item, 10) & grams(page, 10)}
         wanted.append(whole | parts)
     texts = [" ".join(page) for page in pages]
@@ -101,17 +147,25 @@ def test_against_sets_of_tuples(tmp_path_factory, items, pages, cut, planted):
         assert bool(here) == bool(there) and {int(match.id) for match in here} <= there
         for match in here:  # what is called a match is in both
             units, item = match.text.split(), items[int(match.id)]
-            assert tuple(units) in grams(page, len(units)) and tuple(units) in grams(item, len(units))
+            assert tuple(units) in grams(page, len(units)) and tuple(units) in grams(
+                item, len(units)
+            )
             assert len(units) >= 10 or units == item
     assert found == known.matches(texts[:cut]) + known.matches(texts[cut:])
     known.save(folder / "index.npz")
     again = Index.load(folder / "index.npz")
-    assert again.matches(texts) == found and again.items == known.items and again.counts == known.counts
+    assert (
+        again.matches(texts) == found
+        and again.items == known.items
+        and again.counts == known.counts
+    )
 
 
 def test_a_collision_of_hashes_is_no_match(tmp_path, monkeypatch):
     """With hashes that are all the same, everything is found by hash, and only what is equal is a match."""
-    monkeypatch.setattr(decontaminate, "ngram_hashes", lambda units, n: _same(decontaminate_ngrams(units, n)))
+    monkeypatch.setattr(
+        decontaminate, "ngram_hashes", lambda units, n: _same(decontaminate_ngrams(units, n))
+    )
     known = index(tmp_path, {"question": TEN}, {"question": "x equals seven"})
     assert known.matches(["v w x y z", f"so {TEN}", "q x equals seven"])[0] == []
     assert [bool(found) for found in known.matches(["v w x y z", f"so {TEN}"])] == [False, True]
@@ -124,8 +178,15 @@ def _same(hashes):
     return type(hashes)(np.full_like(hashes.values, 7), hashes.offsets)
 
 
-@given(st.text(st.one_of(st.sampled_from("aZ09 ß\u00d7\u00bf\u2019\u3040\u303f\u9fff数🙂𝑥한\ue000\U00040000"),
-                         st.characters()), max_size=30))  # fmt: skip
+@given(
+    st.text(
+        st.one_of(
+            st.sampled_from("aZ09 ß\u00d7\u00bf\u2019\u3040\u303f\u9fff数🙂𝑥한\ue000\U00040000"),
+            st.characters(),
+        ),
+        max_size=30,
+    )
+)
 def test_units_are_those_of_the_hashes(text):
     """The regular expression that verifies, and the table that hashes, split alike."""
     units = decontaminate._units(text)
@@ -136,11 +197,16 @@ def test_units_are_those_of_the_hashes(text):
 
 # ---- Real benchmarks -------------------------------------------------------------------------------------------------
 
+
 def disguised(rng, question):
     """The question with other case, punctuation, line breaks and full-width digits."""
     question = question.upper() if rng.random() < 0.5 else question.swapcase()
-    question = re.sub(r"[,.?!'’，。？！、]", lambda _: rng.choice([" ", "\n", " - ", "……", "; "]), question)
-    question = re.sub(" ", lambda _: rng.choice([" ", "\n", "  ", " <b> ".replace("b", "/")]), question)
+    question = re.sub(
+        r"[,.?!'’，。？！、]", lambda _: rng.choice([" ", "\n", " - ", "……", "; "]), question
+    )
+    question = re.sub(
+        " ", lambda _: rng.choice([" ", "\n", "  ", " <b> ".replace("b", "/")]), question
+    )
     return question.translate(str.maketrans("0123456789", "０１２３４５６７８９"))
 
 
@@ -161,8 +227,10 @@ def benchmarks(real, tmp_path_factory):
         (folder / name).symlink_to(real(name).resolve())
     items, counts = read_benchmarks(folder)
     assert counts["problems"] == 1319 + 250
-    questions = {name: [item for item in items if item.benchmark == name and item.field == "question"]
-                 for name in ("gsm8k/test.jsonl", "mgsm/mgsm_zh.tsv")}  # fmt: skip
+    questions = {
+        name: [item for item in items if item.benchmark == name and item.field == "question"]
+        for name in ("gsm8k/test.jsonl", "mgsm/mgsm_zh.tsv")
+    }
     return folder, Index.build(folder), questions
 
 
@@ -172,8 +240,10 @@ def test_every_planted_question_is_found(benchmarks, name, count):
     rng = random.Random(0)
     assert len(questions[name]) == count
     planted = rng.sample(questions[name], 200)
-    pages = [text[:2000] + "\n" + disguised(rng, item.text) + text[2000:4000]
-             for item, text in zip(planted, documents(len(planted)), strict=True)]  # fmt: skip
+    pages = [
+        text[:2000] + "\n" + disguised(rng, item.text) + text[2000:4000]
+        for item, text in zip(planted, documents(len(planted)), strict=True)
+    ]
     for item, found in zip(planted, known.matches(pages), strict=True):
         assert any(match[:3] == item[:3] for match in found)
     assert not any(known.matches([text[:4000] for text in documents(200)]))
@@ -191,7 +261,9 @@ def test_other_chinese_problems_by_brute_force(real, tmp_path):
     (tmp_path / "mgsm_zh.tsv").symlink_to(real("mgsm/mgsm_zh.tsv").resolve())
     known = Index.build(tmp_path)
     lines = real("deepseek-math-eval/cmath/test.jsonl").read_text().splitlines()
-    texts = [json.loads(line)["question"] for line in lines] + [item.text for item in known.items[:10:2]]
+    texts = [json.loads(line)["question"] for line in lines] + [
+        item.text for item in known.items[:10:2]
+    ]
 
     def grams(text):
         units = decontaminate._units(text)
@@ -206,6 +278,7 @@ def test_other_chinese_problems_by_brute_force(real, tmp_path):
 
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
+
 def test_formats(tmp_path):
     def write(name, text):
         path = tmp_path / name
@@ -216,12 +289,24 @@ def test_formats(tmp_path):
     write("a.jsonl", lines)
     write("b.jsonl.gz", gzip.compress(lines.encode()))
     write("g.jsonl", '{"question": "Q", "answer": "<<1+1=2>>2\\n#### 2"}')
-    write("math/algebra/1.json", '{"problem": "P", "level": "Level 1", "type": "Algebra", "solution": "S"}')
-    write("bbh.json", '{"canary": "c", "examples": [{"input": "I1", "target": "T1"}, {"input": "I2", "target": "T2"}]}')
-    write("list.json", '[{"input": "I", "output": ["O1", "O2"], "other": {"solution": "S", "source": "no"}}]')
+    write(
+        "math/algebra/1.json",
+        '{"problem": "P", "level": "Level 1", "type": "Algebra", "solution": "S"}',
+    )
+    write(
+        "bbh.json",
+        '{"canary": "c", "examples": [{"input": "I1", "target": "T1"}, {"input": "I2", "target": "T2"}]}',
+    )
+    write(
+        "list.json",
+        '[{"input": "I", "output": ["O1", "O2"], "other": {"solution": "S", "source": "no"}}]',
+    )
     chat = '{"id": "0", "messages": [{"role": "user", "content": "C"}], "answer": "18"}'
     write("chat.jsonl", chat + '\n{"question": "x"}')
-    write("svamp.json", '[{"ID": "c", "Body": "B.", "Question": "Q?", "Answer": 3.0, "Equation": "no"}]')
+    write(
+        "svamp.json",
+        '[{"ID": "c", "Body": "B.", "Question": "Q?", "Answer": 3.0, "Equation": "no"}]',
+    )
     write("plain.tsv", "Q1\t18\nQ2\t19\n")
     write("header.csv", "Question,Options,Answer\nQ1,no,A1\n")
     write("mmlu.csv", "Q1,no,no,no,no,A\n")
@@ -233,17 +318,41 @@ def test_formats(tmp_path):
     found = {}
     for item in items:
         found.setdefault(item.benchmark, []).append(tuple(item[1:]))
-    two = [("one", "question", "Q1"), ("one", "answer", "A1"), ("2", "problem", "Q2"), ("2", "golden", "2.5")]
+    two = [
+        ("one", "question", "Q1"),
+        ("one", "answer", "A1"),
+        ("2", "problem", "Q2"),
+        ("2", "golden", "2.5"),
+    ]
     assert found == {
         "a.jsonl": two,
         "b.jsonl.gz": two,
-        "g.jsonl": [("1", "question", "Q"), ("1", "answer", "<<1+1=2>>2\n#### 2"), ("1", "answer", "2\n#### 2")],
+        "g.jsonl": [
+            ("1", "question", "Q"),
+            ("1", "answer", "<<1+1=2>>2\n#### 2"),
+            ("1", "answer", "2\n#### 2"),
+        ],
         "math/algebra/1.json": [("1", "problem", "P"), ("1", "solution", "S")],
-        "bbh.json": [("1", "input", "I1"), ("1", "target", "T1"), ("2", "input", "I2"), ("2", "target", "T2")],
-        "list.json": [("1", "input", "I"), ("1", "output", "O1"), ("1", "output", "O2"), ("1", "solution", "S")],
+        "bbh.json": [
+            ("1", "input", "I1"),
+            ("1", "target", "T1"),
+            ("2", "input", "I2"),
+            ("2", "target", "T2"),
+        ],
+        "list.json": [
+            ("1", "input", "I"),
+            ("1", "output", "O1"),
+            ("1", "output", "O2"),
+            ("1", "solution", "S"),
+        ],
         "chat.jsonl": [("0", "content", "C"), ("0", "answer", "18"), ("2", "question", "x")],
         "svamp.json": [("c", "question", "B. Q?"), ("c", "answer", "3")],
-        "plain.tsv": [("1", "question", "Q1"), ("1", "answer", "18"), ("2", "question", "Q2"), ("2", "answer", "19")],
+        "plain.tsv": [
+            ("1", "question", "Q1"),
+            ("1", "answer", "18"),
+            ("2", "question", "Q2"),
+            ("2", "answer", "19"),
+        ],
         "header.csv": [("2", "question", "Q1"), ("2", "answer", "A1")],
         "mmlu.csv": [("1", "question", "Q1"), ("1", "answer", "A")],
         "mawps.csv": [("mawps-1", "question", "1 + 2?"), ("mawps-1", "answer", "3")],
@@ -251,29 +360,36 @@ def test_formats(tmp_path):
     assert counts == {"files": 12, "passed_over": 1, "problems": 17, "texts": len(items)}
 
 
-@pytest.mark.parametrize("name", ["gsm8k/test.jsonl", "word-problems/SVAMP.json", "word-problems/mawps_fold0.csv"])
+@pytest.mark.parametrize(
+    "name", ["gsm8k/test.jsonl", "word-problems/SVAMP.json", "word-problems/mawps_fold0.csv"]
+)
 def test_what_problems_load_reads_is_read_here(real, tmp_path, name):
     (tmp_path / real(name).name).symlink_to(real(name).resolve())
     texts = {item.text for item in read_benchmarks(tmp_path)[0]}
-    loaded = problems.load(real(name))
+    loaded = readers.load(real(name))
     assert all(problem.question in texts for problem in loaded)
     if name.startswith("gsm8k"):
-        assert all(any(text.startswith(problem.solution) for text in texts) for problem in loaded[:50])
+        assert all(
+            any(text.startswith(problem.solution) for text in texts) for problem in loaded[:50]
+        )
 
 
-@pytest.mark.parametrize("name, content, message", [
-    (None, None, "nowhere: no such folder"),
-    ("README.md", "text", "holds no benchmark"),
-    ("a.jsonl", "", "a.jsonl: holds no problem"),
-    ("a.json", "[]", "a.json: holds no problem"),
-    ("a.csv", "", "a.csv: holds no problem"),
-    ("a.jsonl", '{"question": "Q"}\n{"question": "Q"\n', "a.jsonl:2: not valid JSON"),
-    ("a.jsonl", '{"question": "Q"}\n{"answer": "A"}\n', "a.jsonl: problem 2 has no question"),
-    ("a.jsonl", '{"question": "Q"}\n3\n', "a.jsonl: problem 2 has no question"),
-    ("a.jsonl.gz", b"no gzip", "a.jsonl.gz: cannot be read"),
-    ("a.jsonl.gz", gzip.compress(b"{}", mtime=0)[:-9], "a.jsonl.gz: cannot be read"),
-    ("a.jsonl", b"\xff\xfe", "a.jsonl: not UTF-8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        (None, None, "nowhere: no such folder"),
+        ("README.md", "text", "holds no benchmark"),
+        ("a.jsonl", "", "a.jsonl: holds no problem"),
+        ("a.json", "[]", "a.json: holds no problem"),
+        ("a.csv", "", "a.csv: holds no problem"),
+        ("a.jsonl", '{"question": "Q"}\n{"question": "Q"\n', "a.jsonl:2: not valid JSON"),
+        ("a.jsonl", '{"question": "Q"}\n{"answer": "A"}\n', "a.jsonl: problem 2 has no question"),
+        ("a.jsonl", '{"question": "Q"}\n3\n', "a.jsonl: problem 2 has no question"),
+        ("a.jsonl.gz", b"no gzip", "a.jsonl.gz: cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b"{}", mtime=0)[:-9], "a.jsonl.gz: cannot be read"),
+        ("a.jsonl", b"\xff\xfe", "a.jsonl: not UTF-8"),
+    ],
+)
 def test_bad_benchmarks_are_named(tmp_path, name, content, message):
     folder = tmp_path / ("folder" if name else "nowhere")
     if name:
@@ -298,11 +414,16 @@ def test_bad_index(tmp_path):
 
 # ---- Shards ----------------------------------------------------------------------------------------------------------
 
+
 def test_shard(tmp_path):
     (tmp_path / "benchmarks").mkdir()
-    known = index(tmp_path / "benchmarks", {"question": TEN, "id": 5}, {"question": "x equals seven"})
+    known = index(
+        tmp_path / "benchmarks", {"question": TEN, "id": 5}, {"question": "x equals seven"}
+    )
     known.save(tmp_path / "index.npz")
-    pages = [{"url": f"u{i}", "text": f"page {i} of many", "lang": "en", "date": ""} for i in range(40)]
+    pages = [
+        {"url": f"u{i}", "text": f"page {i} of many", "lang": "en", "date": ""} for i in range(40)
+    ]
     pages[7]["text"] += f". {TEN.title()}! And x equals seven"
     pages[30]["text"] = f"{TEN} eleven"
     source = tmp_path / "part-00000.jsonl"
@@ -316,15 +437,20 @@ def test_shard(tmp_path):
         drops = [json.loads(line) for line in (tmp_path / "drops.jsonl").read_text().splitlines()]
         first = {"benchmark": "b.jsonl", "id": "5", "field": "question", "text": TEN}
         second = {"benchmark": "b.jsonl", "id": "2", "field": "question", "text": "x equals seven"}
-        assert drops == [{"line": 8, "url": "u7", "page": True, "matches": [first, second]},
-                         {"line": 31, "url": "u30", "page": True, "matches": [first]}]
+        assert drops == [
+            {"line": 8, "url": "u7", "page": True, "matches": [first, second]},
+            {"line": 31, "url": "u30", "page": True, "matches": [first]},
+        ]
     # another index under the same name is seen
     index(tmp_path / "benchmarks", {"question": "page 3 of many"}).save(tmp_path / "index.npz")
     counts = decontaminate_shard(*files)
     assert counts["dropped"] == 1
     write_jsonl(source, [])
     counts = decontaminate_shard(*files)
-    assert counts == {"in": 0, "out": 0, "dropped": 0, "cut": 0} and (tmp_path / "to.jsonl").read_text() == ""
+    assert (
+        counts == {"in": 0, "out": 0, "dropped": 0, "cut": 0}
+        and (tmp_path / "to.jsonl").read_text() == ""
+    )
     source.write_text('{"url": "u"}\n')
     with pytest.raises(InputError, match="part-00000.jsonl:1: not a page"):
         decontaminate_shard(*files)
@@ -335,8 +461,14 @@ def test_only_paragraphs_with_a_match_go(tmp_path):
     known = index(tmp_path / "benchmarks", {"question": TEN, "id": 5})
     known.save(tmp_path / "index.npz")
     half = " ".join(TEN.split()[:5]), " ".join(TEN.split()[5:])
-    texts = [f"before\n\n{TEN}, that is it\n \nafter", TEN, "", "as it was\n\n\nhere", "\n\n".join(half),
-             f"a\n\n{half[0]}\n\n{TEN}\n\n{half[1]}"]  # fmt: skip
+    texts = [
+        f"before\n\n{TEN}, that is it\n \nafter",
+        TEN,
+        "",
+        "as it was\n\n\nhere",
+        "\n\n".join(half),
+        f"a\n\n{half[0]}\n\n{TEN}\n\n{half[1]}",
+    ]
     source = tmp_path / "part-00000.jsonl"
     write_jsonl(source, ({"url": str(i), "text": text} for i, text in enumerate(texts)))
     files = source, tmp_path / "index.npz", tmp_path / "to.jsonl", tmp_path / "drops.jsonl"
@@ -344,9 +476,18 @@ def test_only_paragraphs_with_a_match_go(tmp_path):
     assert counts == {"in": 6, "out": 3, "dropped": 3, "cut": 1, "benchmark b.jsonl": 4}
     left = [json.loads(line) for line in (tmp_path / "to.jsonl").read_text().splitlines()]
     # what a paragraph break hides goes with the page, also where it comes together only by the cut
-    assert left == [{"url": "0", "text": "before\n\nafter"}, {"url": "2", "text": ""}, {"url": "3", "text": texts[3]}]
+    assert left == [
+        {"url": "0", "text": "before\n\nafter"},
+        {"url": "2", "text": ""},
+        {"url": "3", "text": texts[3]},
+    ]
     rows = [json.loads(line) for line in (tmp_path / "drops.jsonl").read_text().splitlines()]
-    assert [(row["line"], row["page"]) for row in rows] == [(1, False), (2, True), (5, True), (6, True)]
+    assert [(row["line"], row["page"]) for row in rows] == [
+        (1, False),
+        (2, True),
+        (5, True),
+        (6, True),
+    ]
     with pytest.raises(InputError, match="part 'line': unknown; choose one of page, paragraph"):
         decontaminate_shard(*files, part="line")
 

@@ -21,11 +21,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import InputError, read_jsonl, synthetic_web, write_jsonl
+from data.io import InputError, read_jsonl, write_jsonl
 from data.mine import __main__ as commands
 from data.mine import domains, loop, recall, report, steps
 from data.shards import Shards
 from data.tokenizer import Tokenizer, train
+from data.world import web as synthetic_web
 
 ROOT = Path(__file__).parents[3]
 PAGES, FILES = 480, 6
@@ -62,7 +63,9 @@ def cut(margins, tokens, limit, folder) -> float:
 
 
 # few different values, some of which share their upper 16 bits, so that there are ties and both passes are needed
-close = st.sampled_from([1.0, 1.0 + 2**-20, 1.0 + 2**-15, 2.0, -1.0, -1.0 - 2**-20, 0.0, 17.5, -3e-39])
+close = st.sampled_from(
+    [1.0, 1.0 + 2**-20, 1.0 + 2**-15, 2.0, -1.0, -1.0 - 2**-20, 0.0, 17.5, -3e-39]
+)
 
 
 pages = st.lists(st.tuples(floats | close, st.integers(1, 50)), min_size=1, max_size=40)
@@ -84,10 +87,16 @@ def test_the_cut_keeps_as_many_tokens_as_fit(pages, limit, tmp_path_factory):
         kept.add(margin)
     folder = tmp_path_factory.mktemp("cut")
     if len(kept) == len(by_score):
-        with pytest.raises(InputError, match=f"--keep_tokens {limit}: the pages have {taken} tokens, so all would be"):
+        with pytest.raises(
+            InputError,
+            match=f"--keep_tokens {limit}: the pages have {taken} tokens, so all would be",
+        ):
             cut(margins, tokens, limit, folder)
     elif not kept:
-        with pytest.raises(InputError, match=f"--keep_tokens {limit}: the best page alone has more tokens; give more"):
+        with pytest.raises(
+            InputError,
+            match=f"--keep_tokens {limit}: the best page alone has more tokens; give more",
+        ):
             cut(margins, tokens, limit, folder)
     else:
         least = np.float32(cut(margins, tokens, limit, folder))
@@ -101,13 +110,21 @@ def test_collect_shard(tmp_path):
     scores["margin"], scores["tokens"] = [3, -2, 0.5, 1, 4, -1], [1, 2, 4, 8, 16, 32]
     recall.save(tmp_path / "scores.npy", scores)
     np.save(tmp_path / "before.npy", np.array([True, True, False, True, False, False]))
-    files = tmp_path / "part.jsonl", tmp_path / "scores.npy", 0.5, tmp_path / "before.npy", tmp_path / "kept.npy"
+    files = (
+        tmp_path / "part.jsonl",
+        tmp_path / "scores.npy",
+        0.5,
+        tmp_path / "before.npy",
+        tmp_path / "kept.npy",
+    )
     counts = recall.collect_shard(*files)
     assert np.load(tmp_path / "kept.npy").tolist() == [True, False, True, True, True, False]
     near = counts.pop("nearest")
     assert counts == {"pages": 6, "collected": 4, "again": 2, "tokens": 29}
-    assert near == {"kept": [[3, "u0", "text 0"], [0.5, "u2", "text 2"], [1, "u3", "text 3"]],
-                    "dropped": [[-2, "u1", "text 1"], [-1, "u5", "text 5"]]}  # fmt: skip
+    assert near == {
+        "kept": [[3, "u0", "text 0"], [0.5, "u2", "text 2"], [1, "u3", "text 3"]],
+        "dropped": [[-2, "u1", "text 1"], [-1, "u5", "text 5"]],
+    }
     other = {"nearest": {"kept": [[0.75, "v", ""]], "dropped": [[0.25, "w", ""], [-9, "x", ""]]}}
     assert recall.nearest([{"nearest": near}, other], 0.5) == {
         "kept": [[0.5, "u2", "text 2"], [0.75, "v", ""], [1, "u3", "text 3"]],
@@ -120,15 +137,29 @@ def test_collect_shard(tmp_path):
 
 def test_examples_of_a_round(tmp_path):
     """Annotated and not collected: positives, for good. Neither: negatives."""
-    urls = ["http://a.example/math/1", "http://a.example/math/2", "http://a.example/news/3", "http://b.example/4",
-            "http://b.example/5", "http://c.example/6"]  # fmt: skip
+    urls = [
+        "http://a.example/math/1",
+        "http://a.example/math/2",
+        "http://a.example/news/3",
+        "http://b.example/4",
+        "http://b.example/5",
+        "http://c.example/6",
+    ]
     shard = tmp_path / "part-00000.jsonl"
     write_jsonl(shard, ({"url": url, "text": url[-1]} for url in urls))
     np.save(tmp_path / "kept.npy", np.array([True, False, False, True, False, False]))
     np.save(tmp_path / "added.npy", np.array([False, False, False, True, False, True]))
     domains.write_annotations(tmp_path / "annotation.txt", ["a.example/math"], "")
     target = tmp_path / "examples.npy"
-    args = shard, tmp_path / "kept.npy", tmp_path / "added.npy", tmp_path / "annotation.txt", 1.0, 0, target
+    args = (
+        shard,
+        tmp_path / "kept.npy",
+        tmp_path / "added.npy",
+        tmp_path / "annotation.txt",
+        1.0,
+        0,
+        target,
+    )
 
     def texts(kind):
         return "".join(row["text"] for _, row in read_jsonl(target.with_suffix(f".{kind}.jsonl")))
@@ -136,10 +167,16 @@ def test_examples_of_a_round(tmp_path):
     assert steps.sample_shard(*args) == {"positives": 3, "negatives": 2}
     assert (texts("positives"), texts("negatives")) == ("246", "35")
     assert np.load(target).tolist() == [False, True, False, True, False, True]
-    assert steps.sample_shard(shard, None, None, None, 1.0, 0, target) == {"positives": 0, "negatives": 6}
+    assert steps.sample_shard(shard, None, None, None, 1.0, 0, target) == {
+        "positives": 0,
+        "negatives": 6,
+    }
     assert texts("negatives") == "123456"
     write_jsonl(shard, ({"url": f"u{i}", "text": ""} for i in range(4000)))
-    drawn = [steps.sample_shard(shard, None, None, None, 0.25, seed, target)["negatives"] for seed in (0, 1, 0)]
+    drawn = [
+        steps.sample_shard(shard, None, None, None, 0.25, seed, target)["negatives"]
+        for seed in (0, 1, 0)
+    ]
     assert drawn[0] == drawn[2] != drawn[1] and all(900 < count < 1100 for count in drawn)
 
 
@@ -149,8 +186,12 @@ def test_some_texts(tmp_path):
     paths = [tmp_path / "0.jsonl", tmp_path / "1.jsonl"]
     few = loop.some_texts(paths, 20, 7, "--positives x")
     assert len(set(few)) == 20 and few == loop.some_texts(paths[::-1], 20, 7, "")
-    assert few == loop.some_texts(paths, 100, 7, "")[:20] and few != loop.some_texts(paths, 20, 8, "")
-    assert sorted(loop.some_texts(paths, 1000, 7, "")) == sorted(f"{i} {j}" for i in (0, 1) for j in range(50))
+    assert few == loop.some_texts(paths, 100, 7, "")[:20] and few != loop.some_texts(
+        paths, 20, 8, ""
+    )
+    assert sorted(loop.some_texts(paths, 1000, 7, "")) == sorted(
+        f"{i} {j}" for i in (0, 1) for j in range(50)
+    )
     write_jsonl(paths[0], [])
     with pytest.raises(InputError, match="--positives x: no text in it"):
         loop.some_texts(paths[:1], 5, 0, "--positives x")
@@ -163,16 +204,25 @@ def test_partitioned_domains_are_all_domains(tmp_path):
     draw = random.Random(0)
     tables, pages = [], []
     for i in range(3):
-        rows = [(f"http://d{draw.randrange(40)}.example/{draw.random()}", draw.random() < 0.2) for _ in range(200)]
+        rows = [
+            (f"http://d{draw.randrange(40)}.example/{draw.random()}", draw.random() < 0.2)
+            for _ in range(200)
+        ]
         pages += rows
         shard, kept = tmp_path / f"{i}.jsonl", tmp_path / f"{i}.npy"
         write_jsonl(shard, ({"url": url} for url, _ in rows))
         np.save(kept, np.array([one for _, one in rows]))
         tables.append(tmp_path / f"{i}.domains.jsonl")
         steps.domains_shard(shard, kept, 4, tables[-1])
-    counts = [steps.domains_part(tables, part, 0.2, 5, tmp_path / f"{part}.json") for part in range(4)]
+    counts = [
+        steps.domains_part(tables, part, 0.2, 5, tmp_path / f"{part}.json") for part in range(4)
+    ]
     whole = domains.domain_counts(pages)
-    found = {name: row for part in range(4) for name, row in steps.read_json(tmp_path / f"{part}.json").items()}
+    found = {
+        name: row
+        for part in range(4)
+        for name, row in steps.read_json(tmp_path / f"{part}.json").items()
+    }
     assert found == {name: whole[name] for name in domains.math_domains(whole, 0.2, 5)} and found
     assert sum(one["domains"] for one in counts) == len(whole) == 40
     assert all(one["domains"] < 20 for one in counts)
@@ -189,7 +239,9 @@ def web(tmp_path_factory) -> Path:
     pages = [made.page(i) for i in range(PAGES)]
     for i in range(FILES):
         (folder / "crawl").mkdir(exist_ok=True)
-        (folder / "crawl" / f"{i}.warc.gz").write_bytes(b"".join(map(synthetic_web.page_record, pages[i::FILES])))
+        (folder / "crawl" / f"{i}.warc.gz").write_bytes(
+            b"".join(map(synthetic_web.page_record, pages[i::FILES]))
+        )
     write_jsonl(folder / "truth.jsonl", (page.truth() for page in pages))
     write_jsonl(folder / "seed.jsonl", made.seed_pages(100, positive=True))
     for name, rows in made.benchmark.items():
@@ -199,10 +251,26 @@ def web(tmp_path_factory) -> Path:
 
 
 def config(web: Path, to: Path, **options) -> loop.Config:
-    chosen = dict(crawl=[str(web / "crawl")], positives=[str(web / "seed.jsonl")], benchmarks=str(web / "benchmark"),
-                  truth=str(web / "truth.jsonl"), tokenizer=str(web / "tokenizer"), to=str(to), annotate="auto",
-                  keep_tokens=[12_000, 30_000, 50_000], domain_pages=3, width=16, buckets=4096, rate=0.5, epochs=5,
-                  contaminated="paragraph", rounds=6, stop=0.96, partitions=2, workers=1)  # fmt: skip
+    chosen = dict(
+        crawl=[str(web / "crawl")],
+        positives=[str(web / "seed.jsonl")],
+        benchmarks=str(web / "benchmark"),
+        truth=str(web / "truth.jsonl"),
+        tokenizer=str(web / "tokenizer"),
+        to=str(to),
+        annotate="auto",
+        keep_tokens=[12_000, 30_000, 50_000],
+        domain_pages=3,
+        width=16,
+        buckets=4096,
+        rate=0.5,
+        epochs=5,
+        contaminated="paragraph",
+        rounds=6,
+        stop=0.96,
+        partitions=2,
+        workers=1,
+    )
     return loop.Config(**(chosen | options))
 
 
@@ -220,8 +288,13 @@ def whole(web, tmp_path_factory) -> Path:
 
 def result(to: Path) -> dict[str, bytes]:
     """All that a run is for."""
-    files = [*to.glob("corpus/**/*.jsonl"), *to.glob("shards/*"), *to.glob("round_*/kept/*"), to / "report.md",
-             to / "annotation.txt"]  # fmt: skip
+    files = [
+        *to.glob("corpus/**/*.jsonl"),
+        *to.glob("shards/*"),
+        *to.glob("round_*/kept/*"),
+        to / "report.md",
+        to / "annotation.txt",
+    ]
     return {str(path.relative_to(to)): path.read_bytes() for path in files}
 
 
@@ -236,12 +309,23 @@ def test_a_web_is_mined(web, whole):
     assert truth["near_found"] >= 0.95 and truth["copies_found"] >= 0.95 and truth["copies"] > 40
     assert truth["lost"] == 0 and truth["planted"] > 5 and truth["planted_left"] == 0
     # what the report counts is what lies there
-    corpus = [row for path in sorted((whole / "corpus").glob("*.jsonl")) for _, row in read_jsonl(path)]
-    assert len(corpus) == found["corpus"]["out"] == sum(row["pages"] for row in found["languages"].values())
+    corpus = [
+        row for path in sorted((whole / "corpus").glob("*.jsonl")) for _, row in read_jsonl(path)
+    ]
+    assert (
+        len(corpus)
+        == found["corpus"]["out"]
+        == sum(row["pages"] for row in found["languages"].values())
+    )
     assert found["languages"]["en"]["pages"] == sum(page["lang"] == "en" for page in corpus)
-    assert found["sources"] == {str(web / "crawl"): {
-        "files": FILES, "crawled": PAGES, "pages": len(corpus),
-        "tokens": sum(row["tokens"] for row in found["languages"].values())}}  # fmt: skip
+    assert found["sources"] == {
+        str(web / "crawl"): {
+            "files": FILES,
+            "crawled": PAGES,
+            "pages": len(corpus),
+            "tokens": sum(row["tokens"] for row in found["languages"].values()),
+        }
+    }
     for row, limit in zip(found["rounds"], [12_000, 30_000, *[50_000] * 4], strict=False):
         assert 0.9 * limit < row["tokens"] <= limit
         assert sum(row["histogram"]) == row["of_pages"] == found["clean"]["out"]
@@ -249,19 +333,34 @@ def test_a_web_is_mined(web, whole):
     assert found["stopped"] == "rule" and found["rounds"][-1]["collected_before"] >= 0.96
     assert all(row["collected_before"] < 0.96 for row in found["rounds"][1:-1])
     again = [found["rounds"][i]["collected_before"] for i in (1, 2)]
-    kept = [np.concatenate([np.load(path) for path in sorted(whole.glob(f"round_{k}/kept/*.npy"))]) for k in (1, 2, 3)]
+    kept = [
+        np.concatenate([np.load(path) for path in sorted(whole.glob(f"round_{k}/kept/*.npy"))])
+        for k in (1, 2, 3)
+    ]
     assert again == [(kept[i] & kept[i + 1]).sum() / kept[i + 1].sum() for i in (0, 1)]
     # the token shards hold the corpus, in order
     tokenizer, shards = Tokenizer.load(web / "tokenizer"), Shards(whole / "shards", verify=True)
-    ids = [token for page in corpus for token in (*tokenizer.encode(page["text"]), tokenizer.eos_id)]
-    assert shards.read(0, len(shards)).tolist() == ids and found["shards"]["documents"] == len(corpus)
+    ids = [
+        token for page in corpus for token in (*tokenizer.encode(page["text"]), tokenizer.eos_id)
+    ]
+    assert shards.read(0, len(shards)).tolist() == ids and found["shards"]["documents"] == len(
+        corpus
+    )
     # each round's corpus is there, the last is the corpus
     last = f"round_{len(rows)}"
     assert [p.read_bytes() for p in sorted((whole / last / "corpus").glob("*.jsonl"))] == [
-        p.read_bytes() for p in sorted((whole / "corpus").glob("*.jsonl"))]  # fmt: skip
+        p.read_bytes() for p in sorted((whole / "corpus").glob("*.jsonl"))
+    ]
     text = (whole / "report.md").read_text()
-    for part in (f"{len(corpus):,} pages", "annotated by a rule, not by a person", "<- cut", "Pages just below the cut",
-                 "english.jsonl", "0 are left", f"{truth['rounds'][0]['recall']:.3f}"):  # fmt: skip
+    for part in (
+        f"{len(corpus):,} pages",
+        "annotated by a rule, not by a person",
+        "<- cut",
+        "Pages just below the cut",
+        "english.jsonl",
+        "0 are left",
+        f"{truth['rounds'][0]['recall']:.3f}",
+    ):
         assert part in text
 
 
@@ -315,9 +414,13 @@ def test_killed_ten_times(web, whole, tmp_path):
 
 def test_on_a_dask_cluster(web, whole, tmp_path):
     distributed = pytest.importorskip("distributed", reason="dask[distributed] is not installed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None
+    ) as cluster:
         address = cluster.scheduler_address.removeprefix("tcp://")
-        assert result(mined(config(web, tmp_path / "run", executor=f"dask://{address}"))) == result(whole)
+        assert result(mined(config(web, tmp_path / "run", executor=f"dask://{address}"))) == result(
+            whole
+        )
 
 
 def test_prefixes_by_hand_and_one_round_after_the_other(web, tmp_path, monkeypatch):
@@ -334,7 +437,9 @@ def test_prefixes_by_hand_and_one_round_after_the_other(web, tmp_path, monkeypat
     mined(config(web, by_hand, annotate="file", rounds=2))
     kept = [sorted((to / "round_2" / "kept").iterdir()) for to in (asked, by_hand)]
     assert [path.read_bytes() for path in kept[0]] == [path.read_bytes() for path in kept[1]]
-    corpus = [sorted(to.glob("corpus/*.jsonl")) + sorted(to.glob("shards/*")) for to in (asked, by_hand)]
+    corpus = [
+        sorted(to.glob("corpus/*.jsonl")) + sorted(to.glob("shards/*")) for to in (asked, by_hand)
+    ]
     assert [path.read_bytes() for path in corpus[0]] == [path.read_bytes() for path in corpus[1]]
     (by_hand / "annotation.txt").write_text("other.example\n")  # too late
     mined(config(web, by_hand, annotate="file", rounds=2))
@@ -344,17 +449,30 @@ def test_prefixes_by_hand_and_one_round_after_the_other(web, tmp_path, monkeypat
 
 def test_repeat(web, whole, tmp_path):
     """From the manifest alone; and what has changed since is named."""
-    words = [sys.executable, "-m", "data.mine", "--repeat", str(whole / "manifest.json"), "--workers", "1"]
+    words = [
+        sys.executable,
+        "-m",
+        "data.mine",
+        "--repeat",
+        str(whole / "manifest.json"),
+        "--workers",
+        "1",
+    ]
 
     def repeat(to: str) -> tuple[int, str]:
-        done = subprocess.run([*words, "--to", str(tmp_path / to)], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            [*words, "--to", str(tmp_path / to)], cwd=ROOT, capture_output=True, text=True
+        )
         return done.returncode, done.stderr
 
     assert repeat("again") == (0, "")
     for path in sorted((whole / "corpus").glob("*.jsonl")):
         assert (tmp_path / "again" / "corpus" / path.name).read_bytes() == path.read_bytes()
     seed, crawl = web / "seed.jsonl", web / "crawl" / "5.warc.gz"
-    for path, message in ((seed, f"input {seed} has changed"), (crawl, f"crawl file {crawl} is not the one")):
+    for path, message in (
+        (seed, f"input {seed} has changed"),
+        (crawl, f"crawl file {crawl} is not the one"),
+    ):
         before = path.read_bytes()
         path.write_bytes(before + b"\n")
         try:
@@ -365,7 +483,9 @@ def test_repeat(web, whole, tmp_path):
     broken = json.loads((whole / "manifest.json").read_text())
     broken["corpus"]["part-00002.jsonl"] = "0"
     (tmp_path / "old.json").write_text(json.dumps(broken))
-    with pytest.raises(InputError, match=r"corpus/part-00002.jsonl and 0 more came out different \(with the same"):
+    with pytest.raises(
+        InputError, match=r"corpus/part-00002.jsonl and 0 more came out different \(with the same"
+    ):
         report.compare(tmp_path / "old.json", tmp_path / "again" / "manifest.json")
     broken["version"] = 0
     (tmp_path / "old.json").write_text(json.dumps(broken))
@@ -373,30 +493,42 @@ def test_repeat(web, whole, tmp_path):
         report.read_manifest(tmp_path / "old.json")
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(positives=[]), "--positives is needed"),
-    (dict(positives=["{to}/none.jsonl"]), "--positives .*none.jsonl: does not exist"),
-    (dict(positives=["{to}/empty.jsonl"]), "--positives .*empty.jsonl: no text in it"),
-    (dict(benchmarks="{to}/nowhere"), "nowhere"),
-    (dict(crawl=["{to}/nowhere"]), "--crawl .*nowhere: does not exist"),
-    (dict(crawl=["{to}/empty.jsonl"]), "--crawl: no page in 1 files"),
-    (dict(keep_tokens=[10**9]), "--keep_tokens 1000000000: the pages have .* so all would be collected"),
-    (dict(keep_tokens=[3]), "--keep_tokens 3: the best page alone"),
-    (dict(keep_tokens=[0]), "--keep_tokens 0: must be at least 1"),
-    (dict(annotate="nobody"), "--annotate nobody: unknown; choose one of file, ask, auto"),
-    (dict(contaminated="line"), "--contaminated line: unknown; choose one of page, paragraph"),
-    (dict(stop=1.5), "--stop 1.5: give a share"),
-    (dict(workers=0), "--workers must be at least 1"),
-    (dict(truth="{to}/none"), "--truth .*none: does not exist"),
-    (dict(executor="slurm"), "--executor slurm: unknown; give processes or dask://HOST:PORT"),
-    (dict(executor="dask://127.0.0.1:9"), "--executor dask://127.0.0.1:9: no scheduler answers there"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(positives=[]), "--positives is needed"),
+        (dict(positives=["{to}/none.jsonl"]), "--positives .*none.jsonl: does not exist"),
+        (dict(positives=["{to}/empty.jsonl"]), "--positives .*empty.jsonl: no text in it"),
+        (dict(benchmarks="{to}/nowhere"), "nowhere"),
+        (dict(crawl=["{to}/nowhere"]), "--crawl .*nowhere: does not exist"),
+        (dict(crawl=["{to}/empty.jsonl"]), "--crawl: no page in 1 files"),
+        (
+            dict(keep_tokens=[10**9]),
+            "--keep_tokens 1000000000: the pages have .* so all would be collected",
+        ),
+        (dict(keep_tokens=[3]), "--keep_tokens 3: the best page alone"),
+        (dict(keep_tokens=[0]), "--keep_tokens 0: must be at least 1"),
+        (dict(annotate="nobody"), "--annotate nobody: unknown; choose one of file, ask, auto"),
+        (dict(contaminated="line"), "--contaminated line: unknown; choose one of page, paragraph"),
+        (dict(stop=1.5), "--stop 1.5: give a share"),
+        (dict(workers=0), "--workers must be at least 1"),
+        (dict(truth="{to}/none"), "--truth .*none: does not exist"),
+        (dict(executor="slurm"), "--executor slurm: unknown; give processes or dask://HOST:PORT"),
+        (
+            dict(executor="dask://127.0.0.1:9"),
+            "--executor dask://127.0.0.1:9: no scheduler answers there",
+        ),
+    ],
+)
 def test_bad_input(web, tmp_path, changes, message):
     (tmp_path / "empty.jsonl").write_text("")
 
     def fill(value):
-        return [fill(one) for one in value] if isinstance(value, list) else (
-            value.format(to=tmp_path) if isinstance(value, str) else value)  # fmt: skip
+        return (
+            [fill(one) for one in value]
+            if isinstance(value, list)
+            else (value.format(to=tmp_path) if isinstance(value, str) else value)
+        )
 
     options = {name: fill(value) for name, value in changes.items()}
     with pytest.raises(InputError, match=message):
@@ -404,10 +536,25 @@ def test_bad_input(web, tmp_path, changes, message):
 
 
 def test_every_page_holds_benchmark_text(web, tmp_path):
-    pages = (page for path in sorted((web / "crawl").iterdir()) for page in steps.read_pages(path, Counter()))
-    write_jsonl(tmp_path / "bench" / "all.jsonl", ({"question": page["text"], "answer": "1"} for page in pages))
+    pages = (
+        page
+        for path in sorted((web / "crawl").iterdir())
+        for page in steps.read_pages(path, Counter())
+    )
+    write_jsonl(
+        tmp_path / "bench" / "all.jsonl",
+        ({"question": page["text"], "answer": "1"} for page in pages),
+    )
     with pytest.raises(InputError, match="--benchmarks .*bench: every page holds text of it"):
-        mined(config(web, tmp_path / "run", benchmarks=str(tmp_path / "bench"), contaminated="page", rounds=1))
+        mined(
+            config(
+                web,
+                tmp_path / "run",
+                benchmarks=str(tmp_path / "bench"),
+                contaminated="page",
+                rounds=1,
+            )
+        )
 
 
 def test_another_run_in_the_folder(web, whole):
@@ -417,7 +564,9 @@ def test_another_run_in_the_folder(web, whole):
 
 def test_disk_full(web, tmp_path):
     """A limit on the size of files stands in for it: the step is named, and with more room the command goes on."""
-    (tmp_path / "run.toml").write_text(loop.to_toml(replace(config(web, tmp_path / "run", rounds=1), repeat="")))
+    (tmp_path / "run.toml").write_text(
+        loop.to_toml(replace(config(web, tmp_path / "run", rounds=1), repeat=""))
+    )
     words = [sys.executable, "-m", "data.mine", "--config", str(tmp_path / "run.toml")]
 
     def limit():
@@ -425,7 +574,10 @@ def test_disk_full(web, tmp_path):
 
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert re.search(r"error: .*/done/\S+.json: step stopped: File too large.*the same command goes on", done.stderr)
+    assert re.search(
+        r"error: .*/done/\S+.json: step stopped: File too large.*the same command goes on",
+        done.stderr,
+    )
     subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
     assert (tmp_path / "run" / "report.md").exists()
 
@@ -438,34 +590,89 @@ def test_steps_alone(web, whole, tmp_path, monkeypatch, capsys):
         commands.main()
         return capsys.readouterr().out
 
-    assert f"{PAGES // FILES} pages" in step("pages", "--crawl", web / "crawl", "--to", tmp_path / "pages")
-    out = step("dedup", "--store", tmp_path / "pages", "--to", tmp_path / "clean", "--work", tmp_path / "work")
+    assert f"{PAGES // FILES} pages" in step(
+        "pages", "--crawl", web / "crawl", "--to", tmp_path / "pages"
+    )
+    out = step(
+        "dedup",
+        "--store",
+        tmp_path / "pages",
+        "--to",
+        tmp_path / "clean",
+        "--work",
+        tmp_path / "work",
+    )
     clean = sorted((whole / "clean").glob("*.jsonl"))
-    assert [path.read_bytes() for path in clean] == [(tmp_path / "clean" / path.name).read_bytes() for path in clean]
+    assert [path.read_bytes() for path in clean] == [
+        (tmp_path / "clean" / path.name).read_bytes() for path in clean
+    ]
     left = sum(1 for path in clean for _ in read_jsonl(path))
     assert f"{PAGES} pages" in out and f"{left} left" in out
     examples = whole / "round_1" / "examples"
-    write_jsonl(tmp_path / "negatives.jsonl", (
-        row for path in sorted(examples.glob("*.negatives.jsonl")) for _, row in read_jsonl(path)))  # fmt: skip
+    write_jsonl(
+        tmp_path / "negatives.jsonl",
+        (row for path in sorted(examples.glob("*.negatives.jsonl")) for _, row in read_jsonl(path)),
+    )
     options = dict(width=16, buckets=4096, rate=0.5, epochs=5)
-    out = step("train", "--positives", web / "seed.jsonl", "--negatives", tmp_path / "negatives.jsonl", "--to",
-               tmp_path / "model.npz", *(f"--{name}={value}" for name, value in options.items()))  # fmt: skip
-    assert re.search(r"100 positives and \d+ negatives, of which it tells (9\d|100)\.\d %", out), out
-    out = step("score", "--model", whole / "round_1" / "classifier.npz", "--store", whole / "clean", "--to",
-               tmp_path / "scores.jsonl", "--explain", 3)  # fmt: skip
+    out = step(
+        "train",
+        "--positives",
+        web / "seed.jsonl",
+        "--negatives",
+        tmp_path / "negatives.jsonl",
+        "--to",
+        tmp_path / "model.npz",
+        *(f"--{name}={value}" for name, value in options.items()),
+    )
+    assert re.search(r"100 positives and \d+ negatives, of which it tells (9\d|100)\.\d %", out), (
+        out
+    )
+    out = step(
+        "score",
+        "--model",
+        whole / "round_1" / "classifier.npz",
+        "--store",
+        whole / "clean",
+        "--to",
+        tmp_path / "scores.jsonl",
+        "--explain",
+        3,
+    )
     rows = [row for _, row in read_jsonl(tmp_path / "scores.jsonl")]
-    assert f"{left} pages" in out and len(rows) == left and all(len(row["why"]) == 3 for row in rows)
-    margins = np.concatenate([np.load(path)["margin"] for path in sorted(whole.glob("round_1/scores/part-?????.npy"))])
+    assert (
+        f"{left} pages" in out and len(rows) == left and all(len(row["why"]) == 3 for row in rows)
+    )
+    margins = np.concatenate(
+        [np.load(path)["margin"] for path in sorted(whole.glob("round_1/scores/part-?????.npy"))]
+    )
     assert [row["margin"] for row in rows] == sorted(margins.tolist(), reverse=True)
     table = step("domains", "--run", whole, "--round", 2, "--pages", 3)
     assert table.strip() == (whole / "round_2" / "domains.txt").read_text().strip() != ""
-    step("decontaminate", "--store", whole / "clean", "--benchmarks", web / "benchmark", "--to", tmp_path / "decon",
-         "--contaminated", "paragraph")  # fmt: skip
-    pages = {page["url"]: page for path in sorted((tmp_path / "decon").glob("*.jsonl")) for _, page in read_jsonl(path)}
-    corpus = [page for path in sorted((whole / "corpus").glob("*.jsonl")) for _, page in read_jsonl(path)]
+    step(
+        "decontaminate",
+        "--store",
+        whole / "clean",
+        "--benchmarks",
+        web / "benchmark",
+        "--to",
+        tmp_path / "decon",
+        "--contaminated",
+        "paragraph",
+    )
+    pages = {
+        page["url"]: page
+        for path in sorted((tmp_path / "decon").glob("*.jsonl"))
+        for _, page in read_jsonl(path)
+    }
+    corpus = [
+        page for path in sorted((whole / "corpus").glob("*.jsonl")) for _, page in read_jsonl(path)
+    ]
     assert corpus == [pages[page["url"]] for page in corpus] and len(pages) > len(corpus)
-    for words, message in ((["score"], "--model is needed"), (["sort"], "sort: no such step; there are pages, dedup"),
-                           (["dedup", "--store", tmp_path, "--to", "x"], "no shards part-00000.jsonl"),
-                           (["domains", "--run", whole, "--round", 9], "has collected nothing yet")):
+    for words, message in (
+        (["score"], "--model is needed"),
+        (["sort"], "sort: no such step; there are pages, dedup"),
+        (["dedup", "--store", tmp_path, "--to", "x"], "no shards part-00000.jsonl"),
+        (["domains", "--run", whole, "--round", 9], "has collected nothing yet"),
+    ):
         with pytest.raises(InputError, match=message):
             step(*words)

@@ -22,7 +22,11 @@ def plain_units(text: str, kind: str) -> list[str]:
         text = normalize(text)
     units, word = [], ""
     for c in text + " ":
-        alone = re.fullmatch(CJK, c) or ord(c) > 0xFFFF or (kind == "space" and "\u3000" <= c <= "\u303f")
+        alone = (
+            re.fullmatch(CJK, c)
+            or ord(c) > 0xFFFF
+            or (kind == "space" and "\u3000" <= c <= "\u303f")
+        )
         if kind == "space":
             part = c not in " \t\n\r\x0b\x0c"
         else:
@@ -46,7 +50,9 @@ def test_units_are_those_of_a_plain_split(kind, texts):
     flat = [unit for units in wanted for unit in units]
     alone = {unit: unit_hashes([unit], kind).values for unit in set(flat)}
     assert all(len(hashes) == 1 for hashes in alone.values())
-    assert len({int(h[0]) for h in alone.values()}) == len(alone)  # different units, different hashes
+    assert len({int(h[0]) for h in alone.values()}) == len(
+        alone
+    )  # different units, different hashes
     assert found.values.tolist() == [int(alone[unit][0]) for unit in flat]
 
 
@@ -76,12 +82,17 @@ def plain_hash(unit: str) -> int:
     parts = [int.from_bytes(data[i : i + 8], "little") for i in range(0, len(data), 8)]
     value = plain_mix((parts[0] + len(data) * m) * m % 2**64)
     if parts[1:]:
-        further = (plain_mix((part + plain_mix(place)) * m % 2**64) for place, part in enumerate(parts[1:], 1))
+        further = (
+            plain_mix((part + plain_mix(place)) * m % 2**64)
+            for place, part in enumerate(parts[1:], 1)
+        )
         value = plain_mix((value + sum(further) * m) % 2**64)
     return value
 
 
-@given(st.lists(st.text("abc\u00e9\u0431", min_size=1, max_size=40), min_size=1), st.integers(1, 99))
+@given(
+    st.lists(st.text("abc\u00e9\u0431", min_size=1, max_size=40), min_size=1), st.integers(1, 99)
+)
 def test_hashes_are_those_of_the_definition_in_batches_of_any_size(words, batch):
     grams = ngram_hashes(unit_hashes([" ".join(words), *words]), 3).values.tolist()
     before, ngrams._BATCH = ngrams._BATCH, 8 * batch

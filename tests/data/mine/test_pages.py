@@ -15,11 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import InputError, read_jsonl, write_jsonl
+from data.io import InputError, read_jsonl, write_jsonl
 from data.mine import pages
 from data.mine.pages import base_url, html_text, language, read_pages
 
-needs_libraries = pytest.mark.skipif(pages.HTMLTree is None, reason="fastwarc or resiliparse is not installed")
+needs_libraries = pytest.mark.skipif(
+    pages.HTMLTree is None, reason="fastwarc or resiliparse is not installed"
+)
 
 
 def read(tmp_path, data: bytes, name="file"):
@@ -33,21 +35,43 @@ def read(tmp_path, data: bytes, name="file"):
     return found, dict(counts)
 
 
-def record(i, body=None, kind="response", head="200 OK\r\nContent-Type: text/html", length=None, extra="", url=None):
+def record(
+    i,
+    body=None,
+    kind="response",
+    head="200 OK\r\nContent-Type: text/html",
+    length=None,
+    extra="",
+    url=None,
+):
     block = (f"HTTP/1.1 {head}\r\n\r\n" if kind == "response" else "").encode()
     block += f"<html lang=en><p>page {i}".encode() if body is None else body
     length = len(block) if length is None else length
-    return (f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {url or f'http://e.org/{i}'}\r\nWARC-Date: 2020-01-0"
+    return (
+        (
+            f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {url or f'http://e.org/{i}'}\r\nWARC-Date: 2020-01-0"
             f"{i % 9 + 1}T00:00:00Z\r\nContent-Type: application/http; msgtype=response\r\n{extra}"
-            f"Content-Length: {length}\r\n\r\n").encode() + block + b"\r\n\r\n"
+            f"Content-Length: {length}\r\n\r\n"
+        ).encode()
+        + block
+        + b"\r\n\r\n"
+    )
 
 
 def page(i):
-    return {"url": f"http://e.org/{i}", "text": f"page {i}", "lang": "en", "date": f"2020-01-0{i % 9 + 1}"}
+    return {
+        "url": f"http://e.org/{i}",
+        "text": f"page {i}",
+        "lang": "en",
+        "date": f"2020-01-0{i % 9 + 1}",
+    }
 
 
-PACKED = {"plain": b"".join, "one stream": lambda parts: gzip.compress(b"".join(parts)),
-          "a member each": lambda parts: b"".join(map(gzip.compress, parts))}
+PACKED = {
+    "plain": b"".join,
+    "one stream": lambda parts: gzip.compress(b"".join(parts)),
+    "a member each": lambda parts: b"".join(map(gzip.compress, parts)),
+}
 
 
 @needs_libraries
@@ -55,34 +79,64 @@ PACKED = {"plain": b"".join, "one stream": lambda parts: gzip.compress(b"".join(
 def test_what_becomes_of_records(tmp_path, pack):
     small = gzip.compress(b"<p>small")
     parts = [
-        record(0), record(0, b"software: x", "warcinfo"), record(0, b"GET", "request"), record(0, b"", "revisit"),
-        record(0, head="404 Not Found\r\nContent-Type: text/html"), record(0, head="200 OK\r\nContent-Type: image/png"),
-        record(0, head="200 OK"), record(0, b""), record(0, b"<p> </p><script>x</script>"),
-        record(0, extra="WARC-Truncated: length\r\n"), record(0, url="dns:e.org"),
-        record(0, small, head="200 OK\r\nContent-Type: text/html\r\nContent-Encoding: gzip", url="<http://e.org/g>"),
+        record(0),
+        record(0, b"software: x", "warcinfo"),
+        record(0, b"GET", "request"),
+        record(0, b"", "revisit"),
+        record(0, head="404 Not Found\r\nContent-Type: text/html"),
+        record(0, head="200 OK\r\nContent-Type: image/png"),
+        record(0, head="200 OK"),
+        record(0, b""),
+        record(0, b"<p> </p><script>x</script>"),
+        record(0, extra="WARC-Truncated: length\r\n"),
+        record(0, url="dns:e.org"),
+        record(
+            0,
+            small,
+            head="200 OK\r\nContent-Type: text/html\r\nContent-Encoding: gzip",
+            url="<http://e.org/g>",
+        ),
         record(0, b"no gzip", head="200 OK\r\nContent-Type: text/html\r\nContent-Encoding: gzip"),
-        record(0, b"4\r\n<p>c\r\n0\r\n\r\n", head="200 OK\r\nContent-Type: application/xhtml+xml\r\n"
-                                                 "Transfer-Encoding: chunked"),
+        record(
+            0,
+            b"4\r\n<p>c\r\n0\r\n\r\n",
+            head="200 OK\r\nContent-Type: application/xhtml+xml\r\nTransfer-Encoding: chunked",
+        ),
         record(1, "数学 is fun，因为数学很有意思".encode(), "conversion"),
         record(2, b"text", "conversion", extra="WARC-Identified-Content-Language: deu,eng\r\n"),
-        record(3, b" ", "conversion"), record(8),
+        record(3, b" ", "conversion"),
+        record(8),
     ]
     found, counts = read(tmp_path, PACKED[pack](parts))
-    assert counts == {"records": 18, "pages": 6, "other": 3, "not_ok": 1, "not_html": 3, "empty": 3, "truncated": 1,
-                      "malformed": 1}
+    assert counts == {
+        "records": 18,
+        "pages": 6,
+        "other": 3,
+        "not_ok": 1,
+        "not_html": 3,
+        "empty": 3,
+        "truncated": 1,
+        "malformed": 1,
+    }
     assert found[0] == page(0) and found[-1] == page(8)
     assert [(one["url"][13:], one["text"], one["lang"]) for one in found[1:5]] == [
-        ("g", "small", ""), ("0", "c", ""), ("1", "数学 is fun，因为数学很有意思", "zh"), ("2", "text", "de")]
+        ("g", "small", ""),
+        ("0", "c", ""),
+        ("1", "数学 is fun，因为数学很有意思", "zh"),
+        ("2", "text", "de"),
+    ]
 
 
 DAMAGE = {
-    "header": lambda r: b"WARX" + r[4:], "no length": lambda r: re.sub(rb"Content-Length.*\r\n", b"", r),
+    "header": lambda r: b"WARX" + r[4:],
+    "no length": lambda r: re.sub(rb"Content-Length.*\r\n", b"", r),
     "wild length": lambda r: re.sub(rb"Length: \d+", b"Length: abc", r),
     "too long": lambda r: re.sub(rb"Length: (\d+)", b"Length: 120", r),
     "too short": lambda r: re.sub(rb"Length: (\d+)", b"Length: 50", r),
     "enormous": lambda r: re.sub(rb"Length: (\d+)", b"Length: 10000000000000", r),
     "larger than the file": lambda r: re.sub(rb"Length: (\d+)", b"Length: 1000000", r),
-    "cut": lambda r: r[:-25], "no header": lambda r: b"garbage\r\n" * 5,
+    "cut": lambda r: r[:-25],
+    "no header": lambda r: b"garbage\r\n" * 5,
 }
 
 
@@ -104,8 +158,12 @@ def test_damaged_gzip_members(tmp_path):
     bodies = [f"<p>page {i} {draw.getrandbits(4000)}".encode() for i in range(6)]
     parts = [gzip.compress(record(i, bodies[i])) for i in range(6)]
     third = parts[2]
-    for damaged in (third[:50] + bytes(20) + third[70:], third[: len(third) // 2], third[:-8] + bytes(8),
-                    b"\x1f\x8b\x08\x00" + bytes(100)):
+    for damaged in (
+        third[:50] + bytes(20) + third[70:],
+        third[: len(third) // 2],
+        third[:-8] + bytes(8),
+        b"\x1f\x8b\x08\x00" + bytes(100),
+    ):
         found, counts = read(tmp_path, b"".join(parts[:2]) + damaged + b"".join(parts[3:]))
         assert [one["url"][-1] for one in found] == list("01345")
         assert counts == {"records": 6, "pages": 5, "malformed": 1}
@@ -131,7 +189,9 @@ def test_cut_at_every_place(tmp_path, pack):
 @given(st.data())
 def test_any_damage_is_counted(tmp_path_factory, data):
     tmp_path = tmp_path_factory.mktemp("damage")
-    raw = bytearray(PACKED[data.draw(st.sampled_from(sorted(PACKED)))]([record(i) for i in range(4)]))
+    raw = bytearray(
+        PACKED[data.draw(st.sampled_from(sorted(PACKED)))]([record(i) for i in range(4)])
+    )
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(12, len(raw) - 1))
         raw[at : at + data.draw(st.integers(0, 30))] = data.draw(st.binary(max_size=30))
@@ -146,28 +206,60 @@ def arc(url, body, kind="text/html"):
 @needs_libraries
 def test_arc(tmp_path):
     version = b"1 0 Crawl\nURL IP-address Archive-date Content-type Archive-length\n"
-    first = f"filedesc://x.arc 0.0.0.0 20140216050221 text/plain {len(version)}\n".encode() + version + b"\n"
+    first = (
+        f"filedesc://x.arc 0.0.0.0 20140216050221 text/plain {len(version)}\n".encode()
+        + version
+        + b"\n"
+    )
     parts = [first, arc("http://e.org/a", b"<p>one"), arc("http://e.org/b", b"<p>two")]
     for pack in PACKED.values():
         found, counts = read(tmp_path, pack(parts))
         assert [(one["url"], one["text"], one["date"]) for one in found] == [
-            ("http://e.org/a", "one", "2014-02-16"), ("http://e.org/b", "two", "2014-02-16")]
+            ("http://e.org/a", "one", "2014-02-16"),
+            ("http://e.org/b", "two", "2014-02-16"),
+        ]
         assert counts == {"records": 3, "other": 1, "pages": 2}
     parts[1] = parts[1].replace(b"text/html 5", b"text/html 9", 1)
-    assert read(tmp_path, b"".join(parts))[1] == {"records": 3, "other": 1, "pages": 1, "malformed": 1}
+    assert read(tmp_path, b"".join(parts))[1] == {
+        "records": 3,
+        "other": 1,
+        "pages": 1,
+        "malformed": 1,
+    }
 
 
 def test_jsonl(tmp_path):
-    rows = [{"url": "http://e.org/", "text": "some text", "lang": "en-GB", "date": "2020-03-29T09:04:10Z"},
-            {"text": "数学数学", "metadata": {"url": "http://e.cn/", "language": "en"}, "created": "2021-01-01"},
-            {"url": "http://e.org/1", "text": " "}]
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows] + ["", "[1]", "{\"text\": ", "{\"text\": \"x\"}"]
+    rows = [
+        {
+            "url": "http://e.org/",
+            "text": "some text",
+            "lang": "en-GB",
+            "date": "2020-03-29T09:04:10Z",
+        },
+        {
+            "text": "数学数学",
+            "metadata": {"url": "http://e.cn/", "language": "en"},
+            "created": "2021-01-01",
+        },
+        {"url": "http://e.org/1", "text": " "},
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows] + [
+        "",
+        "[1]",
+        '{"text": ',
+        '{"text": "x"}',
+    ]
     data = "\n".join(lines).encode()
-    expected = [{"url": "http://e.org/", "text": "some text", "lang": "en", "date": "2020-03-29"},
-                {"url": "http://e.cn/", "text": "数学数学", "lang": "zh", "date": "2021-01-01"},
-                {"url": "", "text": "x", "lang": "", "date": ""}]
+    expected = [
+        {"url": "http://e.org/", "text": "some text", "lang": "en", "date": "2020-03-29"},
+        {"url": "http://e.cn/", "text": "数学数学", "lang": "zh", "date": "2021-01-01"},
+        {"url": "", "text": "x", "lang": "", "date": ""},
+    ]
     for packed in (data, gzip.compress(data), b"\xef\xbb\xbf" + data, data + b"\n"):
-        assert read(tmp_path, packed) == (expected, {"records": 6, "pages": 3, "empty": 1, "malformed": 2})
+        assert read(tmp_path, packed) == (
+            expected,
+            {"records": 6, "pages": 3, "empty": 1, "malformed": 2},
+        )
     found, counts = read(tmp_path, gzip.compress(data)[:-30])  # the last line is not whole
     assert found == expected[: len(found)] and counts["truncated"] == 1
 
@@ -176,7 +268,12 @@ def test_a_line_too_long_is_not_held(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "_LARGEST", 10**6)
     monkeypatch.setattr(pages, "_PIECE", 2**16)
     line = b'{"text": "%s"}\n'
-    parts = [line % b"a", line % (b"x" * 3 * 10**6), line % (b"y" * 500_000), b"{" + b"z" * 2 * 10**6]
+    parts = [
+        line % b"a",
+        line % (b"x" * 3 * 10**6),
+        line % (b"y" * 500_000),
+        b"{" + b"z" * 2 * 10**6,
+    ]
     for packed in (b"".join(parts), gzip.compress(b"".join(parts))):
         found, counts = read(tmp_path, packed)
         assert [len(one["text"]) for one in found] == [1, 500_000]
@@ -184,15 +281,25 @@ def test_a_line_too_long_is_not_held(tmp_path, monkeypatch):
 
 
 def test_text_that_utf8_cannot_hold(tmp_path):
-    found, _ = read(tmp_path, b'{"text": "a \\ud800 b", "url": "http://e.org/\\udfff"}\n{"text": "\\ud83d\\ude00"}\n')
+    found, _ = read(
+        tmp_path,
+        b'{"text": "a \\ud800 b", "url": "http://e.org/\\udfff"}\n{"text": "\\ud83d\\ude00"}\n',
+    )
     write_jsonl(tmp_path / "out.jsonl", found)
-    assert [one["text"] for _, one in read_jsonl(tmp_path / "out.jsonl")] == ["a ? b", "\N{GRINNING FACE}"]
+    assert [one["text"] for _, one in read_jsonl(tmp_path / "out.jsonl")] == [
+        "a ? b",
+        "\N{GRINNING FACE}",
+    ]
 
 
 @needs_libraries
 def test_headers_without_end_take_no_time(tmp_path):
     began = time.process_time()
-    for data in (b"WARC/1.0\r\n" * 20_000, b"WARC/1.0\n" * 20_000, b"WARC/1.0\r\n" + b"a: b\r\n" * 100_000):
+    for data in (
+        b"WARC/1.0\r\n" * 20_000,
+        b"WARC/1.0\n" * 20_000,
+        b"WARC/1.0\r\n" + b"a: b\r\n" * 100_000,
+    ):
         count = data.count(b"WARC")
         assert read(tmp_path, data) == ([], {"records": count, "malformed": count})
     assert read(tmp_path, b"\x1f\x8b\x08\0" * 10_000)[0] == []
@@ -201,10 +308,16 @@ def test_headers_without_end_take_no_time(tmp_path):
 
 @needs_libraries
 def test_records_without_an_address(tmp_path):
-    parts = [re.sub(rb"WARC-Target-URI.*\r\n", b"", record(i, b"<p>text", kind))
-             for i, kind in enumerate(("response", "conversion"))]
+    parts = [
+        re.sub(rb"WARC-Target-URI.*\r\n", b"", record(i, b"<p>text", kind))
+        for i, kind in enumerate(("response", "conversion"))
+    ]
     found, counts = read(tmp_path, b"".join(parts))
-    assert [one["url"] for one in found] == [""] and counts == {"records": 2, "pages": 1, "not_html": 1}
+    assert [one["url"] for one in found] == [""] and counts == {
+        "records": 2,
+        "pages": 1,
+        "not_html": 1,
+    }
 
 
 def test_other_input(tmp_path):
@@ -227,15 +340,19 @@ def test_missing_packages(tmp_path, monkeypatch):
     (tmp_path / "x.warc").write_bytes(record(0))
     with pytest.raises(InputError, match="pip install fastwarc resiliparse"):
         list(read_pages(tmp_path / "x.warc", Counter()))
-    with pytest.raises(InputError, match="pip install fastwarc resiliparse"):  # no row is lost without a word
+    with pytest.raises(
+        InputError, match="pip install fastwarc resiliparse"
+    ):  # no row is lost without a word
         read(tmp_path, b'{"html": "<p>x"}')
 
 
 def test_jsonl_needs_no_packages(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"text": "$x$", "url": "http://e.org"}\n')
-    code = ("import sys; sys.modules.update(fastwarc=None, resiliparse=None)\n"
-            "from collections import Counter; from data.mine.pages import HTMLTree, read_pages\n"
-            f"print(HTMLTree, [p['text'] for p in read_pages({str(tmp_path / 'x.jsonl')!r}, Counter())])")
+    code = (
+        "import sys; sys.modules.update(fastwarc=None, resiliparse=None)\n"
+        "from collections import Counter; from data.mine.pages import HTMLTree, read_pages\n"
+        f"print(HTMLTree, [p['text'] for p in read_pages({str(tmp_path / 'x.jsonl')!r}, Counter())])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout == "None ['$x$']\n"
 
@@ -263,7 +380,9 @@ FILES = {
     "warcio/example-iana.org-chunked.warc": dict(records=3, pages=1, other=2),
     "warcio/example-resource.warc.gz": dict(records=3, other=3),
     "warcio/example-space-in-target-uri.warc.gz": dict(records=2, other=2),
-    "warcio/example-trunc.warc": dict(records=4, other=3, malformed=1),  # the response is two bytes short
+    "warcio/example-trunc.warc": dict(
+        records=4, other=3, malformed=1
+    ),  # the response is two bytes short
     "warcio/example-wget-bad-target-uri.warc.gz": dict(records=6, pages=1, other=5),
     "warcio/example-wrong-chunks.warc.gz": dict(records=2, pages=1, other=1),
     "warcio/example.arc.gz": dict(records=2, pages=1, other=1),
@@ -292,7 +411,11 @@ def test_real_files(real, name):
     found = list(read_pages(path, counts))
     assert dict(counts) == FILES[name]
     data = inflated(path)
-    lines = rb'^\{"' if "jsonl" in name else rb"^(?:WARC/1\.\d\r?$|filedesc://|https?://\S+ [\d.]+ \d{14} )"
+    lines = (
+        rb'^\{"'
+        if "jsonl" in name
+        else rb"^(?:WARC/1\.\d\r?$|filedesc://|https?://\S+ [\d.]+ \d{14} )"
+    )
     begins = re.findall(lines, data, re.MULTILINE)
     assert counts["records"] == len(begins)
     for one in found:
@@ -322,16 +445,32 @@ def test_real_files_cut_and_damaged(real, tmp_path, name):
 @needs_libraries
 def test_a_folder_of_all_kinds(tmp_path):
     """Files that are no crawl are named; they stop none of the others from being read."""
-    files = {"a.warc": record(0), "b.warc.gz": gzip.compress(record(1)), "c.jsonl": b'{"text": "x"}', "d.jsonl": b"",
-             "e.gz": gzip.compress(b""), "f.png": b"\x89PNG\r\n\x1a\n" + bytes(50),
-             "g.txt": b"notes\n", "h.csv": b"a,b\n", "i.wet": record(2, b"text", "conversion"), "j.gz": b"\x1f\x8b"}
+    files = {
+        "a.warc": record(0),
+        "b.warc.gz": gzip.compress(record(1)),
+        "c.jsonl": b'{"text": "x"}',
+        "d.jsonl": b"",
+        "e.gz": gzip.compress(b""),
+        "f.png": b"\x89PNG\r\n\x1a\n" + bytes(50),
+        "g.txt": b"notes\n",
+        "h.csv": b"a,b\n",
+        "i.wet": record(2, b"text", "conversion"),
+        "j.gz": b"\x1f\x8b",
+    }
     read_from, odd = [], []
     for name, data in files.items():
         try:
             read_from.append((name, len(read(tmp_path, data, name)[0])))
         except InputError as error:
             odd.append(str(error).partition(": ")[0].rpartition("/")[2])
-    assert read_from == [("a.warc", 1), ("b.warc.gz", 1), ("c.jsonl", 1), ("d.jsonl", 0), ("e.gz", 0), ("i.wet", 1)]
+    assert read_from == [
+        ("a.warc", 1),
+        ("b.warc.gz", 1),
+        ("c.jsonl", 1),
+        ("d.jsonl", 0),
+        ("e.gz", 0),
+        ("i.wet", 1),
+    ]
     assert odd == ["f.png", "g.txt", "h.csv", "j.gz"]
 
 
@@ -348,46 +487,74 @@ def test_every_real_file_is_known(real):
 
 MATHML = "<mrow><mi>x</mi><mo>&lt;</mo><msup><mi>y</mi><mn>2</mn></msup></mrow>"
 NOTE = '<annotation encoding="application/x-tex">x \\lt y^2</annotation>'
-KATEX = ('<span class="katex"><span class="katex-mathml"><math display="WAY"><semantics>'
-         f'{MATHML}{NOTE}</semantics></math></span><span class="katex-html" aria-hidden="true"><span>x</span>'
-         '<span>&lt;y2</span></span></span>')
-WIKI = ('<span class="mwe-math-element"><span class="mwe-math-mathml-WAY" style="display: none;"><math alttext="n">'
-        rf'<semantics>{MATHML}<annotation encoding="application/x-tex">{{\displaystyle x&lt;z}}</annotation>'
-        '</semantics></math></span><img src="/media/math/render/svg/0" class="mwe-math-fallback-image-WAY" '
-        r'alt="{\displaystyle x&lt;z}"></span>')
+KATEX = (
+    '<span class="katex"><span class="katex-mathml"><math display="WAY"><semantics>'
+    f'{MATHML}{NOTE}</semantics></math></span><span class="katex-html" aria-hidden="true"><span>x</span>'
+    "<span>&lt;y2</span></span></span>"
+)
+WIKI = (
+    '<span class="mwe-math-element"><span class="mwe-math-mathml-WAY" style="display: none;"><math alttext="n">'
+    rf'<semantics>{MATHML}<annotation encoding="application/x-tex">{{\displaystyle x&lt;z}}</annotation>'
+    '</semantics></math></span><img src="/media/math/render/svg/0" class="mwe-math-fallback-image-WAY" '
+    r'alt="{\displaystyle x&lt;z}"></span>'
+)
 
 
 @needs_libraries
-@pytest.mark.parametrize("markup, latex", [
-    ("$x&lt;y$", "$x<y$"), (r"\(x\)", "$x$"), (r"\[x\]", "$$x$$"),
-    (r"\begin{align}a&amp;=b\end{align}", r"$$\begin{aligned} a&=b \end{aligned}$$"),
-    ('<span class="MathJax_Preview">x</span><span class="MathJax">x</span><script type="math/tex">x<y</script>',
-     "$x<y$"),
-    ('<script type="math/tex; mode=display">% <![CDATA[\nx<y %]]></script>', "\n$$x<y$$\n"),
-    (f'<script type="math/mml"><math>{MATHML}</math></script>', "$x<y^2$"),
-    ('<script type="math/asciimath">x/2</script>', r"$\frac{x}{2}$"),
-    (f"<math>{MATHML}</math>", "$x<y^2$"), (f"<m:math xmlns:m='m'>{MATHML}</m:math>", "$x<y^2$"),
-    (f'<math display="block">{MATHML}</math>', "\n$$x<y^2$$\n"),
-    (f"<math alttext='q'>{MATHML}</math>", "$q$"),
-    (f"<math><semantics>{MATHML}{NOTE}</semantics></math>", r"$x \lt y^2$"),
-    (KATEX, r"$x \lt y^2$"), (KATEX.replace("WAY", "block"), "\n" + r"$$x \lt y^2$$" + "\n"),
-    ('<span class="katex"><span class="katex-html">x2</span></span>', "x2"),
-    (WIKI, "$x<z$"),
-    ('<img class="mwe-math-fallback-image-display" src="/math/0.svg" alt="{\\displaystyle x}">', "\n$$x$$\n"),
-    (f'<mjx-container><mjx-math></mjx-math><mjx-assistive-mml><math display="block">{MATHML}</math></mjx-assistive-mml>'
-     "</mjx-container>", "\n$$x<y^2$$\n"),
-    ('<img src="https://s0.wp.com/latex.php?latex=x%5E2%2By&amp;bg=fff" alt="x^2+y" class="latex">', "$x^2+y$"),
-    ('<img src="https://latex.codecogs.com/gif.latex?%5Cinline%20x+y">', "$x+y$"),
-    ('<img src="https://www.zhihu.com/equation?tex=E%3Dmc" alt="E=mc"> by latex', "$E=mc$ by latex"),
-    ('<img class="tex" src="/math/0.png" alt="$a_1$">', "$a_1$"),
-    ('<img src="/math/cat.png" alt="a cat">', ""),
-    ('<span data-latex="x_1"><i>x</i><b data-latex="no">1</b></span>', "$x_1$"),
-    ('<span class="ztext-math" data-tex="\\pi">&pi;</span>', r"$\pi$"),
-    ("`ls`", "`ls`"), ('<script src="/ASCIIMathML.js"></script>`x/2`', r"$\frac{x}{2}$"),
-])
+@pytest.mark.parametrize(
+    "markup, latex",
+    [
+        ("$x&lt;y$", "$x<y$"),
+        (r"\(x\)", "$x$"),
+        (r"\[x\]", "$$x$$"),
+        (r"\begin{align}a&amp;=b\end{align}", r"$$\begin{aligned} a&=b \end{aligned}$$"),
+        (
+            '<span class="MathJax_Preview">x</span><span class="MathJax">x</span><script type="math/tex">x<y</script>',
+            "$x<y$",
+        ),
+        ('<script type="math/tex; mode=display">% <![CDATA[\nx<y %]]></script>', "\n$$x<y$$\n"),
+        (f'<script type="math/mml"><math>{MATHML}</math></script>', "$x<y^2$"),
+        ('<script type="math/asciimath">x/2</script>', r"$\frac{x}{2}$"),
+        (f"<math>{MATHML}</math>", "$x<y^2$"),
+        (f"<m:math xmlns:m='m'>{MATHML}</m:math>", "$x<y^2$"),
+        (f'<math display="block">{MATHML}</math>', "\n$$x<y^2$$\n"),
+        (f"<math alttext='q'>{MATHML}</math>", "$q$"),
+        (f"<math><semantics>{MATHML}{NOTE}</semantics></math>", r"$x \lt y^2$"),
+        (KATEX, r"$x \lt y^2$"),
+        (KATEX.replace("WAY", "block"), "\n" + r"$$x \lt y^2$$" + "\n"),
+        ('<span class="katex"><span class="katex-html">x2</span></span>', "x2"),
+        (WIKI, "$x<z$"),
+        (
+            '<img class="mwe-math-fallback-image-display" src="/math/0.svg" alt="{\\displaystyle x}">',
+            "\n$$x$$\n",
+        ),
+        (
+            f'<mjx-container><mjx-math></mjx-math><mjx-assistive-mml><math display="block">{MATHML}</math></mjx-assistive-mml>'
+            "</mjx-container>",
+            "\n$$x<y^2$$\n",
+        ),
+        (
+            '<img src="https://s0.wp.com/latex.php?latex=x%5E2%2By&amp;bg=fff" alt="x^2+y" class="latex">',
+            "$x^2+y$",
+        ),
+        ('<img src="https://latex.codecogs.com/gif.latex?%5Cinline%20x+y">', "$x+y$"),
+        (
+            '<img src="https://www.zhihu.com/equation?tex=E%3Dmc" alt="E=mc"> by latex',
+            "$E=mc$ by latex",
+        ),
+        ('<img class="tex" src="/math/0.png" alt="$a_1$">', "$a_1$"),
+        ('<img src="/math/cat.png" alt="a cat">', ""),
+        ('<span data-latex="x_1"><i>x</i><b data-latex="no">1</b></span>', "$x_1$"),
+        ('<span class="ztext-math" data-tex="\\pi">&pi;</span>', r"$\pi$"),
+        ("`ls`", "`ls`"),
+        ('<script src="/ASCIIMathML.js"></script>`x/2`', r"$\frac{x}{2}$"),
+    ],
+)
 def test_formulas_are_kept_once(markup, latex):
     text = html_text(f"<html><body><p>before {markup} after</p></body></html>")
-    assert re.sub(r" *\n *", "\n", text) == re.sub(r" *\n *", "\n", f"before {latex} after").replace("  ", " ")
+    assert re.sub(r" *\n *", "\n", text) == re.sub(
+        r" *\n *", "\n", f"before {latex} after"
+    ).replace("  ", " ")
     assert html_text(f"<p>before {markup} after</p>".encode()) == text
 
 
@@ -410,7 +577,11 @@ def test_encodings():
         assert html_text(body.encode(encoding), encoding) == expected
         meta = f'<meta charset="{encoding}">'
         assert html_text((meta + body).encode(encoding)) == expected
-    assert html_text("<p>café".encode()) == html_text("<p>café".encode("latin-1"), "iso-8859-1") == "café"
+    assert (
+        html_text("<p>café".encode())
+        == html_text("<p>café".encode("latin-1"), "iso-8859-1")
+        == "café"
+    )
     assert html_text(b"\xef\xbb\xbf<p>\xc3\xa9", "latin-1") == "é"
     assert html_text(b"<p>\xff\xfe\xfa ok", "no such encoding")
     assert html_text("<p>half \ud800 a pair") == "half ? a pair"
@@ -418,9 +589,31 @@ def test_encodings():
 
 @needs_libraries
 @settings(max_examples=60)
-@given(st.lists(st.sampled_from(["<math>", "</math>", "<script type='math/tex'>", "</script>", "<img class=tex alt='x'",
-                                 ">", "<mi>", "$", "\\(", "`", "<p>", "x", "&lt;", "latex.php?latex=", "\0", "\ud7ff"]),
-                max_size=30).map("".join))
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "<math>",
+                "</math>",
+                "<script type='math/tex'>",
+                "</script>",
+                "<img class=tex alt='x'",
+                ">",
+                "<mi>",
+                "$",
+                "\\(",
+                "`",
+                "<p>",
+                "x",
+                "&lt;",
+                "latex.php?latex=",
+                "\0",
+                "\ud7ff",
+            ]
+        ),
+        max_size=30,
+    ).map("".join)
+)
 def test_any_markup_gives_text(html):
     assert isinstance(html_text(html), str)
     assert isinstance(html_text(html.encode()), str)
@@ -428,28 +621,53 @@ def test_any_markup_gives_text(html):
 
 @needs_libraries
 def test_markup_left_open_takes_no_time():
-    for piece in ("<math>", "<math ", "<script type=math/tex>", "<script math/", "<img ", "<img tex", "<p data-tex=x>",
-                  "$$", "\\begin{align}", "`"):
+    for piece in (
+        "<math>",
+        "<math ",
+        "<script type=math/tex>",
+        "<script math/",
+        "<img ",
+        "<img tex",
+        "<p data-tex=x>",
+        "$$",
+        "\\begin{align}",
+        "`",
+    ):
         assert isinstance(html_text(piece * 10_000 + "latex"), str)
     for piece in ("annotation tex ", "<", "a", "<mrow>"):
         assert isinstance(html_text("<math>" + "<" + piece * 10_000 + "</math>"), str)
 
 
 def test_language():
-    assert language("plain text", "en-US") == "en" and language("plain", "zho") == "zh" and language("", None) == ""
+    assert (
+        language("plain text", "en-US") == "en"
+        and language("plain", "zho") == "zh"
+        and language("", None) == ""
+    )
     assert language("这是一道数学题", "en") == "zh"
-    assert language("これは数学の問題です", "") == "ja" and language("이것은 수학 문제", "en") == "ko"
+    assert (
+        language("これは数学の問題です", "") == "ja" and language("이것은 수학 문제", "en") == "ko"
+    )
     assert language("设 $f(x)=x^2+1$ 为函数，求导数", "") == "zh"
     assert language("Only one word, 数学, is Chinese in this sentence of English", "en") == "en"
     assert language("x", "unknown language") == "" and language("x", "fr;q=0.5") == "fr"
 
 
-@pytest.mark.parametrize("url, host", [
-    ("https://www.Example.ORG:8080/a?b#c", "example.org"), ("http://user:pw@math.se./q", "math.se"),
-    ("example.com/to?u=http://b.org/", "example.com"),
-    ("example.com/path", "example.com"), ("//cdn.x.io/", "cdn.x.io"), ("<http://example.com/>", "example.com"),
-    ("http://www.com", "com"), ("http://[::1]:80/", "::1"), ("http://[bad/", ""), ("", ""),
-    ("HTTPS://WWW.数学.CN/", "数学.cn"),
-])
+@pytest.mark.parametrize(
+    "url, host",
+    [
+        ("https://www.Example.ORG:8080/a?b#c", "example.org"),
+        ("http://user:pw@math.se./q", "math.se"),
+        ("example.com/to?u=http://b.org/", "example.com"),
+        ("example.com/path", "example.com"),
+        ("//cdn.x.io/", "cdn.x.io"),
+        ("<http://example.com/>", "example.com"),
+        ("http://www.com", "com"),
+        ("http://[::1]:80/", "::1"),
+        ("http://[bad/", ""),
+        ("", ""),
+        ("HTTPS://WWW.数学.CN/", "数学.cn"),
+    ],
+)
 def test_base_url(url, host):
     assert base_url(url) == host

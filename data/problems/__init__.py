@@ -1,0 +1,1 @@
+"""Problem files in, training sets and benchmarks out."""

@@ -1,0 +1,331 @@
+"""Templates of word problems: a question with placeholders for its numbers, and an equation over them.
+
+From a template come a program of thought and a chain of thought, and any number of variants: numbers drawn anew
+(`WordTemplate.resample`) keep a model from learning answers by heart, names and things drawn anew (`Rewording`) from
+learning that it is always Joan who finds seashells. A few thousand questions are learnt by heart long before a small
+model has learnt to read them.
+"""
+
+import functools
+import math
+import operator
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from string import ascii_lowercase
+
+from data.io import InputError
+
+
+def parse_number(text: str) -> Fraction:
+    """The number of a text, exactly. A float that is a fraction written out, such as 0.16666666666666666, is 1/6."""
+    try:
+        number = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"{text!r} is not a number") from None
+    near = number.limit_denominator(1000)
+    return (
+        near if number.denominator > 10**6 and abs(number - near) < Fraction(1, 10**9) else number
+    )
+
+
+def number_text(number: Fraction) -> str:
+    """8 for 8, 0.25 for 1/4, 1/6 for 1/6: without trailing zeros, and exact."""
+    rest, twos, fives = number.denominator, 0, 0
+    while rest % 2 == 0:
+        rest, twos = rest // 2, twos + 1
+    while rest % 5 == 0:
+        rest, fives = rest // 5, fives + 1
+    places = max(twos, fives)
+    if rest > 1 or places == 0:
+        return str(number)
+    digits = str(abs(number) * 10**places).zfill(places + 1)
+    return f"{'-' * (number < 0)}{digits[:-places]}.{digits[-places:]}"
+
+
+def rounded_text(number: Fraction) -> str:
+    """`number_text` of the number rounded to 4 decimals."""
+    return number_text(round(number, 4))
+
+
+_OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+_PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
+
+
+@functools.cache
+def _parse(equation: str):
+    """The tree of a prefix equation: (op, left, right), a placeholder's index (int) or a constant (Fraction)."""
+    tokens = iter(equation.split())
+
+    def node():
+        token = next(tokens, None)
+        if token is None:
+            raise InputError(f"equation {equation!r} ends too early")
+        if token in _OPERATORS:
+            return token, node(), node()
+        placeholder = re.fullmatch(r"number(\d+)", token)
+        return int(placeholder[1]) if placeholder else parse_number(token)
+
+    tree = node()
+    if next(tokens, None) is not None:
+        raise InputError(f"equation {equation!r} goes on after its end")
+    return _in_reading_order(tree)
+
+
+def _in_reading_order(tree):
+    """Sums and products with the number that the question tells first in front: annotators wrote either order, and a
+    choice that follows from nothing cannot be learnt."""
+    if not isinstance(tree, tuple):
+        return tree
+    op, left, right = tree[0], _in_reading_order(tree[1]), _in_reading_order(tree[2])
+    places = [[leaf for leaf in _leaves(side) if isinstance(leaf, int)] for side in (left, right)]
+    swap = op in "+*" and all(places) and min(places[1]) < min(places[0])
+    return (op, right, left) if swap else (op, left, right)
+
+
+def _leaves(tree) -> Iterator[int | Fraction]:
+    if isinstance(tree, tuple):
+        yield from _leaves(tree[1])
+        yield from _leaves(tree[2])
+    else:
+        yield tree
+
+
+@dataclass(frozen=True)
+class WordTemplate:
+    """A question with placeholders number0, number1, ..., the numbers that fill them, and a prefix equation over them,
+    such as `/ + number0 number1 2.0`. Arithmetic is exact. Raises InputError for an equation that cannot be read, or
+    where text or equation name a number that is not there."""
+
+    question: str
+    numbers: tuple[Fraction, ...]
+    equation: str
+
+    def __post_init__(self):
+        used = [leaf for leaf in _leaves(_parse(self.equation)) if isinstance(leaf, int)]
+        used += [int(index) for index in re.findall(r"number(\d+)", self.question)]
+        if max(used, default=-1) >= len(self.numbers):
+            raise InputError(
+                f"number{max(used)} is used, but there are {len(self.numbers)} numbers"
+            )
+
+    def text(self) -> str:
+        """The question with its numbers, spaced as people write (the files have a space before each full stop)."""
+        filled = re.sub(
+            r"number(\d+)", lambda match: number_text(self.numbers[int(match[1])]), self.question
+        )
+        filled = re.sub(r"(?<=\w) ([’']) s\b", r"\1s", filled)
+        filled = re.sub(r"\s+(n['’]t|['’](?:s|re|ve|ll|d|m))\b", r"\1", filled)
+        return re.sub(r"\s+([.,?!;:%)])(?!\d)", r"\1", re.sub(r"\(\s+", "(", filled)).strip()
+
+    def value(self) -> Fraction:
+        """The equation's value."""
+        return self._results()[-1]
+
+    def answer(self) -> str:
+        """The value, exact: an integer, a finite decimal or a fraction."""
+        return number_text(self.value())
+
+    def program(self, lines: bool = False) -> str:
+        """One line of Python, with no parentheses that arithmetic does not need: print((5 + 3) / 2). With `lines` an
+        operation a line, the steps of process supervision: a = 5 + 3, b = a / 2, print(b)."""
+        if not lines:
+            return f"print({self._infix(_parse(self.equation))[0]})"
+        made: list[str] = []
+
+        def name(tree) -> str:
+            if not isinstance(tree, tuple):
+                text = number_text(self._leaf(tree))
+                return f"({text})" if "/" in text else text
+            left, right = name(tree[1]), name(tree[2])
+            made.append(f"{ascii_lowercase[len(made)]} = {left} {tree[0]} {right}")
+            return made[-1][0]
+
+        last = name(_parse(self.equation))
+        return "\n".join([*made, f"print({last})"])
+
+    def cot(self) -> str:
+        """One operation a line, then the answer; results are rounded to 4 decimals, what follows from them is not."""
+        lines: list[str] = []
+        _, result = self._chain(_parse(self.equation), lines)
+        return "\n".join([*lines, f"The answer is {result}."])
+
+    def agrees(self, answer: str) -> bool:
+        """Whether the equation gives this answer, to 1e-3 of it or to half of its last decimal."""
+        stated, places = Fraction(answer), len(answer.rstrip("0").partition(".")[2])
+        tolerance = abs(stated) / 1000
+        if places:  # a whole number is not taken for a rounded one: 55 is not 54.545, nor 3 an answer of 2.5
+            tolerance = max(tolerance, Fraction(1, 2 * 10**places))
+        return abs(self.value() - stated) <= tolerance
+
+    def resample(self, rng: random.Random, tries: int = 300) -> "WordTemplate":
+        """The same question with other numbers of like size and kind.
+
+        Every operation's result stays what it was: above zero, whole, or finite in 4 decimals. The template itself
+        comes back when no draw of `tries` fits. Equal numbers stay equal, since the annotators told numbers apart by
+        value (`+ number0 number0` may mean two numbers that happen to be 3); for the same reason a number equal to a
+        constant of the equation stays. Different numbers stay different.
+        """
+        constants = {leaf for leaf in _leaves(_parse(self.equation)) if isinstance(leaf, Fraction)}
+        results = self._results()
+        for _ in range(tries):
+            drawn = {
+                number: number if number in constants else _draw(number, rng)
+                for number in self.numbers
+            }
+            if len(set(drawn.values())) < len(drawn):
+                continue
+            variant = replace(self, numbers=tuple(drawn[number] for number in self.numbers))
+            try:
+                if all(map(_alike, results, variant._results())):
+                    return variant
+            except ZeroDivisionError:
+                continue
+        return self
+
+    def _leaf(self, leaf: int | Fraction) -> Fraction:
+        return self.numbers[leaf] if isinstance(leaf, int) else leaf
+
+    def _results(self) -> list[Fraction]:
+        """The result of each operation, the last being the value. Raises ZeroDivisionError."""
+        results = []
+
+        def walk(tree):
+            if not isinstance(tree, tuple):
+                return self._leaf(tree)
+            left, right = walk(tree[1]), walk(tree[2])
+            results.append(_OPERATORS[tree[0]](left, right))
+            return results[-1]
+
+        value = walk(_parse(self.equation))
+        return results or [value]
+
+    def _infix(self, tree) -> tuple[str, int]:
+        """(text, precedence): 1 for a sum, 2 for a product or a fraction, 3 for a number."""
+        if not isinstance(tree, tuple):
+            text = number_text(self._leaf(tree))
+            return text, 2 if "/" in text else 3
+        op, precedence = tree[0], _PRECEDENCE[tree[0]]
+        (left, left_level), (right, right_level) = self._infix(tree[1]), self._infix(tree[2])
+        if left_level < precedence:
+            left = f"({left})"
+        if right_level < precedence or right_level == precedence and op in "-/":
+            right = f"({right})"
+        return f"{left} {op} {right}", precedence
+
+    def _chain(self, tree, lines: list[str]) -> tuple[Fraction, str]:
+        if not isinstance(tree, tuple):
+            value = self._leaf(tree)
+            return value, number_text(value)
+        op = tree[0]
+        (left, left_text), (right, right_text) = (
+            self._chain(tree[1], lines),
+            self._chain(tree[2], lines),
+        )
+        if op in "*/":  # 5 / 1/6 would read as 5/6
+            left_text, right_text = (f"({t})" if "/" in t else t for t in (left_text, right_text))
+        value = _OPERATORS[op](left, right)
+        lines.append(f"{left_text} {op} {right_text} = {rounded_text(value)}")
+        return value, rounded_text(value)
+
+
+def _draw(number: Fraction, rng: random.Random) -> Fraction:
+    """A number of like size (half to double; below 10, any digit) and kind: whole and as round, decimal, fraction."""
+    if number <= 0 or number == 1:
+        return number
+    text = number_text(number)
+    if "/" in text:
+        below = rng.choice((2, 3, 4, 5, 6, 8, 9, 10, 12))
+        low, high = (
+            math.ceil(number * below / 2),
+            math.floor(min(2 * number, 1 if number < 1 else 2 * number) * below),
+        )
+        drawn = Fraction(rng.randint(max(1, low), max(1, high)), below)
+        return number if drawn.denominator == 1 else drawn
+    unit = Fraction(1, 10 ** len(text.partition(".")[2]))
+    while unit >= 1 and number % (10 * unit) == 0 and number >= 100 * unit:
+        unit *= 10  # 6000 becomes a multiple of 100, 120 of 10, 123 of 1
+    size = int(number / unit)
+    low, high = (2 if unit == 1 else 1, 9) if size < 10 else (size // 2, 2 * size)
+    drawn = rng.randint(low, high) * unit
+    return number if unit < 1 and drawn.denominator == 1 else drawn
+
+
+def _alike(old: Fraction, new: Fraction) -> bool:
+    if old.denominator == 1 and new.denominator > 1 or old * 10000 % 1 == 0 and new * 10000 % 1:
+        return False
+    return new > 0 if old > 0 else new >= 0 if old == 0 else True
+
+
+# ---- Other words ----------------------------------------------------------------------------------------------------
+
+# Capitalised or counted, but not to be exchanged: days, months, places, titles; units, and what is nearly one.
+_NOT_NAMES = set(
+    "Mrs Mr Halloween Christmas Valentine Valentines Easter Japanese Japan English America Europe Pokemon "
+    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February March April May June July "
+    "August September October November December".split()
+)
+_NOT_THINGS = set(
+    "dollars cents bucks quarters dimes nickels pennies miles kilometers meters centimeters yards feet "
+    "inches pounds ounces tons grams kilograms gallons liters pints cups acres seconds minutes hours "
+    "days weeks months years times degrees points lives calories pairs dozens leaves less "
+    "numbers".split()
+)
+
+
+class Rewording:
+    """`Rewording(questions)(question, rng)`: the question with names and things exchanged for others of `questions`,
+    and its case changed: a quarter is written small, as half of the files are.
+
+    Questions are WordTemplate's: number0, number1, ... stand for the numbers. A name is a capitalised word within a
+    sentence that is never seen small, in two questions at least; a thing is the plural after a number, likewise.
+    """
+
+    def __init__(self, questions: Iterable[str]):
+        questions = list(questions)
+        names, things, small = Counter(), Counter(), set()
+        for question in questions:
+            things.update(set(re.findall(r"number\d+ ([a-z]{2,}s)\b", question)))
+            if question != question.lower():
+                small.update(re.findall(r"\b[a-z]+\b", question))
+                names.update(set(re.findall(r"(?<=[a-z,] )[A-Z][a-z]+\b", question)))
+        everything = set(re.findall(r"[a-z]+", " ".join(questions).lower()))
+        kept = [name for name, count in names.items() if count > 1 and name.lower() not in small]
+        self.names = sorted(set(kept) - _NOT_NAMES)
+        self.things = {}  # plural: singular
+        for plural in sorted(
+            set(thing for thing, count in things.items() if count > 1) - _NOT_THINGS
+        ):
+            endings = (plural[:-1], re.sub("es$", "", plural), re.sub("ies$", "y", plural))
+            self.things[plural] = next(
+                (word for word in endings if word in everything), plural[:-1]
+            )
+        self._name = {name.lower() for name in self.names}
+
+    def __call__(self, question: str, rng: random.Random) -> str:
+        words = sorted(set(re.findall(r"[a-z]+", question.lower())))
+        names = [word for word in words if word in self._name]
+        things = [word for word in words if word in self.things]
+        other = [name.lower() for name in self.names if name.lower() not in names]
+        swap = dict(zip(names, rng.sample(other, min(len(names), len(other))), strict=False))
+        other = [thing for thing in self.things if thing not in things]
+        for old, new in zip(things, rng.sample(other, min(len(things), len(other))), strict=False):
+            if rng.random() < 0.5:
+                swap[old], swap[self.things[old]] = new, self.things[new]
+
+        def exchange(match: re.Match) -> str:
+            new = swap.get(match[0].lower(), match[0])
+            return new if new is match[0] or match[0].islower() else new.capitalize()
+
+        question = re.sub(r"[A-Za-z]+", exchange, question)
+        if rng.random() < 0.25:
+            return question.lower()
+        question = re.sub(
+            r"[a-z]+", lambda m: m[0].capitalize() if m[0] in self._name else m[0], question
+        )
+        return re.sub(
+            r"(?:^|(?<=[.?!] ))(?!number\d)[a-z]", lambda match: match[0].upper(), question
+        )

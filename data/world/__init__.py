@@ -1,0 +1,1 @@
+"""The built-in world: word problems, documents and a small web."""

@@ -1,0 +1,1 @@
+"""What eval.py stands on: asking, reading, counting, comparing."""

@@ -1,0 +1,1 @@
+"""Planning memory and hours, and running stages one after the other."""
