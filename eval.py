@@ -31,7 +31,7 @@ from data.problems.readers import Problem
 from data.prompts import FewShot
 from data.sandbox.prover import NO_PROVER, Prover, find_prover
 from data.sandbox.sandbox import Sandbox
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, check_tokenizer
 from evaluation import report, solve
 from generate import Sampling, generate
 from model import Transformer
@@ -343,23 +343,6 @@ def summarise(records: list[dict], average: str = "problems") -> dict:
         chances = [pass_at_k(K, count, k) for count in right]
         metrics[f"pass@{k}"], metrics[f"pass@{k}_interval"] = mean(chances, over, False)
     return metrics
-
-
-def encode_prompts(
-    tokenizer: Tokenizer, items: list[Problem], format: str, template: str
-) -> list[list[int]]:
-    """Ids of each problem's prompt."""
-    return prompts.encode(
-        tokenizer, [prompts.problem_prompt(item, format, template) for item in items], template
-    )
-
-
-def check_tokenizer(tokenizer: Tokenizer, model: Transformer, where: str) -> None:
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise InputError(
-            f"{where}: its tokenizer has {tokenizer.vocab_size} ids, its embedding {model.config.vocab_size} rows; "
-            "the checkpoint and the tokenizer do not belong together"
-        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

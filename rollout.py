@@ -23,8 +23,7 @@ from data.io import InputError, read_jsonl, write_jsonl
 from data.problems import readers
 from data.problems.readers import Problem, as_row
 from data.sandbox.sandbox import Sandbox
-from data.tokenizer import Tokenizer
-from eval import check_tokenizer, encode_prompts
+from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sample, Sampling, generate
 from model import Transformer
 from reward import Programs, completion_text, predictions, rule_rewards, step_ends
@@ -114,7 +113,7 @@ def rollout(
     mine: dict[int, Rollout] = {}
     for format in dict.fromkeys(formats):  # stop strings differ by format
         members = [i for i in own if formats[i] == format]
-        questions = encode_prompts(tokenizer, [items[i] for i in members], format, template)
+        questions = prompts.encode_prompts(tokenizer, [items[i] for i in members], format, template)
         stop = tuple(prompts.stop_strings(format, template))
         asked = policy, tokenizer, questions, replace(sampling, stop=stop), max_rows, members
         told = [items[i] for i in members], format, template, sandbox

@@ -23,8 +23,7 @@ import runtime
 from batch import Group, forward_flops, pack_completions, token_logprobs
 from data.io import InputError
 from data.packing import micro_batches
-from data.tokenizer import Tokenizer
-from eval import check_tokenizer
+from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sample
 from rollout import Rollout, load_samples
 from runtime import World, seeded

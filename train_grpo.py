@@ -37,9 +37,10 @@ from data.io import InputError
 from data.packing import micro_batches
 from data.problems import readers
 from data.problems.readers import Problem
+from data.prompts import encode_prompts
 from data.sandbox.sandbox import Sandbox
-from data.tokenizer import Tokenizer
-from eval import check_tokenizer, encode_prompts, evaluate, summarise
+from data.tokenizer import Tokenizer, check_tokenizer
+from eval import evaluate, summarise
 from generate import Sampling
 from kernels.advantage import group_advantage, process_advantage
 from kernels.head_loss import fuses, head_policy_loss

@@ -36,8 +36,7 @@ from batch import pack_completions, token_logprobs, token_values
 from data.io import InputError
 from data.packing import micro_batches
 from data.sandbox.sandbox import Sandbox
-from data.tokenizer import Tokenizer
-from eval import check_tokenizer
+from data.tokenizer import Tokenizer, check_tokenizer
 from model import Transformer
 from reward import RewardModel
 from rollout import Rollout, load_rollouts, save_rollouts

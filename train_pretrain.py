@@ -18,8 +18,7 @@ import torch
 import runtime
 from data.io import InputError
 from data.shards import Mixture, Shards, windows
-from data.tokenizer import Tokenizer
-from eval import check_tokenizer
+from data.tokenizer import Tokenizer, check_tokenizer
 from kernels.head_loss import cross_entropy
 from layout import Layout
 from model import ModelConfig, Transformer, preset

@@ -26,8 +26,7 @@ from batch import cut_group, forward_flops, token_scores
 from data import prompts
 from data.io import InputError, read_jsonl
 from data.packing import micro_batches
-from data.tokenizer import Tokenizer
-from eval import check_tokenizer
+from data.tokenizer import Tokenizer, check_tokenizer
 from reward import solution_score, step_ends
 from rollout import load_samples
 from runtime.hf import from_pretrained

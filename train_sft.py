@@ -20,8 +20,7 @@ from batch import Group, forward_flops, hidden_states, pack_completions
 from data import prompts
 from data.io import InputError, read_jsonl
 from data.packing import micro_batches, pack
-from data.tokenizer import Tokenizer
-from eval import check_tokenizer
+from data.tokenizer import Tokenizer, check_tokenizer
 from kernels.head_loss import cross_entropy
 from model import Transformer
 from runtime.hf import from_pretrained

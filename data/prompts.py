@@ -147,6 +147,14 @@ def encode(tokenizer, texts: list[str], template: str = "plain") -> list[list[in
     return [bos + one for one in ids]
 
 
+def encode_prompts(
+    tokenizer, problems: list[Problem], format: str, template: str = "plain"
+) -> list[list[int]]:
+    """The ids of the prompt of each problem."""
+    texts = [problem_prompt(problem, format, template) for problem in problems]
+    return encode(tokenizer, texts, template)
+
+
 def response_text(response: str, format: str = "cot", template: str = "plain") -> str:
     """Exactly the text that training appends after the prompt, before EOS. `response` is an SFT line's: for pot, the
     bare program. Space or newline belongs to the response, since a prompt that ends in a space splits tokens badly."""

@@ -286,6 +286,16 @@ class Tokenizer:
         return ranks if self._id_of_rank is None else [self._id_of_rank[rank] for rank in ranks]
 
 
+def check_tokenizer(tokenizer: Tokenizer, model, where: str) -> None:
+    """Raise InputError if `tokenizer` has ids for which `model` has no row in its embedding."""
+    rows = model.config.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise InputError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} ids, the embedding only {rows} rows; "
+            "the tokenizer does not belong to this checkpoint"
+        )
+
+
 # Reading a tokenizer.json: each part is turned into plain data, or refused by an InputError that names it
 
 

@@ -673,7 +673,7 @@ def wrong_inputs(world):
     return {
         "no model": ({"model": world / "absent"}, "absent"),
         "no tokenizer": ({"model": world / "bare"}, "tokenizer.json"),
-        "another tokenizer": ({"model": world / "foreign"}, "do not belong together"),
+        "another tokenizer": ({"model": world / "foreign"}, "does not belong to this checkpoint"),
         "no problem file": ({"problems": world / "absent.jsonl"}, "absent.jsonl: cannot be read"),
         "empty problem file": ({"problems": world / "empty.jsonl"}, "empty.jsonl"),
         "two of one name": ({"problems": both}, "problems.cot: there are two of this name"),

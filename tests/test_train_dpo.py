@@ -426,7 +426,7 @@ def of_another(rows):
         (
             list,
             dict(init="{}/mixed"),
-            "{}/mixed: its tokenizer has 500 ids, its embedding 400 rows; .*",
+            "{}/mixed: the tokenizer has 500 ids, the embedding only 400 rows; .*",
         ),
         (list, dict(init=""), "--init is needed"),
         (list, dict(data=""), "--data is needed"),

@@ -827,7 +827,7 @@ LINE = '{"id": "a", "question": "Ann?", "answer": "1"}\n'
         (
             LINE,
             dict(init="{}/mixed"),
-            "{}/mixed: its tokenizer has 500 ids, its embedding 400 rows; .*",
+            "{}/mixed: the tokenizer has 500 ids, the embedding only 400 rows; .*",
         ),
         (LINE, dict(to=""), "--to is needed"),
         (

@@ -210,7 +210,7 @@ LINE = '{"question": "Q?", "response": "R.", "format": "cot"}\n'
         (
             LINE,
             dict(init="{}/mixed"),
-            "{}/mixed: its tokenizer has 500 ids, its embedding 400 rows; .*",
+            "{}/mixed: the tokenizer has 500 ids, the embedding only 400 rows; .*",
         ),
         (LINE, dict(init=""), "--init is needed"),
         (LINE, dict(lr="high"), "--lr high: needs a number"),

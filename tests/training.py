@@ -30,11 +30,11 @@ import train_sft
 from data import prompts
 from data.io import write_jsonl
 from data.problems.readers import Problem
+from data.prompts import encode_prompts
 from data.sandbox.sandbox import Result
 from data.shards import windows, write_shards
 from data.tokenizer import Tokenizer, train
 from data.world import synthetic
-from eval import encode_prompts
 from generate import Sample, Sampling
 from model import ModelConfig, Transformer
 from rollout import Rollout, label_steps, rollout, save_rollouts
