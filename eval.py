@@ -566,7 +566,7 @@ def main(config: Config) -> dict:
         if any(task.format in ("pot", "tool", "code") for task in left):
             sandbox = stack.enter_context(start_sandbox(config.sandbox))
         if saved is None:
-            import audit  # it imports this file
+            from evaluation import audit  # it imports this file
 
             return audit.run(config, tasks, model, tokenizer, sandbox, world)
         if any(task.format == "proof" for task in left):

@@ -25,7 +25,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from data.io import InputError
-from runtime.options import parse
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 PACKAGES = ("torch", "numpy", "transformers", "trl", "accelerate", "datasets")
@@ -158,6 +157,8 @@ def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
 def own_options(Config, given: str, known: tuple[str, ...], defaults: dict):
     """A trainer's Config with the comparison's defaults, changed by --ours KEY=VALUE,... Raises InputError for an
     option that is not among the `known`: it would be recorded without being used."""
+    from runtime.options import parse
+
     pairs = [pair for pair in given.split(",") if pair]
     for pair in pairs:
         if pair.partition("=")[0] not in known:

@@ -395,7 +395,7 @@ def story(points: list[dict], x: list[float], what: str, units: dict) -> str:
     parts = []
     for first, last, slope in zip([0, *places], [*places, len(x) - 1], slopes, strict=True):
         own = points[first : last + 1]
-        text = f"{short(x[first])} to {short(x[last])} slope {slope:.2f} ({reasons(own, of)}"
+        text = f"{short(x[first])} to {short(x[last])} slope {round(slope, 2) + 0.0:.2f} ({reasons(own, of)}"
         micros = sorted({point["micro_batches"] for point in own})
         if micros[-1] > 1:
             text += (
