@@ -1,20 +1,275 @@
-"""The computations of the loss (log-probs, KL, advantages, policy loss, LM head and loss in one), the attention of
-decoding, and for CPUs the rest of a model (cpu_*). Imports nothing of ours outside.
+"""The seam between definitions and accelerators. Imports nothing of ours from outside kernels/.
 
-Each file of the loss holds a PyTorch reference, which is the readable definition and what runs on CPUs, a Triton kernel
-for CUDA tensors, and a public function that picks. What is written in C++ for CPUs is defined by model.py and
-decoding.py. On a machine without a GPU the Triton kernels run in Triton's interpreter when TRITON_INTERPRET=1 is set
-before the first import of triton.
+A *definition* is plain PyTorch under autograd. It stands where a student looks for it (model.py, batch.py, generate.py
+or a trainer), and it is what runs:
 
-`kernels.reference` switches a whole trainer (its option --reference) to the readable path: what is computed here
-follows its definition, differentiated by autograd; attention is a softmax over explicit scores (model.py), a prompt is
-repeated for each of its completions (batch.py), and decoding goes over copied prompts step by step (generate.py). The
-same numbers up to rounding, for more time and memory.
+    @definition
+    def rms_norm(x, weight, eps):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+An *accelerator* in this folder computes the same, faster:
+
+    @accelerator("model.rms_norm", takes=on_cpu, cases=rms_norm_cases)
+    def rms_norm(x, weight, eps): ...
+
+It is used only while its claim holds. `use` checks that at the start of a run, in two ways:
+
+- By code. kernels/fingerprints.json holds a fingerprint of all definitions that an accelerator repeats, recorded when
+  it was last proved (`python -m kernels`). An edit of one of them changes the fingerprint.
+- By numbers. Definition and accelerator are run on small random cases; values and gradients must agree.
+
+Where one of the two fails, the definition runs as it stands, and a line says which accelerator was set aside and why.
 """
 
+import contextlib
+import functools
+import importlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch import Tensor, nn
+
+from kernels.fingerprint import NoSource, expand, module_name
+
+FINGERPRINTS = Path(__file__).with_name("fingerprints.json")
+MODULES: tuple[
+    str, ...
+] = ()  # files with accelerators; for each definition the first that takes a call computes it
+
+definitions: dict[str, Callable] = {}  # name -> the plain function
+accelerators: list["Accelerator"] = []  # all that are loaded, in the order of MODULES
+_table: dict[str, list["Accelerator"]] = {}  # name of a definition -> accelerators in use
+
+
+def definition(function: Callable) -> Callable:
+    """Mark a function as a definition: a call goes to an accelerator that is in use and takes it, else to the function."""
+    name = f"{module_name(function.__module__)}.{function.__qualname__}"
+    definitions[name] = function
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        for accelerator in _table.get(name, ()):
+            if accelerator.takes(*args, **kwargs):
+                return accelerator.function(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    call.definition = function
+    return call
+
+
+@dataclass
+class Setting:
+    """What the cases of a check should look like: a small model of the run's family, on the run's device."""
+
+    shape: object  # a ModelConfig of two layers with the switches of the run's model
+    device: torch.device = torch.device("cpu")
+    bf16: bool = False  # matrix products in bfloat16
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference, as a share of the largest value."""
+        return 3e-2 if self.bf16 or self.device.type == "cuda" else 2e-4
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(0)
+
+
+@dataclass(eq=False)
+class Accelerator:
+    """A function of this folder that computes a definition.
+
+    computes: name of the definition whose calls it takes. stands_for: names of all definitions whose mathematics it
+    repeats; their helpers are found from their code. takes: says of a call's arguments whether it can compute them.
+    available: says of a device whether it can be used there, and may return a sentence that says why not.
+    cases: makes arguments for the check by numbers; tensors that require a gradient get one.
+    """
+
+    function: Callable
+    computes: str
+    stands_for: tuple[str, ...]
+    takes: Callable[..., bool]
+    available: Callable[[torch.device], bool | str]
+    cases: Callable[[Setting], Iterable[tuple]]
+
+    @property
+    def name(self) -> str:
+        return f"{self.function.__module__}.{self.function.__qualname__}"
+
+    def fingerprint(self) -> dict[str, str]:
+        """{name: hash} of all code that the accelerator stands for. Raises NoSource, LookupError."""
+        parts: dict[str, str] = {}
+        for name in self.stands_for:
+            parts |= expand(name)
+        return dict(sorted(parts.items()))
+
+
+def accelerator(
+    computes: str,
+    *,
+    cases: Callable[[Setting], Iterable[tuple]],
+    takes: Callable[..., bool] = lambda *args, **kwargs: True,
+    available: Callable[[torch.device], bool | str] = lambda device: True,
+    stands_for: Iterable[str] = (),
+) -> Callable:
+    """Register a function as an accelerator of the definition `computes`; see Accelerator."""
+
+    def register(function: Callable) -> Callable:
+        names = tuple(dict.fromkeys((computes, *stands_for)))
+        accelerators.append(Accelerator(function, computes, names, takes, available, cases))
+        return function
+
+    return register
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Run by definitions alone inside this block."""
+    saved = dict(_table)
+    _table.clear()
+    try:
+        yield
+    finally:
+        _table.clear()
+        _table.update(saved)
+
+
+@dataclass
+class Choice:
+    """What `use` decided: accelerators in use (definition -> names), and those set aside (name -> why)."""
+
+    in_use: dict[str, list[str]] = field(default_factory=dict)
+    set_aside: dict[str, str] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """What the first lines of a run say."""
+        names = [f"{name} by {', '.join(by)}" for name, by in sorted(self.in_use.items())]
+        return [*self.set_aside.values(), "kernels: " + ("; ".join(names) or "definitions alone")]
+
+
+def use(mode: str, setting: Setting | None = None, without: Iterable[str] = ()) -> Choice:
+    """Fill the table: "plain" leaves it empty, "fast" takes every accelerator whose claim holds in this setting.
+
+    without: names of accelerators that another process of the run has set aside.
+    """
+    _table.clear()
+    choice = Choice()
+    if mode == "plain" or setting is None:
+        return choice
+    for module in MODULES:
+        importlib.import_module(module)
+    recorded = json.loads(FINGERPRINTS.read_text()) if FINGERPRINTS.exists() else {}
+    chosen: dict[str, list[Accelerator]] = {}
+    for one in accelerators:
+        if one.computes not in definitions or one.name in without:
+            continue
+        usable = one.available(setting.device)
+        why = usable if isinstance(usable, str) else _edited(one, recorded.get(one.name, {}))
+        if usable and not why:
+            why = _wrong(one, setting)
+        if why:
+            choice.set_aside[one.name] = why
+        elif usable:
+            chosen.setdefault(one.computes, []).append(one)
+    _table.update(chosen)
+    choice.in_use = {name: [one.name for one in some] for name, some in chosen.items()}
+    return choice
+
+
+def _edited(one: Accelerator, recorded: dict[str, str]) -> str:
+    """Why the code of an accelerator's definitions is not the code that was proved, or ""."""
+    try:
+        now = one.fingerprint()
+    except (NoSource, LookupError) as error:
+        return f"{error}: running {one.computes} as it stands, without {one.name}"
+    changed = [name for name in {**now, **recorded} if now.get(name) != recorded.get(name)]
+    if not changed:
+        return ""
+    return f"{changed[0]} was edited: running {one.computes} as it stands, without {one.name}"
+
+
+def _wrong(one: Accelerator, setting: Setting) -> str:
+    """Why an accelerator's numbers are not those of its definition, or ""."""
+    try:
+        worst = difference(definitions[one.computes], one, setting)
+    except Exception as error:  # a compiler or a driver may fail in any way
+        return (
+            f"{one.name} fails ({type(error).__name__}: {error}): running {one.computes} without it"
+        )
+    if worst <= setting.tolerance:
+        return ""
+    return f"{one.name} differs from {one.computes} by {worst:.1e}: running the definition"
+
+
+def difference(function: Callable, one: Accelerator, setting: Setting) -> float:
+    """The largest difference of values and gradients over an accelerator's cases, as a share of the largest value."""
+    worst = 0.0
+    for args in one.cases(setting):
+        if not one.takes(*args):
+            continue
+        with plain():
+            expected = _values(function, args)
+        found = _values(one.function, args)
+        if len(expected) != len(found):
+            return float("inf")
+        for a, b in zip(expected, found, strict=True):
+            scale = max(float(a.abs().max()), 1e-3) if a.numel() else 1.0
+            gap = float((a - b).abs().max()) if a.numel() else 0.0
+            worst = max(worst, gap / scale if gap == gap else float("inf"))
+    return worst
+
+
+def _values(function: Callable, args: tuple) -> list[Tensor]:
+    """What a call returns and the gradients that it gives, as a flat list of float64 tensors."""
+    leaves = [leaf for arg in args for leaf in _leaves(arg)]
+    for leaf in leaves:
+        leaf.grad = None
+    results = list(_tensors(function(*args)))
+    values = [result.detach().double() for result in results]
+    live = [result for result in results if result.requires_grad]
+    if live and leaves:
+        factors = [torch.linspace(0.5, 1.5, r.numel(), device=r.device).view_as(r) for r in live]
+        sum((r.float() * f).sum() for r, f in zip(live, factors, strict=True)).backward()
+        values += [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    return [value.double() for value in values]
+
+
+def _leaves(value) -> Iterator[Tensor]:
+    """Tensors of an argument that require a gradient, a module's parameters included."""
+    if isinstance(value, nn.Module):
+        yield from (p for p in value.parameters() if p.requires_grad)
+    elif isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
+        yield value
+
+
+def _tensors(value) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for key in sorted(value):
+            yield from _tensors(value[key])
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+
+
+def record() -> dict[str, dict[str, str]]:
+    """Write the fingerprints of all loaded accelerators; `python -m kernels` calls it after the proof."""
+    for module in MODULES:
+        importlib.import_module(module)
+    found = {one.name: one.fingerprint() for one in accelerators}
+    FINGERPRINTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------
+# What the kernels of before still use; it goes when they have become accelerators.
+
 
 try:
     import triton
