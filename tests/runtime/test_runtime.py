@@ -1,4 +1,4 @@
-"""Options, sharding, checkpoints, metrics and interruption, on a transformer small enough to train in a blink."""
+"""Sharding, checkpoints, metrics and interruption, on a transformer small enough to train in a blink."""
 
 import json
 import math
@@ -7,20 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import runtime
 from data.io import InputError
 from model import ModelConfig, Transformer
-from runtime.options import option, parse, to_toml
+from runtime.options import option, parse
 
 ROOT = Path(__file__).parents[2]
 
@@ -170,164 +168,6 @@ def uninterrupted(tmp_path_factory):
     directory = tmp_path_factory.mktemp("whole") / "run"
     run_toy(directory)
     return directory
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Options
-
-
-@dataclass
-class Options:
-    name: str = option("plain", "a name")
-    path: Path = option(Path("here"), "a path")
-    # the numbers
-    steps: int = option(10, "steps to take")
-    lr: float = option(1e-3, "learning rate")
-    decay: float | None = option(None, "weight decay, if any")
-    on: bool = option(False, "a switch")
-    files: list[str] = option([], "some files")
-    sizes: list[int] = option([1, 2], "some sizes")
-    weights: dict[str, float] = option({}, "mixture weights")
-    source: dict[str, str] = option({"a": "x"}, "sources")
-    plain: int = field(default=3, metadata={"help": "a field without the helper"})
-
-
-def test_command_line_overrides_files_override_defaults(tmp_path):
-    (tmp_path / "one.toml").write_text(
-        'steps = 20\nlr = 1\nfiles = ["a", "b"]\n[weights]\nmath = 0.7\n'
-    )
-    (tmp_path / "two.toml").write_text("steps = 30\ndecay = 0.1\n")
-    argv = [
-        "--lr=2e-4",
-        "--config",
-        str(tmp_path / "one.toml"),
-        f"--config={tmp_path / 'two.toml'}",
-        "--on",
-        "true",
-    ]
-    config = parse(
-        Options, [*argv, "--sizes", "3,-4", "--source", "m=d/x=1,c=e", "--path", "p", "--plain=-5"]
-    )
-    assert config == Options(
-        "plain",
-        Path("p"),
-        30,
-        2e-4,
-        0.1,
-        True,
-        ["a", "b"],
-        [3, -4],
-        {"math": 0.7},
-        {"m": "d/x=1", "c": "e"},
-        -5,
-    )
-    assert isinstance(parse(Options, ["--config", str(tmp_path / "one.toml")]).lr, float)
-    assert parse(Options, ["--decay", "none", "--files="]) == Options()
-    assert parse(Options, ["--on"]).on and parse(Options, ["--on", "--steps", "3"]) == Options(
-        on=True, steps=3
-    )
-    assert parse(Options, []).sizes is not parse(Options, []).sizes
-
-
-@pytest.mark.parametrize(
-    "argv, message",
-    [
-        (["--stpes", "3"], "--stpes: unknown option; did you mean --steps?"),
-        (["--steps"], "--steps: no value given; write --steps value or --steps=value"),
-        (
-            ["--steps", "--on", "true"],
-            "--steps: no value given; write --steps value or --steps=value",
-        ),
-        (["3"], "unexpected argument '3'; options are written --name value (--help lists them)"),
-        (["--steps", "3.5"], "--steps 3.5: needs an integer"),
-        (["--lr", "fast"], "--lr fast: needs a number"),
-        (["--on", "1"], "--on 1: needs true or false"),
-        (["--sizes", "1,x"], "--sizes 1,x: needs an integer"),
-        (["--weights", "math"], "--weights math: needs name=value,name=value with every name once"),
-        (
-            ["--weights", "a=1,a=2"],
-            "--weights a=1,a=2: needs name=value,name=value with every name once",
-        ),
-        (["--weights", "a=x"], "--weights a=x: needs a number"),
-        (["--decay", ""], "--decay : needs a number"),
-    ],
-)
-def test_command_line_errors(argv, message):
-    with pytest.raises(InputError) as error:
-        parse(Options, argv)
-    assert str(error.value) == message
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("step = 3", "unknown key 'step'; did you mean steps?"),
-        ("qqq = 3", "unknown key 'qqq'; --help lists the options"),
-        ("steps = 3.0", "steps = 3.0: needs an integer"),
-        ("steps = true", "steps = true: needs an integer"),
-        ('steps = "3"', 'steps = "3": needs an integer'),
-        ("lr = true", "lr = true: needs a number"),
-        ('on = "true"', 'on = "true": needs true or false'),
-        ("name = 3", "name = 3: needs a text in quotes"),
-        ('files = "a"', 'files = "a": needs a list'),
-        ("weights = [1]", "weights = [1]: needs a table of name = value"),
-        ("steps = ", "not a TOML file: Invalid value (at end of document)"),
-    ],
-)
-def test_file_errors(tmp_path, text, message):
-    file = tmp_path / "bad.toml"
-    file.write_text(text)
-    with pytest.raises(InputError) as error:
-        parse(Options, ["--config", str(file)])
-    assert str(error.value) == f"{file}: {message}"
-
-
-def test_missing_file():
-    with pytest.raises(
-        InputError, match="no.toml: cannot be read .*; give the path of a TOML file"
-    ):
-        parse(Options, ["--config", "no.toml"])
-
-
-texts = st.text(st.characters(codec="utf-8"), max_size=8)
-floats = st.floats(allow_nan=False)
-
-
-@settings(max_examples=50)
-@given(
-    st.builds(
-        Options,
-        name=texts,
-        path=texts.filter(lambda t: "\0" not in t).map(Path),
-        steps=st.integers(),
-        lr=floats,
-        decay=st.none() | floats,
-        on=st.booleans(),
-        files=st.lists(texts, max_size=3),
-        sizes=st.lists(st.integers(), max_size=3),
-        weights=st.dictionaries(texts, floats, max_size=3),
-        source=st.dictionaries(texts, texts, max_size=3),
-    )
-)
-def test_toml_round_trip(tmp_path_factory, config):
-    file = tmp_path_factory.getbasetemp() / "round.toml"
-    file.write_text(to_toml(config), encoding="utf-8", newline="")
-    assert parse(Options, ["--config", str(file)]) == config
-
-
-def test_help(capsys):
-    with pytest.raises(SystemExit) as stop:
-        parse(Options, ["--steps", "wrong", "--help"], "What it does.")
-    text = capsys.readouterr().out
-    assert not stop.value.code and text.startswith("What it does.")
-    assert (
-        text.index("a path [here]")
-        < text.index("\nthe numbers\n")
-        < text.index("steps to take [10]")
-    )
-    assert all(f"--{name} " in text for name in vars(Options()))
-    assert "some sizes [1,2]" in text and "sources [a=x]" in text and "if any [none]" in text
-    assert "--decay X|none" in text and "--weights NAME=X,.." in text and "--sizes N,.." in text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
