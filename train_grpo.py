@@ -270,7 +270,7 @@ def refresh(
     if not world.broadcast_object(reward_directory(config, iteration).exists()):
         given = ["--config", config.reward_config] if config.reward_config else []
         options = replace(
-            parse(train_reward.Config, given),
+            parse(train_reward.Config, given, partial=True),
             kind=config.reward.removesuffix("_model"),
             init=str(reward_directory(config, iteration - 1)),
             data=[str(data[-1])],
@@ -587,9 +587,8 @@ def check(config: Config) -> None:
         if getattr(config, name) < 0:
             raise InputError(f"--{name} must be at least 0")
     if config.reward_questions and config.reward_config:
-        parse(
-            train_reward.Config, ["--config", config.reward_config]
-        )  # better refused now than after an iteration
+        # better refused now than after an iteration
+        parse(train_reward.Config, ["--config", config.reward_config], partial=True)
     if config.ddof not in (0, 1):
         raise InputError(
             f"--ddof {config.ddof}: give 1 (sample deviation) or 0 (population deviation)"

@@ -228,7 +228,7 @@ def table(rows: dict[str, dict]) -> str:
 def main(config: Config) -> None:
     check(config)
     to = Path(config.to).resolve() / "figure3"
-    training = parse(train_pretrain.Config, ["--config", str(ROOT / config.training)])
+    training = parse(train_pretrain.Config, ["--config", str(ROOT / config.training)], partial=True)
     tokenizer, manifests = prepare(config, to, training)
     taken = config.steps * training.batch  # windows
     rows = {}

@@ -43,7 +43,7 @@ import kernels
 from data.io import InputError, atomic_write
 from kernels.cpu import compiler
 from runtime.hf import save_pretrained
-from runtime.options import local_main, parse, read_toml, to_toml, toml_value
+from runtime.options import check, local_main, parse, read_toml, to_toml, toml_value
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Programs
@@ -646,6 +646,7 @@ class Run:
     )
 
     def __init__(self, config, world: World):
+        check(config)
         self.config, self.world, self.directory = config, world, Path(config.to)
         self.total = config.steps * getattr(config, "iterations", 1)
         self.checkpoints = Checkpoints(self.directory, world, config.keep)

@@ -462,7 +462,10 @@ def start(
         else []
     )
     command = [sys.executable, *launcher, str(program), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join(
+        [str(ROOT), str(ROOT / "tests")]
+    )  # a program in tests/tools imports training
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, cwd=ROOT, timeout=timeout
     )

@@ -401,7 +401,10 @@ def measure(stage: str, config, shape: ModelConfig | None = None) -> Plan:
                 "completions": config.reward_samples,
             }
             inner = measure(
-                "reward", replace(parse(options_of("reward"), given), **again, device=config.device)
+                "reward",
+                replace(
+                    parse(options_of("reward"), given, partial=True), **again, device=config.device
+                ),
             )
             for name in inner.phases:  # the reward model learns on while all else stays where it is
                 held = {kind: size for kind, size in ledger.live.items() if size and kind in KINDS}
@@ -587,7 +590,7 @@ def measured_rates(stage: str, config) -> tuple[float, float]:
     model = next((path for path in reversed(finished) if (path / "config.json").exists()), None)
     if model is None:
         raise InputError(f"--rates {run}: no model in it; give a run that has saved one")
-    before = parse(options_of(stage), ["--config", str(run / "config.toml")])
+    before = parse(options_of(stage), ["--config", str(run / "config.toml")], partial=True)
     given = {"model": str(model), "gpus": config.rates_gpus, "device": config.device}
     before = replace(
         before, **given, prompt_tokens=config.prompt_tokens, document_tokens=config.document_tokens
@@ -792,7 +795,7 @@ def main() -> None:
         return
     if stage not in STAGES:
         raise InputError(f"{sys.argv[1]}: unknown stage; begin with one of {', '.join(STAGES)}")
-    print(report(stage, parse(options_of(stage), sys.argv[2:], __doc__)))
+    print(report(stage, parse(options_of(stage), sys.argv[2:], __doc__, partial=True)))
 
 
 if __name__ == "__main__":

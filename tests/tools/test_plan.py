@@ -52,7 +52,21 @@ def directory(tmp_path_factory):
 
 
 def options(stage: str, model, *more: str):
-    return parse(plan.options_of(stage), ["--model", str(model), *STEPS[stage].split(), *more])
+    words = ["--model", str(model), *STEPS[stage].split(), *more]
+    return parse(plan.options_of(stage), latest(words), partial=True)
+
+
+def latest(words: list[str]) -> list[str]:
+    """A command line without the options that come again later in it."""
+    texts = {}
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            texts.pop(name, None)
+            texts[name] = [word] if equals else [name]
+        else:
+            texts[name].append(word)
+    return [word for text in texts.values() for word in text]
 
 
 class Real:
@@ -469,7 +483,7 @@ def test_advice_is_what_a_plan_with_it_says(stage, directory):
     peaks = [found.peak, *(one.peak for _, one, _ in steps)]
     assert peaks == sorted(peaks, reverse=True)
     changed = [word for text, _, _ in steps for word in text.split()]
-    again = plan.measure(stage, parse(plan.options_of(stage), [*given(config), *changed]))
+    again = plan.measure(stage, parse(plan.options_of(stage), latest([*given(config), *changed])))
     assert again.phases == steps[-1][1].phases and again.flops == steps[-1][1].flops
 
 
@@ -602,7 +616,7 @@ def test_bad_input_is_one_line(arguments, said, monkeypatch, capsys):
 
 def configured(stage: str, **changes):
     """The options of the trainer alone."""
-    everything = parse(plan.options_of(stage), STEPS[stage].split())
+    everything = parse(plan.options_of(stage), STEPS[stage].split(), partial=True)
     own = {
         field.name: getattr(everything, field.name)
         for field in dataclasses.fields(plan.STAGES[stage].Config)
@@ -721,9 +735,8 @@ def test_unknown_key_of_a_file(tmp_path, monkeypatch, capsys):
 
 def test_the_paper_s_configurations_are_planned_as_they_are():
     for stage in ("pretrain", "sft", "reward", "grpo"):
-        config = parse(
-            plan.options_of(stage), ["--config", f"configs/paper/{stage}.toml", "--model", "1m"]
-        )
+        words = ["--config", f"configs/paper/{stage}.toml", "--model", "1m"]
+        config = parse(plan.options_of(stage), words, partial=True)
         plan.check(stage, config)
         assert plan.work_of(stage, config).micros > 0
 
