@@ -28,11 +28,11 @@ from data.answers import paper_rules
 from data.io import InputError
 from data.problems import benchmarks, contamination, readers
 from data.problems.readers import Problem
-from data.prompts import FewShot
 from data.sandbox.prover import NO_PROVER, Prover, find_prover
 from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer, check_tokenizer
 from evaluation import report, solve
+from evaluation.few_shot import FewShot
 from generate import Sampling, generate
 from model import Transformer
 from runtime.hf import from_pretrained
@@ -476,7 +476,7 @@ def way_of(config: Config, benchmark: benchmarks.Benchmark, format: str) -> tupl
             return replace(
                 way, exemplars={group: texts[:shots] for group, texts in way.exemplars.items()}
             ), False
-    return FewShot.own(benchmark, format, shots, config.template), True
+    return FewShot.ours(benchmark, format, shots, config.template), True
 
 
 def run_task(

@@ -26,9 +26,9 @@ from data.answers.equations import equations
 from data.io import InputError, atomic_write, run_cli
 from data.problems.perturb import PERTURBATIONS, perturb
 from data.problems.readers import Problem
-from data.prompts import FewShot
 from data.sandbox.sandbox import Sandbox
 from evaluation import report, solve
+from evaluation.few_shot import FewShot
 from evaluation.significance import (
     bootstrap,
     compare_command,

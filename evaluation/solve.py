@@ -2,7 +2,7 @@
 
 Ways ("formats", sections 2.3 and 3.1 of the paper): "cot" chain of thought; "pot" a program whose last printed line is
 the answer; "tool" text and programs in turn; "code" and "proof" for problems that ask for a program or a proof itself.
-How a problem is put in each is a data.prompts.FewShot, here called the way.
+How a problem is put in each is a evaluation.few_shot.FewShot, here called the way.
 
 Tool-integrated reasoning: where the model has written a ```python block and opens ```output, generation waits, the
 block runs, what it printed is inserted, and the model goes on. A block sees what the blocks before it have defined:
@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from data import answers, prompts
 from data.answers import paper_rules
 from data.problems.readers import Problem
-from data.prompts import FewShot
 from data.sandbox.prover import Prover, prove
 from data.sandbox.sandbox import Result, Sandbox
 from data.sandbox.unit_tests import passed, test_program
 from data.tokenizer import Tokenizer
+from evaluation.few_shot import FewShot
 from generate import Sample
 from reward import completion_text, printed, run_programs
 

@@ -16,9 +16,8 @@ from fractions import Fraction
 from data.answers.equations import Tree, equations, leaves, value
 from data.io import InputError
 from data.problems import retelling
-from data.problems.readers import LETTERS, Problem
+from data.problems.problem import LETTERS, Problem, is_chinese
 from data.problems.templates import WordTemplate, number_text
-from data.prompts import is_chinese
 
 Change = Callable[[Problem, random.Random], Problem | None]
 

@@ -10,35 +10,12 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from data import answers
 from data.io import InputError, read_jsonl, write_jsonl
+from data.problems.problem import KINDS, LETTERS, Problem, as_row, is_chinese
 from data.problems.templates import WordTemplate, parse_number
-
-KINDS = ("answer", "choice", "text", "code", "proof")
-LETTERS = "ABCDEFGHIJ"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """`kind` says how a completion is judged: "answer" (values compared), "choice" (the letter), "text" (the same short
-    text), "code" (by running its tests), "proof" (by a prover)."""
-
-    id: str
-    question: str
-    answer: str  # "" for code and proof
-    solution: str | None = None
-    source: str = ""
-    lang: str = "en"
-    kind: str = "answer"
-    choices: tuple[
-        str, ...
-    ] = ()  # of a choice: the options without letters, A first; `question` is the stem alone
-    # code: prompt, tests, entry_point ("" where the tests name it); proof: header, formal_statement,
-    # informal_statement, informal_proof
-    task: dict = field(default_factory=dict, compare=False)
 
 
 def load(path, bad: list[str] | None = None) -> list[Problem]:
@@ -66,12 +43,6 @@ def load(path, bad: list[str] | None = None) -> list[Problem]:
 def save(path, problems: Iterable[Problem]) -> int:
     """Write problems as JSONL (atomically), without empty fields; returns how many."""
     return write_jsonl(path, map(as_row, problems))
-
-
-def as_row(problem: Problem) -> dict:
-    """A problem as a line of JSONL, without empty fields. `Problem(**row)` is the problem again, but that JSON makes a
-    list of the choices."""
-    return {k: v for k, v in asdict(problem).items() if v and (k, v) != ("kind", "answer")}
 
 
 # ---- Files and their records -----------------------------------------------------------------------------------------
@@ -247,10 +218,6 @@ def _lettered(options: list[str], where: str) -> list[str]:
                 "remove the problem"
             )
     return [re.split(r"[).]", option, maxsplit=1)[1].strip() for option in options]
-
-
-def is_chinese(text: str) -> bool:
-    return re.search(r"[\u3400-\u9fff]", text) is not None
 
 
 def _lang(text: str) -> str:

@@ -16,12 +16,12 @@ import re
 import secrets
 from typing import NamedTuple
 
-from data.problems.readers import Problem
-from data.prompts import COMPLETION_STOPS
+from data.problems.problem import Problem
 
-CPU_SECONDS = (
-    15  # what a sandbox for tests needs: the published solution of MBPP's problem 123 takes 4 to 5
-)
+# The CPU time that a sandbox for tests allows. MBPP's own solution of problem 123 takes 4 to 5.
+CPU_SECONDS = 15
+# The body of a function has ended where one of these begins.
+COMPLETION_STOPS = ("\ndef", "\nclass", "\nif __name__", "\nprint", "\n#")
 
 
 class TestProgram(NamedTuple):

@@ -7,10 +7,11 @@ from test_generate import bigram_model
 
 from data.problems.benchmarks import BENCHMARKS
 from data.problems.readers import Problem
-from data.prompts import FewShot, prompt
+from data.prompts import prompt
 from data.sandbox.sandbox import Result, Sandbox
 from data.tokenizer import train
 from eval import evaluate
+from evaluation.few_shot import FewShot
 from evaluation.solve import (
     Tool,
     blocks,
@@ -58,7 +59,7 @@ def exhaustive(tokenizer, way, item, shots, room, context):
 
 @pytest.mark.parametrize("name", ["gsm8k", "cmath", "mmlu"])
 def test_as_many_exemplars_as_fit(tokenizer, name):
-    way = FewShot.own(BENCHMARKS[name], "cot")
+    way = FewShot.ours(BENCHMARKS[name], "cot")
     choices = ("1", "2", "3", "4") if name == "mmlu" else ()
     items = [
         Problem(
