@@ -27,7 +27,7 @@ from data import prompts
 from data.answers import paper_rules
 from data.io import InputError
 from data.problems import benchmarks, contamination, readers
-from data.problems.readers import Problem
+from data.problems.problem import Problem
 from data.sandbox.prover import NO_PROVER, Prover, find_prover
 from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer, check_tokenizer

@@ -21,7 +21,7 @@ import runtime
 from data import prompts
 from data.io import InputError, read_jsonl, write_jsonl
 from data.problems import readers
-from data.problems.readers import Problem, as_row
+from data.problems.problem import Problem, as_row
 from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sample, Sampling, generate

@@ -36,7 +36,7 @@ from batch import Group, cut_group, forward_flops, hidden_states, pack_completio
 from data.io import InputError
 from data.packing import micro_batches
 from data.problems import readers
-from data.problems.readers import Problem
+from data.problems.problem import Problem
 from data.prompts import encode_prompts
 from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer, check_tokenizer

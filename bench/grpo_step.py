@@ -85,7 +85,7 @@ class Learner:
         import torch
 
         import runtime
-        from data.problems.readers import Problem
+        from data.problems.problem import Problem
         from generate import Sampling, generate
         from kernels.advantage import group_advantage
         from train_grpo import Rollout

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import runtime
 import train_grpo
 import train_ppo
-from data.problems.readers import Problem
+from data.problems.problem import Problem
 from generate import Sampling, generate
 from model import ModelConfig, Transformer
 from rollout import Rollout

@@ -25,7 +25,7 @@ from data.answers import verifier
 from data.answers.equations import equations
 from data.io import InputError, atomic_write, run_cli
 from data.problems.perturb import PERTURBATIONS, perturb
-from data.problems.readers import Problem
+from data.problems.problem import Problem
 from data.sandbox.sandbox import Sandbox
 from evaluation import report, solve
 from evaluation.few_shot import FewShot

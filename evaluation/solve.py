@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from data import answers, prompts
 from data.answers import paper_rules
-from data.problems.readers import Problem
+from data.problems.problem import Problem
 from data.sandbox.prover import Prover, prove
 from data.sandbox.sandbox import Result, Sandbox
 from data.sandbox.unit_tests import passed, test_program

@@ -22,7 +22,7 @@ from test_generate import bigram_model
 import eval as evaluation
 import runtime
 from data.io import write_jsonl
-from data.problems.readers import Problem
+from data.problems.problem import Problem
 from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer, train
 from eval import evaluate, majority, normal, pass_at_k, summarise, vote, wilson

@@ -27,7 +27,7 @@ from training import (
 
 import train_dpo
 from data.io import InputError, read_jsonl, write_jsonl
-from data.problems.readers import Problem
+from data.problems.problem import Problem
 from data.tokenizer import train
 from generate import Sample
 from rollout import Rollout, load_rollouts

@@ -31,7 +31,7 @@ import train_grpo
 from batch import pack_completions, token_logprobs
 from data import prompts
 from data.io import read_jsonl
-from data.problems.readers import Problem
+from data.problems.problem import Problem
 from data.sandbox.sandbox import Sandbox
 from data.tokenizer import train
 from generate import Sample

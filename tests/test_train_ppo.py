@@ -24,7 +24,7 @@ from training import (
 )
 
 from batch import pack_completions, token_scores, token_values
-from data.problems.readers import Problem
+from data.problems.problem import Problem
 from data.tokenizer import Tokenizer, train
 from generate import Sample
 from kernels.policy_loss import policy_loss, token_weights

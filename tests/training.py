@@ -29,7 +29,7 @@ import train_reward
 import train_sft
 from data import prompts
 from data.io import write_jsonl
-from data.problems.readers import Problem
+from data.problems.problem import Problem
 from data.prompts import encode_prompts
 from data.sandbox.sandbox import Result
 from data.shards import windows, write_shards

@@ -29,7 +29,7 @@ import train_sft
 from batch import cut_group, token_logprobs, token_scores, token_values
 from data.io import InputError, run_cli
 from data.packing import micro_batches
-from data.problems.readers import Problem
+from data.problems.problem import Problem
 from decoding import sample_tokens
 from generate import PACK, PACK_CPU, Sample, make_cache
 from kernels import cpu_decoder

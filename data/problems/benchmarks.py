@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.io import InputError, run_cli
-from data.problems.readers import Problem
+from data.problems.problem import Problem
 from data.problems.readers import load as load_file
 
 
@@ -19,7 +19,7 @@ class Benchmark:
     name: str
     title: str
     lang: str
-    kind: str  # of its problems: data.problems.readers.KINDS
+    kind: str  # of its problems: data.problems.problem.KINDS
     files: tuple[
         str, ...
     ]  # places under a data folder where it may lie; the first that exists is taken

@@ -23,7 +23,7 @@ from data.io import InputError, atomic_write, jsonl_files, run_cli
 from data.mine.decontaminate import GRAM, SHORTEST, Index, Item, Match
 from data.mine.ngrams import Hashes, ngram_hashes, unit_hashes, units
 from data.problems import benchmarks
-from data.problems.readers import Problem
+from data.problems.problem import Problem
 from data.problems.readers import load as load_problems
 from data.shards import Shards, texts
 from data.tokenizer import Tokenizer

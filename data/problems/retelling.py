@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from string import Formatter
 
-from data.problems.readers import Problem
+from data.problems.problem import Problem
 from data.world.families import DISTRACTORS, FAMILIES, NAMES, OBJECTS, Family, fields
 from data.world.synthetic import ANSWER, LANGS, distinct, split_of
 

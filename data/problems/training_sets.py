@@ -18,7 +18,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from data.io import InputError, run_cli, write_jsonl
-from data.problems.readers import Problem, gsm8k_rows, load, save, word_problem_rows
+from data.problems.problem import Problem
+from data.problems.readers import gsm8k_rows, load, save, word_problem_rows
 from data.problems.templates import Rewording, WordTemplate, number_text
 
 __all__ = ["Problem", "load", "save"]  # read and written here by the trainers

@@ -11,7 +11,8 @@ import eval as evaluation
 from data import answers
 from data.io import InputError
 from data.problems.perturb import PERTURBATIONS, perturb
-from data.problems.readers import Problem, save
+from data.problems.problem import Problem
+from data.problems.readers import save
 from data.problems.retelling import told
 from data.world import synthetic
 from eval import evaluate

@@ -6,7 +6,7 @@ import pytest
 from test_generate import bigram_model
 
 from data.problems.benchmarks import BENCHMARKS
-from data.problems.readers import Problem
+from data.problems.problem import Problem
 from data.prompts import prompt
 from data.sandbox.sandbox import Result, Sandbox
 from data.tokenizer import train

@@ -7,7 +7,7 @@ from data import answers
 from data.io import InputError
 from data.problems import benchmarks
 from data.problems.benchmarks import BENCHMARKS, find, load, section
-from data.problems.readers import KINDS, Problem
+from data.problems.problem import KINDS, Problem
 from data.problems.readers import load as load_file
 from data.prompts import ALL_FORMATS
 

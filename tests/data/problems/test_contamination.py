@@ -19,7 +19,7 @@ from data.problems.contamination import (
     read_problems,
     shard_documents,
 )
-from data.problems.readers import Problem
+from data.problems.problem import Problem
 from data.shards import write_shards
 from data.tokenizer import train
 

@@ -11,7 +11,8 @@ from data.io import InputError
 from data.problems import perturb as P
 from data.problems import retelling
 from data.problems.perturb import PERTURBATIONS, perturb
-from data.problems.readers import Problem, gsm8k_rows, load
+from data.problems.problem import Problem
+from data.problems.readers import gsm8k_rows, load
 from data.problems.retelling import told
 from data.world import synthetic
 from data.world.families import NAMES, OBJECTS, fields

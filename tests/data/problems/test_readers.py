@@ -5,7 +5,8 @@ import random
 import pytest
 
 from data.io import InputError
-from data.problems.readers import Problem, load, save
+from data.problems.problem import Problem
+from data.problems.readers import load, save
 
 
 def write(path, *rows):

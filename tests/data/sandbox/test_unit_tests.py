@@ -4,7 +4,7 @@ import warnings
 import pytest
 
 from data.problems import benchmarks
-from data.problems.readers import Problem
+from data.problems.problem import Problem
 from data.sandbox.sandbox import Sandbox
 from data.sandbox.unit_tests import CPU_SECONDS, passed, solution, test_program
 
