@@ -32,7 +32,15 @@ from torch import Tensor
 
 import runtime
 import train_reward
-from batch import Group, cut_group, forward_flops, hidden_states, pack_completions, token_logprobs
+from batch import (
+    Group,
+    cut_group,
+    forward_flops,
+    hidden_states,
+    logprobs,
+    pack_completions,
+    token_logprobs,
+)
 from data.io import InputError
 from data.packing import micro_batches
 from data.problems import readers
@@ -42,9 +50,9 @@ from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer, check_tokenizer
 from eval import evaluate, summarise
 from generate import Sampling
-from kernels.advantage import group_advantage, process_advantage
+from kernels import definition
 from kernels.head_loss import fuses, head_policy_loss
-from kernels.policy_loss import policy_loss, token_weights
+from kernels.policy_loss import policy_loss as fused_terms
 from model import ModelConfig, Transformer
 from reward import RewardModel, solution_score
 from rollout import Rollout, label_steps, load_rollouts, rollout, save_rollouts
@@ -122,6 +130,7 @@ class Config:
         "std", "std: advantages are divided by the group's deviation; none: not (Dr. GRPO)"
     )
     ddof: int = option(1, "1: sample deviation (TRL, verl); 0: population deviation")
+    eps: float = option(1e-4, "added to the deviation; 0: the paper's exact form")
     # sampling
     temperature: float = option(1.0, "sampling temperature; the log-probs in the loss use it too")
     max_new_tokens: int = option(
@@ -164,6 +173,190 @@ class Config:
     )
     seed: int = option(0, "seed of questions and samples")
     device: str = option("auto", "auto, cpu or cuda")
+
+
+# ----------------------------------------------------------------------------------------------------
+# The method: advantages (4.1.2, 4.1.3) and the loss (equations 3 and 4)
+
+
+@definition
+def group_advantage(
+    rewards: Tensor, ddof: int = 1, scale: str = "std", eps: float = 1e-4
+) -> Tensor:
+    """Outcome supervision (4.1.2): each reward minus the mean of its group, divided by the deviation.
+
+    rewards [Q, G] -> advantages [Q, G] float32; the statistics are float64. ddof 1 takes the sample
+    deviation, 0 the population's; scale "none" does not divide (Dr. GRPO). The paper's exact form is
+    eps 0. A reward that is not finite is left out and gets advantage 0.
+
+    >>> group_advantage(torch.tensor([[1.0, 1.0, 1.0, 0.0]]), eps=0).tolist()
+    [[0.5, 0.5, 0.5, -1.5]]
+    """
+    rewards = rewards.double()
+    finite = rewards.isfinite()  # [Q, G]
+    count = finite.sum(-1, keepdim=True)  # [Q, 1]
+    mean = rewards.where(finite, 0).sum(-1, keepdim=True) / count.clamp(min=1)
+    advantage = (rewards - mean).where(finite, 0)
+    if scale == "std":
+        variance = advantage.square().sum(-1, keepdim=True) / (count - ddof).clamp(min=1)
+        advantage = advantage / (variance.sqrt() + eps)
+    # Equal rewards give exactly 0: the rounding error of their mean is no signal.
+    highest = rewards.where(finite, -torch.inf).amax(-1, keepdim=True)
+    lowest = rewards.where(finite, torch.inf).amin(-1, keepdim=True)
+    return advantage.where(highest > lowest, 0).float()
+
+
+@definition
+def process_advantage(
+    step_rewards: list[Tensor],
+    step_ends: list[Tensor],
+    lengths: list[int],
+    ddof: int = 1,
+    eps: float = 1e-4,
+) -> list[Tensor]:
+    """Process supervision (4.1.3): advantages of the tokens of one group, from rewards of its steps.
+
+    For each of G completions: step_rewards [K], step_ends [K] (the index of a step's last token) and
+    the length in tokens. Returns float32 [length] for each. The mean and the deviation are those of
+    all steps of all completions. A token's advantage is the sum of the normalized rewards of the
+    steps that end at this token or after it.
+
+    >>> rewards = [torch.tensor(r) for r in ([1.0, 0, 1], [0.0, 0], [1.0, 1, 1, 0])]
+    >>> ends = [torch.arange(3), torch.arange(2), torch.arange(4)]  # a step is one token
+    >>> for row in process_advantage(rewards, ends, [3, 2, 4], eps=0):
+    ...     print([round(value, 4) for value in row.tolist()])
+    [0.6325, -0.2108, 0.8433]
+    [-2.1082, -1.0541]
+    [1.4757, 0.6325, -0.2108, -1.0541]
+    """
+    normalized = group_advantage(torch.cat(step_rewards)[None], ddof, "std", eps)[0]  # [all steps]
+    parts = normalized.split([len(rewards) for rewards in step_rewards])
+    advantages = []
+    for part, ends, length in zip(parts, step_ends, lengths, strict=True):
+        at_end = torch.zeros(length, dtype=torch.float64, device=part.device)
+        at_end = at_end.index_add(0, ends.long(), part.double())  # [length]
+        advantages.append(at_end.flip(0).cumsum(0).flip(0).float())  # the sum from here to the end
+    return advantages
+
+
+def token_weights(
+    lengths: Tensor,
+    mask: Tensor,
+    completion: Tensor,
+    normalization: str,
+    completions: int,
+    tokens: int,
+    max_tokens: int,
+) -> Tensor:
+    """The means of eq. 3 as a weight of each token, float32 [N]: 0 where the policy did not choose it.
+
+    lengths [number of completions]: |o_i|, tokens that the policy chose; mask [N] bool: those tokens;
+    completion [N]: the row of each token in lengths. completions, tokens: their number in the global
+    batch, known before the first backward; max_tokens: the longest completion allowed.
+
+        grpo     1 / (|o_i| * completions)       mean over a completion, then over completions (eq. 3)
+        dapo     1 / tokens                      mean over all tokens
+        dr_grpo  1 / (completions * max_tokens)  a constant
+
+    >>> lengths, completion = torch.tensor([1, 2]), torch.tensor([0, 1, 1])
+    >>> token_weights(lengths, completion >= 0, completion, "grpo", 2, 3, 8).tolist()
+    [0.5, 0.25, 0.25]
+    """
+    if normalization == "grpo":
+        weight = 1 / (lengths.clamp(min=1).float() * completions)[completion]
+    elif normalization == "dapo":
+        weight = torch.full(mask.shape, 1 / max(tokens, 1), device=mask.device)
+    elif normalization == "dr_grpo":
+        weight = torch.full(mask.shape, 1 / (completions * max_tokens), device=mask.device)
+    else:
+        raise ValueError(f"normalization {normalization!r}: give grpo, dapo or dr_grpo")
+    return weight.where(mask.bool(), 0)
+
+
+def bounded(x: Tensor) -> Tensor:
+    """x from -10,000 to 80, with the gradient of x: exp stays finite, and no gradient is lost."""
+    x = x.nan_to_num(nan=torch.nan)  # infinities become the largest floats
+    return x.detach().clamp(-1e4, 80.0) + (x - x.detach())
+
+
+def kl_estimate(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """KL(policy || reference) of each sampled token in nats, eq. 4: exp(d) - d - 1, d = ref_logp - logp.
+
+    The paper differentiates this estimate with the samples held fixed. In expectation that is the
+    gradient of KL(reference || policy).
+
+    >>> kl_estimate(torch.tensor([0.0]), torch.tensor([-1.0])).item()  # 1 / e
+    0.3678794503211975
+    """
+    d = bounded(ref_logp - logp)
+    # Near 0 expm1(d) - d loses its digits: there the series of exp is exact.
+    series = d * d * (1 / 2 + d / 6 + d * d / 24)
+    return torch.where(d.abs() <= 0.01, series, torch.expm1(d) - d)
+
+
+@definition
+def grpo_loss(
+    logp: Tensor,
+    old_logp: Tensor,
+    ref_logp: Tensor | None,
+    advantage: Tensor,
+    weight: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    beta: float = 0.04,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Minus the objective of eq. 3, a scalar, and sums over tokens for the log. All tensors [N].
+
+    logp, old_logp, ref_logp: log-probs in nats of the tokens under the policy, the policy that sampled
+    them and the reference (None: no KL). weight: see token_weights; where it is 0 nothing else counts.
+    With one update for each batch (mu = 1) old_logp is logp.detach(), and the gradient with respect to
+    logp is eq. 21: -weight * (advantage + beta * (exp(ref_logp - logp) - 1)).
+    """
+    chosen = weight != 0
+    # Other places may hold inf or NaN, which must be gone before exp: 0 * inf is NaN.
+    logp, old_logp, advantage = (x.where(chosen, 0) for x in (logp, old_logp, advantage))
+    ratio = bounded(logp - old_logp).exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    objective = torch.minimum(ratio * advantage, clipped * advantage)
+    kl = torch.zeros_like(logp)
+    if ref_logp is not None:
+        kl = kl_estimate(logp, ref_logp.where(chosen, 0))
+    loss = (weight * (beta * kl - objective)).sum()
+    is_clipped = clipped * advantage < ratio * advantage
+    return loss, token_stats(chosen, kl=kl, clip=is_clipped, ratio=ratio)
+
+
+def token_stats(chosen: Tensor, **values: Tensor) -> dict[str, Tensor]:
+    """The sum of each value over the chosen tokens, and their count; no gradient. All [N]."""
+    sums = {name: value.detach().where(chosen, 0).sum() for name, value in values.items()}
+    return sums | {"count": chosen.sum()}
+
+
+@definition
+def policy_loss(
+    hidden: Tensor, head: Tensor, micro, config
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """Eq. 3 of a micro-batch from hidden states [N, D] and the LM head [V, D].
+
+    micro: targets, advantage, weight, old_logp or None (the policy itself sampled), ref_logp or None,
+    all [N]. Returns the loss, the sums of grpo_loss and of the entropies, and log-probs [N] without
+    gradient, 0 where the weight is 0.
+    """
+    logp, entropy = logprobs(hidden, head, micro.targets, config.temperature, entropy=True)
+    old_logp = logp.detach() if micro.old_logp is None else micro.old_logp
+    loss, stats = grpo_loss(
+        logp,
+        old_logp,
+        micro.ref_logp,
+        micro.advantage,
+        micro.weight,
+        config.clip_low,
+        config.clip_high,
+        config.beta,
+    )
+    chosen = micro.weight != 0
+    stats["entropy"] = entropy.where(chosen, 0).sum()
+    return loss, stats, logp.detach().where(chosen, 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -223,9 +416,12 @@ def advantages(config: Config, one: Rollout) -> list:
         rewards = [torch.tensor(row, dtype=torch.float64) for row in one.step_rewards]
         ends = [torch.tensor(row) for row in one.step_ends]
         lengths = [len(sample.ids) for sample in one.samples]
-        return [row.tolist() for row in process_advantage(rewards, ends, lengths, config.ddof)]
+        return [
+            row.tolist()
+            for row in process_advantage(rewards, ends, lengths, config.ddof, config.eps)
+        ]
     rewards = torch.tensor([one.rewards], dtype=torch.float64)  # [1, G]
-    return group_advantage(rewards, config.ddof, config.scale)[0].tolist()
+    return group_advantage(rewards, config.ddof, config.scale, config.eps)[0].tolist()
 
 
 def rft_coefficient(right: float) -> float:
@@ -380,7 +576,7 @@ def micro_loss(
             entropy=entropy,
         )
     logp, spread = token_logprobs(model, micro.batch, config.temperature, entropy=entropy)
-    loss, stats = policy_loss(logp, old, ref, micro.advantage, micro.weight, *clip, config.beta)
+    loss, stats = fused_terms(logp, old, ref, micro.advantage, micro.weight, *clip, config.beta)
     if entropy:
         stats["entropy"] = (spread * (micro.weight != 0)).sum()
     return loss, stats, logp.detach()

@@ -130,7 +130,13 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 def sampled(tiny):
     """One rollout of all six questions, prompts of uneven length, both formats, at temperature 0.7."""
     config = Config(
-        formats=["cot", "pot"], samples=5, temperature=0.7, max_new_tokens=14, max_rows=7, seed=3
+        formats=["cot", "pot"],
+        samples=5,
+        temperature=0.7,
+        max_new_tokens=14,
+        max_rows=7,
+        seed=3,
+        eps=0.0,
     )
     with Sandbox(workers=1) as sandbox:
         model = from_pretrained(tiny.root / "model")
@@ -442,7 +448,7 @@ def test_process_advantages_by_hand():
     one = group([0.0] * 3, [], [6, 3, 4])
     one.step_rewards = [[1.0, 0.0, 1.0], [0.0, 0.0], [1.0, 1.0, 1.0, 0.0]]
     one.step_ends = [[1, 3, 5], [0, 2], [0, 1, 2, 3]]
-    found = advantages(Config(supervision="process", reward="process_model"), one)
+    found = advantages(Config(supervision="process", reward="process_model", eps=0.0), one)
     assert found[0] == pytest.approx([0.6325, 0.6325, -0.2108, -0.2108, 0.8433, 0.8433], abs=1e-4)
     assert found[1] == pytest.approx([-2.1082, -1.0541, -1.0541], abs=1e-4)
     assert found[2] == pytest.approx([1.4757, 0.6325, -0.2108, -1.0541], abs=1e-4)
@@ -456,6 +462,7 @@ def test_a_reward_model_judges_the_samples(tiny, policy, supervision):
         samples=5,
         temperature=0.9,
         max_new_tokens=14,
+        eps=0.0,
     )
     judge = RewardModel(tiny.root / "process", "process", tiny.tokenizer)
     rollouts, _ = collect(config, 1, policy, tiny.tokenizer, PROBLEMS, None, judge, World())
