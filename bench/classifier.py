@@ -201,7 +201,7 @@ def main() -> None:
     try:
         import fasttext
     except ImportError:
-        raise InputError("the fasttext package is missing; pip install fasttext") from None
+        raise InputError("fastText is missing: pip install fasttext-wheel") from None
     import torch  # before the clock runs
 
     corpora = {

@@ -26,9 +26,12 @@ from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote
 
-from fastwarc import ArchiveIterator, WarcRecordType
-from resiliparse.extract.html2text import extract_plain_text
-from resiliparse.parse.html import HTMLTree
+try:
+    from fastwarc import ArchiveIterator, WarcRecordType
+    from resiliparse.extract.html2text import extract_plain_text
+    from resiliparse.parse.html import HTMLTree
+except ImportError:
+    sys.exit("error: fastwarc and resiliparse are missing: pip install fastwarc resiliparse")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

@@ -240,9 +240,7 @@ def canvas(
     try:
         import matplotlib
     except ImportError:
-        raise InputError(
-            f"{path}: drawing needs matplotlib; .venv/bin/pip install matplotlib, then repeat"
-        ) from None
+        raise InputError(f"{path}: drawing needs matplotlib: pip install matplotlib") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

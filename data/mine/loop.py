@@ -158,7 +158,7 @@ def executor(config: Config) -> Iterator[Callable]:
             from distributed import Client
         except ImportError:
             raise InputError(
-                f"--executor {config.executor} needs Dask; pip install 'dask[distributed]'"
+                f"--executor {config.executor} needs Dask: pip install 'dask[distributed]'"
             ) from None
         try:
             client = Client(f"tcp://{config.executor.removeprefix('dask://')}", timeout=5)

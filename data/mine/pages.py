@@ -86,7 +86,7 @@ class NotACrawl(InputError):
 def _needs_libraries() -> None:
     if HTMLTree is None:
         raise InputError(
-            "reading web pages needs fastwarc and resiliparse; pip install fastwarc resiliparse"
+            "reading web pages needs fastwarc and resiliparse: pip install fastwarc resiliparse"
         )
 
 
