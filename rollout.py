@@ -34,28 +34,24 @@ from runtime.options import option
 
 @dataclass
 class Config:
-    model: str = option("", "model directory to sample from")
-    problems: list[str] = option([], "problems with answers, comma-separated files")
-    to: str = option("", "file of rollouts to write")
-    formats: list[str] = option(["cot"], "in turn over the problems: cot, pot, or both")
-    sandbox: str = option(
-        "best-effort", "isolation of programs: strict refuses to run without, best-effort warns"
+    model: str = option("", "model directory to sample from", required=True)
+    problems: list[str] = option([], "files of training problems with answers", required=True)
+    to: str = option("", "file of rollouts to write", required=True)
+    formats: list[str] = option(
+        ["cot"], "in turn over the questions", choices=("cot", "pot"), required=True
     )
-    template: str = option("plain", "prompt template: plain, deepseek or qwen")
-    samples: int = option(16, "completions of each problem")
-    step_samples: int = option(
-        0, "completions sampled from each step's end to label the step; 0: no step labels"
-    )
-    temperature: float = option(1.0, "sampling temperature")
-    max_new_tokens: int = option(1024, "longest completion")
-    max_rows: int = option(256, "completions decoded at once by one process")
-    chunk: int = option(
-        64, "problems sampled between two savings; a stopped command goes on from the last"
-    )
-    first: int = option(0, "number of problems to pass over")
-    limit: int = option(0, "problems used, after those; 0: all")
-    seed: int = option(0, "seed of the samples")
-    device: str = option("auto", "auto, cpu or cuda")
+    sandbox: str = option("best-effort", "isolation of programs", choices=("strict", "best-effort"))
+    template: str = option("plain", "prompt template", choices=("plain", "deepseek", "qwen"))
+    samples: int = option(16, "completions of each problem", least=1)
+    step_samples: int = option(0, "completions that label a step; 0: no labels", least=0)
+    temperature: float = option(1.0, "sampling temperature", least=0)
+    max_new_tokens: int = option(1024, "longest completion", least=1)
+    max_rows: int = option(256, "completions decoded at once by one process", least=1)
+    chunk: int = option(64, "problems between two savings", least=1)
+    first: int = option(0, "number of problems to pass over", least=0)
+    limit: int = option(0, "problems used, after those; 0: all", least=0)
+    seed: int = option(0, "seed of the samples", least=0)
+    device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 
 
 @dataclass
@@ -315,18 +311,6 @@ def load_samples(path: str, tokenizer: Tokenizer, init: str) -> Iterator[tuple[i
 
 
 def main(config: Config) -> None:
-    for name in ("model", "problems", "to"):
-        if not getattr(config, name):
-            raise InputError(f"--{name} is needed")
-    for format in config.formats or [""]:
-        if format not in ("cot", "pot"):
-            raise InputError(f"--formats {format}: unknown; use cot, pot or both")
-    for name in ("samples", "max_new_tokens", "max_rows", "chunk"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name} must be at least 1")
-    for name in ("step_samples", "first", "limit"):
-        if getattr(config, name) < 0:
-            raise InputError(f"--{name} must be at least 0")
     if config.temperature <= 0 and (config.samples > 1 or config.step_samples > 1):
         raise InputError("--temperature must be above 0: greedy samples are all the same")
     if Path(config.to).exists():

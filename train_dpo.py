@@ -33,56 +33,37 @@ from runtime.options import option
 
 @dataclass
 class Config:
-    init: str = option(
-        "", "model directory to start from, which is also the reference: the model that was sampled"
-    )
-    data: list[str] = option([], "files of rollout.py, comma-separated")
-    to: str = option("", "run directory; the result is TO/model")
+    init: str = option("", "the model that was sampled: policy and reference", required=True)
+    data: list[str] = option([], "files of rollout.py, comma-separated", required=True)
+    to: str = option("", "run directory; the result is TO/model", required=True)
     valid: str = option("", "such a file held out for validation")
-    pairs: int = option(4, "pairs of a right and a wrong completion of each question, at most")
-    context: int = option(
-        4096, "longest prompt and completion; pairs with a longer one are left out and counted"
-    )
+    pairs: int = option(4, "most pairs of a question", least=1)
+    context: int = option(4096, "longest prompt and completion; others are left out", least=1)
     # equation 12 (the paper gives no number for DPO)
-    length_normalize: bool = option(
-        True, "true: mean of a completion's log-ratios (eq. 12); false: sum (ordinary DPO)"
-    )
-    beta: float = option(
-        10.0, "scale of the rewards; 10 on means is at 100 tokens what 0.1 is on sums: use it there"
-    )
+    length_normalize: bool = option(True, "mean of a completion's log-ratios (eq. 12); false: sum")
+    beta: float = option(10.0, "scale of rewards; 0.1 if not length_normalize", above=0)
     # optimization
-    batch: int = option(64, "pairs a step, over all processes (64 as DPO's authors)")
-    steps: int = option(500, "optimizer steps")
-    lr: float = option(
-        1e-6,
-        "learning rate, constant after the warm-up (1e-6 as DPO's authors and the paper's GRPO)",
-    )
-    warmup: int = option(0, "steps of linear warm-up")
-    decay: float = option(
-        0.0, "share of the steps, the last, over which the rate falls linearly to a tenth (0: none)"
-    )
-    weight_decay: float = option(0.0, "AdamW weight decay, on matrices")
-    beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
-    clip: float = option(1.0, "largest gradient norm")
-    micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
-    activation_checkpointing: bool | None = option(
-        None, "recompute activations, 1/3 more time; none: by need"
-    )
-    bf16: bool | None = option(
-        None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too"
-    )
-    compile: bool | None = option(
-        None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute"
-    )
+    batch: int = option(64, "pairs a step, over all processes (64 as DPO's authors)", least=1)
+    steps: int = option(500, "optimizer steps", least=1)
+    lr: float = option(1e-6, "learning rate, constant after the warm-up", least=0)
+    warmup: int = option(0, "steps of linear warm-up", least=0)
+    decay: float = option(0.0, "last share of the steps, where the rate falls", least=0, most=1)
+    weight_decay: float = option(0.0, "AdamW weight decay, on matrices", least=0)
+    beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)", least=0, below=1)
+    max_grad_norm: float = option(1.0, "largest norm of the gradient; 0: any", least=0)
+    micro_tokens: int = option(16_384, "tokens of one forward and backward pass", least=1)
+    activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
+    bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
+    compile: bool | None = option(None, "compile the blocks with torch.compile; none: on GPUs")
     reference: bool = option(
         False, "the readable path: nothing fused, compiled or shared; same numbers, slower"
     )
     # the run
-    valid_every: int = option(100, "steps between validations")
-    save_every: int = option(100, "steps between checkpoints")
-    keep: int = option(2, "checkpoints kept")
-    seed: int = option(0, "seed of the pairs and their order")
-    device: str = option("auto", "auto, cpu or cuda")
+    valid_every: int = option(100, "steps between validations", least=1)
+    save_every: int = option(100, "steps between checkpoints", least=1)
+    keep: int = option(2, "checkpoints kept", least=1)
+    seed: int = option(0, "seed of the pairs and their order", least=0)
+    device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -252,19 +233,7 @@ def validate(model, reference, held_out: list[Pair], config: Config, world: Worl
 # Training
 
 
-def check(config: Config) -> None:
-    for name in ("init", "data", "to"):
-        if not getattr(config, name):
-            raise InputError(f"--{name} is needed")
-    for name in ("pairs", "context", "batch", "steps", "micro_tokens", "valid_every", "save_every"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name} must be at least 1")
-    if not config.beta > 0:
-        raise InputError(f"--beta {config.beta}: must be above 0; without it nothing is learned")
-
-
 def main(config: Config) -> None:
-    check(config)
     world = runtime.setup(config.device, config.reference, config.bf16, config.compile)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init)
@@ -294,7 +263,7 @@ def main(config: Config) -> None:
             group["lr"] = rate
         chosen = [train[next(order)] for _ in range(config.batch)]
         metrics = dpo_gradient(model, reference, chosen, config, world)
-        metrics |= {"grad_norm": runtime.clip_grad_norm(model, config.clip), "lr": rate}
+        metrics |= {"grad_norm": runtime.clip_grad_norm(model, config.max_grad_norm), "lr": rate}
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         flops = (3 + 1) * forward_flops(

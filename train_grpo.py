@@ -63,116 +63,82 @@ from runtime.options import option, parse
 
 @dataclass
 class Config:
-    init: str = option("", "model directory to start from: the first policy and reference")
-    problems: list[str] = option([], "training problems with answers, comma-separated files")
-    to: str = option("", "run directory; the result is TO/model")
+    init: str = option("", "model to start from: first policy and reference", required=True)
+    problems: list[str] = option([], "files of training problems with answers", required=True)
+    to: str = option("", "run directory; the result is TO/model", required=True)
     formats: list[str] = option(
-        ["cot"], "in turn over the questions of a batch: cot, pot, or both (cot,cot,pot)"
+        ["cot"], "in turn over the questions", choices=("cot", "pot"), required=True
     )
-    sandbox: str = option(
-        "best-effort", "isolation of programs: strict refuses to run without, best-effort warns"
-    )
-    template: str = option("plain", "prompt template: plain, deepseek or qwen")
+    sandbox: str = option("best-effort", "isolation of programs", choices=("strict", "best-effort"))
+    template: str = option("plain", "prompt template", choices=("plain", "deepseek", "qwen"))
     # the method
     algorithm: str = option(
-        "grpo", "grpo, or rft: only right completions are learned, all alike, without clip and KL"
+        "grpo", "rft: learn right completions alike, without clip and KL", choices=("grpo", "rft")
     )
     data_source: str = option(
-        "policy", "who samples: policy, the model as it is now, or sft, the model of --init"
+        "policy", "who samples: the policy or the model of --init", choices=("policy", "sft")
     )
-    reward: str = option("rule", "rule, outcome_model or process_model")
-    reward_model: str = option(
-        "", "model directory of train_reward.py; its tokenizer must be the policy's"
+    reward: str = option(
+        "rule", "source of the reward", choices=("rule", "outcome_model", "process_model")
     )
+    reward_model: str = option("", "result of train_reward.py, with the policy's tokenizer")
     supervision: str = option(
-        "outcome", "outcome: a reward a completion; process: one a step, with a process_model"
+        "outcome", "one reward for a completion or for each step", choices=("outcome", "process")
     )
     # algorithm 1
-    iterations: int = option(
-        1, "outer iterations I: the reference becomes the policy at the start of each"
-    )
-    steps: int = option(1000, "steps M of an iteration")
-    questions: int = option(
-        16, "questions a step, over all processes (16 x 64 samples = the paper's batch of 1,024)"
-    )
-    samples: int = option(64, "completions G of a question")
-    mu: int = option(1, "optimizer steps on each batch of samples")
-    patience: int = option(
-        100, "stop after so many steps in a row in which no group had a signal; 0: go on"
-    )
+    iterations: int = option(1, "outer iterations; each has a new reference", least=1)
+    steps: int = option(1000, "steps M of an iteration", least=1)
+    questions: int = option(16, "questions a step, over all processes", least=1)
+    samples: int = option(64, "completions G of a question", least=1)
+    mu: int = option(1, "optimizer steps on each batch of samples", least=1)
+    patience: int = option(100, "stop after so many steps without a signal; 0: never", least=0)
     # the reward model between outer iterations
-    reward_questions: int = option(
-        0, "problems sampled and labelled to train the reward model on; 0: it stays"
-    )
-    reward_samples: int = option(16, "completions of each of those problems")
-    reward_step_samples: int = option(
-        8, "completions from each step's end that label it, for a process model"
-    )
-    reward_config: str = option(
-        "", "TOML file of train_reward.py's options (steps, lr, replay ...)"
-    )
-    reward_history: list[str] = option(
-        [], "files the reward model was first trained on, to replay a share of"
-    )
+    reward_questions: int = option(0, "problems the reward model learns on; 0: it stays", least=0)
+    reward_samples: int = option(16, "completions of each of those problems", least=1)
+    reward_step_samples: int = option(8, "completions that label a step", least=1)
+    reward_config: str = option("", "TOML file of train_reward.py's options")
+    reward_history: list[str] = option([], "files the reward model was first trained on, to replay")
     # equation 3
-    lr: float = option(1e-6, "learning rate, constant after the warm-up")
-    warmup: int = option(0, "steps of linear warm-up")
-    decay: float = option(
-        0.0, "share of the steps, the last, over which the rate falls linearly to a tenth (0: none)"
-    )
-    beta: float = option(0.04, "weight of the KL to the reference; 0 needs no reference")
-    clip_low: float = option(0.2, "ratios are clipped below 1 - clip_low")
-    clip_high: float = option(0.2, "ratios are clipped above 1 + clip_high")
+    lr: float = option(1e-6, "learning rate, constant after the warm-up", least=0)
+    warmup: int = option(0, "steps of linear warm-up", least=0)
+    decay: float = option(0.0, "last share of the steps, where the rate falls", least=0, most=1)
+    beta: float = option(0.04, "weight of the KL to the reference; 0: no reference", least=0)
+    clip_low: float = option(0.2, "ratios are clipped below 1 - clip_low", least=0, most=1)
+    clip_high: float = option(0.2, "ratios are clipped above 1 + clip_high", least=0)
     normalize: str = option(
-        "grpo", "grpo: mean over tokens, then completions; dapo: all tokens; dr_grpo: constant"
+        "grpo", "how the mean over tokens is taken", choices=("grpo", "dapo", "dr_grpo")
     )
     scale: str = option(
-        "std", "std: advantages are divided by the group's deviation; none: not (Dr. GRPO)"
+        "std", "divide advantages by the deviation, or not", choices=("std", "none")
     )
-    ddof: int = option(1, "1: sample deviation (TRL, verl); 0: population deviation")
-    eps: float = option(1e-4, "added to the deviation; 0: the paper's exact form")
+    ddof: int = option(1, "1: sample deviation; 0: population deviation", choices=(0, 1))
+    eps: float = option(1e-4, "added to the deviation; 0: the paper's exact form", least=0)
     # sampling
-    temperature: float = option(1.0, "sampling temperature; the log-probs in the loss use it too")
-    max_new_tokens: int = option(
-        1024, "longest completion; a longer one is cut and judged as it is"
-    )
-    max_rows: int = option(256, "completions decoded at once by one process")
+    temperature: float = option(1.0, "sampling temperature, also in the loss", above=0)
+    max_new_tokens: int = option(1024, "longest completion; a longer one is cut", least=1)
+    max_rows: int = option(256, "completions decoded at once by one process", least=1)
     # optimization
-    weight_decay: float = option(0.0, "AdamW weight decay, on matrices")
-    beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
-    clip: float = option(1.0, "largest gradient norm")
-    micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
-    shared_prompts: bool = option(
-        True, "run a question once for its G completions; false repeats it (same gradient)"
-    )
-    fused: bool | None = option(
-        None, "LM head and loss in one pass; none: on GPUs and for 4,096 words and more"
-    )
-    activation_checkpointing: bool | None = option(
-        None, "recompute activations, 1/3 more time; none: by need"
-    )
-    bf16: bool | None = option(
-        None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too"
-    )
-    compile: bool | None = option(
-        None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute"
-    )
+    weight_decay: float = option(0.0, "AdamW weight decay, on matrices", least=0)
+    beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)", least=0, below=1)
+    max_grad_norm: float = option(1.0, "largest norm of the gradient; 0: any", least=0)
+    micro_tokens: int = option(16_384, "tokens of one forward and backward pass", least=1)
+    shared_prompts: bool = option(True, "read a question once for its G completions")
+    fused: bool | None = option(None, "LM head and loss in one pass; none: by vocabulary")
+    activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
+    bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
+    compile: bool | None = option(None, "compile the blocks with torch.compile; none: on GPUs")
     reference: bool = option(
         False, "the readable path: nothing fused, compiled or shared; same numbers, slower"
     )
     # the run
     valid: str = option("", "problems held out for evaluation during training (greedy)")
-    valid_limit: int = option(200, "number of those problems used")
-    valid_every: int = option(
-        20, "steps between evaluations; the start and the end are always evaluated"
-    )
-    save_every: int = option(20, "steps between checkpoints")
-    keep: int = option(2, "checkpoints kept")
-    keep_rollouts: bool = option(
-        True, "write rollouts to TO/rollouts (a resumed run reads those after its checkpoint)"
-    )
-    seed: int = option(0, "seed of questions and samples")
-    device: str = option("auto", "auto, cpu or cuda")
+    valid_limit: int = option(200, "number of those problems used", least=1)
+    valid_every: int = option(20, "steps between evaluations", least=1)
+    save_every: int = option(20, "steps between checkpoints", least=1)
+    keep: int = option(2, "checkpoints kept", least=1)
+    keep_rollouts: bool = option(True, "write rollouts to TO/rollouts; a resumed run reads them")
+    seed: int = option(0, "seed of questions and samples", least=0)
+    device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -635,7 +601,7 @@ def update(
     metrics = {}
     for inner in range(config.mu):
         sums = grpo_gradient(model, batches, config, first=inner == 0)
-        norm = runtime.clip_grad_norm(model, config.clip)
+        norm = runtime.clip_grad_norm(model, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         last = averaged(sums, world) | {"grad_norm": norm}
@@ -735,25 +701,6 @@ def validate(
 
 
 def check(config: Config) -> None:
-    for name in ("init", "problems", "to"):
-        if not getattr(config, name):
-            raise InputError(f"--{name} is needed")
-    known_options = (
-        ("algorithm", ("grpo", "rft")),
-        ("data_source", ("policy", "sft")),
-        ("reward", ("rule", "outcome_model", "process_model")),
-        ("supervision", ("outcome", "process")),
-        ("normalize", ("grpo", "dapo", "dr_grpo")),
-        ("scale", ("std", "none")),
-    )
-    for name, known in known_options:
-        if getattr(config, name) not in known:
-            raise InputError(
-                f"--{name} {getattr(config, name)}: unknown; choose one of {', '.join(known)}"
-            )
-    for format in config.formats or [""]:
-        if format not in ("cot", "pot"):
-            raise InputError(f"--formats {format}: unknown; use cot, pot or both")
     if config.reward != "rule" and not config.reward_model:
         raise InputError(
             f"--reward {config.reward} needs --reward_model DIR, a result of train_reward.py"
@@ -776,36 +723,9 @@ def check(config: Config) -> None:
         raise InputError(
             "--reward_questions needs --iterations above 1: the reward model learns on between them"
         )
-    for name in ("reward_samples", "reward_step_samples"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name} must be at least 1")
-    for name in ("patience", "reward_questions"):
-        if getattr(config, name) < 0:
-            raise InputError(f"--{name} must be at least 0")
     if config.reward_questions and config.reward_config:
         # better refused now than after an iteration
         parse(train_reward.Config, ["--config", config.reward_config], partial=True)
-    if config.ddof not in (0, 1):
-        raise InputError(
-            f"--ddof {config.ddof}: give 1 (sample deviation) or 0 (population deviation)"
-        )
-    sizes = (
-        "iterations",
-        "steps",
-        "questions",
-        "samples",
-        "mu",
-        "max_new_tokens",
-        "max_rows",
-        "micro_tokens",
-    )
-    for name in (*sizes, "valid_limit", "valid_every", "save_every"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name} must be at least 1")
-    if config.temperature <= 0:
-        raise InputError(
-            "--temperature must be above 0: greedy samples of a group are all the same"
-        )
 
 
 def load_problems(

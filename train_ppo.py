@@ -59,95 +59,63 @@ from train_grpo import (
 
 @dataclass
 class Config:
-    init: str = option("", "model directory to start from: the first policy and the reference")
-    value_init: str = option(
-        "", "directory the value model starts from: any of the same tokenizer (default: --init)"
-    )
-    problems: list[str] = option([], "training problems with answers, comma-separated files")
-    to: str = option("", "run directory; the results are TO/model and TO/value_model")
+    init: str = option("", "model to start from: first policy and reference", required=True)
+    value_init: str = option("", "model that the value model starts from; none: --init")
+    problems: list[str] = option([], "files of training problems with answers", required=True)
+    to: str = option("", "run directory; it gets model/ and value_model/", required=True)
     formats: list[str] = option(
-        ["cot"], "in turn over the questions of a batch: cot, pot, or both (cot,cot,pot)"
+        ["cot"], "in turn over the questions", choices=("cot", "pot"), required=True
     )
-    sandbox: str = option(
-        "best-effort", "isolation of programs: strict refuses to run without, best-effort warns"
-    )
-    template: str = option("plain", "prompt template: plain, deepseek or qwen")
+    sandbox: str = option("best-effort", "isolation of programs", choices=("strict", "best-effort"))
+    template: str = option("plain", "prompt template", choices=("plain", "deepseek", "qwen"))
     reward: str = option(
-        "rule", "at the last token: rule, outcome_model or process_model (its weakest step's)"
+        "rule",
+        "source of the reward, at the last token",
+        choices=("rule", "outcome_model", "process_model"),
     )
-    reward_model: str = option(
-        "", "model directory of train_reward.py; its tokenizer must be the policy's"
-    )
-    steps: int = option(1000, "steps")
-    questions: int = option(1024, "questions a step, over all processes")
-    samples: int = option(
-        1, "completions of a question: PPO needs no group, and other questions tell more"
-    )
-    mu: int = option(1, "optimizer steps on each batch of samples")
+    reward_model: str = option("", "result of train_reward.py, with the policy's tokenizer")
+    steps: int = option(1000, "steps", least=1)
+    questions: int = option(1024, "questions a step, over all processes", least=1)
+    samples: int = option(1, "completions of a question", least=1)
+    mu: int = option(1, "optimizer steps on each batch of samples", least=1)
     # equations 2 and 15
-    lr: float = option(1e-6, "learning rate of the policy, constant after the warm-up")
-    value_lr: float = option(1e-5, "learning rate of the value model, on the same schedule")
-    warmup: int = option(0, "steps of linear warm-up")
-    decay: float = option(
-        0.0, "share of the steps, the last, over which the rates fall linearly to a tenth (0: none)"
-    )
-    beta: float = option(
-        0.04, "weight of the KL to the reference in the reward; 0 needs no reference"
-    )
-    gamma: float = option(1.0, "discount; 1: when a reward comes does not matter")
-    lam: float = option(
-        0.95, "GAE's lambda: 1 takes what was earned (no bias), 0 what the value model foresees"
-    )
-    whiten: bool = option(
-        True, "advantages of the whole batch are brought to mean 0 and deviation 1"
-    )
-    clip_low: float = option(0.2, "ratios are clipped below 1 - clip_low")
-    clip_high: float = option(0.2, "ratios are clipped above 1 + clip_high")
-    clip_value: float = option(
-        0.2, "values further than this from those before the step are clipped; 0: none are"
-    )
+    lr: float = option(1e-6, "learning rate of the policy, constant after the warm-up", least=0)
+    value_lr: float = option(1e-5, "learning rate of the value model", least=0)
+    warmup: int = option(0, "steps of linear warm-up", least=0)
+    decay: float = option(0.0, "last share of the steps, where the rate falls", least=0, most=1)
+    beta: float = option(0.04, "weight of the KL in the reward; 0: no reference", least=0)
+    gamma: float = option(1.0, "discount", least=0, most=1)
+    lam: float = option(0.95, "lambda of GAE", least=0, most=1)
+    whiten: bool = option(True, "advantages of a batch get mean 0 and deviation 1")
+    clip_low: float = option(0.2, "ratios are clipped below 1 - clip_low", least=0, most=1)
+    clip_high: float = option(0.2, "ratios are clipped above 1 + clip_high", least=0)
+    clip_value: float = option(0.2, "largest change of a value in a step; 0: any", least=0)
     # sampling
-    temperature: float = option(1.0, "sampling temperature; the log-probs in the loss use it too")
-    max_new_tokens: int = option(
-        1024, "longest completion; a longer one is cut and judged as it is"
-    )
-    max_rows: int = option(256, "completions decoded at once by one process")
+    temperature: float = option(1.0, "sampling temperature, also in the loss", above=0)
+    max_new_tokens: int = option(1024, "longest completion; a longer one is cut", least=1)
+    max_rows: int = option(256, "completions decoded at once by one process", least=1)
     # optimization
-    weight_decay: float = option(0.0, "AdamW weight decay, on matrices")
-    beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
-    clip: float = option(1.0, "largest gradient norm, of each model")
-    micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
-    shared_prompts: bool = option(
-        True, "run a question once for all its completions; false repeats it (same gradient)"
-    )
-    fused: bool | None = option(
-        None, "LM head and loss in one pass; none: on GPUs and for 4,096 words and more"
-    )
-    activation_checkpointing: bool | None = option(
-        None, "recompute activations, 1/3 more time; none: by need"
-    )
-    bf16: bool | None = option(
-        None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too"
-    )
-    compile: bool | None = option(
-        None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute"
-    )
+    weight_decay: float = option(0.0, "AdamW weight decay, on matrices", least=0)
+    beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)", least=0, below=1)
+    max_grad_norm: float = option(1.0, "largest norm of each model's gradient; 0: any", least=0)
+    micro_tokens: int = option(16_384, "tokens of one forward and backward pass", least=1)
+    shared_prompts: bool = option(True, "read a question once for all its completions")
+    fused: bool | None = option(None, "LM head and loss in one pass; none: by vocabulary")
+    activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
+    bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
+    compile: bool | None = option(None, "compile the blocks with torch.compile; none: on GPUs")
     reference: bool = option(
         False, "the readable path: nothing fused, compiled or shared; same numbers, slower"
     )
     # the run
     valid: str = option("", "problems held out for evaluation during training (greedy)")
-    valid_limit: int = option(200, "number of those problems used")
-    valid_every: int = option(
-        20, "steps between evaluations; the start and the end are always evaluated"
-    )
-    save_every: int = option(20, "steps between checkpoints")
-    keep: int = option(2, "checkpoints kept")
-    keep_rollouts: bool = option(
-        True, "write rollouts to TO/rollouts (a resumed run reads those after its checkpoint)"
-    )
-    seed: int = option(0, "seed of questions and samples")
-    device: str = option("auto", "auto, cpu or cuda")
+    valid_limit: int = option(200, "number of those problems used", least=1)
+    valid_every: int = option(20, "steps between evaluations", least=1)
+    save_every: int = option(20, "steps between checkpoints", least=1)
+    keep: int = option(2, "checkpoints kept", least=1)
+    keep_rollouts: bool = option(True, "write rollouts to TO/rollouts; a resumed run reads them")
+    seed: int = option(0, "seed of questions and samples", least=0)
+    device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 
 
 def as_grpo(config: Config) -> train_grpo.Config:
@@ -321,7 +289,7 @@ def update(
             ("", model, optimizer),
             ("value_", value, value_optimizer),
         ):
-            norms[f"{name}grad_norm"] = runtime.clip_grad_norm(one, config.clip)
+            norms[f"{name}grad_norm"] = runtime.clip_grad_norm(one, config.max_grad_norm)
             its_optimizer.step()
             its_optimizer.zero_grad(set_to_none=True)
         last = averaged(sums, world) | norms
@@ -342,13 +310,6 @@ def check(config: Config) -> None:
     if config.reward == "rule" and config.reward_model:
         raise InputError("--reward_model needs --reward outcome_model or process_model")
     train_grpo.check(as_grpo(config))
-    for name in ("gamma", "lam"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise InputError(f"--{name} {getattr(config, name)}: give a number from 0 to 1")
-    if config.clip_value < 0:
-        raise InputError(
-            f"--clip_value {config.clip_value}: give a distance above 0, or 0 for none"
-        )
 
 
 def load_value(config: Config, tokenizer: Tokenizer, device) -> Transformer:

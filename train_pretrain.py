@@ -21,58 +21,42 @@ from data.shards import Mixture, Shards, windows
 from data.tokenizer import Tokenizer, check_tokenizer
 from kernels.head_loss import cross_entropy
 from layout import Layout
-from model import ModelConfig, Transformer, preset
+from model import PRESETS, ModelConfig, Transformer, preset
 from runtime.hf import from_pretrained
 from runtime.options import option
 
 
 @dataclass
 class Config:
-    init: str = option(
-        "", "model directory to continue from; empty starts from random weights of --size"
-    )
-    size: str = option(
-        "1m", "size preset of a new model: 1m, 2m, 4m, 10m, 30m, 125m, 350m, 1.3b or 7b"
-    )
+    init: str = option("", "model directory to continue from; none: a new model of --size")
+    size: str = option("1m", "size of a new model", choices=tuple(PRESETS))
     tokenizer: str = option("", "tokenizer directory of a new model")
-    data: dict[str, str] = option({}, "token shards by source, e.g. math=DIR,code=DIR")
-    weights: dict[str, float] = option(
-        {}, "share of each source in the mixture; default: by its tokens"
-    )
-    valid: dict[str, str] = option(
-        {}, "token shards held out, by source, for the validation losses"
-    )
-    to: str = option("", "run directory; the result is TO/model")
-    context: int = option(4096, "tokens of a sequence")
-    batch: int = option(2560, "sequences a step, over all processes (the paper: about 10M tokens)")
-    steps: int = option(50_000, "optimizer steps")
-    lr: float = option(4.2e-4, "peak learning rate (the paper's 7B)")
-    warmup: int = option(2000, "steps of linear warm-up")
-    weight_decay: float = option(0.1, "AdamW weight decay, on matrices")
-    beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
-    clip: float = option(1.0, "largest gradient norm")
-    dropout: float = option(
-        0.0, "share of each block's output dropped in training; the paper uses none"
-    )
-    micro_batch: int = option(4, "sequences of one forward and backward on one process")
-    valid_every: int = option(1000, "steps between validation losses")
-    valid_windows: int = option(64, "sequences of each validation source")
-    save_every: int = option(1000, "steps between checkpoints")
-    keep: int = option(2, "checkpoints kept")
-    activation_checkpointing: bool | None = option(
-        None, "recompute activations, 1/3 more time; none: by need"
-    )
-    bf16: bool | None = option(
-        None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too"
-    )
-    compile: bool | None = option(
-        None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute"
-    )
+    data: dict[str, str] = option({}, "token shards: math=DIR,code=DIR", required=True)
+    weights: dict[str, float] = option({}, "shares of the sources; none: by their tokens", least=0)
+    valid: dict[str, str] = option({}, "held-out token shards by source, for validation")
+    to: str = option("", "run directory; the result is TO/model", required=True)
+    context: int = option(4096, "tokens of a sequence", least=1)
+    batch: int = option(2560, "sequences a step, over all processes", least=1)
+    steps: int = option(50_000, "optimizer steps", least=1)
+    lr: float = option(4.2e-4, "peak learning rate (the paper's 7B)", least=0)
+    warmup: int = option(2000, "steps of linear warm-up", least=0)
+    weight_decay: float = option(0.1, "AdamW weight decay, on matrices", least=0)
+    beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)", least=0, below=1)
+    max_grad_norm: float = option(1.0, "largest norm of the gradient; 0: any", least=0)
+    dropout: float = option(0.0, "share of each block's output that is dropped", least=0, below=1)
+    micro_batch: int = option(4, "sequences of one forward and backward pass", least=1)
+    valid_every: int = option(1000, "steps between validation losses", least=1)
+    valid_windows: int = option(64, "sequences of each validation source", least=1)
+    save_every: int = option(1000, "steps between checkpoints", least=1)
+    keep: int = option(2, "checkpoints kept", least=1)
+    activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
+    bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
+    compile: bool | None = option(None, "compile the blocks with torch.compile; none: on GPUs")
     reference: bool = option(
         False, "the readable path: nothing fused, compiled or shared; same numbers, slower"
     )
-    seed: int = option(0, "seed of the weights and of the data order")
-    device: str = option("auto", "auto, cpu or cuda")
+    seed: int = option(0, "seed of the weights and of the data order", least=0)
+    device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 
 
 def document_lengths(ids: np.ndarray, eos: int) -> list[int]:
@@ -128,13 +112,8 @@ def step_flops(shape: ModelConfig, rows: np.ndarray, eos: int) -> float:
 
 
 def main(config: Config) -> None:
-    if not config.data or not config.to or not (config.init or config.tokenizer):
-        raise InputError(
-            "--data NAME=DIR, --to DIR and --init DIR (or --tokenizer DIR for a new model) are needed"
-        )
-    for name in ("context", "batch", "steps", "micro_batch", "valid_every", "save_every"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name} must be at least 1")
+    if not (config.init or config.tokenizer):
+        raise InputError("--tokenizer DIR is needed for a new model, or --init DIR to continue one")
     world = runtime.setup(config.device, config.reference, config.bf16, config.compile)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init or config.tokenizer)
@@ -174,7 +153,7 @@ def main(config: Config) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = total_loss(model, rows, tokenizer.eos_id, config.micro_batch, world)
-        norm = runtime.clip_grad_norm(model, config.clip)
+        norm = runtime.clip_grad_norm(model, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - began

@@ -35,56 +35,40 @@ from runtime.options import option
 
 @dataclass
 class Config:
-    kind: str = option("outcome", "outcome or process")
-    init: str = option(
-        "", "model directory to start from: a base model, or a reward model of the same kind"
-    )
-    data: list[str] = option([], "files of rollout.py, PRM800K or Math-Shepherd, comma-separated")
-    to: str = option("", "run directory; the result is TO/model")
+    kind: str = option("outcome", "what is scored", choices=("outcome", "process"))
+    init: str = option("", "base model or reward model to start from", required=True)
+    data: list[str] = option([], "files of rollout.py, PRM800K or Math-Shepherd", required=True)
+    to: str = option("", "run directory; the result is TO/model", required=True)
     labels: str = option(
-        "soft", "of steps: soft (the share of completions that are right) or hard (1 where any is)"
+        "soft", "soft: share that is right; hard: 1 if any is", choices=("soft", "hard")
     )
     history: list[str] = option([], "files trained on earlier, of which a share is replayed")
-    replay: float = option(0.1, "share of the training set that comes from history")
+    replay: float = option(0.1, "share of the training set from --history", least=0, below=1)
     valid: str = option("", "such a file held out for validation")
-    template: str = option(
-        "plain", "prompt template of PRM800K and Math-Shepherd files: plain, deepseek or qwen"
-    )
-    context: int = option(
-        4096, "longest prompt and completion; longer completions are left out and counted"
-    )
+    template: str = option("plain", "prompt template", choices=("plain", "deepseek", "qwen"))
+    context: int = option(4096, "longest prompt and completion; others are left out", least=1)
     # optimization
-    questions: int = option(
-        16, "questions a step, over all processes, each with all its completions"
-    )
-    steps: int = option(500, "optimizer steps")
-    lr: float = option(2e-5, "learning rate, constant after the warm-up")
-    warmup: int = option(0, "steps of linear warm-up")
-    decay: float = option(
-        0.0, "share of the steps, the last, over which the rate falls linearly to a tenth (0: none)"
-    )
-    weight_decay: float = option(0.1, "AdamW weight decay, on matrices")
-    beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
-    clip: float = option(1.0, "largest gradient norm")
-    micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
-    activation_checkpointing: bool | None = option(
-        None, "recompute activations, 1/3 more time; none: by need"
-    )
-    bf16: bool | None = option(
-        None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too"
-    )
-    compile: bool | None = option(
-        None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute"
-    )
+    questions: int = option(16, "questions a step, with all their completions", least=1)
+    steps: int = option(500, "optimizer steps", least=1)
+    lr: float = option(2e-5, "learning rate, constant after the warm-up", least=0)
+    warmup: int = option(0, "steps of linear warm-up", least=0)
+    decay: float = option(0.0, "last share of the steps, where the rate falls", least=0, most=1)
+    weight_decay: float = option(0.1, "AdamW weight decay, on matrices", least=0)
+    beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)", least=0, below=1)
+    max_grad_norm: float = option(1.0, "largest norm of the gradient; 0: any", least=0)
+    micro_tokens: int = option(16_384, "tokens of one forward and backward pass", least=1)
+    activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
+    bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
+    compile: bool | None = option(None, "compile the blocks with torch.compile; none: on GPUs")
     reference: bool = option(
         False, "the readable path: nothing fused, compiled or shared; same numbers, slower"
     )
     # the run
-    valid_every: int = option(100, "steps between validations")
-    save_every: int = option(100, "steps between checkpoints")
-    keep: int = option(2, "checkpoints kept")
-    seed: int = option(0, "seed of the order, and of what is replayed")
-    device: str = option("auto", "auto, cpu or cuda")
+    valid_every: int = option(100, "steps between validations", least=1)
+    save_every: int = option(100, "steps between checkpoints", least=1)
+    keep: int = option(2, "checkpoints kept", least=1)
+    seed: int = option(0, "seed of the order, and of what is replayed", least=0)
+    device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 
 
 @dataclass
@@ -357,24 +341,7 @@ def validate(model, groups: list[Labelled], config: Config, world: runtime.World
 # Training
 
 
-def check(config: Config) -> None:
-    for name in ("init", "data", "to"):
-        if not getattr(config, name):
-            raise InputError(f"--{name} is needed")
-    for name, known in (("kind", ("outcome", "process")), ("labels", ("soft", "hard"))):
-        if getattr(config, name) not in known:
-            raise InputError(
-                f"--{name} {getattr(config, name)}: unknown; choose {' or '.join(known)}"
-            )
-    for name in ("context", "questions", "steps", "micro_tokens", "valid_every", "save_every"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name} must be at least 1")
-    if not 0 <= config.replay < 1:
-        raise InputError(f"--replay {config.replay}: give a share of at least 0 and below 1")
-
-
 def main(config: Config) -> None:
-    check(config)
     world = runtime.setup(config.device, config.reference, config.bf16, config.compile)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init)
@@ -409,7 +376,7 @@ def main(config: Config) -> None:
             group["lr"] = rate
         chosen = [groups[next(order)] for _ in range(config.questions)]
         metrics = reward_gradient(model, chosen, config, world)
-        metrics |= {"grad_norm": runtime.clip_grad_norm(model, config.clip), "lr": rate}
+        metrics |= {"grad_norm": runtime.clip_grad_norm(model, config.max_grad_norm), "lr": rate}
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         flops = 3 * forward_flops(

@@ -29,47 +29,33 @@ from runtime.options import option
 
 @dataclass
 class Config:
-    init: str = option("", "model directory to start from (ours or a Hugging Face one)")
-    data: list[str] = option(
-        [], "files of {question, response, format, lang} lines, comma-separated"
-    )
-    to: str = option("", "run directory; the result is TO/model")
+    init: str = option("", "model directory to start from, ours or Hugging Face's", required=True)
+    data: list[str] = option([], "JSONL files of question, response, format", required=True)
+    to: str = option("", "run directory; the result is TO/model", required=True)
     valid: str = option("", "file of such lines held out for the validation loss")
-    template: str = option("plain", "prompt template: plain, deepseek or qwen")
-    context: int = option(
-        4096, "tokens of a packed sequence; longer examples are left out and counted"
-    )
-    batch: int = option(256, "packed sequences a step, over all processes")
-    steps: int = option(500, "optimizer steps")
-    lr: float = option(5e-5, "learning rate, constant after the warm-up")
-    warmup: int = option(0, "steps of linear warm-up")
-    decay: float = option(
-        0.0, "share of the steps, the last, over which the rate falls linearly to a tenth (0: none)"
-    )
-    weight_decay: float = option(0.1, "AdamW weight decay, on matrices")
-    beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)")
-    clip: float = option(1.0, "largest gradient norm")
-    dropout: float = option(
-        0.0, "share of each block's output dropped in training; the paper uses none"
-    )
-    micro_tokens: int = option(16_384, "tokens of one forward and backward on one process")
-    valid_every: int = option(100, "steps between validation losses")
-    save_every: int = option(100, "steps between checkpoints")
-    keep: int = option(2, "checkpoints kept")
-    activation_checkpointing: bool | None = option(
-        None, "recompute activations, 1/3 more time; none: by need"
-    )
-    bf16: bool | None = option(
-        None, "multiply matrices in bfloat16; none: on GPUs; on CPUs with AMX it is faster too"
-    )
-    compile: bool | None = option(
-        None, "fuse blocks with torch.compile; none: on GPUs; a CPU needs g++, half a minute"
-    )
+    template: str = option("plain", "prompt template", choices=("plain", "deepseek", "qwen"))
+    context: int = option(4096, "tokens of a sequence; longer examples are left out", least=1)
+    batch: int = option(256, "packed sequences a step, over all processes", least=1)
+    steps: int = option(500, "optimizer steps", least=1)
+    lr: float = option(5e-5, "learning rate, constant after the warm-up", least=0)
+    warmup: int = option(0, "steps of linear warm-up", least=0)
+    decay: float = option(0.0, "last share of the steps, where the rate falls", least=0, most=1)
+    weight_decay: float = option(0.1, "AdamW weight decay, on matrices", least=0)
+    beta2: float = option(0.95, "AdamW beta2 (beta1 is 0.9)", least=0, below=1)
+    max_grad_norm: float = option(1.0, "largest norm of the gradient; 0: any", least=0)
+    dropout: float = option(0.0, "share of each block's output that is dropped", least=0, below=1)
+    micro_tokens: int = option(16_384, "tokens of one forward and backward pass", least=1)
+    valid_every: int = option(100, "steps between validation losses", least=1)
+    save_every: int = option(100, "steps between checkpoints", least=1)
+    keep: int = option(2, "checkpoints kept", least=1)
+    activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
+    bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
+    compile: bool | None = option(None, "compile the blocks with torch.compile; none: on GPUs")
     reference: bool = option(
         False, "the readable path: nothing fused, compiled or shared; same numbers, slower"
     )
-    seed: int = option(0, "seed of the packing order")
-    device: str = option("auto", "auto, cpu or cuda")
+    seed: int = option(0, "seed of the packing order", least=0)
+    device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 
 
 def load_examples(
@@ -167,12 +153,6 @@ def validation_loss(model, examples: list[Group], micro_tokens: int, world: runt
 
 
 def main(config: Config) -> None:
-    for name in ("init", "data", "to"):
-        if not getattr(config, name):
-            raise InputError(f"--{name} is needed")
-    for name in ("context", "batch", "steps", "micro_tokens", "valid_every", "save_every"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name} must be at least 1")
     world = runtime.setup(config.device, config.reference, config.bf16, config.compile)
     run = runtime.Run(config, world)
     tokenizer = Tokenizer.load(config.init)
@@ -205,7 +185,7 @@ def main(config: Config) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = sft_gradient(model, chosen, config.micro_tokens, world)
-        norm = runtime.clip_grad_norm(model, config.clip)
+        norm = runtime.clip_grad_norm(model, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         flops = 3 * forward_flops(model.config, chosen)

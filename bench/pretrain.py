@@ -55,7 +55,7 @@ def ours(folder: str, given) -> None:
         loss = total_loss(
             model, rows(step, config.batch, config.context), -1, config.micro_batch, world
         )
-        runtime.clip_grad_norm(model, config.clip)
+        runtime.clip_grad_norm(model, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return {"loss": loss}

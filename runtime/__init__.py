@@ -8,7 +8,7 @@ A trainer uses it like this (every name below is explained where it is defined):
     model = shard(model, world); optimizer = adamw(model, ...)
     start, state = run.resume(model, optimizer)
     for step in range(start + 1, config.steps + 1):
-        ...; clip_grad_norm(model, config.clip); optimizer.step()
+        ...; clip_grad_norm(model, config.max_grad_norm); optimizer.step()
         run.log(step, metrics, timing); run.checkpoint(step, model, tokenizer, optimizer, state)
     run.finish(model, tokenizer, {...})
 
@@ -268,7 +268,7 @@ def gather_into(model: nn.Module, target: nn.Module) -> None:
 
 
 def clip_grad_norm(model: nn.Module, max_norm: float) -> float:
-    """Scale the gradients to a global norm of at most max_norm; returns the norm before.
+    """Scale the gradients to a global norm of at most `max_norm` (0: leave them). Returns the norm before.
 
     Raises FloatingPointError where it is not finite: going on would write NaN into every checkpoint kept.
     """
@@ -278,7 +278,8 @@ def clip_grad_norm(model: nn.Module, max_norm: float) -> float:
         raise FloatingPointError(
             f"the norm of the gradient is {norm.item()}; look at the data or lower --lr"
         )
-    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    if max_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm.item()
 
 

@@ -204,10 +204,10 @@ def test_the_command_goes_on_where_it_was_stopped(tiny, tmp_path, monkeypatch, c
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(model=""), "--model is needed"),
-        (dict(formats="tool"), "--formats tool: unknown; .*"),
-        (dict(samples=0), "--samples must be at least 1"),
-        (dict(first=-1), "--first must be at least 0"),
+        (dict(model=""), "--model is needed: .*"),
+        (dict(formats="tool"), "--formats tool: unknown; choose cot or pot"),
+        (dict(samples=0), "--samples 0: out of range; give an integer at least 1"),
+        (dict(first=-1), "--first -1: out of range; give an integer at least 0"),
         (dict(temperature=0), "--temperature must be above 0: .*"),
         (dict(first=6), "--first 6: no problem is left; lower it"),
         (dict(problems="none.jsonl"), "none.jsonl: cannot be read .*"),

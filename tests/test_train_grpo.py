@@ -583,7 +583,7 @@ def test_update_metrics(monkeypatch):
             model.weight.grad = None
 
     monkeypatch.setattr(train_grpo, "token_logprobs", told)
-    config = Config(mu=2, beta=0.5, temperature=0.5, clip=100.0, fused=False)
+    config = Config(mu=2, beta=0.5, temperature=0.5, max_grad_norm=100.0, fused=False)
     found = train_grpo.update(model, Optimizer(), [one], config, model, World())
     kl = [torch.tensor(d).expm1().item() - d for d in (0.0, 0.1, -0.2, 0.0)]
     # each completion's mean, then theirs: 1/4 a token. At the first update ratios are 1 and advantages cancel.
@@ -836,20 +836,20 @@ LINE = '{"id": "a", "question": "Ann?", "answer": "1"}\n'
             dict(init="{}/mixed"),
             "{}/mixed: the tokenizer has 500 ids, the embedding only 400 rows; .*",
         ),
-        (LINE, dict(to=""), "--to is needed"),
+        (LINE, dict(to=""), "--to is needed: .*"),
         (
             LINE,
             dict(normalize="mean"),
-            "--normalize mean: unknown; choose one of grpo, dapo, dr_grpo",
+            "--normalize mean: unknown; choose grpo, dapo or dr_grpo",
         ),
-        (LINE, dict(scale="var"), "--scale var: unknown; choose one of std, none"),
+        (LINE, dict(scale="var"), "--scale var: unknown; choose std or none"),
         (LINE, dict(ddof=2), "--ddof .*"),
-        (LINE, dict(algorithm="ppo"), "--algorithm ppo: unknown; choose one of grpo, rft"),
-        (LINE, dict(data_source="web"), "--data_source web: unknown; choose one of policy, sft"),
+        (LINE, dict(algorithm="ppo"), "--algorithm ppo: unknown; choose grpo or rft"),
+        (LINE, dict(data_source="web"), "--data_source web: unknown; choose policy or sft"),
         (
             LINE,
             dict(reward="model"),
-            "--reward model: unknown; choose one of rule, outcome_model, process_model",
+            "--reward model: unknown; choose rule, outcome_model or process_model",
         ),
         (LINE, dict(reward="outcome_model"), "--reward outcome_model needs --reward_model DIR, .*"),
         (
@@ -858,9 +858,17 @@ LINE = '{"id": "a", "question": "Ann?", "answer": "1"}\n'
             "--reward_model and --reward_questions need --reward .*",
         ),
         (LINE, dict(reward="process_model", reward_model="{}/none"), "{}/none.*"),
-        (LINE, dict(reward_samples=0), "--reward_samples must be at least 1"),
-        (LINE, dict(reward_step_samples=0), "--reward_step_samples must be at least 1"),
-        (LINE, dict(patience=-1), "--patience must be at least 0"),
+        (
+            LINE,
+            dict(reward_samples=0),
+            "--reward_samples 0: out of range; give an integer at least 1",
+        ),
+        (
+            LINE,
+            dict(reward_step_samples=0),
+            "--reward_step_samples 0: out of range; give an integer at least 1",
+        ),
+        (LINE, dict(patience=-1), "--patience -1: out of range; give an integer at least 0"),
         (
             LINE,
             dict(
@@ -893,15 +901,15 @@ LINE = '{"id": "a", "question": "Ann?", "answer": "1"}\n'
             ),
             "{}/none.toml: cannot be read .*",
         ),
-        (LINE, dict(formats="cot,tool"), "--formats tool: unknown; .*"),
+        (LINE, dict(formats="cot,tool"), "--formats cot,tool: unknown; choose cot or pot"),
         (LINE, dict(formats=""), "--formats .*"),
-        (LINE, dict(template="fancy"), "template 'fancy': unknown; .*"),
-        (LINE, dict(temperature=0), "--temperature must be above 0: .*"),
-        (LINE, dict(mu=0), "--mu must be at least 1"),
-        (LINE, dict(valid_every=0), "--valid_every must be at least 1"),
-        (LINE, dict(save_every=0), "--save_every must be at least 1"),
-        (LINE, dict(max_rows=0), "--max_rows must be at least 1"),
-        (LINE, dict(micro_tokens=0), "--micro_tokens must be at least 1"),
+        (LINE, dict(template="fancy"), "--template fancy: unknown; choose plain, deepseek or qwen"),
+        (LINE, dict(temperature=0), "--temperature 0: out of range; give a finite number above 0"),
+        (LINE, dict(mu=0), "--mu 0: out of range; give an integer at least 1"),
+        (LINE, dict(valid_every=0), "--valid_every 0: out of range; give an integer at least 1"),
+        (LINE, dict(save_every=0), "--save_every 0: out of range; give an integer at least 1"),
+        (LINE, dict(max_rows=0), "--max_rows 0: out of range; give an integer at least 1"),
+        (LINE, dict(micro_tokens=0), "--micro_tokens 0: out of range; give an integer at least 1"),
         (LINE, dict(sampels=3), "--sampels: unknown option; did you mean --samples[?]"),
         (LINE, dict(shared_prompts=1), "--shared_prompts 1: needs true or false"),
     ],

@@ -178,11 +178,12 @@ def test_two_processes_train_the_same_model(runs, together):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(to=""), "--data NAME=DIR, --to DIR and --init DIR .* are needed"),
-        (dict(data=""), "--data NAME=DIR, --to DIR and --init DIR .* are needed"),
+        (dict(to=""), "--to is needed: .*"),
+        (dict(data=""), "--data is needed: .*"),
+        (dict(init=""), "--tokenizer DIR is needed for a new model, or --init DIR to continue one"),
         (
             dict(init="", tokenizer="{}/base", size="3m"),
-            "unknown model size '3m'; choose one of 1m, .*",
+            "--size 3m: unknown; choose 1m, .* or 7b",
         ),
         (dict(data="a={}/nowhere", weights="a=1"), ".*nowhere/manifest.json: cannot be read .*"),
         (
@@ -198,9 +199,9 @@ def test_two_processes_train_the_same_model(runs, together):
         (dict(context=100_000), ".*: [0-9]+ tokens are fewer than one window of 100001; .*"),
         (dict(init="{}/nowhere"), ".*nowhere.*"),
         (dict(stpes=3), "--stpes: unknown option; did you mean --steps[?]"),
-        (dict(micro_batch=0), "--micro_batch must be at least 1"),
-        (dict(save_every=0), "--save_every must be at least 1"),
-        (dict(valid_every=-1), "--valid_every must be at least 1"),
+        (dict(micro_batch=0), "--micro_batch 0: out of range; give an integer at least 1"),
+        (dict(save_every=0), "--save_every 0: out of range; give an integer at least 1"),
+        (dict(valid_every=-1), "--valid_every -1: out of range; give an integer at least 1"),
     ],
 )
 def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, changes, message):

@@ -344,10 +344,14 @@ def spoil(tiny, tmp_path, **changes):
         (SHEPHERD, dict(context=5), "{}/bad.jsonl: no labelled completion of at most 5 tokens"),
         (SHEPHERD, dict(kind="both"), "--kind both: unknown; choose outcome or process"),
         (SHEPHERD, dict(labels="none"), "--labels none: unknown; choose soft or hard"),
-        (SHEPHERD, dict(replay=1), "--replay 1.0: give a share of at least 0 and below 1"),
-        (SHEPHERD, dict(questions=0), "--questions must be at least 1"),
+        (
+            SHEPHERD,
+            dict(replay=1),
+            "--replay 1: out of range; give a finite number at least 0 and below 1",
+        ),
+        (SHEPHERD, dict(questions=0), "--questions 0: out of range; give an integer at least 1"),
         (SHEPHERD, dict(init="{}/none"), "{}/none.*"),
-        (SHEPHERD, dict(to=""), "--to is needed"),
+        (SHEPHERD, dict(to=""), "--to is needed: .*"),
     ],
 )
 def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, text, changes, message):

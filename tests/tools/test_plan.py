@@ -596,7 +596,7 @@ def test_rates_of_a_grpo_run(directory, tmp_path):
         (["grpo", "--model", "1m", "--gpu_memory", "0"], "--gpu_memory must be above 0"),
         (
             ["grpo", "--model", "1m", "--reward", "judge"],
-            "--reward judge: unknown; choose one of rule",
+            "--reward judge: unknown; choose rule",
         ),
         (
             ["grpo", "--model", "1m", "--prompt_tokens", "4000"],
