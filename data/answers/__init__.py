@@ -1,5 +1,8 @@
-"""The one door for answers: `extract`, `compare`, `choice`, and the rules of the paper's own evaluation."""
+"""Answers: `extract` finds the answer in a text, `compare` decides whether two answers are the
+same, `choice` finds which option a text picks. Rewards, evaluation and voting all use these
+three."""
 
-from data.answers.comparison import Verdict, choice, compare, extract, paper_equal, paper_extract
+from data.answers.comparison import Verdict, choice, compare
+from data.answers.extraction import extract
 
-__all__ = ["Verdict", "choice", "compare", "extract", "paper_equal", "paper_extract"]
+__all__ = ["Verdict", "choice", "compare", "extract"]

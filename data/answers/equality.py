@@ -1,4 +1,5 @@
-"""Whether two expression trees are the same answer: by value in strict mode, with form let go in relaxed mode."""
+"""Whether two expression trees are the same answer: by value in strict mode; relaxed mode also
+accepts another form of the same answer."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,13 +21,13 @@ from data.answers.trees import (
 )
 from data.answers.values import identical, proportional, rounds_to
 
-INFINITY = ("const", "inf")
+_INFINITY = ("const", "inf")
 
 
 @dataclass
 class Mode:
     relaxed: bool
-    steps: int = 5000  # comparisons of numbers that one pair of answers may take
+    steps: int = 5000  # comparisons that a pair of answers may take
 
     def spend(self) -> None:
         self.steps -= 1
@@ -35,171 +36,197 @@ class Mode:
 
 
 def same(a, b, mode: Mode) -> bool:
+    """Whether two trees are the same answer. Raises Unreadable beyond the limits."""
     mode.spend()
     if a == b:
         return True
     relaxed = mode.relaxed
     if relaxed and (kind(a) != "rel" or kind(b) != "rel"):
         a, b = stated_value(a), stated_value(b)
-    kinds = kind(a), kind(b)
-    if kinds == ("number", "number"):
+    kinds = {kind(a), kind(b)}
+    if kinds == {"number"}:
         return _same_percent(a, b, relaxed)
-    if relaxed and "union" in kinds and {"rel", "list"} & set(kinds):  # x < 1 or x > 2
+
+    # Relations, unions and matrices
+    if relaxed and "union" in kinds and {"rel", "list"} & kinds:  # x < 1 or x > 2
         a, b = _as_union(a), _as_union(b)
-        kinds = kind(a), kind(b)
+        kinds = {kind(a), kind(b)}
     if "rel" in kinds:
         return _same_relation(a, b, mode)
     if "matrix" in kinds:
-        a, b = as_matrix(a), as_matrix(b)
-        return (
-            kind(a) == kind(b) == "matrix"
-            and len(a) == len(b)
-            and all(_all_same(left, right, mode) for left, right in zip(a[1:], b[1:], strict=True))
-        )
-    if (
-        relaxed and "seq" in kinds and kinds[0] != kinds[1]
-    ):  # [5] is 5; [1, 2, 3] a list; (1, 2) is 1, 2
-        seq, other = (a, b) if kinds[0] == "seq" else (b, a)
-        if seq[1:3] == ("[", "]") and len(seq) == 4:
-            return same(seq[3], other, mode)
-        if (
-            kind(other) in ("list", "blanks")
-            and seq[1:3] in (("(", ")"), ("[", "]"))
-            and _all_same(seq[3:], other[1:], mode)
-        ):
-            return True
-        if seq[1:3] == ("[", "]") and (len(seq) > 5 or any(kind(x) == "seq" for x in seq[3:])):
-            return same(("list", *seq[3:]), other, mode)
-    if kinds[0] == kinds[1] == "seq":
+        return _same_matrix(as_matrix(a), as_matrix(b), mode)
+
+    # Points, intervals, ratios
+    if relaxed and "seq" in kinds and len(kinds) == 2:
+        seq, other = (a, b) if kind(a) == "seq" else (b, a)
+        verdict = _same_as_sequence(seq, other, mode)
+        if verdict is not None:
+            return verdict
+    if kinds == {"seq"}:
         if relaxed:  # [(1, 2)] is (1, 2)
-            a, b = _only_item(a, b), _only_item(b, a)
+            a, b = _without_list(a, b), _without_list(b, a)
         return a[1:3] == b[1:3] and _all_same(a[3:], b[3:], mode)
-    if kinds[0] == kinds[1] == "ratio":
-        if len(a) != len(b) or 0 in a[1:] or 0 in b[1:]:
-            return _all_same(a[1:], b[1:], mode)
-        scale = [
-            multiply(scalar(x), power(scalar(y), Fraction(-1)))
-            for x, y in zip(a[1:], b[1:], strict=True)
-        ]
-        return all(identical(scale[0], s) for s in scale[1:])
-    if "blanks" in kinds and set(kinds) <= {"blanks", "list"}:  # in order
-        return (relaxed or kinds[0] == kinds[1]) and _all_same(a[1:], b[1:], mode)
-    if kinds[0] == kinds[1] == "list" and not relaxed:
+    if kinds == {"ratio"}:
+        return _same_ratio(a, b, mode)
+
+    # Lists and sets
+    if "blanks" in kinds and kinds <= {"blanks", "list"}:  # in order
+        return (relaxed or len(kinds) == 1) and _all_same(a[1:], b[1:], mode)
+    if kinds == {"list"} and not relaxed:
         return len(a) == len(b) and _same_in_any_order(a[1:], b[1:], mode)
-    if (
-        kinds[0] == kinds[1] or relaxed and set(kinds) <= {"set", "list", "blanks"}
-    ):  # nor does repetition matter
-        return all(any(same(x, y, mode) for y in b[1:]) for x in a[1:]) and all(
-            any(same(x, y, mode) for x in a[1:]) for y in b[1:]
-        )
-    if relaxed and set(kinds) == {"set", "number"}:
-        elements = a if kinds[0] == "set" else b
-        return len(elements) == 2 and same(elements[1], b if kinds[0] == "set" else a, mode)
+    if len(kinds) == 1 or relaxed and kinds <= {"set", "list", "blanks"}:
+        return _same_elements(a[1:], b[1:], mode)
+    if relaxed and kinds == {"set", "number"}:
+        elements, number = (a, b) if kind(a) == "set" else (b, a)
+        return len(elements) == 2 and same(elements[1], number, mode)
     return False
 
 
 def _all_same(left, right, mode: Mode) -> bool:
-    return len(left) == len(right) and all(
-        same(x, y, mode) for x, y in zip(left, right, strict=True)
-    )
+    if len(left) != len(right):
+        return False
+    return all(same(x, y, mode) for x, y in zip(left, right, strict=True))
 
 
-def _only_item(seq, other):
-    is_list_of_one = (
-        seq[1:3] == ("[", "]") and len(seq) == 4 and kind(seq[3]) == "seq" != kind(other[-1])
-    )
-    return seq[3] if is_list_of_one else seq
+def _same_matrix(a, b, mode: Mode) -> bool:
+    if not kind(a) == kind(b) == "matrix" or len(a) != len(b):
+        return False
+    return all(_all_same(left, right, mode) for left, right in zip(a[1:], b[1:], strict=True))
+
+
+def _same_as_sequence(seq, other, mode: Mode) -> bool | None:
+    """Whether a sequence in brackets is the same as an answer of another kind; None if only the
+    other rules can tell. [5] is 5, [1, 2, 3] is a list, (1, 2) is 1, 2."""
+    brackets, items = seq[1:3], seq[3:]
+    if brackets == ("[", "]") and len(items) == 1:
+        return same(items[0], other, mode)
+    if kind(other) in ("list", "blanks") and brackets in (("(", ")"), ("[", "]")):
+        if _all_same(items, other[1:], mode):
+            return True
+    if brackets == ("[", "]") and (len(items) > 2 or any(kind(x) == "seq" for x in items)):
+        return same(("list", *items), other, mode)
+    return None
+
+
+def _without_list(seq, other):
+    """The point of a list with one point, if the other sequence is a point."""
+    is_list_of_one = seq[1:3] == ("[", "]") and len(seq) == 4
+    return seq[3] if is_list_of_one and kind(seq[3]) == "seq" != kind(other[-1]) else seq
+
+
+def _same_ratio(a, b, mode: Mode) -> bool:
+    if len(a) != len(b) or 0 in a[1:] or 0 in b[1:]:
+        return _all_same(a[1:], b[1:], mode)
+    scales = []
+    for x, y in zip(a[1:], b[1:], strict=True):
+        scales.append(multiply(scalar(x), power(scalar(y), Fraction(-1))))
+    return all(identical(scales[0], scale) for scale in scales[1:])
 
 
 def _same_in_any_order(left, right, mode: Mode) -> bool:
-    """Each of `left` is one of `right`, which is then used up; strict equality being transitive, the first will do."""
+    """Each item of `left` takes one item of `right`. Strict equality is transitive, so the first
+    match is as good as any other."""
     remaining = list(right)
     for x in left:
-        found = next((k for k, y in enumerate(remaining) if same(x, y, mode)), None)
-        if found is None:
+        place = next((k for k, y in enumerate(remaining) if same(x, y, mode)), None)
+        if place is None:
             return False
-        remaining.pop(found)
+        remaining.pop(place)
     return True
 
 
+def _same_elements(left, right, mode: Mode) -> bool:
+    """Equality of sets: order and repetition do not matter."""
+    return all(any(same(x, y, mode) for y in right) for x in left) and all(
+        any(same(x, y, mode) for x in left) for y in right
+    )
+
+
 def _same_percent(a, b, relaxed: bool) -> bool:
-    percent = [is_percent(a), is_percent(b)]
-    bare = [n[1] if is_percent else n for n, is_percent in zip((a, b), percent, strict=True)]
-    if percent[0] == percent[1] or relaxed and _same_number(*bare, relaxed):
-        return _same_number(*bare, relaxed)
-    scaled = [
-        multiply(Fraction(1, 100), n) if is_percent else n
-        for n, is_percent in zip(bare, percent, strict=True)
-    ]
-    return _same_number(*scaled, relaxed)
+    bare_a = a[1] if is_percent(a) else a
+    bare_b = b[1] if is_percent(b) else b
+    if is_percent(a) == is_percent(b):
+        return _same_number(bare_a, bare_b, relaxed)
+    if relaxed and _same_number(bare_a, bare_b, relaxed):
+        return True
+    if is_percent(a):
+        bare_a = multiply(Fraction(1, 100), bare_a)
+    else:
+        bare_b = multiply(Fraction(1, 100), bare_b)
+    return _same_number(bare_a, bare_b, relaxed)
 
 
 def _same_number(a, b, relaxed: bool) -> bool:
     return identical(a, b) or relaxed and (rounds_to(a, b) or rounds_to(b, a))
 
 
-# ---------------------------------------------------------------------------------------------------- relations
+# ---- Relations -----------------------------------------------------------------------------------
 
 
 def _same_relation(a, b, mode: Mode) -> bool:
     if kind(a) != "rel" or kind(b) != "rel":
         interval, other = (_interval(a), b) if kind(a) == "rel" else (_interval(b), a)
         return mode.relaxed and interval is not None and same(interval, other, mode)
-    (operators_a, left), (operators_b, right) = (_oriented(a), _oriented(b))
+    operators_a, left = _oriented(a)
+    operators_b, right = _oriented(b)
     if operators_a != operators_b:
         return False
-    if len(left) == 2 or set(operators_a) == {"="}:
-        if any(kind(term) != "number" for term in (*left, *right)):  # (x, y) = (1, 2)
-            return _all_same(left, right, mode)
-        return all(
-            proportional(*pair, operators_a[0] in ("=", "!="))
-            for pair in zip(_differences(left), _differences(right), strict=True)
-        )
-    return _all_same(left, right, mode)
+    if len(left) > 2 and set(operators_a) != {"="}:
+        return _all_same(left, right, mode)
+    if any(kind(term) != "number" for term in (*left, *right)):  # (x, y) = (1, 2)
+        return _all_same(left, right, mode)
+    any_sign = operators_a[0] in ("=", "!=")
+    pairs = zip(_differences(left), _differences(right), strict=True)
+    return all(proportional(x, y, any_sign) for x, y in pairs)
 
 
 def _oriented(relation):
-    """Operators and terms, with < and <= instead of > and >=."""
+    """(operators, terms) with < and <= instead of > and >=."""
     operators, terms = relation[1], relation[2:]
     if set(operators) <= {">", ">="}:
-        return tuple(NEGATED[o] for o in reversed(operators)), terms[::-1]
+        return tuple(NEGATED[operator] for operator in reversed(operators)), terms[::-1]
     return operators, terms
 
 
 def _differences(terms):
-    return [add(scalar(x), negate(scalar(y))) for x, y in zip(terms, terms[1:], strict=False)]
+    pairs = zip(terms, terms[1:], strict=False)
+    return [add(scalar(x), negate(scalar(y))) for x, y in pairs]
 
 
 def _interval(relation):
-    """x > 5 as (5, inf), 0 < f(x) <= 1 as (0, 1], 1 <= |x| <= 2 as [-2, -1] with [1, 2], for a name between constants;
-    else None."""
+    """The interval of a name between constants, else None.
+
+    x > 5 is (5, inf), 0 < f(x) <= 1 is (0, 1], and 1 <= |x| <= 2 is [-2, -1] with [1, 2].
+    """
     operators, terms = _oriented(relation)
     if len(terms) == 2 and operators[0] in ("<", "<="):
         if is_name(terms[0]) and not symbols(terms[1]):
-            operators, terms = ("<", *operators), (negate(INFINITY), *terms)
+            operators, terms = ("<", *operators), (negate(_INFINITY), *terms)
         elif is_name(terms[1]) and not symbols(terms[0]):
-            operators, terms = (*operators, "<"), (*terms, INFINITY)
+            operators, terms = (*operators, "<"), (*terms, _INFINITY)
     if len(terms) != 3 or not set(operators) <= {"<", "<="} or not is_name(terms[1]):
         return None
     low, name, high = terms
-    opening, closing = "(" if operators[0] == "<" else "[", ")" if operators[1] == "<" else "]"
-    if isinstance(name, tuple) and name[:2] == ("call", "abs"):
-        mirrored = {"(": ")", "[": "]", ")": "(", "]": "["}
-        if low == negate(INFINITY):
-            return ("seq", mirrored[closing], closing, negate(high), high)
-        return (
-            "union",
-            ("seq", mirrored[closing], mirrored[opening], negate(high), negate(low)),
-            ("seq", opening, closing, low, high),
-        )
-    return ("seq", opening, closing, low, high)
+    opening = "(" if operators[0] == "<" else "["
+    closing = ")" if operators[1] == "<" else "]"
+    interval = ("seq", opening, closing, low, high)
+    if not isinstance(name, tuple) or name[:2] != ("call", "abs"):
+        return interval
+    mirrored = {"(": ")", "[": "]", ")": "(", "]": "["}
+    if low == negate(_INFINITY):
+        return ("seq", mirrored[closing], closing, negate(high), high)
+    left = ("seq", mirrored[closing], mirrored[opening], negate(high), negate(low))
+    return ("union", left, interval)
 
 
 def _as_union(node):
-    """x < 1 or x > 2, as a list of relations or as one relation in |x|, as a union of intervals, where it is one."""
+    """A list of relations (x < 1 or x > 2), or a relation in |x|, as a union of intervals. Any
+    other node is returned as it is."""
     parts = node[1:] if kind(node) == "list" else [node] if kind(node) == "rel" else []
-    intervals = [_interval(part) if kind(part) == "rel" else None for part in parts]
-    if not parts or None in intervals:
-        return node
-    flat = [piece for one in intervals for piece in (one[1:] if kind(one) == "union" else [one])]
-    return ("union", *flat)
+    pieces = []
+    for part in parts:
+        interval = _interval(part) if kind(part) == "rel" else None
+        if interval is None:
+            return node
+        pieces += interval[1:] if kind(interval) == "union" else [interval]
+    return ("union", *pieces) if pieces else node

@@ -1,32 +1,38 @@
-r"""Where an answer stands in a text: boxes, ####, phrases.
+r"""Finds where the answer stands in a text: in a \boxed{}, after ####, or after "The answer is".
 
-Every scan here is linear in the text, of which the last MAX_TEXT characters are read, and the number of formulas and
-phrases that are tried is limited: time is bounded by counts, not by a clock.
+Time is bounded by counts, not by a clock. Only the last MAX_TEXT characters of a text are read,
+every pattern scans them in linear time, and at most MAX_TRIED formulas and phrases are tried.
 """
 
 import re
+from fractions import Fraction
 
 from data.answers.reading import MAX_LENGTH, WORDS, circles, read
 
-MAX_TEXT = 100_000  # characters, from the end
-MAX_TRIED = 64  # formulas and phrases
+MAX_TEXT = 100_000  # characters that are read, counted from the end
+MAX_TRIED = 64  # formulas and phrases that are tried
 
-_END = re.compile(r"<\|im_(?:start|end)\|>|<\|endoftext\|>|<｜end▁of▁sentence｜>")
+_END_OF_TEXT = re.compile(r"<\|im_(?:start|end)\|>|<\|endoftext\|>|<｜end▁of▁sentence｜>")
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _PHRASE = re.compile(
-    r"\banswers?\*{0,4}\s{0,4}(?:is|are|:|：|=)(?:\s{0,4}:)?|\b(?:correct|right|best) (?:option|choice)\s{0,4}(?:is|:)|"
+    r"\banswers?\*{0,4}\s{0,4}(?:is|are|:|：|=)(?:\s{0,4}:)?|"
+    r"\b(?:correct|right|best) (?:option|choice)\s{0,4}(?:is|:)|"
     r"答案\s{0,4}(?:应该|应)?\s{0,4}(?:是|为|：|:)+",
     re.I,
 )
 _PICKED = re.compile(
-    r"选\s{0,4}(?:择|项)?\s{0,4}(?:为|是)?\s{0,4}[:：]?\s{0,4}([(（]?[A-H](?:[,、 ]{0,3}[A-H]){0,7}[)）]?)(?![A-Za-z])"
+    r"选\s{0,4}(?:择|项)?\s{0,4}(?:为|是)?\s{0,4}[:：]?\s{0,4}"
+    r"([(（]?[A-H](?:[,、 ]{0,3}[A-H]){0,7}[)）]?)(?![A-Za-z])"
 )
 _SENTENCE_END = re.compile(
     r"\.(?=\s|$)|[。！]|\n\s*\S*|, (?:because|since|so|it|as)\b|\b(?:because|since)\b|I hope"
 )
 _DELIMITER = re.compile(r"\\[()\[\]]|\\.|\$\$|\$", re.S)
-_NUMBER = re.compile(  # a number, fraction or LaTeX fraction in running text, with its sign, currency and percent mark
-    r"(?<![\w.])[-+]?[$€£¥]?(?:\\[dt]?frac\{-?\d+\}\{\d+\}|(?:\d{1,3}(?:(?:,|\{,\})\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+)"
+# A number or a fraction in running text, with its sign, currency and percent sign
+_NUMBER = re.compile(
+    r"(?<![\w.])[-+]?[$€£¥]?"
+    r"(?:\\[dt]?frac\{-?\d+\}\{\d+\}"
+    r"|(?:\d{1,3}(?:(?:,|\{,\})\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+)"
     r"(?:\s{0,4}\\?%|\s{1,4}(?:percent|pct)\b)?",
     re.A,
 )
@@ -34,37 +40,55 @@ _BOX = re.compile(r"\\f?box(?:ed)?[ \t]*\{|\\f?box(?:ed)?[ \t]*([^\s${}\\]+)|\\.
 _BETWEEN_BOXES = re.compile(
     r"(?:[^.;!?\n]{0,40}(?:[,;、和或]|\band\b|\bor\b))?\s*(?:\w{1,20}\s*=\s*)?", re.I
 )
-_VALUE = re.compile(r"\d|\\|\$|(?<![\w'])[A-Z](?![\w'])")
-OPTION = re.compile(r"\(?([A-Z])\)?")
+_HAS_VALUE = re.compile(r"\d|\\|\$|(?<![\w'])[A-Z](?![\w'])")
+OPTION = re.compile(r"\(?([A-Z])\)?")  # a letter of multiple choice
+_PLAIN_NUMBER = re.compile(
+    r"\s*\$?\s*([-+]?)(?:(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(?:/(\d+))?"
+    r"|\\[dt]?frac\{(\d+)\}\{(\d+)\})\s*\$?\s*",
+    re.A,
+)
 
 
 def extract(text: str, fallback_last_number: bool = False) -> str | None:
-    r"""The answer stated in `text`, or None.
+    r"""The answer that `text` states, or None.
 
-    Markers: `\boxed{...}` (braces balanced; a box that never closes does not count), `#### x`, "The answer is x" /
-    "Final answer: x" / "The correct option is B" / 答案是x / 答案为x / 故选：B. The marker that stands last wins,
-    except that a phrase whose clause holds no number, formula or single capital letter ("the answer is reasonable")
-    does not take the place of a box or ####. Boxes joined by a comma, "and" or "or" are one list. Text up to the last
-    `</think>` is not read.
+    An answer has a marker: `\boxed{x}`, `#### x`, "The answer is x", "Final answer: x", "The
+    correct option is B", 答案是x, 答案为x, or 故选：B.
 
-    `fallback_last_number=True`: where no marker is found, the last formula between dollars or `\( \)` or the last
-    number, whichever stands later. Off by default: a policy rewarded for any last number stops writing the marker.
+    - The last marker counts. But a phrase without a number, a formula or a capital letter by itself
+      ("the answer is reasonable") does not replace a box or ####.
+    - A box whose braces never close does not count.
+    - Boxes that are joined by a comma, "and" or "or" are one list.
+    - Text before the last `</think>` is not read.
+
+    `fallback_last_number=True` takes, without any marker, the last formula or the last number of
+    the text. It is off by default: a policy that is rewarded for any last number stops writing the
+    marker.
+
+    >>> extract("5 - 3 = 2. The answer is 2.")
+    '2'
+    >>> extract(r"The roots are \boxed{2} and \boxed{3}.")
+    '2, 3'
+    >>> extract("It costs 5 dollars.") is None
+    True
     """
-    text = _END.split(text.rsplit("</think>", 1)[-1], maxsplit=1)[0][-MAX_TEXT:]
-    best, where = _boxed(text)
+    text = _END_OF_TEXT.split(text.rsplit("</think>", 1)[-1], maxsplit=1)[0][-MAX_TEXT:]
+    best, where = _last_box(text)
+
     hashes = [match for match in _HASHES.finditer(text) if match.start() >= where]
     if hashes:
         best, where = hashes[-1][1].strip(), hashes[-1].start()
+
     phrases = [match for match in _PHRASE.finditer(text) if match.start() >= where]
-    clauses = [
-        (_clause(text[match.end() : match.end() + 400]), match.start())
-        for match in phrases[-MAX_TRIED:]
-    ]
-    stated = [pair for pair in clauses if _VALUE.search(pair[0])]
+    clauses = []
+    for match in phrases[-MAX_TRIED:]:
+        clauses.append((_clause(text[match.end() : match.end() + 400]), match.start()))
+    stated = [pair for pair in clauses if _HAS_VALUE.search(pair[0])]
     if not stated and best is None:
         stated = [pair for pair in clauses if pair[0]]
     if stated:
-        best, where = _core(stated[-1][0]), stated[-1][1]
+        best, where = _value_in(stated[-1][0]), stated[-1][1]
+
     picked = [match for match in _PICKED.finditer(text) if match.start() >= where]
     if picked and (best is None or OPTION.fullmatch(best)):
         best = picked[-1][1]
@@ -73,12 +97,36 @@ def extract(text: str, fallback_last_number: bool = False) -> str | None:
     return best or None
 
 
+def plain_number(text: str) -> Fraction | None:
+    r"""The value of an integer, a decimal or a fraction that stands alone, else None.
+
+    Most answers are such numbers, and this reads them without the parser.
+
+    >>> plain_number("1,234.5"), plain_number("-3/4"), plain_number("2 apples")
+    (Fraction(2469, 2), Fraction(-3, 4), None)
+    """
+    match = len(text) < 60 and _PLAIN_NUMBER.fullmatch(text)
+    if not match or "$" in text and text.count("$") != 2:  # a single $ is money
+        return None
+    sign, whole, decimals, denominator, top, bottom = match.groups()
+    if denominator and (decimals or not int(denominator)) or bottom and not int(bottom):
+        return None
+    if decimals:
+        digits = whole.replace(",", "") + decimals[1:]
+        value = Fraction(int(digits), 10 ** (len(decimals) - 1))
+    else:
+        value = Fraction(int(top or whole.replace(",", "")), int(bottom or denominator or 1))
+    return -value if sign == "-" else value
+
+
+# ---- Boxes and formulas --------------------------------------------------------------------------
+
+
 def boxes(text: str) -> list[tuple[int, int, str]]:
-    r"""(start, end, content) of each \boxed{...} that closes and stands in no other one, in order."""
-    found, open_braces = (
-        [],
-        [],
-    )  # of each open brace: where its box starts (None: no box), and where its content does
+    r"""(start, end, content) of each \boxed{} that closes and is not inside another box, in
+    order."""
+    found = []  # (start, end, start of the content)
+    open_braces = []  # (start of the box or None, start of the content)
     for match in _BOX.finditer(text):
         token = match[0]
         if token.startswith(("\\box", "\\fbox")):
@@ -94,14 +142,17 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
                 while found and found[-1][0] > start:
                     found.pop()
                 found.append((start, match.end(), content))
-    return [
-        (start, end, text[content : end - 1] if text[end - 1] == "}" else text[content:end])
-        for start, end, content in found[-MAX_TRIED:]
-    ]
+
+    result = []
+    for start, end, content in found[-MAX_TRIED:]:
+        last = end - 1 if text[end - 1] == "}" else end
+        result.append((start, end, text[content:last]))
+    return result
 
 
-def _boxed(text: str) -> tuple[str | None, int]:
-    """The last box, with those before it that belong to the same list, and where it ends."""
+def _last_box(text: str) -> tuple[str | None, int]:
+    """(the content of the last box, with the boxes before it that belong to the same list; where
+    the last box ends)."""
     found = boxes(text)
     if not found:
         return None, -1
@@ -117,7 +168,7 @@ def _boxed(text: str) -> tuple[str | None, int]:
 
 
 def formulas(text: str) -> list[tuple[int, int, str]]:
-    r"""(start, end, content) of what stands between $ $, $$ $$, \( \) or \[ \], in order; one pass."""
+    r"""(start, end, content) of each formula in $ $, $$ $$, \( \) or \[ \], in order."""
     closing = {"$": "$", "$$": "$$", r"\(": r"\)", r"\[": r"\]"}
     found, opened = [], None
     for match in _DELIMITER.finditer(text):
@@ -127,12 +178,16 @@ def formulas(text: str) -> list[tuple[int, int, str]]:
             found.append((opened.start(), match.end(), text[opened.end() : match.start()]))
             opened = None
         elif match[0] in (r"\(", r"\[") or match[0] == "$$":
-            opened = match  # the one before was no opening one: $5 is money
+            opened = match  # the sign before it opened no formula: $5 is money
     return found
 
 
+# ---- The answer in a clause ----------------------------------------------------------------------
+
+
 def _clause(text: str) -> str:
-    """Up to the end of the sentence; a full stop or line end inside a formula does not end it."""
+    """The text up to the end of the sentence. A full stop or a newline inside a formula does not
+    end the sentence."""
     text = text.lstrip(" \t\n*:：")
     inside = [(start, end) for start, end, _ in formulas(text)]
     for match in _SENTENCE_END.finditer(text):
@@ -141,13 +196,12 @@ def _clause(text: str) -> str:
     return text.strip(" \t\n*,")
 
 
-def _core(clause: str) -> str:
-    """The value inside "x, the number of apples, is $5$": the whole clause when it reads as mathematics by itself."""
-    if (
-        read(clause, True) is not None
-        or OPTION.match(clause)
-        and not re.match(r"\(?[A-Z]\)?[\w'^_=+*/\\-]", clause)
-    ):
+def _value_in(clause: str) -> str:
+    """The answer in a clause like "x, the number of apples, is $5$". A clause that is mathematics
+    as a whole is the answer."""
+    if plain_number(clause) is not None or read(clause, True) is not None:
+        return clause
+    if OPTION.match(clause) and not re.match(r"\(?[A-Z]\)?[\w'^_=+*/\\-]", clause):
         return clause
     if circled := re.findall("[①-⑳](?:[ ,、和]*[①-⑳])*", circles(clause)):
         return circled[-1]
@@ -156,7 +210,7 @@ def _core(clause: str) -> str:
 
 
 def _last_value(text: str) -> str | None:
-    """The last formula that reads as mathematics, or the last number outside such formulas."""
+    """The last formula that is mathematics, or the last number outside such formulas."""
     candidates = [(end, 1, content) for _, end, content in formulas(text)[-MAX_TRIED:]]
     candidates += [(match.end(), 0, match[0]) for match in _NUMBER.finditer(text)]
     for _, is_formula, content in sorted(candidates, reverse=True):

@@ -1,27 +1,35 @@
-"""Expression trees: how they are built, and what can be said of them without evaluating.
+"""Expression trees: how they are built, and what is known about them without evaluating them.
 
-A tree is a Fraction or a tuple whose first item names its kind:
-  numbers     Fraction | ("dec", Fraction, decimals, significant digits) | ("sym", name) | ("const", name) | ("%", a)
-              | ("+", a, b, ...) | ("*", a, b, ...) | ("^", a, b) | ("call", function, a, ...)
-  structures  ("seq", "(" or "[", ")" or "]", a, ...) for points and intervals | ("set", ...) | ("list", ...) unordered
-              | ("blanks", ...) answers to several blanks, in order | ("union", ...) | ("ratio", ...)
-              | ("matrix", row, ...) | ("rel", (operator, ...), a, b, ...)
-Rational arithmetic is done exactly while the tree is built; what is left (surds, constants, variables) is evaluated by
-values.py. The limits below bound the work by counts: there is no clock, no signal, and no simplifier that could run
-away.
+A tree is a Fraction, or a tuple whose first item is its kind.
+
+numbers:
+    Fraction
+    ("dec", Fraction, decimals, significant digits)
+    ("sym", name)    ("const", name)    ("%", a)
+    ("+", a, b, ...)    ("*", a, b, ...)    ("^", a, b)    ("call", function, a, ...)
+structures:
+    ("seq", "(" or "[", ")" or "]", a, ...)    a point or an interval
+    ("set", a, ...)    ("list", a, ...)        in any order
+    ("blanks", a, ...)                         the answers to several blanks, in order
+    ("union", a, ...)    ("ratio", a, ...)    ("matrix", row, ...)
+    ("rel", (operator, ...), a, b, ...)        an equation or an inequality
+
+Rational arithmetic is exact and happens while the tree is built. What is left (roots, constants,
+variables) is evaluated in values.py. The limits below bound the work by counts. There is no clock,
+no signal, and no simplifier that could run away.
 """
 
 import math
 from fractions import Fraction
 
 MAX_NODES = 4000  # of a product of matrices, the only operation that copies its operands
-MAX_BITS = 20_000  # of an exact power, half of an exact sum or product, and the logarithm of what exp and ^ produce
+# Bits of an exact power, half the bits of an exact sum or product, and the largest logarithm of
+# what exp and ^ give
+MAX_BITS = 20_000
 
-FUNCTIONS = {
-    **{
-        name: name
-        for name in "sin cos tan sec csc cot sinh cosh tanh asin acos atan exp floor sqrt log".split()
-    },
+_SAME_NAME = "sin cos tan sec csc cot sinh cosh tanh asin acos atan exp floor sqrt log".split()
+FUNCTIONS = {  # name in a text -> name in a tree
+    **{name: name for name in _SAME_NAME},
     "arcsin": "asin",
     "arccos": "acos",
     "arctan": "atan",
@@ -47,7 +55,10 @@ STRUCTURES = {"seq", "set", "list", "blanks", "union", "ratio", "matrix", "rel"}
 
 
 class Unreadable(ValueError):
-    """Not mathematics, or more of it than the limits allow."""
+    """The text is not mathematics, or it is larger than the limits allow."""
+
+
+# ---- Arithmetic ----------------------------------------------------------------------------------
 
 
 def power(base, exponent):
@@ -66,47 +77,58 @@ def power(base, exponent):
 
 
 def scalar(node):
-    if isinstance(node, Fraction) or node[0] not in STRUCTURES:
-        return exact(node) if not isinstance(node, Fraction) and node[0] == "dec" else node
-    raise Unreadable("arithmetic on a structure")
+    """The node as a number: a decimal becomes a Fraction. Raises Unreadable for a structure."""
+    if isinstance(node, Fraction):
+        return node
+    if node[0] in STRUCTURES:
+        raise Unreadable("arithmetic on a structure")
+    return exact(node) if node[0] == "dec" else node
 
 
 def add(*terms):
-    if all(not isinstance(t, Fraction) and t[0] == "matrix" for t in terms):
-        shapes = {tuple(len(row) for row in t[1:]) for t in terms}
-        if len(shapes) > 1:
-            raise Unreadable("matrices of different shapes")
-        return (
-            "matrix",
-            *(
-                tuple(add(*cells) for cells in zip(*rows, strict=True))
-                for rows in zip(*(t[1:] for t in terms), strict=True)
-            ),
-        )
-    return fold("+", [scalar(t) for t in terms])
+    if not all(_is_matrix(term) for term in terms):
+        return _fold("+", [scalar(term) for term in terms])
+    shapes = {tuple(map(len, term[1:])) for term in terms}
+    if len(shapes) > 1:
+        raise Unreadable("matrices of different shapes")
+    rows = []
+    for same_row in zip(*(term[1:] for term in terms), strict=True):
+        rows.append(tuple(add(*cells) for cells in zip(*same_row, strict=True)))
+    return ("matrix", *rows)
 
 
 def multiply(*factors):
-    matrices = [f for f in factors if not isinstance(f, Fraction) and f[0] == "matrix"]
+    matrices = [factor for factor in factors if _is_matrix(factor)]
     if not matrices:
-        return fold("*", [scalar(f) for f in factors])
-    result = [list(row) for row in matrices[0][1:]]
+        return _fold("*", [scalar(factor) for factor in factors])
+    result = matrices[0][1:]
     for right in matrices[1:]:
-        columns = list(zip(*right[1:], strict=True))
-        if any(len(row) != len(right) - 1 for row in result):
-            raise Unreadable("matrices of different shapes")
-        result = [
-            [add(*(multiply(x, y) for x, y in zip(row, column, strict=True))) for column in columns]
-            for row in result
-        ]
-        if size(result, MAX_NODES) > MAX_NODES:
-            raise Unreadable("product of matrices too large")
-    scale = [f for f in factors if f not in matrices]
+        result = _matrix_product(result, right[1:])
+    scale = [factor for factor in factors if factor not in matrices]
     return ("matrix", *(tuple(multiply(*scale, cell) for cell in row) for row in result))
 
 
-def fold(operator, nodes):
-    """A sum or product with its rational part worked out."""
+def _is_matrix(node) -> bool:
+    return not isinstance(node, Fraction) and node[0] == "matrix"
+
+
+def _matrix_product(left, right) -> list[list]:
+    columns = list(zip(*right, strict=True))
+    if any(len(row) != len(right) for row in left):
+        raise Unreadable("matrices of different shapes")
+    result = []
+    for row in left:
+        cells = []
+        for column in columns:
+            cells.append(add(*(multiply(x, y) for x, y in zip(row, column, strict=True))))
+        result.append(cells)
+    if _size(result, MAX_NODES) > MAX_NODES:
+        raise Unreadable("product of matrices too large")
+    return result
+
+
+def _fold(operator, nodes):
+    """A sum or a product whose rational part is computed."""
     total = Fraction(operator == "*")
     rest = []
     for node in nodes:
@@ -130,13 +152,23 @@ def factorial(n):
 
 
 def binomial(n, k):
-    if all(isinstance(x, Fraction) and x.denominator == 1 for x in (n, k)) and 0 <= k <= n <= 2000:
-        return Fraction(math.comb(int(n), int(k)))
-    raise Unreadable("binomial")
+    whole = all(isinstance(x, Fraction) and x.denominator == 1 for x in (n, k))
+    if not whole or not 0 <= k <= n <= 2000:
+        raise Unreadable("binomial")
+    return Fraction(math.comb(int(n), int(k)))
 
 
-def size(node, limit: int) -> int:
-    """Nodes of a tree, counted no further than a little beyond the limit."""
+def negate(node):
+    if not isinstance(node, Fraction) and node[0] == "dec":
+        return ("dec", -node[1], *node[2:])
+    return multiply(Fraction(-1), node)
+
+
+# ---- What is known about a tree ------------------------------------------------------------------
+
+
+def _size(node, limit: int) -> int:
+    """The number of nodes of a tree. Counting stops a little beyond the limit."""
     count, waiting = 0, [node]
     while waiting and count <= limit:
         node = waiting.pop()
@@ -147,34 +179,14 @@ def size(node, limit: int) -> int:
 
 
 def exact(node) -> Fraction | None:
-    return node if isinstance(node, Fraction) else node[1] if node[0] == "dec" else None
-
-
-def joined(a, b):
-    """a < x and x < b as a < x < b; an infinite end says nothing."""
-    if kind(a) == kind(b) == "rel":
-        for first in (a, reversed_relation(a)):
-            for second in (b, reversed_relation(b)):
-                if first[-1] == second[2]:
-                    operators, terms = first[1] + second[1], (*first[2:], *second[3:])
-                    infinite = ("const", "inf"), negate(("const", "inf"))
-                    start, end = terms[0] in infinite, len(terms) - (terms[-1] in infinite)
-                    return ("rel", operators[start : end - 1], *terms[start:end])
-    raise Unreadable("relations that do not join")
-
-
-def reversed_relation(relation):
-    operators = tuple(NEGATED.get(o, o) for o in reversed(relation[1]))
-    return ("rel", operators, *reversed(relation[2:]))
-
-
-def negate(node):
-    if not isinstance(node, Fraction) and node[0] == "dec":
-        return ("dec", -node[1], *node[2:])
-    return multiply(Fraction(-1), node)
+    """The value of a rational number or a decimal, else None."""
+    if isinstance(node, Fraction):
+        return node
+    return node[1] if node[0] == "dec" else None
 
 
 def kind(node) -> str:
+    """ "number", or the kind of a structure."""
     return "number" if isinstance(node, Fraction) or node[0] not in STRUCTURES else node[0]
 
 
@@ -183,6 +195,7 @@ def is_percent(node) -> bool:
 
 
 def symbols(node) -> frozenset:
+    """The names of the variables in a tree."""
     if not isinstance(node, tuple):
         return frozenset()
     if node[:1] == ("sym",):
@@ -191,33 +204,50 @@ def symbols(node) -> frozenset:
 
 
 def as_matrix(node):
-    """[[1, 2], [3, 4]] as a matrix; anything else is returned as it is."""
-    if (
-        kind(node) == "seq"
-        and len(node) > 3
-        and all(kind(row) == "seq" and row[1] == "[" for row in node[3:])
-    ):
-        return ("matrix", *(row[3:] for row in node[3:]))
-    return node
+    """[[1, 2], [3, 4]] as a matrix. Any other node is returned as it is."""
+    if kind(node) != "seq" or len(node) <= 3:
+        return node
+    if not all(kind(row) == "seq" and row[1] == "[" for row in node[3:]):
+        return node
+    return ("matrix", *(row[3:] for row in node[3:]))
+
+
+def joined(a, b):
+    """a < x and x < b as a < x < b. An infinite end is left out."""
+    if kind(a) != "rel" or kind(b) != "rel":
+        raise Unreadable("relations that do not join")
+    for first in (a, reversed_relation(a)):
+        for second in (b, reversed_relation(b)):
+            if first[-1] != second[2]:
+                continue
+            operators, terms = first[1] + second[1], (*first[2:], *second[3:])
+            infinite = ("const", "inf"), negate(("const", "inf"))
+            start, end = terms[0] in infinite, len(terms) - (terms[-1] in infinite)
+            return ("rel", operators[start : end - 1], *terms[start:end])
+    raise Unreadable("relations that do not join")
+
+
+def reversed_relation(relation):
+    operators = tuple(NEGATED.get(operator, operator) for operator in reversed(relation[1]))
+    return ("rel", operators, *reversed(relation[2:]))
 
 
 def is_name(node) -> bool:
-    """x, a_3, f(2), |AB|, AB:CD, (p, q), NO/BO: what stands left of "=" only to say what the value is called."""
+    """Whether a node left of "=" only names the value: x, a_3, f(2), |AB|, AB:CD, (p, q), NO/BO."""
     if isinstance(node, Fraction):
         return False
     if node[0] == "^":
         return node[2] == -1 and is_name(node[1])
     if node[0] == "call":
         return node[1] not in FUNCTIONS.values() or node[1] == "abs" and is_name(node[2])
-    return (
-        node[0] == "sym"
-        or node[0] in ("*", "ratio", "seq")
-        and all(is_name(part) for part in node[1:] if not isinstance(part, str))
-    )
+    if node[0] in ("*", "ratio", "seq"):
+        return all(is_name(part) for part in node[1:] if not isinstance(part, str))
+    return node[0] == "sym"
 
 
 def stated_value(node):
-    """x = 5 as its value 5, where the left side is a name or a sum worked out: 35 + 70 = 105."""
+    """The value 5 of x = 5, where the left side is a name, or of a worked sum like 35 + 70 =
+    105."""
     if kind(node) == "rel" and set(node[1]) == {"="}:
         if is_name(node[2]) or kind(node[2]) == "number" and not symbols(node):
             return node[-1]

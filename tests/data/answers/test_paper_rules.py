@@ -6,9 +6,8 @@ import time
 import pytest
 from answer_strategies import category_makers, hostile, neighbours
 
-from data.answers import paper_equal, paper_extract
 from data.answers.paper_latex import read_prefix, worked_out
-from data.answers.paper_rules import BENCHMARKS, normalise
+from data.answers.paper_rules import BENCHMARKS, normalise, paper_equal, paper_extract
 from data.answers.trees import Unreadable
 
 # benchmark, gold, prediction, verdict of the original
