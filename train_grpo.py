@@ -48,7 +48,8 @@ from data.problems.problem import Problem
 from data.prompts import encode_prompts
 from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer, check_tokenizer
-from eval import evaluate, summarise
+from evaluation.metrics import summarize
+from evaluation.solve import Solver
 from generate import Sampling
 from kernels import definition
 from kernels.head_loss import fuses, head_policy_loss
@@ -688,11 +689,10 @@ def validate(
         own, records = items[world.rank :: world.size], []
         if own:
             sampling = Sampling(temperature=0.0, max_new_tokens=config.max_new_tokens)
-            records = evaluate(
-                policy, tokenizer, own, format, sampling, config.template, sandbox, config.max_rows
-            )[1]
+            solver = Solver(policy, tokenizer, config.template, sandbox, config.max_rows)
+            records = solver.solve(own, format, sampling)
         records = [record for part in world.all_gather_objects(records) for record in part]
-        found[f"valid/{format}"] = summarise(records)["accuracy"]
+        found[f"valid/{format}"] = summarize(records)["accuracy"]
     return found
 
 

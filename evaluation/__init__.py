@@ -1,1 +1,1 @@
-"""What eval.py stands on: asking, reading, counting, comparing."""
+"""Evaluation: solving problems, judging answers, figures, reports, the audit."""

@@ -1,63 +1,96 @@
-"""The audit: how far an accuracy can be trusted. A table of robustness, kinds of error, votes, and whether two differ.
+"""The audit: how far an accuracy can be trusted, and whether two differ.
 
-    python eval.py --audit --model DIR --problems FILE[,FILE] [--formats cot,pot] [--samples 4] --to DIR
-    python -m evaluation.audit compare DIR_A DIR_B [--to FILE.json]     (directories that eval.py wrote)
+    python -m evaluation.audit --model DIR --problems FILE[,FILE] [--formats cot,pot] --to DIR
+    python -m evaluation.audit compare DIR_A DIR_B [--to FILE.json]    two directories of eval.py
 
-Rows of the table are the problems as they are and the same problems changed (data/problems/perturb.py), other prompts, other
-temperatures, short and long problems, strict judging; columns are problem files and ways of solving. Each row is
-compared with the original on the same problems, pair by pair. All rows but the temperatures are greedy.
+Prints a table of robustness and writes DIR/audit.json and DIR/audit.md, with kinds of error and
+votes. Rows are the problems as they are, the same problems changed (data/problems/perturb.py),
+other prompts, other temperatures, short and long problems, strict judging. Columns are problem
+files and formats. Each row is compared with the original on the same problems, pair by pair. All
+rows but the temperatures are greedy.
 """
 
-import json
 import re
-import statistics
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-import eval as evaluation
-from data import answers, prompts
-from data.answers import verifier
-from data.answers.equations import equations
+import runtime
 from data.io import InputError, atomic_write, run_cli
 from data.problems.perturb import PERTURBATIONS, perturb
 from data.problems.problem import Problem
-from data.sandbox.sandbox import Sandbox
-from evaluation import report, solve
+from data.prompts import FORMATS, TEMPLATES
+from data.tokenizer import Tokenizer, check_tokenizer
+from evaluation import diagnosis
 from evaluation.few_shot import FewShot
+from evaluation.metrics import wilson
+from evaluation.report import (
+    fingerprint,
+    markdown_table,
+    percent,
+    read_json,
+    text_table,
+    with_interval,
+    write_json,
+)
 from evaluation.significance import (
+    RESAMPLES,
     bootstrap,
+    change,
     compare_command,
     difference,
-    percent,
+    p_value,
     shares,
-    small,
-    table,
 )
+from evaluation.solve import Solver, zero_shot
+from evaluation.tasks import Task, check_options, make_tasks, start_sandbox
 from generate import Sampling
+from runtime.hf import from_pretrained
+from runtime.options import option
 
-# (problems, sampling, way, template) -> a record per problem, as eval.evaluate makes them
-Evaluate = Callable[[Sequence[Problem], Sampling, FewShot, str], list[dict]]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The table
+# (problems, sampling, prompts, template) -> a record for each problem
+Solve = Callable[[Sequence[Problem], Sampling, FewShot, str], list[dict]]
 
 
-def reworded(way: FewShot, rewrite: Callable[[str], str]) -> FewShot:
-    """The way with its prompts rewritten, exemplars and all, and what ends a completion alike."""
-    exemplars = {group: tuple(map(rewrite, texts)) for group, texts in way.exemplars.items()}
-    return replace(
-        way,
-        question=lambda problem: rewrite(way.question(problem)),
-        exemplars=exemplars,
-        stop=tuple(map(rewrite, way.stop)),
+@dataclass
+class Config:
+    model: str = option("", "Hugging Face model directory")
+    # problems
+    data: str = option("", "folder with the benchmarks' files")
+    benchmarks: list[str] = option([], "names; none: the paper's that are in --data; or all")
+    problems: list[str] = option([], "problem files (ours, GSM8K, MAWPS, ASDiv, SVAMP)")
+    limit: int = option(0, "only the first problems of each; 0: all", least=0)
+    # prompts
+    formats: list[str] = option(
+        [], "none: those the paper reports, cot for a file", choices=FORMATS
     )
+    shots: int = option(-1, "exemplars; -1: the paper's number, 0 in a chat template", least=-1)
+    prompts: str = option("", "the authors' few-shot prompts, JSON file or folder; empty: ours")
+    template: str = option("plain", "prompt template", choices=TEMPLATES)
+    # samples
+    temperatures: list[float] = option([0.3, 0.7, 1.0], "rows of the table", above=0)
+    samples: int = option(4, "for each problem, at each temperature", least=1)
+    max_new_tokens: int = option(0, "0: the benchmark's limit, 512 for a file", least=0)
+    seed: int = option(0, "of the changed problems and of the samples")
+    # programs
+    rounds: int = option(4, "programs that a tool-integrated solution may run", least=1)
+    sandbox: str = option(
+        "best-effort",
+        "strict: refuse to run programs if a protection is missing",
+        choices=("strict", "best-effort"),
+    )
+    # the run
+    max_rows: int = option(256, "completions decoded at once", least=1)
+    device: str = option("auto", "device", choices=("auto", "cpu", "cuda"))
+    to: str = option("", "directory for the results; empty: only print the table")
 
+
+# --------------------------------------------------------------------------------------------------
+# Other prompts
 
 _LABELS = {
     "Question:": "Q:",
@@ -71,498 +104,324 @@ _LABELS = {
 }
 
 
-def _other_labels(text: str) -> str:
+def reworded(few_shot: FewShot, rewrite: Callable[[str], str]) -> FewShot:
+    """The prompts with question, exemplars and stop strings rewritten."""
+    exemplars = {g: tuple(map(rewrite, texts)) for g, texts in few_shot.exemplars.items()}
+    return replace(
+        few_shot,
+        question=lambda problem: rewrite(few_shot.question(problem)),
+        exemplars=exemplars,
+        stop=tuple(map(rewrite, few_shot.stop)),
+    )
+
+
+def other_labels(text: str) -> str:
     return re.sub(rf"(?m)^(?:{'|'.join(_LABELS)})", lambda match: _LABELS[match[0]], text)
 
 
-def _small_letters(text: str) -> str:
+def small_letters(text: str) -> str:
     return re.sub(r"\(([A-J])\)", lambda match: f"({match[1].lower()})", text)
 
 
 def other_prompts(
-    items: Sequence[Problem], format: str, way: FewShot, template: str
+    problems: Sequence[Problem], format: str, few_shot: FewShot, template: str
 ) -> dict[str, tuple[FewShot, str]]:
-    """Row -> (way, template) of other ways to put the same question."""
-    found: dict[str, tuple[FewShot, str]] = {}
+    """Row -> (prompts, template) of other ways to ask the same question."""
+    rows: dict[str, tuple[FewShot, str]] = {}
     if template == "plain":
-        found["prompt Q: A:"] = reworded(way, _other_labels), template
-    for other in prompts.TEMPLATES[:2]:
+        rows["prompt Q: A:"] = reworded(few_shot, other_labels), template
+    for other in TEMPLATES[:2]:
         if other != template:
-            found[f"prompt {other}"] = solve.zero_shot(format, other), other
-    if any(item.kind == "choice" for item in items):
-        found["small letters"] = reworded(way, _small_letters), template
-    return found
+            rows[f"prompt {other}"] = zero_shot(format, other), other
+    if any(problem.kind == "choice" for problem in problems):
+        rows["small letters"] = reworded(few_shot, small_letters), template
+    return rows
 
 
-def cell(records: list[dict], base: list[dict] | None = None, verdict: str = "right") -> dict:
-    """A row's figures: {"n", "accuracy", "interval"}; against `base`, the same problems in the same order, also
-    "change" (`difference`) and "kept", the share of what was right that still is."""
+# --------------------------------------------------------------------------------------------------
+# A column of the table
+
+
+def cell(records: list[dict], original: list[dict] | None = None, verdict: str = "right") -> dict:
+    """The figures of a row: n, accuracy, interval.
+
+    Against `original`, the records of the same problems in the same order, also "change"
+    (`difference`) and "kept", the share of the right problems that are still right.
+    """
     values = shares(records, verdict)
-    binary = set(values) <= {0, 1}
-    interval = (
-        evaluation.wilson(sum(values), len(values))
-        if binary
-        else bootstrap(np.asarray(values), 10_000, 0)
-    )
+    if set(values) <= {0, 1}:
+        interval = wilson(sum(values), len(values))
+    else:
+        interval = bootstrap(np.asarray(values), RESAMPLES, 0)
     found = {"n": len(values), "accuracy": sum(values) / len(values), "interval": interval}
-    if base is not None:
-        before = shares(base)
-        found["change"] = difference(before, values)
+    if original is not None:
+        before = shares(original)
         still = [value for value, was in zip(values, before, strict=True) if was == 1]
+        found["change"] = difference(before, values)
         found["kept"] = sum(still) / len(still) if still else None
     return found
 
 
 def audit(
-    evaluate: Evaluate,
-    items: Sequence[Problem],
-    format: str,
-    way: FewShot | None = None,
-    template: str = "plain",
-    sampling: Sampling | None = None,
-    temperatures: Sequence[float] = (0.3, 0.7, 1.0),
+    task: Task,
+    solve: Solve,
+    template: str,
+    sampling: Sampling,
+    temperatures: Sequence[float],
     progress: Callable[[str], None] = lambda row: None,
 ) -> dict:
-    """One column of the table and what belongs to it. sampling: K samples of the sweep, their seed, longest completion.
+    """A column of the table and what belongs to it.
 
-    {"rows": {name: cell}, "left_out": {name: how many problems a change does not apply to}, "consistency", "errors",
-    "verifiers", "votes"}. `progress` is told each row before it is solved."""
-    if format == "proof":
+    sampling: samples and seed of the rows with a temperature. progress: called with the name of
+    each row before it is solved. Returns "rows" (name -> `cell`), "left_out" (change -> number of
+    problems that it does not apply to), "consistency", "errors", "verifiers" and "votes".
+    """
+    if task.format == "proof":
         raise InputError("proofs have no answers to audit; leave their benchmarks out")
-    sampling = sampling or Sampling(4, 0.7)
-    way = way or solve.zero_shot(format, template)
-    greedy = replace(sampling, samples=1, temperature=0.0, top_p=1.0)
+    problems, few_shot = task.problems, task.few_shot
+    greedy = replace(sampling, samples=1, temperature=0.0)
+
+    # the problems as they are
     progress("original")
-    original = evaluate(items, greedy, way, template)
+    original = solve(problems, greedy, few_shot, template)
     by_id = {record["id"]: record for record in original}
-    if len(by_id) < len(items):
-        raise InputError(
-            "two problems have the same id; an audit pairs problems by it: give each its own"
-        )
+    if len(by_id) < len(problems):
+        raise InputError("two problems have the same id; give each problem another id")
     rows, left_out = {"original": cell(original)}, {}
-    held = {record["id"]: [bool(record["attempts"][0]["right"])] for record in original}
+    verdicts = {id: [first_right(record)] for id, record in by_id.items()}
+
+    # changed problems
     for name in PERTURBATIONS:
-        changed = [other for item in items if (other := perturb(item, name, sampling.seed))]
-        left_out[name] = len(items) - len(changed)
+        changed = [perturb(problem, name, sampling.seed) for problem in problems]
+        changed = [problem for problem in changed if problem]
+        left_out[name] = len(problems) - len(changed)
         if not changed:
             continue
         progress(name)
-        records = evaluate(changed, greedy, way, template)
+        records = solve(changed, greedy, few_shot, template)
         rows[name] = cell(records, [by_id[record["id"]] for record in records])
         for record in records:
-            held[record["id"]].append(bool(record["attempts"][0]["right"]))
-    for name, (other, own) in other_prompts(items, format, way, template).items():
+            verdicts[record["id"]].append(first_right(record))
+
+    # other prompts, other temperatures
+    for name, (other, its_template) in other_prompts(
+        problems, task.format, few_shot, template
+    ).items():
         progress(name)
-        rows[name] = cell(evaluate(items, greedy, other, own), original)
+        rows[name] = cell(solve(problems, greedy, other, its_template), original)
     sampled = {}
     for temperature in temperatures:
         name = f"temperature {temperature:g}"
         progress(name)
-        sampled[temperature] = evaluate(
-            items, replace(sampling, temperature=temperature), way, template
-        )
+        settings = replace(sampling, temperature=temperature)
+        sampled[temperature] = solve(problems, settings, few_shot, template)
         rows[name] = cell(sampled[temperature], original)
-    for name, records in halves(items, original).items():
+
+    # parts of the original
+    for name, records in diagnosis.halves(problems, original).items():
         rows[name] = cell(records)
     rows["strict"] = cell(original, original, "strict")
-    tried = [verdicts for verdicts in held.values() if len(verdicts) > 1]
-    found = {
+
+    column = {
         "rows": rows,
         "left_out": left_out,
-        "consistency": {
-            "problems": len(tried),
-            "right": sum(v[0] for v in tried) / len(tried) if tried else None,
-            "right in all": sum(map(all, tried)) / len(tried) if tried else None,
-            "changes a problem": sum(len(v) - 1 for v in tried) / len(tried) if tried else None,
-        },
-        "errors": errors(original, format),
-        "verifiers": second_opinion(original, format),
+        "consistency": consistency(list(verdicts.values())),
+        "errors": diagnosis.count_errors(original, task.format),
+        "verifiers": diagnosis.second_opinion(original, task.format),
     }
     if sampled and sampling.samples > 1:
         nearest = min(sampled, key=lambda temperature: abs(temperature - 0.7))
-        found["votes"] = {"temperature": nearest, **votes(sampled[nearest])}
-    return found
+        column["votes"] = {"temperature": nearest, **diagnosis.votes(sampled[nearest])}
+    return column
 
 
-def evaluator(
-    model, tokenizer, format: str, sandbox: Sandbox | None, max_rows: int = 256, rounds: int = 4
-) -> Evaluate:
-    """eval.evaluate of this model, as `audit` wants it."""
-
-    def solved(items, sampling, way, template):
-        return evaluation.evaluate(
-            model,
-            tokenizer,
-            items,
-            format,
-            sampling,
-            template,
-            sandbox,
-            max_rows,
-            way=way,
-            rounds=rounds,
-        )[1]
-
-    return solved
+def first_right(record: dict) -> bool:
+    return bool(record["attempts"][0]["right"])
 
 
-def halves(items: Sequence[Problem], records: list[dict]) -> dict[str, list[dict]]:
-    """The records by length of the question (up to the median, and above), and by steps of the solution where known."""
-    steps = [item.solution and (len(equations(item.solution)[0]) or None) for item in items]
-    found = {}
-    for below, above, sizes in (
-        ("short", "long", [len(item.question) for item in items]),
-        ("few steps", "many steps", steps),
-    ):
-        known = [
-            (size, record) for size, record in zip(sizes, records, strict=True) if size is not None
-        ]
-        if not known:
-            continue
-        middle = statistics.median_low(size for size, _ in known)
-        low = [record for size, record in known if size <= middle]
-        high = [record for size, record in known if size > middle]
-        if low and high:
-            found[f"{below} (up to {middle})"], found[f"{above} (more than {middle})"] = low, high
-    return found
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Errors, the second verifier, votes
-
-# A wrong attempt is of the first kind that fits.
-ERRORS = {
-    "truncated": "it ran into the limit of tokens or of rounds, or its prompt left no room",
-    "program error": "its last program failed, or printed nothing",
-    "verifier mismatch": "the second verifier takes its answer for right",
-    "format": "the right value is its last number or its last result, but not the answer that was found",
-    "no answer": "no answer was found in it",
-    "arithmetic": "an equation in it is false",
-    "set-up": "all its equations hold, or there are none, and the answer is wrong",
-}
-
-
-def said(attempt: dict, format: str) -> str | None:
-    """The answer as the second verifier finds it; a program's is what it printed."""
-    return (
-        attempt["answer"]
-        if format == "pot"
-        else verifier.stated(attempt["text"]) or attempt["answer"]
-    )
-
-
-def error_of(gold: str, attempt: dict, format: str) -> tuple[str, str]:
-    """(kind of error of a wrong attempt, what shows it)."""
-    text, answer = attempt["text"], attempt["answer"]
-    if attempt["finish"] in ("length", "rounds", "prompt"):
-        return "truncated", f"ended by {attempt['finish']}"
-    if attempt.get("program", "none") != "none" and answer is None:
-        return "program error", attempt.get(
-            "error"
-        ) or f"status {attempt['program']}, nothing printed"
-    if verifier.agree(gold, said(attempt, format)):
-        return (
-            "verifier mismatch",
-            f"{gold} and {said(attempt, format)} are equal to the second verifier",
-        )
-    found = equations(text)[0]
-    if format != "pot":
-        numbers = re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?", text)
-        for value in numbers[-1:] + [equation.text.rpartition("= ")[2] for equation in found[-1:]]:
-            if answers.compare(gold, value).equal and (
-                answer is None or not answers.compare(answer, value).equal
-            ):
-                return "format", f"{value} stands in the text, the answer found is {answer}"
-    if answer is None:
-        return "no answer", "nothing found"
-    false = [equation.text for equation in found if not equation.holds()]
-    return (
-        ("arithmetic", f"{false[0]} is false")
-        if false and format != "pot"
-        else ("set-up", f"{answer}, not {gold}")
-    )
-
-
-def errors(records: list[dict], format: str, examples: int = 3) -> dict[str, dict]:
-    """Kind -> {"count", "share" (of all attempts), "examples"} of the wrong attempts."""
-    found = {kind: {"count": 0, "share": 0.0, "examples": []} for kind in ERRORS}
-    total = sum(len(record["attempts"]) for record in records)
-    for record in records:
-        for attempt in record["attempts"]:
-            if attempt["right"]:
-                continue
-            kind, why = error_of(record["answer"], attempt, format)
-            one = found[kind]
-            one["count"] += 1
-            one["share"] = one["count"] / total
-            if len(one["examples"]) < examples:
-                shown = {name: record[name] for name in ("id", "question", "answer")}
-                one["examples"].append(
-                    shown | {"why": why, "found": attempt["answer"], "text": attempt["text"]}
-                )
-    return found
-
-
-def second_opinion(records: list[dict], format: str, examples: int = 3) -> dict:
-    """How the second verifier judges the attempts: counts by (first says, second says), the share of agreement where
-    it can tell, and the attempts that only one of them, or only the relaxed rules, take for right."""
-    counts, disputed, loose = Counter(), [], []
-    for record in records:
-        for attempt in record["attempts"]:
-            if record.get("kind", "answer") != "answer":
-                continue
-            second = verifier.agree(record["answer"], said(attempt, format))
-            first = bool(attempt["right"])
-            words = {True: "right", False: "wrong", None: "unread"}
-            counts[f"{words[first]}, second {words[second]}"] += 1
-            shown = {"id": record["id"], "answer": record["answer"], "found": attempt["answer"]}
-            if second is not None and second != first:
-                disputed.append(shown | {"text": attempt["text"]})
-            if first and not attempt["strict"]:
-                loose.append(shown | {"reason": attempt.get("strict_reason", "")})
-    told = sum(count for name, count in counts.items() if not name.endswith("unread"))
+def consistency(verdicts: list[list[bool]]) -> dict:
+    """How many problems are right in all their forms. verdicts: of each problem, the original
+    first.
+    """
+    verdicts = [problem for problem in verdicts if len(problem) > 1]
+    n = len(verdicts)
     return {
-        "counts": dict(sorted(counts.items())),
-        "agreement": (told - len(disputed)) / told if told else None,
-        "disputed": len(disputed),
-        "disputed_examples": disputed[:examples],
-        "right but not strictly": len(loose),
-        "loose_examples": loose[:examples],
+        "problems": n,
+        "right": sum(problem[0] for problem in verdicts) / n if n else None,
+        "right in all": sum(map(all, verdicts)) / n if n else None,
+        "changes a problem": sum(len(problem) - 1 for problem in verdicts) / n if n else None,
     }
 
 
-BINS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0 - 1e-9), (1.0 - 1e-9, 1.0))
+# --------------------------------------------------------------------------------------------------
+# The report
 
 
-def votes(records: list[dict]) -> dict:
-    """Self-consistency of K samples: {"samples", "agreement" (mean share of samples that give the majority's answer),
-    "accuracy" (of the majority), "distinct_answers" (mean a problem), "distinct_texts" (share of K: 1/K where all
-    samples are one text), "bins" (of the majority's share: n, mean share, accuracy), "calibration_error" (mean
-    distance of the two)}."""
-    rows, kinds, texts = [], [], []
-    for record in records:
-        attempts = record["attempts"]
-        classes: list[list[dict]] = []
-        for attempt in attempts:
-            if attempt["answer"] is None:
-                continue
-            for members in classes:
-                if solve.same(
-                    record.get("kind", "answer"), members[0]["answer"], attempt["answer"]
-                ):
-                    members.append(attempt)
-                    break
-            else:
-                classes.append([attempt])
-        largest = max(classes, key=len, default=[])
-        rows.append((len(largest) / len(attempts), bool(largest and largest[0]["right"])))
-        kinds.append(len(classes))
-        texts.append(
-            len({" ".join(attempt["text"].split()) for attempt in attempts}) / len(attempts)
-        )
-    bins = []
-    for low, high in BINS:
-        inside = [row for row in rows if low < row[0] <= high or low == row[0] == 0]
-        if inside:
-            n = len(inside)
-            means = {
-                "share": sum(s for s, _ in inside) / n,
-                "accuracy": sum(r for _, r in inside) / n,
-            }
-            bins.append({"above": round(low, 2), "to": round(high, 2), "n": n, **means})
-    return {
-        "samples": len(records[0]["attempts"]),
-        "agreement": statistics.mean(share for share, _ in rows),
-        "accuracy": statistics.mean(right for _, right in rows),
-        "distinct_answers": statistics.mean(kinds),
-        "distinct_texts": statistics.mean(texts),
-        "bins": bins,
-        "calibration_error": sum(one["n"] * abs(one["accuracy"] - one["share"]) for one in bins)
-        / len(rows),
-    }
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What is printed and written
-
-
-def matrix(columns: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
-    """(headings, lines) of the table: accuracy, the change in points against the original with its interval, p, n."""
-    names = list(dict.fromkeys(name for column in columns.values() for name in column["rows"]))
+def robustness_table(columns: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
+    """(headings, lines): accuracy, change against the original with its interval, p and n of each
+    column.
+    """
+    headings = ["row"]
+    for name in columns:
+        headings += [name, "change, points", "p", "n"]
+    names = dict.fromkeys(name for column in columns.values() for name in column["rows"])
     lines = []
     for name in names:
         line = [name]
         for column in columns.values():
-            one = column["rows"].get(name)
-            if one is None:
+            row = column["rows"].get(name)
+            if row is None:
                 line += ["", "", "", ""]
                 continue
-            low, high = one["interval"]
-            change = one.get("change")
-            text = p = ""
-            if change:
-                ends = " to ".join(f"{100 * end:+.1f}" for end in change["interval"])
-                text, p = f"{100 * change['difference']:+.1f} ({ends})", small(change["p"])
-            line += [
-                f"{percent(one['accuracy'])} ({100 * low:.1f} - {100 * high:.1f})",
-                text,
-                p,
-                str(one["n"]),
-            ]
+            line.append(with_interval(row["accuracy"], row["interval"]))
+            changed = row.get("change")
+            line += [change(changed), p_value(changed["p"])] if changed else ["", ""]
+            line.append(str(row["n"]))
         lines.append(line)
-    return [
-        "row",
-        *(head for name in columns for head in (name, "change, points", "p", "n")),
-    ], lines
+    return headings, lines
 
 
 def markdown(document: dict) -> str:
     """audit.md."""
-    columns = document["columns"]
-    lines = [
+    settings = [f"{name} {value}" for name, value in document["settings"].items()]
+    parts = [
         "# Audit",
-        "",
-        f"Model: {document['model']}. "
-        + ", ".join(f"{name} {value}" for name, value in document["settings"].items())
-        + ".",
-        "",
-        "Accuracy with its 95 % interval; change against the original on the same problems, in points, with the 95 % "
-        "interval of a paired bootstrap; p of McNemar's exact test (temperatures: of a sign-flip test).",
-        "",
-        table(*matrix(columns), markdown=True),
+        f"Model: {document['model']}. {', '.join(settings)}.",
+        "Accuracy with its 95 % interval; change against the original on the same problems, in "
+        "points, with the 95 % interval of a paired bootstrap; p of McNemar's exact test "
+        "(temperatures: of a sign-flip test).",
+        markdown_table(*robustness_table(document["columns"])),
     ]
-    for name, one in columns.items():
-        steady = one["consistency"]
-        lines += ["", f"## {name}", ""]
-        if steady["problems"]:
-            lines += [
-                f"Right as they are: {percent(steady['right'])} of {steady['problems']} problems; in that and "
-                f"all changed forms ({steady['changes a problem']:.1f} each): {percent(steady['right in all'])}."
-            ]
-        if missing := [f"{row} {count}" for row, count in one["left_out"].items() if count]:
-            lines += ["", f"Problems that a change does not apply to: {', '.join(missing)}."]
-        second = one["verifiers"]
-        lines += [
-            "",
-            "Second verifier: "
-            + ", ".join(f"{key}: {count}" for key, count in second["counts"].items())
-            + f"; agreement {percent(second['agreement'])} where it can tell. "
-            f"Right by the relaxed rules alone: {second['right but not strictly']}.",
-        ]
-        if vote := one.get("votes"):
-            lines += [
-                "",
-                f"Votes of {vote['samples']} samples at temperature {vote['temperature']:g}: majority right "
-                f"{percent(vote['accuracy'])}, mean share of the majority {percent(vote['agreement'])}, "
-                f"{vote['distinct_answers']:.2f} different answers a problem, {percent(vote['distinct_texts'])} "
-                f"of the texts different; gap of share and accuracy {percent(vote['calibration_error'])}.",
-                "",
-            ]
-            lines += [
-                table(
-                    ["share of the majority", "n", "mean share", "accuracy"],
-                    [
-                        [
-                            f"{b['above']:g} to {b['to']:g}" if b["above"] < 1 else "1",
-                            str(b["n"]),
-                            percent(b["share"]),
-                            percent(b["accuracy"]),
-                        ]
-                        for b in vote["bins"]
-                    ],
-                    True,
-                )
-            ]
-        lines += ["", "Wrong answers, each of the first kind that fits:", ""]
-        lines += [
-            table(
-                ["kind", "count", "share", "rule"],
-                [
-                    [kind, str(found["count"]), percent(found["share"]), ERRORS[kind]]
-                    for kind, found in one["errors"].items()
-                ],
-                True,
-            )
-        ]
-        for kind, found in one["errors"].items():
-            for example in found["examples"]:
-                text = example["text"].strip().replace("\n", " / ")
-                lines += [
-                    "",
-                    f"- {kind}, {example['id']}: {example['why']}. {example['question']!r} "
-                    f"({example['answer']}): {text[:400]!r}",
-                ]
-    return "\n".join(lines) + "\n"
+    for name, column in document["columns"].items():
+        parts += column_markdown(name, column)
+    return "\n\n".join(parts) + "\n"
 
 
-def write(document: dict, to: str) -> None:
-    """audit.json and audit.md. document: {"model", "settings", "columns": {NAME.FORMAT: `audit`}}."""
-    with atomic_write(Path(to) / "audit.json") as out:
-        json.dump(document, out, indent=2, ensure_ascii=False)
-    with atomic_write(Path(to) / "audit.md") as out:
-        out.write(markdown(document))
+def column_markdown(name: str, column: dict) -> list[str]:
+    """The paragraphs about a column."""
+    parts = [f"## {name}"]
+    steady = column["consistency"]
+    if steady["problems"]:
+        parts.append(
+            f"Right as they are: {percent(steady['right'])} of {steady['problems']} problems; in "
+            f"that and all changed forms ({steady['changes a problem']:.1f} each): "
+            f"{percent(steady['right in all'])}."
+        )
+    missing = [f"{row} {count}" for row, count in column["left_out"].items() if count]
+    if missing:
+        parts.append(f"Problems that a change does not apply to: {', '.join(missing)}.")
 
-
-def run(config, tasks: Sequence, model, tokenizer, sandbox: Sandbox | None, world) -> dict:
-    """`eval.py --audit`: a column for each of its tasks but proofs; returns what `write` takes. Columns that are
-    finished are kept when it is stopped. Raises InputError for several processes and for a folder of another audit."""
-    if world.size > 1:
-        raise InputError("--audit runs in one process; start it without torchrun")
-    wanted = [task for task in tasks if task.format != "proof"]
-    if not wanted:
-        raise InputError("--audit: proofs have no answers to audit; name other benchmarks")
-    names = (
-        "limit",
-        "shots",
-        "prompts",
-        "template",
-        "temperatures",
-        "max_new_tokens",
-        "rounds",
-        "seed",
+    second = column["verifiers"]
+    counts = [f"{key}: {count}" for key, count in second["counts"].items()]
+    parts.append(
+        f"Second verifier: {', '.join(counts)}; agreement "
+        f"{percent(second['agreement'])} where it can tell. Right by the relaxed rules alone: {second['right but not strictly']}."
     )
-    settings = {name: getattr(config, name) for name in names}
-    settings["samples"] = config.samples if config.samples > 1 else 4
+    votes = column.get("votes")
+    if votes:
+        parts.append(
+            f"Votes of {votes['samples']} samples at temperature {votes['temperature']:g}: "
+            f"majority right {percent(votes['accuracy'])}, mean share of the majority "
+            f"{percent(votes['agreement'])}, {votes['distinct_answers']:.2f} different answers a "
+            f"problem, {percent(votes['distinct_texts'])} of the texts different; gap of share and "
+            f"accuracy {percent(votes['calibration_error'])}."
+        )
+        lines = []
+        for row in votes["bins"]:
+            share = f"{row['above']:g} to {row['to']:g}" if row["above"] < 1 else "1"
+            lines.append([share, str(row["n"]), percent(row["share"]), percent(row["accuracy"])])
+        headings = ["share of the majority", "n", "mean share", "accuracy"]
+        parts.append(markdown_table(headings, lines))
+
+    parts.append("Wrong answers, each of the first kind that fits:")
+    lines = []
+    for kind, found in column["errors"].items():
+        rule = diagnosis.ERRORS[kind]
+        lines.append([kind, str(found["count"]), percent(found["share"]), rule])
+    parts.append(markdown_table(["kind", "count", "share", "rule"], lines))
+    for kind, found in column["errors"].items():
+        for example in found["examples"]:
+            text = example["text"].strip().replace("\n", " / ")
+            parts.append(
+                f"- {kind}, {example['id']}: {example['why']}. {example['question']!r} "
+                f"({example['answer']}): {text[:400]!r}"
+            )
+    return parts
+
+
+# --------------------------------------------------------------------------------------------------
+# The command
+
+# Options that make the figures what they are
+SETTINGS = ("limit", "shots", "prompts", "template", "temperatures", "samples", "max_new_tokens")
+SETTINGS += ("rounds", "seed")
+
+
+def main(config: Config) -> dict:
+    """A column for each task but proofs. The same command continues an audit that was stopped
+    between two columns.
+    """
+    # options and earlier columns
+    check_options(config)
+    tasks = [task for task in make_tasks(config).tasks if task.format != "proof"]
+    if not tasks:
+        raise InputError("proofs have no answers to audit; name other benchmarks")
+    world = runtime.setup(config.device)
+    if world.size > 1:
+        raise InputError("an audit runs in one process; start it without torchrun")
     document = {
         "model": config.model,
-        "sha256": report.fingerprint(Path(config.model)),
-        "settings": settings,
+        "sha256": fingerprint(Path(config.model)),
+        "settings": {name: getattr(config, name) for name in SETTINGS},
         "columns": {},
     }
     path = Path(config.to) / "audit.json"
     if config.to and path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         if any(before[key] != document[key] for key in ("sha256", "settings")):
             raise InputError(
                 f"{path}: is of another model or of other settings; give another --to, or remove it"
             )
         document["columns"] = before["columns"]
-    for task in wanted:
-        if task.name in document["columns"]:
-            continue
-        solved = evaluator(model, tokenizer, task.format, sandbox, config.max_rows, config.rounds)
-        sampling = Sampling(settings["samples"], 0.7, 1.0, task.max_new_tokens, seed=config.seed)
-        document["columns"][task.name] = audit(
-            solved,
-            task.items,
-            task.format,
-            task.way,
-            config.template,
-            sampling,
-            config.temperatures,
-            lambda row, name=task.name: print(f"{name}: {row}", file=sys.stderr),
-        )
-        if config.to:
-            write(document, config.to)
-    print(table(*matrix({task.name: document["columns"][task.name] for task in wanted})))
+    columns = document["columns"]
+    unfinished = [task for task in tasks if task.name not in columns]
+
+    # model
+    tokenizer = Tokenizer.load(config.model)
+    model = from_pretrained(config.model, world.device, world.dtype)
+    check_tokenizer(tokenizer, model, config.model)
+    solver = Solver(model, tokenizer, max_rows=config.max_rows, rounds=config.rounds)
+
+    # columns
+    with ExitStack() as stack:
+        if any(task.needs_sandbox for task in unfinished):
+            solver.sandbox = stack.enter_context(start_sandbox(config.sandbox))
+        for task in unfinished:
+            columns[task.name] = audit_task(task, solver, config)
+            if config.to:
+                write_json(path, document, indent=2)
+                with atomic_write(path.with_suffix(".md")) as out:
+                    out.write(markdown(document))
+    print(text_table(*robustness_table({task.name: columns[task.name] for task in tasks})))
     return document
 
 
+def audit_task(task: Task, solver: Solver, config: Config) -> dict:
+    """`audit` of a task by a model."""
+
+    def solve(problems, sampling, few_shot, template):
+        with_template = replace(solver, template=template)
+        return with_template.solve(problems, task.format, sampling, few_shot)
+
+    def progress(row: str) -> None:
+        print(f"{task.name}: {row}", file=sys.stderr)
+
+    sampling = Sampling(config.samples, max_new_tokens=task.max_new_tokens, seed=config.seed)
+    return audit(task, solve, config.template, sampling, config.temperatures, progress)
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] != ["compare"]:
-        print(
-            "error: evaluation/audit.py compare DIR_A DIR_B compares evaluations; an audit is eval.py --audit",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    run_cli(lambda: compare_command(sys.argv[2:]))
+    if sys.argv[1:2] == ["compare"]:
+        run_cli(lambda: compare_command(sys.argv[2:]))
+    else:
+        runtime.command(main, Config)

@@ -1,8 +1,10 @@
-"""Do two evaluations of the same problems differ by more than chance? Paired tests: problem by problem.
+"""Do two evaluations of the same problems differ by more than chance? Paired tests, problem by
+problem.
 
-python -m evaluation.audit compare DIR_A DIR_B [--to FILE.json]     (directories that eval.py wrote)
+`python -m evaluation.audit compare DIR_A DIR_B` prints them for two directories that eval.py wrote.
 """
 
+import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -11,45 +13,57 @@ from pathlib import Path
 import numpy as np
 
 from data.io import InputError, atomic_write, read_jsonl
+from evaluation.report import percent, text_table
+
+RESAMPLES = 10_000  # of the bootstrap and of the sign-flip test
 
 
 def mcnemar(better: int, worse: int) -> float:
-    """Exact two-sided p of McNemar's test, from the pairs that changed: were both directions equally likely, the chance
-    of a split at least as uneven. mcnemar(8, 2) = 2 * (1 + 10 + 45) / 2^10 = 0.109."""
+    """Exact two-sided p of McNemar's test, from the numbers of problems that changed.
+
+    If both directions were equally likely, the chance of a split at least as uneven:
+    mcnemar(8, 2) = 2 * (1 + 10 + 45) / 2^10.
+
+    >>> mcnemar(8, 2)
+    0.109375
+    """
     n, fewer = better + worse, min(better, worse)
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
 
 
 def sign_flip(differences: np.ndarray, resamples: int, seed: int) -> float:
-    """Two-sided p that the mean of paired differences is 0, by flipping their signs at random."""
+    """Two-sided p of the hypothesis that the mean of paired differences is 0, by random flips of
+    their signs.
+    """
     changed = differences[differences != 0]
     if not len(changed):
         return 1.0
-    signs = (
-        np.random.default_rng(seed).integers(0, 2, (resamples, len(changed)), dtype=np.int8) * 2 - 1
-    )
+    shape = (resamples, len(changed))
+    signs = np.random.default_rng(seed).integers(0, 2, shape, dtype=np.int8) * 2 - 1
     extreme = np.abs(signs @ changed) >= abs(changed.sum()) - 1e-9
     return float((extreme.sum() + 1) / (resamples + 1))
 
 
 def bootstrap(differences: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    """95 % percentile interval of the mean of paired differences, problems drawn anew with replacement."""
+    """95 % percentile interval of the mean, problems drawn again with replacement."""
     n = len(differences)
+    # How often each value is drawn is multinomial. So a resample costs the number of values, not of
+    # problems.
     values, counts = np.unique(differences, return_counts=True)
-    # how often each value is drawn is multinomial, so a resample costs the number of different values, not of problems
-    drawn = np.random.default_rng(seed).multinomial(
-        n, counts / n, size=resamples
-    )  # [resamples, values]
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(n, counts / n, size=resamples)  # [resamples, values]
     low, high = np.percentile(drawn @ values / n, [2.5, 97.5])
     return float(low), float(high)
 
 
 def difference(
-    a: Sequence[float], b: Sequence[float], resamples: int = 10_000, seed: int = 0
+    a: Sequence[float], b: Sequence[float], resamples: int = RESAMPLES, seed: int = 0
 ) -> dict:
-    """b against a, a value per problem (0 or 1, or the mean over its samples): {"n", "a", "b", "difference",
-    "interval", "better", "worse", "p", "test"}; p by McNemar's exact test where all values are 0 or 1, else by
-    sign_flip."""
+    """b minus a, from a value per problem (0 or 1, or the mean over its samples).
+
+    {"n", "a", "b", "difference", "interval", "better", "worse", "p", "test"}. p is McNemar's exact
+    test if all values are 0 or 1, else a sign-flip test.
+    """
     a, b = np.asarray(a, float), np.asarray(b, float)
     better, worse = int((b > a).sum()), int((b < a).sum())
     binary = set(np.unique([a, b])) <= {0.0, 1.0}
@@ -66,71 +80,50 @@ def difference(
     }
 
 
-def paired(
-    records_a: list[dict], records_b: list[dict], resamples: int = 10_000, seed: int = 0
-) -> dict:
-    """`difference` of two evaluations. Raises InputError where they are not of the same problems, or not of as many
-    samples of each."""
-    if [r["id"] for r in records_a] != [r["id"] for r in records_b]:
+def shares(records: list[dict], verdict: str = "right") -> list[float]:
+    """For each problem the share of its samples with that verdict ("right" or "strict")."""
+    values = []
+    for record in records:
+        verdicts = [attempt[verdict] for attempt in record["attempts"]]
+        values.append(sum(verdicts) / len(verdicts))
+    return values
+
+
+def paired(records_a: list[dict], records_b: list[dict]) -> dict:
+    """`difference` of two evaluations. Raises InputError if problems or numbers of samples differ."""
+    if [record["id"] for record in records_a] != [record["id"] for record in records_b]:
         raise InputError(
             "the two are not of the same problems in the same order; evaluate both on one file"
         )
-    for one, other in zip(records_a, records_b, strict=True):
-        if (one["question"], one["answer"]) != (other["question"], other["answer"]):
+    for a, b in zip(records_a, records_b, strict=True):
+        if (a["question"], a["answer"]) != (b["question"], b["answer"]):
             raise InputError(
-                f"problem {one['id']} has another question or answer in the second evaluation"
+                f"problem {a['id']} has another question or answer in the second evaluation"
             )
-        if len(one["attempts"]) != len(other["attempts"]):
-            counts = f"{len(one['attempts'])} and {len(other['attempts'])}"
+        if len(a["attempts"]) != len(b["attempts"]):
+            counts = f"{len(a['attempts'])} and {len(b['attempts'])}"
             raise InputError(
-                f"problem {one['id']} has {counts} samples; evaluate both with the same --samples"
+                f"problem {a['id']} has {counts} samples; evaluate both with the same --samples"
             )
-    return difference(shares(records_a), shares(records_b), resamples, seed)
+    return difference(shares(records_a), shares(records_b))
 
 
-def shares(records: list[dict], verdict: str = "right") -> list[float]:
-    """Per problem, the share of its samples with that verdict ("right" or "strict")."""
-    return [
-        sum(a[verdict] for a in record["attempts"]) / len(record["attempts"]) for record in records
-    ]
-
-
-# Options that may differ between two evaluations that are compared: whose, where and how fast
-_OWN = {
-    "model",
-    "to",
-    "device",
-    "max_rows",
-    "chunk",
-    "benchmarks",
-    "formats",
-    "problems",
-    "data",
-    "audit",
-}
+# Options that may differ between two evaluations that are compared
+MAY_DIFFER = {"model", "to", "device", "max_rows", "chunk", "kernels"}
+MAY_DIFFER |= {"benchmarks", "formats", "problems", "data"}
 
 
 def compare(directory_a: str, directory_b: str) -> dict[str, dict]:
-    """NAME.FORMAT -> `paired` of what both directories hold. Raises InputError where settings differ."""
-    documents = []
-    for directory in (directory_a, directory_b):
-        path = Path(directory) / "results.json"
-        try:
-            documents.append(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+    """Task name -> `paired` of the tasks that both directories have.
+
+    Raises InputError if settings differ or nothing is common.
+    """
+    first, second = read_results(directory_a), read_results(directory_b)
+    for name in sorted({*first["settings"], *second["settings"]} - MAY_DIFFER):
+        a, b = first["settings"].get(name), second["settings"].get(name)
+        if a != b:
             raise InputError(
-                f"{path}: cannot be read ({error}); give a directory that eval.py wrote"
-            ) from None
-        if "settings" not in documents[-1]:
-            raise InputError(
-                f"{path}: says nothing of its settings; evaluate again with this version of eval.py"
-            )
-    first, second = documents
-    for name in sorted({*first["settings"], *second["settings"]} - _OWN):
-        values = first["settings"].get(name), second["settings"].get(name)
-        if values[0] != values[1]:
-            raise InputError(
-                f"--{name} is {values[0]} in {directory_a} and {values[1]} in {directory_b}; "
+                f"--{name} is {a} in {directory_a} and {b} in {directory_b}; "
                 "only evaluations with the same settings can be compared"
             )
     common = [name for name in first["results"] if name in second["results"]]
@@ -138,58 +131,62 @@ def compare(directory_a: str, directory_b: str) -> dict[str, dict]:
         raise InputError(f"{directory_a} and {directory_b} have no benchmark and format in common")
     found = {}
     for name in common:
-        records = [
-            [row for _, row in read_jsonl(Path(d) / f"{name}.jsonl")]
-            for d in (directory_a, directory_b)
-        ]
         try:
-            found[name] = paired(*records)
+            found[name] = paired(read_records(directory_a, name), read_records(directory_b, name))
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
     return found
 
 
-def percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
+def read_results(directory: str) -> dict:
+    path = Path(directory) / "results.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); give a directory that eval.py wrote"
+        ) from None
+    if "settings" not in document:
+        raise InputError(f"{path}: has no settings; evaluate again with this version of eval.py")
+    return document
 
 
-def small(p: float) -> str:
+def read_records(directory: str, name: str) -> list[dict]:
+    return [record for _, record in read_jsonl(Path(directory) / f"{name}.jsonl")]
+
+
+def change(found: dict) -> str:
+    """A difference in points with its interval, e.g. "+3.0 (+1.2 to +4.8)"."""
+    low, high = found["interval"]
+    return f"{100 * found['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def table(headings: list[str], lines: list[list[str]], markdown: bool = False) -> str:
-    if markdown:
-        return "\n".join(
-            f"| {' | '.join(line)} |" for line in [headings, ["---"] * len(headings), *lines]
-        )
-    widths = [max(len(line[i]) for line in [headings, *lines]) for i in range(len(headings))]
-    return "\n".join(
-        "  ".join(map(str.ljust, line, widths)).rstrip() for line in [headings, *lines]
-    )
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise InputError(f"{self.prog}: {message}; --help shows its arguments")
 
 
 def compare_command(arguments: list[str]) -> None:
-    target = arguments[3] if len(arguments) == 4 and arguments[2] == "--to" else None
-    if len(arguments) != 2 and target is None:
-        raise InputError(
-            "give two directories that eval.py wrote: evaluation/audit.py compare DIR_A DIR_B [--to FILE.json]"
-        )
-    found = compare(*arguments[:2])
+    """`python -m evaluation.audit compare`: print a table of the differences."""
+    parser = Parser("evaluation.audit compare", description=__doc__)
+    parser.add_argument("a", metavar="DIR_A", help="directory that eval.py wrote")
+    parser.add_argument("b", metavar="DIR_B", help="another one, of the same problems")
+    parser.add_argument("--to", metavar="FILE", help="JSON file for the results")
+    options = parser.parse_args(arguments)
+
+    found = compare(options.a, options.b)
+    headings = ["problems", "n", "A", "B", "B - A, points (95 %)", "better", "worse", "p", "test"]
     lines = []
-    for name, one in found.items():
-        ends = " to ".join(f"{100 * end:+.1f}" for end in one["interval"])
-        change = f"{100 * one['difference']:+.1f} ({ends})"
-        counts = [str(one[key]) for key in ("better", "worse")]
-        accuracies = [percent(one["a"]), percent(one["b"])]
-        lines.append(
-            [name, str(one["n"]), *accuracies, change, *counts, small(one["p"]), one["test"]]
-        )
-    print(
-        table(
-            ["problems", "n", "A", "B", "B - A, points (95 %)", "better", "worse", "p", "test"],
-            lines,
-        )
-    )
-    if target:
-        with atomic_write(target) as out:
-            json.dump({"a": arguments[0], "b": arguments[1], "results": found}, out, indent=2)
+    for name, task in found.items():
+        accuracies = [percent(task["a"]), percent(task["b"])]
+        counts = [str(task["better"]), str(task["worse"])]
+        line = [name, str(task["n"]), *accuracies, change(task), *counts]
+        lines.append([*line, p_value(task["p"]), task["test"]])
+    print(text_table(headings, lines))
+    if options.to:
+        with atomic_write(options.to) as out:
+            json.dump({"a": options.a, "b": options.b, "results": found}, out, indent=2)

@@ -1,104 +1,232 @@
-"""Ways of solving a problem: what the model is shown, how it writes, where its answer stands, whether that is right.
+"""Solving problems with a model: prompts that fit the context, samples, answers and verdicts.
 
-Ways ("formats", sections 2.3 and 3.1 of the paper): "cot" chain of thought; "pot" a program whose last printed line is
-the answer; "tool" text and programs in turn; "code" and "proof" for problems that ask for a program or a proof itself.
-How a problem is put in each is a evaluation.few_shot.FewShot, here called the way.
+The formats of a solution (sections 2.3 and 3.1 of the paper): "cot", a chain of thought; "pot", a
+program that prints the answer; "tool", text and programs in turn; "code" and "proof", for problems
+that ask for a program or a proof.
 
-Tool-integrated reasoning: where the model has written a ```python block and opens ```output, generation waits, the
-block runs, what it printed is inserted, and the model goes on. A block sees what the blocks before it have defined:
-they are run again before it, silently, since every program of the sandbox starts from the same state and a program
-that goes on between two calls would hold a process, and its limits, for as long as the model thinks.
+Tool-integrated reasoning: when the model has written a ```python block and opens ```output,
+generation pauses, the block runs, its output is inserted, and the model continues. A block sees
+what earlier blocks have defined: they run again before it, silently. (The sandbox starts every
+program from the same state. A program that stays alive between two calls would hold a process for
+as long as the model thinks.)
 """
 
-import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from data import answers, prompts
-from data.answers import paper_rules
+from data import prompts
+from data.problems import benchmarks
 from data.problems.problem import Problem
-from data.sandbox.prover import Prover, prove
+from data.sandbox.prover import Prover
 from data.sandbox.sandbox import Result, Sandbox
-from data.sandbox.unit_tests import passed, test_program
 from data.tokenizer import Tokenizer
+from evaluation import judge
 from evaluation.few_shot import FewShot
-from generate import Sample
-from reward import completion_text, printed, run_programs
+from generate import Sample, Sampling, generate
+from model import Transformer
+from reward import completion_text, printed
 
-OUTPUT_CHARS = 1000  # of what a program printed, the end is shown to the model
+OUTPUT_CHARS = 1000  # the model sees at most this many characters of an output, from its end
 _BLOCK = re.compile(r"```python[^\S\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 def zero_shot(format: str, template: str = "plain") -> FewShot:
     """The question alone, in a template of data.prompts."""
-    return FewShot(
-        lambda problem: prompts.problem_prompt(problem, format, template),
-        tuple(prompts.stop_strings(format, template)),
-        lambda text: prompts.program(text, format, template),
-    )
+    return FewShot.ours(None, format, 0, template)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Prompts within the context
-
-
-def fit(
-    tokenizer: Tokenizer,
-    way: FewShot,
-    items: Sequence[Problem],
-    shots: int,
-    room: int,
-    context: int,
-    template: str,
-) -> list[tuple[list[int], int]]:
-    """(ids, number of exemplars) of each item's prompt: the most exemplars, up to `shots`, that leave `room` tokens of
-    the context for an answer. A question that leaves less by itself stands alone; ids are [] where it leaves nothing.
-
-    An exemplar's length is measured once for all prompts that begin with it, so that prompts of thousands of tokens are
-    not encoded again and again; the chosen prompt is then encoded whole, and shortened further if that is longer.
+@dataclass
+class Solver:
+    """A model with everything that solving problems needs. Programs need a sandbox, proofs a
+    prover.
     """
 
-    def encoded(chosen: dict[int, int]) -> list[list[int]]:
-        texts = [way.prompt(items[i], None if way.one_text else k) for i, k in chosen.items()]
-        return prompts.encode(tokenizer, texts, template)
+    model: Transformer
+    tokenizer: Tokenizer
+    template: str = "plain"
+    sandbox: Sandbox | None = None
+    max_rows: int = 256  # completions decoded at once
+    rounds: int = 4  # programs that a tool-integrated solution may run
+    prover: Prover | None = None
+    prover_seconds: float = 600.0
 
-    chosen, found, measured = dict.fromkeys(range(len(items)), 0), [], {}
-    if way.one_text:
-        return [(ids if len(ids) < context else [], way.shots) for ids in encoded(chosen)]
-    questions = (
-        prompts.encode(tokenizer, [way.question(item) for item in items], template) if shots else []
-    )
-    for i, question in enumerate(questions):
-        for k in range(shots, 0, -1):
-            head = way.prompt(items[i], k).removesuffix(way.question(items[i]))
-            if head not in measured:
-                measured[head] = len(tokenizer.encode(head))
-            if measured[head] + len(question) + room <= context:
-                chosen[i] = k
-                break
-    found = [([], 0)] * len(items)
-    while chosen:
-        again = {}
-        for (i, k), ids in zip(chosen.items(), encoded(chosen), strict=True):
-            if k and len(ids) + room > context:
-                again[i] = k - 1
+    def solve(
+        self,
+        problems: Sequence[Problem],
+        format: str,
+        sampling: Sampling,
+        few_shot: FewShot | None = None,
+        keys: Sequence[int] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[dict]:
+        """Solve every problem `sampling.samples` times. Returns a record for each problem.
+
+        few_shot: makes the prompts, with all its exemplars or as many as the context has room for.
+        Without it the question stands alone.
+        keys: the random stream of each problem, its index by default. With the index in a whole
+        benchmark, the samples do not depend on how the problems are divided.
+        progress: called with the number of samples that have finished.
+
+        A record has id, question, answer, kind, section (the benchmark's subject or task), shots
+        (exemplars in the prompt), prompt_tokens, and attempts, one for each sample:
+
+        text, tokens         the completion, and how many of its tokens the model wrote
+        answer               str or None
+        finish               "eos", "stop", "length", "prompt" (the prompt left no room, so nothing
+                             was sampled) or "rounds" (it wanted more programs than `rounds`)
+        right, reason, strict, strict_reason      see `judge.judge`
+        program, error       pot, tool and code: status of the last program, last line of its error
+        rounds               tool: programs that ran
+        proof                see `judge.read_proofs`
+        """
+        few_shot = few_shot or zero_shot(format, self.template)
+        room = min(sampling.max_new_tokens, self.model.config.context // 4)
+        fitted = self.fit(few_shot, problems, room)
+        index = [i for i, (ids, _) in enumerate(fitted) if ids]  # the problems whose prompts fit
+        keys = keys or range(len(problems))
+
+        # sample
+        tool = None
+        if format == "tool":
+            tool = Tool(self.tokenizer, self.sandbox, self.rounds, sampling.samples)
+        groups = generate(
+            self.model,
+            self.tokenizer,
+            [fitted[i][0] for i in index],
+            replace(sampling, stop=tuple(few_shot.stop)),
+            self.max_rows,
+            keys=[keys[i] for i in index],
+            on_stop=tool,
+            progress=progress,
+        )
+
+        # read the answers of all samples together, so that programs run side by side
+        asked, attempts = [], []
+        for i, group in zip(index, groups, strict=True):
+            asked += [problems[i]] * len(group)
+            attempts += [self.attempt(sample, few_shot) for sample in group]
+        self.read(asked, attempts, format, few_shot, tool)
+
+        # records, with an empty attempt where the prompt did not fit
+        K, remaining, records = sampling.samples, iter(attempts), []
+        for problem, (ids, shots) in zip(problems, fitted, strict=True):
+            if ids:
+                own = [next(remaining) for _ in range(K)]
             else:
-                found[i] = ids if len(ids) < context else [], k
-        chosen = again
-    return found
+                own = [self.no_attempt(format) for _ in range(K)]
+                if progress:
+                    progress(K)
+            for attempt in own:
+                judge.judge(problem, attempt)
+            records.append(
+                {
+                    "id": problem.id,
+                    "question": problem.question,
+                    "answer": problem.answer,
+                    "kind": problem.kind,
+                    "section": benchmarks.section(problem),
+                    "shots": shots,
+                    "prompt_tokens": len(ids),
+                    "attempts": own,
+                }
+            )
+        return records
+
+    def attempt(self, sample: Sample, few_shot: FewShot) -> dict:
+        """A sample as the beginning of an attempt."""
+        text = completion_text(self.tokenizer, sample, few_shot.stop)
+        tokens = sum(sample.mask)
+        return {"text": text, "answer": None, "finish": sample.finish, "tokens": tokens}
+
+    def no_attempt(self, format: str) -> dict:
+        """The attempt of a problem whose prompt does not fit."""
+        attempt = {"text": "", "answer": None, "finish": "prompt", "tokens": 0}
+        if format == "proof":
+            attempt["proof"] = "failed" if self.prover else "no prover"
+        return attempt
+
+    def read(
+        self,
+        problems: Sequence[Problem],
+        attempts: list[dict],
+        format: str,
+        few_shot: FewShot,
+        tool: "Tool | None",
+    ) -> None:
+        """Add each attempt's answer. `problems` has the problem of each attempt."""
+        if format == "cot":
+            judge.read_chains(problems, attempts)
+        elif format == "pot":
+            judge.read_programs(problems, attempts, few_shot.program, self.sandbox)
+        elif format == "tool":
+            tool.read(problems, attempts)
+        elif format == "code":
+            judge.read_code(problems, attempts, self.sandbox)
+        elif format == "proof":
+            judge.read_proofs(problems, attempts, self.prover, self.prover_seconds)
+
+    def fit(
+        self, few_shot: FewShot, problems: Sequence[Problem], room: int
+    ) -> list[tuple[list[int], int]]:
+        """(ids, number of exemplars) of the prompt of each problem.
+
+        Takes the most exemplars that leave `room` tokens of the context for an answer. A question
+        that is too long for that stands alone; ids are [] where even it fills the context.
+
+        The length of a set of exemplars is measured once for all prompts that begin with it, so
+        that long prompts are not encoded again and again. The chosen prompt is then encoded as a
+        whole and shortened if it is too long.
+        """
+        context = self.model.config.context
+        if few_shot.one_text:
+            texts = [few_shot.prompt(problem) for problem in problems]
+            encoded = prompts.encode(self.tokenizer, texts, self.template)
+            return [(ids if len(ids) < context else [], few_shot.shots) for ids in encoded]
+
+        # choose the number of exemplars from the lengths of their parts
+        shots = dict.fromkeys(range(len(problems)), 0)
+        if few_shot.shots:
+            questions = [few_shot.question(problem) for problem in problems]
+            encoded = prompts.encode(self.tokenizer, questions, self.template)
+            measured: dict[str, int] = {}
+            for i, question in enumerate(questions):
+                for k in range(few_shot.shots, 0, -1):
+                    head = few_shot.prompt(problems[i], k).removesuffix(question)
+                    if head not in measured:
+                        measured[head] = len(self.tokenizer.encode(head))
+                    if measured[head] + len(encoded[i]) + room <= context:
+                        shots[i] = k
+                        break
+
+        # encode the whole prompts, with one exemplar less where one is too long after all
+        fitted = [([], 0)] * len(problems)
+        while shots:
+            texts = [few_shot.prompt(problems[i], k) for i, k in shots.items()]
+            encoded = prompts.encode(self.tokenizer, texts, self.template)
+            too_long = {}
+            for (i, k), ids in zip(shots.items(), encoded, strict=True):
+                if k and len(ids) + room > context:
+                    too_long[i] = k - 1
+                else:
+                    fitted[i] = ids if len(ids) < context else [], k
+            shots = too_long
+        return fitted
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Programs between the lines
+# --------------------------------------------------------------------------------------------------
+# Tool-integrated reasoning
 
 
-def blocks(segment: str) -> str:
-    """The code of all ```python blocks of a text, joined; "" where there is none."""
-    return "\n".join(block.strip("\n") for block in _BLOCK.findall(segment)).strip()
+def blocks(text: str) -> str:
+    """The code of all ```python blocks of a text, joined; "" if there is none."""
+    return "\n".join(block.strip("\n") for block in _BLOCK.findall(text)).strip()
 
 
 def session(earlier: Sequence[str], code: str) -> str:
-    """One program that runs `code` in the state that the earlier blocks leave; only what `code` prints is printed."""
+    """A program that runs `code` in the state that the earlier blocks leave, and prints only what
+    `code` prints.
+    """
     if not earlier:
         return code
     return (
@@ -111,8 +239,10 @@ def session(earlier: Sequence[str], code: str) -> str:
 
 
 def output_text(result: Result) -> str:
-    """What the model is shown of a program's run: the end of what it printed and the last line of its error. Fences
-    are taken out, since they would end the block."""
+    """What the model sees of a run: the end of what was printed, and the last line of an error.
+
+    Fences are replaced, because they would end the ```output block.
+    """
     shown = result.stdout.rstrip()
     if result.status != "ok":
         shown += f"\n{result.error}"
@@ -120,219 +250,76 @@ def output_text(result: Result) -> str:
 
 
 class Tool:
-    """generate()'s `on_stop` hook: runs the blocks of all samples that wait in one decoding step together."""
+    """generate()'s `on_stop` hook: runs together the blocks of all samples that wait in one
+    decoding step.
+    """
 
-    def __init__(self, tokenizer: Tokenizer, sandbox: Sandbox, rounds: int):
-        self.tokenizer, self.sandbox, self.rounds = tokenizer, sandbox, rounds
-        self.runs: dict[
-            tuple[int, int], list[tuple[str, Result]]
-        ] = {}  # (prompt, sample) -> (code, its result)
+    def __init__(self, tokenizer: Tokenizer, sandbox: Sandbox, rounds: int, samples: int = 1):
+        self.tokenizer, self.sandbox = tokenizer, sandbox
+        self.rounds, self.group_size = rounds, samples
+        # (prompt, sample) -> the (code, result) of each run
+        self.runs: dict[tuple[int, int], list[tuple[str, Result]]] = {}
         self.exhausted: set[tuple[int, int]] = (
             set()
-        )  # asked for a program beyond the limit of rounds
+        )  # samples that wanted one more run than allowed
 
     def __call__(self, stopped: list[tuple[int, int, list[int]]]) -> list[list[int] | None]:
-        answer: list[list[int] | None] = [None] * len(stopped)
+        """The ids to insert into each stopped sample (prompt, sample, ids); None ends the sample."""
+        inserted: list[list[int] | None] = [None] * len(stopped)
         waiting = []
-        for place, (prompt, sample, ids) in enumerate(stopped):
-            written = self.tokenizer.decode(ids)
-            before, fence, after = written.rpartition("```output")
-            code = blocks(before.rpartition("```output")[2]) if fence and not after.strip() else ""
+        for i, (prompt, sample, ids) in enumerate(stopped):
+            before, fence, after = self.tokenizer.decode(ids).rpartition("```output")
+            code = ""
+            if fence and not after.strip():
+                code = blocks(before.rpartition("```output")[2])
             if not code:  # another stop string, or nothing to run
                 continue
             runs = self.runs.setdefault((prompt, sample), [])
             if len(runs) == self.rounds:
                 self.exhausted.add((prompt, sample))
                 continue
-            waiting.append((place, runs, code, after))
+            waiting.append((i, runs, code, after))
         results = self.run([(runs, code) for _, runs, code, _ in waiting])
-        for (place, _, _, after), result in zip(waiting, results, strict=True):
+        for (i, _, _, after), result in zip(waiting, results, strict=True):
             newline = "" if "\n" in after else "\n"
-            answer[place] = self.tokenizer.encode(f"{newline}{output_text(result)}\n```\n")
-        return answer
+            inserted[i] = self.tokenizer.encode(f"{newline}{output_text(result)}\n```\n")
+        return inserted
 
     def run(self, waiting: list[tuple[list, str]]) -> list[Result]:
-        """Run each code after the blocks before it, but for those that had to be ended; add it to them."""
-        programs = [
-            session([c for c, r in runs if r.status in ("ok", "error")], code)
-            for runs, code in waiting
-        ]
+        """Run each code after its earlier blocks and append it to them. Blocks that timed out are
+        left out.
+        """
+        programs = []
+        for runs, code in waiting:
+            earlier = [c for c, result in runs if result.status in ("ok", "error")]
+            programs.append(session(earlier, code))
         results = self.sandbox.run_many(programs)
         for (runs, code), result in zip(waiting, results, strict=True):
             runs.append((code, result))
         return results
 
+    def read(self, problems: Sequence[Problem], attempts: list[dict]) -> None:
+        """Add "answer", "program", "error" and "rounds" to the attempts, group after group.
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Where the answer stands
-
-
-def read(
-    items: Sequence[Problem],
-    samples: Sequence[Sample],
-    way: FewShot,
-    format: str,
-    tokenizer: Tokenizer,
-    sandbox: Sandbox | None,
-    tool: Tool | None,
-    places: Sequence[tuple[int, int]],
-) -> list[dict]:
-    """What each sample says, unjudged: {"text", "answer", "finish", "tokens"}, tokens counting the model's own; where
-    programs ran "program", the status of the last one ("none": it wrote none), and its "error" if it had one; for tool
-    "rounds", the number of programs. One item a sample; `places` are their (prompt, sample) in `tool`. What is read
-    from proofs comes from `check_proofs`."""
-    texts = [completion_text(tokenizer, sample, way.stop) for sample in samples]
-    found = [
-        {"text": text, "answer": None, "finish": sample.finish, "tokens": sum(sample.mask)}
-        for text, sample in zip(texts, samples, strict=True)
-    ]
-    if format == "cot":
-        for item, one in zip(items, found, strict=True):
-            one |= stated(item, one["text"])
-    elif format == "pot":
-        results = run_programs([way.program(text) for text in texts], sandbox)
-        for item, one, result in zip(items, found, results, strict=True):
-            one |= meant(item, printed(result))
-            note_program(one, result)
-    elif format == "tool":
-        late = []  # a block at the end whose output the model did not ask for, and no answer in words
-        for item, one, place in zip(items, found, places, strict=True):
-            if place in tool.exhausted:
-                one["finish"] = "rounds"
-            final = one["text"].rpartition("```output")[2]
-            runs = tool.runs.setdefault(place, [])
-            if runs and "```output" in one["text"]:
+        The answer is the one that the text after the last output states, else what the last program
+        printed.
+        """
+        samples = [divmod(i, self.group_size) for i in range(len(attempts))]  # (prompt, sample)
+        late = []  # a block at the end whose output the model did not wait for
+        for problem, attempt, sample in zip(problems, attempts, samples, strict=True):
+            if sample in self.exhausted:
+                attempt["finish"] = "rounds"
+            final = attempt["text"].rpartition("```output")[2]
+            runs = self.runs.setdefault(sample, [])
+            if runs and "```output" in attempt["text"]:
                 final = final.partition("\n```\n")[2]
-            one |= stated(item, _BLOCK.sub("\n", final))
-            if one["answer"] is None and len(runs) < tool.rounds and (code := blocks(final)):
+            attempt |= judge.stated_answer(problem, _BLOCK.sub("\n", final))
+            if attempt["answer"] is None and len(runs) < self.rounds and (code := blocks(final)):
                 late.append((runs, code))
-        tool.run(late)
-        for item, one, place in zip(items, found, places, strict=True):
-            runs = tool.runs[place]
-            if one["answer"] is None and runs:
-                one |= meant(item, printed(runs[-1][1]))
-            note_program(one, runs[-1][1] if runs else None)
-            one["rounds"] = len(runs)
-    elif format == "code":
-        tests = {
-            (item.id, text): test_program(item, text)
-            for item, text in zip(items, texts, strict=True)
-        }
-        results = dict(
-            zip(tests, sandbox.run_many([test.code for test in tests.values()]), strict=True)
-        )
-        for item, one in zip(items, found, strict=True):
-            key = item.id, one["text"]
-            succeeded = results[key].status == "ok" and passed(
-                results[key].stdout, tests[key].secret
-            )
-            one["answer"] = "passed" if succeeded else "failed"
-            note_program(one, results[key])
-    return found
-
-
-def check_proofs(
-    items: Sequence[Problem], found: list[dict], prover: Prover | None, seconds: float
-) -> None:
-    """Add "proof" to attempts at proofs: the status of data.sandbox.isabelle.Check; without a prover "no prover", or "refused"
-    for a sketch that none would be shown. "error" says why it is not proved."""
-    together: dict[str, list[dict]] = {}
-    for item, one in zip(items, found, strict=True):
-        together.setdefault(item.id, []).append(one)
-    for item in {item.id: item for item in items}.values():
-        attempts = together[item.id]
-        checks = prove(item, [one["text"] for one in attempts], prover, seconds)
-        for one, check in zip(attempts, checks, strict=True):
-            unchecked = {"error": "no prover", "failed": "refused"}
-            one["proof"] = check.status if prover else unchecked[check.status]
-            if check.reason:
-                one["error"] = check.reason
-
-
-def note_program(one: dict, result: Result | None) -> None:
-    one["program"] = result.status if result else "none"
-    if result and result.error:
-        one["error"] = result.error
-
-
-def stated(item: Problem, text: str) -> dict:
-    """`meant` of the answer that a text states. To a "text" problem that is what follows "the answer is"."""
-    if item.kind == "text" and (said := re.findall(r"(?i)\banswer is:?[^\S\n]*(.*)", text)):
-        return meant(item, said[-1].strip().removesuffix(".").strip() or None)
-    if item.kind == "choice" and (said := answers.extract(text)) is None:
-        return {"answer": answers.choice(text, item.choices)}  # a last "(B)"
-    return meant(item, answers.extract(text))
-
-
-_LETTERS = re.compile(r"\W*([A-J])(?:(?:\W|and|和|与)*([A-J]))*\W*")  # A, ACD, "A, C and D"
-
-
-def meant(item: Problem, said: str | None) -> dict:
-    """{"answer"}, and for a choice whose letter had to be looked for in what was said, that in "said"."""
-    if said is None or item.kind != "choice":
-        return {"answer": said}
-    if _LETTERS.fullmatch(said):
-        return {"answer": "".join(sorted(set(re.findall("[A-J]", said))))}
-    return {"answer": answers.choice(said, item.choices), "said": said}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Whether it is right
-
-
-def judge(item: Problem, one: dict) -> None:
-    """Add to an attempt: "right" by the relaxed rules with "reason", "strict" by the strict ones with "strict_reason"
-    (reasons of data.answers.Verdict; for code and proofs "value" where they fail). The answer to a choice is strictly
-    right as a letter alone. Where a proof was not checked, right and strict are None."""
-    if item.kind == "proof":
-        right = {"proved": True, "failed": False, "timeout": False}.get(one["proof"])
-        reason = {None: "not_checked", True: "equal", False: "value"}[right]
-        one |= {"right": right, "reason": reason, "strict": right, "strict_reason": reason}
-        return
-    verdict = _verdicts(item.kind, item.answer, one["answer"], "said" not in one)
-    one["right"], one["reason"], one["strict"], one["strict_reason"] = verdict
-
-
-@functools.lru_cache(65_536)
-def _verdicts(
-    kind: str, gold: str, answer: str | None, plainly: bool
-) -> tuple[bool, str, bool, str]:
-    if answer is None:
-        return False, "no_answer", False, "no_answer"
-    if kind == "answer":
-        relaxed, strict = answers.compare(gold, answer), answers.compare(gold, answer, strict=True)
-        return relaxed.equal, relaxed.reason, strict.equal, strict.reason
-    if kind == "code":
-        relaxed = strict = answer == "passed"
-    elif kind == "choice":
-        relaxed, strict = answer == gold, answer == gold and plainly
-    else:
-        relaxed, strict = plain_text(gold) == plain_text(answer), gold.strip() == answer.strip()
-    reasons = ["equal" if equal else "value" for equal in (relaxed, strict)]
-    return relaxed, reasons[0], strict, "format" if relaxed and not strict else reasons[1]
-
-
-def paper_right(item: Problem, text: str, benchmark: str, zero_shot: bool) -> bool:
-    """Whether the paper's own evaluation counts a chain of thought as right (data/answers/paper_rules.py). Its rules for base
-    models look for the wording of the authors' exemplars."""
-    gold: str | list[str] = item.answer
-    if benchmark == "math":
-        gold = paper_rules.paper_extract(item.solution or "", benchmark, item.question)
-    elif benchmark == "gaokao_mathcloze":  # $(a, b)$: two blanks
-        blanks = item.answer[2:-2].split(", ") if item.answer.startswith("$(") else [item.answer]
-        gold = [paper_rules.normalise(blank) for blank in blanks]
-    said = paper_rules.paper_extract(text, benchmark, item.question, zero_shot)
-    return paper_rules.paper_equal(gold, said, benchmark)
-
-
-def same(kind: str, a: str, b: str) -> bool:
-    """Whether two samples of a problem of this kind gave the same answer."""
-    if kind == "answer" and max(len(a), len(b)) < 100 and a.isdecimal() and b.isdecimal():
-        return int(a) == int(b)  # most pairs of a vote
-    return answers.compare(a, b).equal if kind == "answer" else plain_text(a) == plain_text(b)
-
-
-def plain_text(text: str) -> str:
-    """A short text without case, brackets around the whole, quotes, full stop and doubled spaces."""
-    text = re.sub(r"\s+", " ", text.strip().strip(".\"'`*").strip()).casefold()
-    return text[1:-1] if re.fullmatch(r"\([^()]*\)", text) else text
+        self.run(late)
+        for problem, attempt, sample in zip(problems, attempts, samples, strict=True):
+            runs = self.runs[sample]
+            if attempt["answer"] is None and runs:
+                attempt |= judge.normalize(problem, printed(runs[-1][1]))
+            judge.add_status(attempt, runs[-1][1] if runs else None)
+            attempt["rounds"] = len(runs)

@@ -1,4 +1,4 @@
-"""eval.py: figures worked by hand, a model whose answers are known, and every wrong input."""
+"""eval.py: a model whose answers are known, runs that are stopped, and every wrong input."""
 
 import itertools
 import json
@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from evaluating import evaluate
 from test_generate import bigram_model
 
 import eval as evaluation
@@ -25,131 +24,13 @@ from data.io import write_jsonl
 from data.problems.problem import Problem
 from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer, train
-from eval import evaluate, majority, normal, pass_at_k, summarise, vote, wilson
+from evaluation.metrics import summarize, wilson
+from evaluation.solve import Solver
 from generate import Sampling, generate
 from model import ModelConfig, Transformer
 from runtime.hf import save_pretrained
 
 ROOT = Path(__file__).parents[1]
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Figures
-
-
-@pytest.mark.parametrize(
-    ("right", "total", "low", "high"),
-    [
-        # Newcombe, Two-sided confidence intervals for the single proportion (1998), table I, method 3
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-        (20, 20, 0.8389, 1.0),  # of the third, by symmetry
-        (8, 10, 0.490, 0.943),
-    ],
-)
-def test_wilson(right, total, low, high):
-    assert wilson(right, total) == pytest.approx((low, high), abs=5e-5 if total > 10 else 5e-4)
-
-
-def test_normal():
-    # mean 0.5, deviation 0.5 (divided by n - 1), error 0.5 / sqrt(3) = 0.288675, times 1.959964: 0.5658
-    assert normal([0.0, 0.5, 1.0]) == (0.0, 1.0)
-    # mean 0.5, variance (0.01 + 0 + 0.01) / 2, error sqrt(0.01 / 3) = 0.057735, times 1.959964: 0.113159
-    assert normal([0.4, 0.5, 0.6]) == pytest.approx((0.386841, 0.613159), abs=1e-6)
-    assert normal([0.0, 0.0]) == wilson(0, 2) and normal([1.0]) == wilson(
-        1, 1
-    )  # no deviation, yet not certain
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=8), st.data())
-def test_pass_at_k_counts_all_choices(right, data):
-    k = data.draw(st.integers(1, len(right)))
-    choices = list(itertools.combinations(right, k))
-    share = sum(any(choice) for choice in choices) / len(choices)
-    assert pass_at_k(len(right), sum(right), k) == pytest.approx(share, abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("predicted", "expected"),
-    [
-        ([], None),
-        ([None, None], None),
-        ([None, "3", None], "3"),  # those without an answer abstain
-        (["1", "2", "2"], "2"),
-        (["2", "1", "1", "2"], "2"),  # a tie: the first seen
-        (["7", "0.5", "1/2", "7", "50/100"], "0.5"),  # three ways to write one answer
-        (["7", "7", "1/2", r"\frac{1}{2}", "0.5", "7.0"], "7"),
-        (["red", "Red", "blue"], "red"),
-    ],
-)
-def test_majority(predicted, expected):
-    assert majority(predicted) == expected
-
-
-def record(name, answers, gold, finish="eos", tokens=4, shots=0, section="", **more):
-    """A record whose relaxed verdicts are those of equal texts; strictly, "1" alone is right."""
-    attempts = [
-        {
-            "text": "",
-            "answer": a,
-            "finish": finish,
-            "tokens": tokens,
-            "right": a == gold,
-            "strict": a == gold == "1",
-            "reason": "no_answer" if a is None else "equal" if a == gold else "value",
-            "strict_reason": "equal" if a == gold == "1" else "unit",
-            **more,
-        }
-        for a in answers
-    ]
-    return {
-        "id": name,
-        "answer": gold,
-        "kind": "answer",
-        "section": section,
-        "shots": shots,
-        "attempts": attempts,
-    }
-
-
-def test_summarise_by_hand():
-    records = [
-        record("a", ["1", "2", "2", "1"], "1", shots=4),  # 2 of 4; votes: 1, 1, 1
-        record("b", ["4", None, "5", "5"], "5", tokens=8),  # 2 of 4; votes 4, 4, 5
-        record("c", ["9", "9", None, "9"], "3", "length", 6, shots=1),  # none
-    ]
-    metrics = summarise(records)
-    assert (metrics["problems"], metrics["samples"]) == (3, 4)
-    assert metrics["accuracy"] == pytest.approx(1 / 3)
-    assert metrics["interval"] == pytest.approx(normal([0.5, 0.5, 0.0]))
-    assert metrics["strict"] == pytest.approx(2 / 12)
-    assert metrics["strict_interval"] == pytest.approx(normal([0.5, 0.0, 0.0]))
-    assert metrics["reasons"] == {"equal": 4, "no_answer": 2, "strict_unit": 2, "value": 6}
-    assert metrics["no_answer"] == pytest.approx(2 / 12) and metrics["no_room"] == 0
-    assert metrics["shots"] == pytest.approx(5 / 3)
-    assert metrics["truncated"] == pytest.approx(4 / 12)
-    assert metrics["tokens"] == pytest.approx(6)
-    assert [metrics[f"maj@{k}"] for k in (1, 2, 4)] == pytest.approx([1 / 3, 1 / 3, 2 / 3])
-    assert metrics["maj@4_interval"] == wilson(2, 3)
-    # of 4 samples with 2 right: 1 - 2/4, 1 - C(2,2)/C(4,2) = 1 - 1/6, 1
-    assert [metrics[f"pass@{k}"] for k in (1, 2, 4)] == pytest.approx([1 / 3, 2 / 3 * 5 / 6, 2 / 3])
-    assert metrics["pass@2_interval"] == pytest.approx(normal([5 / 6, 5 / 6, 0.0]))
-
-    greedy = summarise([{**record, "attempts": record["attempts"][:1]} for record in records])
-    assert (greedy["accuracy"], greedy["interval"]) == (pytest.approx(1 / 3), wilson(1, 3))
-    assert not [name for name in greedy if "@" in name]
-
-
-@settings(max_examples=30)
-@given(st.integers(1, 20))
-def test_k_doubles_up_to_all_samples(K):
-    metrics = summarise([record("a", ["1"] * K, "1")])
-    expected = [] if K == 1 else sorted({2**i for i in range(K.bit_length())} | {K})
-    assert [
-        int(name[4:]) for name in metrics if name.startswith("maj@") and "_" not in name
-    ] == expected
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A model that after a prompt's last token, ":", writes one of three completions, whatever the question
@@ -274,7 +155,7 @@ def test_sampled_answers(tokenizer, format):
             )
         assert {a["text"] for a in record["attempts"]} == {TEXT, OTHER, PROGRAM}
         right.append(sum(a["right"] for a in record["attempts"]))
-    assert metrics == summarise(records)
+    assert metrics == summarize(records)
     assert metrics["accuracy"] == pytest.approx(sum(right) / (3 * K))
     share = {"cot": [0.25, 0.25, 0], "pot": [0.5, 0, 0]}[format]
     assert [n / K for n in right] == pytest.approx(share, abs=4 * math.sqrt(0.25 / K))
@@ -326,7 +207,7 @@ def test_command_writes_results_and_records(world, tmp_path):
             json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()
         ]
         assert [record["id"] for record in records] == ["p0", "p1"]
-        assert json.loads(json.dumps(summarise(records))).items() <= metrics.items()
+        assert json.loads(json.dumps(summarize(records))).items() <= metrics.items()
         assert {a["text"] for record in records for a in record["attempts"]} <= {
             TEXT,
             OTHER,
@@ -557,13 +438,14 @@ def test_a_stopped_run_goes_on(world, tmp_path, monkeypatch, capsys):
     killed = len(list(to.glob("partial/many.cot/*.json")))
     assert 3 <= killed < 24 and not (to / "results.json").exists()
 
-    real = evaluation.evaluate
+    real = Solver.solve
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            evaluation,
-            "evaluate",
-            lambda *a, **k: (os.kill(os.getpid(), signal.SIGTERM), real(*a, **k))[1],
-        )
+        patch.setattr(Solver, "solve", interrupted)
         assert command(monkeypatch, **options, to=to, chunk=2) == 143
     assert "the same command continues from there" in capsys.readouterr().err
     assert (
@@ -578,9 +460,12 @@ def test_a_stopped_run_goes_on(world, tmp_path, monkeypatch, capsys):
         assert command(monkeypatch, **(options | change), to=to) == 2
         assert reason in capsys.readouterr().err
     asked = []
-    monkeypatch.setattr(
-        evaluation, "evaluate", lambda *a, **k: (asked.extend(i.id for i in a[2]), real(*a, **k))[1]
-    )
+
+    def noted(solver, problems, *arguments):
+        asked.extend(problems)
+        return real(solver, problems, *arguments)
+
+    monkeypatch.setattr(Solver, "solve", noted)
     assert command(monkeypatch, **options, to=to, chunk=5) == 0
     assert len(asked) == 24 - killed - min(2, 24 - killed)
     assert results_of(to) == results_of(tmp_path / "whole")
@@ -592,10 +477,13 @@ def test_a_stopped_run_goes_on(world, tmp_path, monkeypatch, capsys):
 
 
 def test_what_has_finished_is_not_repeated(world, tmp_path, monkeypatch, capsys):
-    calls, real = [], evaluation.evaluate
-    monkeypatch.setattr(
-        evaluation, "evaluate", lambda *a, **k: (calls.append(a[3]), real(*a, **k))[1]
-    )
+    calls, real = [], Solver.solve
+
+    def noted(solver, problems, format, *arguments):
+        calls.append(format)
+        return real(solver, problems, format, *arguments)
+
+    monkeypatch.setattr(Solver, "solve", noted)
     model = tmp_path / "model"
     shutil.copytree(world / "model", model)
     options = dict(model=model, problems=world / "problems.jsonl", to=tmp_path / "out")
@@ -638,28 +526,6 @@ def test_a_prompt_too_long_is_counted(tokenizer):
     assert metrics["accuracy"] == pytest.approx(2 / 3) and metrics["problems"] == 3
 
 
-def test_answers_are_compared_once(monkeypatch):
-    """64 samples of 1,000 problems with few different answers: comparisons grow with the different ones."""
-    seen = Counter()
-    said = ["1", "1.0", "2", None, "3"] * 12
-    winners = vote(said, lambda a, b: seen.update([(a, b)]) or float(a) == float(b))
-    assert winners[:5] == [0, 0, 0, 0, 0] and winners[-1] == 0 and set(seen.values()) == {1}
-    assert seen == {("1", "1.0"): 1, ("1", "2"): 1, ("1", "3"): 1, ("2", "3"): 1}
-
-
-@given(st.lists(st.sampled_from([None, "1", "2", "3", "1.0"]), min_size=1, max_size=12))
-def test_the_curve_of_votes_is_that_of_each_number_of_samples(said):
-    def plain(answers):
-        classes = {}
-        for answer in filter(None, answers):
-            classes.setdefault(float(answer), []).append(answer)
-        return max(classes.values(), key=len)[0] if classes else None
-
-    winners = vote(said, lambda a, b: float(a) == float(b))
-    for k, place in enumerate(winners, 1):
-        assert (None if place is None else said[place]) == plain(said[:k])
-
-
 def wrong_inputs(world):
     """name -> (options that differ, what the message must say)"""
     (world / "empty.jsonl").write_text("")
@@ -677,23 +543,26 @@ def wrong_inputs(world):
         "no problem file": ({"problems": world / "absent.jsonl"}, "absent.jsonl: cannot be read"),
         "empty problem file": ({"problems": world / "empty.jsonl"}, "empty.jsonl"),
         "two of one name": ({"problems": both}, "problems.cot: there are two of this name"),
-        "format": ({"formats": "cot,poem"}, "--formats poem: unknown"),
-        "template": ({"template": "fancy"}, "template 'fancy': unknown"),
+        "format": ({"formats": "cot,poem"}, "--formats cot,poem: unknown"),
+        "template": ({"template": "fancy"}, "--template fancy: unknown"),
         "greedy samples": ({"samples": 2}, "--temperature above 0"),
-        "no samples": ({"samples": 0}, "--samples 0: must be at least 1"),
-        "no rows": ({"max_rows": 0}, "--max_rows 0: must be at least 1"),
-        "no rounds": ({"rounds": 0}, "--rounds 0: must be at least 1"),
-        "no chunk": ({"chunk": 0}, "--chunk 0: must be at least 1"),
-        "shots": ({"shots": -2}, "--shots -2: must be at least -1"),
-        "length": ({"max_new_tokens": -1}, "--max_new_tokens -1: must be at least 0"),
-        "temperature": ({"temperature": -0.5}, "temperature -0.5 must be >= 0"),
-        "top_p": ({"top_p": 0}, "top_p 0.0 in (0, 1]"),
-        "sandbox": ({"sandbox": "none"}, "--sandbox none: unknown; use strict or best-effort"),
+        "no samples": ({"samples": 0}, "--samples 0: out of range; give an integer at least 1"),
+        "no rows": ({"max_rows": 0}, "--max_rows 0: out of range; give an integer at least 1"),
+        "no rounds": ({"rounds": 0}, "--rounds 0: out of range; give an integer at least 1"),
+        "no chunk": ({"chunk": 0}, "--chunk 0: out of range; give an integer at least 1"),
+        "shots": ({"shots": -2}, "--shots -2: out of range; give an integer at least -1"),
+        "length": (
+            {"max_new_tokens": -1},
+            "--max_new_tokens -1: out of range; give an integer at least 0",
+        ),
+        "temperature": ({"temperature": -0.5}, "--temperature -0.5: out of range"),
+        "top_p": ({"top_p": 0}, "--top_p 0: out of range"),
+        "sandbox": ({"sandbox": "none"}, "--sandbox none: unknown; choose strict or best-effort"),
         "no folder": ({"data": world / "absent"}, "absent: not a folder"),
         "nothing in it": ({"data": world, "problems": ""}, "there is no benchmark to evaluate; "),
         "no such benchmark": ({"data": world, "benchmarks": "gsm9k"}, "benchmark 'gsm9k': unknown"),
         "benchmarks of no folder": ({"benchmarks": "gsm8k"}, "need --data FOLDER"),
-        "negative limit": ({"limit": -1}, "--limit -1: must be at least 0"),
+        "negative limit": ({"limit": -1}, "--limit -1: out of range; give an integer at least 0"),
         "nothing given": (
             {"model": ""},
             "--model DIR and --problems FILE or --data FOLDER are needed",

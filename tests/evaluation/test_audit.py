@@ -1,3 +1,5 @@
+"""evaluation/audit.py and evaluation/diagnosis.py: by hand, by solvers whose answers are known, by the command."""
+
 import dataclasses
 import json
 import re
@@ -6,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from evaluating import evaluate
 
-import eval as evaluation
 from data import answers
 from data.io import InputError
 from data.problems.perturb import PERTURBATIONS, perturb
@@ -15,11 +17,15 @@ from data.problems.problem import Problem
 from data.problems.readers import save
 from data.problems.retelling import told
 from data.world import synthetic
-from eval import evaluate
-from evaluation import audit, solve
-from evaluation.audit import error_of, halves, other_prompts, reworded, second_opinion, votes
+from evaluation import audit
+from evaluation.audit import other_prompts, reworded
+from evaluation.diagnosis import ERRORS, count_errors, halves, kind_of_error, second_opinion, votes
+from evaluation.judge import judge
+from evaluation.solve import zero_shot
+from evaluation.tasks import Task
 from generate import Sampling
 from runtime.hf import from_pretrained
+from runtime.options import check
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,10 +36,10 @@ def built_in(count, lang="en", levels=(1, 2)):
 
 
 def attempt(text, gold="7", answer="", finish="eos", **other):
-    """As eval.evaluate makes them; the answer is found in the text unless it is given."""
+    """As Solver.solve makes them; the answer is found in the text unless it is given."""
     found = answers.extract(text) if answer == "" else answer
     one = {"text": text, "answer": found, "finish": finish, "tokens": 3, **other}
-    solve.judge(Problem("p", "q", gold), one)
+    judge(Problem("p", "q", gold), one)
     return one
 
 
@@ -105,14 +111,14 @@ def attempt(text, gold="7", answer="", finish="eos", **other):
     ],
 )
 def test_kinds_of_error(kind, why, one, format):
-    assert not one["right"] and error_of("7", one, format) == (kind, why)
+    assert not one["right"] and kind_of_error("7", one, format) == (kind, why)
 
 
 def test_an_answer_that_only_the_second_verifier_takes():
     one = attempt("The answer is 8.", "7") | {
         "text": "The answer is 7."
     }  # as if the first had read 8
-    assert error_of("7", one, "cot")[0] == "verifier mismatch"
+    assert kind_of_error("7", one, "cot")[0] == "verifier mismatch"
     opinion = second_opinion([{"id": "a", "answer": "7", "attempts": [one]}], "cot")
     assert (
         opinion["counts"] == {"wrong, second right": 1}
@@ -132,8 +138,8 @@ def test_counts_of_errors_and_examples():
         }
         for i in range(5)
     ]
-    found = audit.errors(records, "cot")
-    assert list(found) == list(audit.ERRORS) and found["arithmetic"]["count"] == 5
+    found = count_errors(records, "cot")
+    assert list(found) == list(ERRORS) and found["arithmetic"]["count"] == 5
     assert found["arithmetic"]["share"] == 0.5 and sum(one["count"] for one in found.values()) == 5
     assert [example["id"] for example in found["arithmetic"]["examples"]] == ["p0", "p1", "p2"]
     opinion = second_opinion(records, "cot")
@@ -214,7 +220,7 @@ def test_halves_by_length_and_by_steps():
 
 def test_other_prompts_ask_the_same():
     choice = Problem("c", "Which is 7?", "B", kind="choice", choices=("3", "7"))
-    plain = solve.zero_shot("cot")
+    plain = zero_shot("cot")
     found = other_prompts([choice], "cot", plain, "plain")
     assert list(found) == ["prompt Q: A:", "prompt deepseek", "small letters"]
     prompt = plain.prompt(choice)
@@ -264,13 +270,18 @@ def solver(knows):
     return solved, calls
 
 
+def audited(knows, items, sampling=None, temperatures=(0.3, 0.7, 1.0), format="cot"):
+    """(the column of a solver, its calls)."""
+    solved, calls = solver(knows)
+    task = Task(f"test.{format}", items, format, zero_shot(format), 64)
+    return audit.audit(task, solved, "plain", sampling or Sampling(4), temperatures), calls
+
+
 def test_someone_who_knows_the_questions_by_heart():
     items = built_in(40)
     known = {item.question for item in items}
-    solved, calls = solver(lambda item: item.question in known)
-    found = audit.audit(
-        solved, items, "cot", sampling=Sampling(3, 0.7, seed=4), temperatures=(0.3, 1.0)
-    )
+    sampling = Sampling(3, 0.7, seed=4)
+    found, calls = audited(lambda item: item.question in known, items, sampling, (0.3, 1.0))
     rows = found["rows"]
     assert (
         rows["original"]["accuracy"]
@@ -300,7 +311,7 @@ def test_someone_who_knows_the_questions_by_heart():
 
 
 def test_someone_who_understands():
-    found = audit.audit(solver(lambda item: True)[0], built_in(30, levels=(3, 4)), "cot")
+    found, _ = audited(lambda item: True, built_in(30, levels=(3, 4)))
     assert all(row["accuracy"] == 1 for row in found["rows"].values())
     assert found["consistency"]["right in all"] == 1 and all(
         e["count"] == 0 for e in found["errors"].values()
@@ -311,9 +322,7 @@ def test_pairs_are_pairs():
     """Who fails on every third original only gains by a change, on exactly those problems."""
     items = built_in(30)
     failing = {item.question for item in items[::3]}
-    found = audit.audit(
-        solver(lambda item: item.question not in failing)[0], items, "cot", temperatures=()
-    )
+    found, _ = audited(lambda item: item.question not in failing, items, temperatures=())
     row = found["rows"]["instructed"]
     assert row["accuracy"] == 1 and (row["change"]["better"], row["change"]["worse"]) == (10, 0)
     assert row["change"]["difference"] == pytest.approx(1 / 3) and row["kept"] == 1
@@ -326,11 +335,10 @@ def test_pairs_are_pairs():
 
 
 def test_what_an_audit_refuses():
-    solved, _ = solver(lambda item: True)
     with pytest.raises(InputError, match="two problems have the same id"):
-        audit.audit(solved, built_in(2) * 2, "cot")
+        audited(lambda item: True, built_in(2) * 2)
     with pytest.raises(InputError, match="proofs have no answers"):
-        audit.audit(solved, built_in(2), "proof")
+        audited(lambda item: True, built_in(2), format="proof")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -338,9 +346,17 @@ def test_what_an_audit_refuses():
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "eval.py", "--audit", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "evaluation.audit", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "arguments, shown",
+    [(["--help"], "--temperatures X,.."), (["compare", "--help"], "DIR_A DIR_B")],
+)
+def test_help(arguments, shown):
+    done = run(*arguments)
+    assert done.returncode == 0 and shown in done.stdout, done.stderr
 
 
 def test_command(tiny, tmp_path):
@@ -392,28 +408,29 @@ def test_command(tiny, tmp_path):
 
 def test_a_stopped_audit_keeps_its_columns(tiny, tmp_path, monkeypatch):
     save(tmp_path / "few.jsonl", built_in(2))
-    config = evaluation.Config(
+    config = audit.Config(
         model=str(tiny.root / "model"),
         problems=[str(tmp_path / "few.jsonl")],
-        audit=True,
         formats=["cot"],
         temperatures=[0.7],
         max_new_tokens=4,
         device="cpu",
         to=str(tmp_path / "out"),
     )
-    first = evaluation.main(config)
+    first = audit.main(config)
     whole = audit.audit
     monkeypatch.setattr(
         audit, "audit", lambda *given: pytest.fail("a finished column was made again")
     )
-    assert evaluation.main(config)["columns"] == json.loads(json.dumps(first["columns"]))
+    assert audit.main(config)["columns"] == json.loads(json.dumps(first["columns"]))
     asked = []
-    monkeypatch.setattr(audit, "audit", lambda *given: asked.append(given[2]) or whole(*given))
-    both = evaluation.main(dataclasses.replace(config, formats=["cot", "pot"]))
+    monkeypatch.setattr(
+        audit, "audit", lambda task, *rest: asked.append(task.format) or whole(task, *rest)
+    )
+    both = audit.main(dataclasses.replace(config, formats=["cot", "pot"]))
     assert asked == ["pot"] and list(both["columns"]) == ["few.cot", "few.pot"]
     with pytest.raises(InputError, match="audit.json: is of another model or of other settings"):
-        evaluation.main(dataclasses.replace(config, seed=1))
+        audit.main(dataclasses.replace(config, seed=1))
 
 
 @pytest.mark.parametrize(
@@ -422,14 +439,16 @@ def test_a_stopped_audit_keeps_its_columns(tiny, tmp_path, monkeypatch):
         ({}, "--model DIR and --problems FILE or --data FOLDER are needed"),
         (
             {"model": "x", "problems": ["y"], "temperatures": [0, 0.7]},
-            "--temperatures: each must be above 0",
+            "--temperatures 0,0.7: out of range",
         ),
         ({"model": "x", "problems": ["none.jsonl"]}, "none.jsonl: cannot be read"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(InputError, match=message):
-        evaluation.main(evaluation.Config(audit=True, **options))
+        config = audit.Config(**options)
+        check(config)
+        audit.main(config)
 
 
 def test_a_cell_by_hand():

@@ -1,8 +1,10 @@
 """evaluation/solve.py: prompts that fit, programs between the lines, where an answer stands and whether it is right."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
+from evaluating import evaluate
 from test_generate import bigram_model
 
 from data.problems.benchmarks import BENCHMARKS
@@ -10,20 +12,9 @@ from data.problems.problem import Problem
 from data.prompts import prompt
 from data.sandbox.sandbox import Result, Sandbox
 from data.tokenizer import train
-from eval import evaluate
 from evaluation.few_shot import FewShot
-from evaluation.solve import (
-    Tool,
-    blocks,
-    fit,
-    judge,
-    output_text,
-    paper_right,
-    plain_text,
-    session,
-    stated,
-    zero_shot,
-)
+from evaluation.judge import judge, plain_text, right_by_paper, stated_answer
+from evaluation.solve import Solver, Tool, blocks, output_text, session, zero_shot
 from generate import Sampling
 
 
@@ -49,6 +40,12 @@ def tokenizer():
 # Prompts
 
 
+def fit(tokenizer, few_shot, problems, context):
+    """The prompts in a model's context, with room for 64 tokens."""
+    model = SimpleNamespace(config=SimpleNamespace(context=context))
+    return Solver(model, tokenizer).fit(few_shot, problems, 64)
+
+
 def exhaustive(tokenizer, way, item, shots, room, context):
     """`fit` by trying every number of exemplars."""
     for k in range(shots, -1, -1):
@@ -69,7 +66,7 @@ def test_as_many_exemplars_as_fit(tokenizer, name):
     ]
     found = set()
     for context in (300, 700, 1100, 4000):
-        fitted = fit(tokenizer, way, items, way.shots, 64, context, "plain")
+        fitted = fit(tokenizer, way, items, context)
         assert fitted == [
             exhaustive(tokenizer, way, item, way.shots, 64, context) for item in items
         ]
@@ -79,7 +76,7 @@ def test_as_many_exemplars_as_fit(tokenizer, name):
 
 def test_zero_shot_is_the_prompt_of_training(tokenizer):
     item = Problem("p", "What is 2 + 3?", "5")
-    (found,) = fit(tokenizer, zero_shot("pot"), [item], 0, 64, 256, "plain")
+    (found,) = fit(tokenizer, zero_shot("pot"), [item], 256)
     assert found == (tokenizer.encode(prompt(item.question, "pot")), 0)
 
 
@@ -275,7 +272,7 @@ CHOICE = Problem("c", "Which?", "B", kind="choice", choices=("10", "12", "1/2", 
     ],
 )
 def test_choices(text, answer, right, strict):
-    one = stated(CHOICE, text)
+    one = stated_answer(CHOICE, text)
     judge(CHOICE, one)
     assert (one["answer"], one["right"], one["strict"]) == (answer, right, strict)
     assert one["reason"] == ("equal" if right else "no_answer" if answer is None else "value")
@@ -289,7 +286,7 @@ def test_several_options_may_be_right():
         ("The answer is A, C and D.", True),
         (r"\boxed{AC}", False),
     ):
-        one = stated(item, text)
+        one = stated_answer(item, text)
         judge(item, one)
         assert one["right"] == one["strict"] == right
 
@@ -309,7 +306,7 @@ def test_several_options_may_be_right():
 )
 def test_short_texts(gold, text, right, strict):
     item = Problem("t", "?", gold, kind="text")
-    one = stated(item, text)
+    one = stated_answer(item, text)
     judge(item, one)
     assert (one["right"], one["strict"]) == (right, strict)
 
@@ -317,16 +314,16 @@ def test_short_texts(gold, text, right, strict):
 def test_rules_of_the_paper():
     """Its rules for base models take GSM8K's last number, and of a choice only "the final answer is"."""
     item = Problem("p", "?", "1200", solution=r"It is $\boxed{\frac{1}{2}}$.")
-    assert paper_right(item, "In all 1200", "gsm8k", False) and stated(item, "In all 1200") == {
-        "answer": None
-    }
-    assert not paper_right(item, "1200 and 1 in all", "gsm8k", False)
-    assert paper_right(item, "The final answer is $0.5$. I hope it is correct.", "math", False)
-    assert paper_right(CHOICE, "The final answer is (B).", "mmlu_stem", False)
-    assert not paper_right(CHOICE, "The answer is (B).", "mmlu_stem", False)
+    assert right_by_paper(item, "In all 1200", "gsm8k", False) and stated_answer(
+        item, "In all 1200"
+    ) == {"answer": None}
+    assert not right_by_paper(item, "1200 and 1 in all", "gsm8k", False)
+    assert right_by_paper(item, "The final answer is $0.5$. I hope it is correct.", "math", False)
+    assert right_by_paper(CHOICE, "The final answer is (B).", "mmlu_stem", False)
+    assert not right_by_paper(CHOICE, "The answer is (B).", "mmlu_stem", False)
     cloze = Problem("z", "两个空", "$(5, 10)$", lang="zh")
-    assert paper_right(cloze, "所以答案是$5;10$", "gaokao_mathcloze", False)
-    assert not paper_right(cloze, "所以答案是$10;5$", "gaokao_mathcloze", False)
+    assert right_by_paper(cloze, "所以答案是$5;10$", "gaokao_mathcloze", False)
+    assert not right_by_paper(cloze, "所以答案是$10;5$", "gaokao_mathcloze", False)
 
 
 def test_plain_text():

@@ -177,10 +177,12 @@ def test_it_is_held_out_from_training():
             names |= {f"{package}.{member.strip()}" for member in members.split(",")}
         importing[path.relative_to(ROOT).as_posix()] = names
     readers = [name for name, read in importing.items() if "data.answers.verifier" in read]
-    assert [name for name in readers if not name.startswith("tests/")] == ["evaluation/audit.py"]
+    assert [name for name in readers if not name.startswith("tests/")] == [
+        "evaluation/diagnosis.py"
+    ]
     trainers = [name for name in importing if name.startswith("train_")]
     assert len(trainers) == 6
-    for name in [*trainers, "reward.py", "rollout.py", "evaluation/solve.py"]:
-        assert not importing[name] & {"evaluation.audit", "data.answers.verifier"}
+    for name in [*trainers, "reward.py", "rollout.py", "evaluation/judge.py"]:
+        assert not importing[name] & {"evaluation.diagnosis", "data.answers.verifier"}
     verifier = importing["data/answers/verifier.py"]
     assert not [name for name in verifier if name.startswith("data")]
