@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-import runtime
 from data.answers import paper_rules
 from data.io import InputError
 from data.problems import contamination
@@ -31,9 +30,10 @@ from evaluation.metrics import summarize
 from evaluation.solve import Solver
 from evaluation.tasks import Task, check_options, make_tasks, start_sandbox
 from generate import Sampling
-from runtime import World
+from runtime.distributed import World, setup
 from runtime.hf import from_pretrained
 from runtime.options import option
+from runtime.run import command
 
 
 @dataclass
@@ -115,7 +115,7 @@ def solve_task(
     bar = tqdm(
         total=total * config.samples,
         desc=task.name,
-        disable=None if world.main else True,
+        disable=None if world.is_main else True,
         file=sys.stderr,
     )
     with bar:
@@ -166,7 +166,7 @@ def main(config: Config) -> dict:
     # --- options, model, earlier results
     check(config)
     planned = make_tasks(config)
-    world = runtime.setup(config.device)
+    world = setup(config.device)
     tokenizer = Tokenizer.load(config.model)
     model = from_pretrained(config.model, world.device, world.dtype)
     check_tokenizer(tokenizer, model, config.model)
@@ -208,10 +208,10 @@ def main(config: Config) -> dict:
     # --- results
     results = {task.name: saved.results[task.name] for task in planned.tasks}
     saved.close(results, planned, solver)
-    if world.main:
+    if world.is_main:
         print(report.table(results, planned))
     return results
 
 
 if __name__ == "__main__":
-    runtime.command(main, Config)
+    command(main, Config)

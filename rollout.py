@@ -17,7 +17,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import runtime
 from data import prompts
 from data.io import InputError, read_jsonl, write_jsonl
 from data.problems import readers
@@ -27,9 +26,10 @@ from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sample, Sampling, generate
 from model import Transformer
 from reward import Programs, completion_text, predictions, rule_rewards, step_ends
-from runtime import World, seeded
+from runtime.distributed import World, seeded, setup
 from runtime.hf import from_pretrained
 from runtime.options import option
+from runtime.run import command
 
 
 @dataclass
@@ -315,7 +315,7 @@ def main(config: Config) -> None:
         raise InputError("--temperature must be above 0: greedy samples are all the same")
     if Path(config.to).exists():
         raise InputError(f"--to {config.to}: exists; give another name, or remove it")
-    world = runtime.setup(config.device)
+    world = setup(config.device)
     tokenizer = Tokenizer.load(config.model)
     policy = from_pretrained(config.model, world.device, world.dtype)
     check_tokenizer(tokenizer, policy, config.model)
@@ -328,7 +328,7 @@ def main(config: Config) -> None:
     settings = parts / "settings.json"
     elsewhere = ("to", "device", "max_rows", "sandbox")  # do not shape the samples
     shaping = {name: value for name, value in vars(config).items() if name not in elsewhere}
-    if world.main:
+    if world.is_main:
         if settings.exists() and json.loads(settings.read_text()) != shaping:
             raise InputError(
                 f"{parts}: samples of a stopped command with other options; remove it, or repeat that one"
@@ -351,14 +351,14 @@ def main(config: Config) -> None:
                 )
                 label_steps(policy, tokenizer, rollouts, config.template, again, *shared)
             world.barrier()
-            if world.main:
+            if world.is_main:
                 save_rollouts(path, rollouts, tokenizer)
                 right = sum(sum(one.rewards) for one in rollouts) / (len(rollouts) * config.samples)
                 print(
                     f"{start + len(chunk)}/{len(items)} problems, {100 * right:.1f} % right",
                     flush=True,
                 )
-    if world.main:
+    if world.is_main:
         rows = (row for part in sorted(parts.glob("*.jsonl")) for _, row in read_jsonl(part))
         print(
             f"wrote {write_jsonl(target, rows)} problems with {config.samples} completions each to {target}"
@@ -370,4 +370,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    runtime.command(main, Config)
+    command(main, Config)

@@ -19,16 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import runtime
 from batch import Group, forward_flops, pack_completions, token_logprobs
 from data.io import InputError
 from data.packing import micro_batches
 from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sample
 from rollout import Rollout, load_samples
-from runtime import World, seeded
+from runtime import optim
+from runtime.distributed import World, seeded, setup, shard, shuffled
 from runtime.hf import from_pretrained
+from runtime.optim import adamw, clip_grad_norm, lr_linear_decay
 from runtime.options import option
+from runtime.run import Run, command
 
 
 @dataclass
@@ -234,8 +236,8 @@ def validate(model, reference, held_out: list[Pair], config: Config, world: Worl
 
 
 def main(config: Config) -> None:
-    world = runtime.setup(config.device, config.reference, config.bf16, config.compile)
-    run = runtime.Run(config, world)
+    world = setup(config.device, config.reference, config.bf16, config.compile)
+    run = Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, model, config.init)
@@ -248,28 +250,28 @@ def main(config: Config) -> None:
     )
 
     model.activation_checkpointing = run.checkpointing("dpo", model.config)
-    model = runtime.shard(model, world)  # one after the other, so that whole copies do not pile up
-    reference = runtime.shard(from_pretrained(config.init, world.device), world)
-    optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
+    model = shard(model, world)  # one after the other, so that whole copies do not pile up
+    reference = shard(from_pretrained(config.init, world.device), world)
+    optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
     start, _ = run.resume(model, optimizer)
-    order = runtime.shuffled(len(train), config.seed)
+    order = shuffled(len(train), config.seed)
     for _ in range(start * config.batch):
         next(order)
 
     for step in range(start + 1, config.steps + 1):
         began = time.perf_counter()
-        rate = config.lr * runtime.lr_linear_decay(step, config.warmup, config.steps, config.decay)
+        rate = config.lr * lr_linear_decay(step, config.warmup, config.steps, config.decay)
         for group in optimizer.param_groups:
             group["lr"] = rate
         chosen = [train[next(order)] for _ in range(config.batch)]
         metrics = dpo_gradient(model, reference, chosen, config, world)
-        metrics |= {"grad_norm": runtime.clip_grad_norm(model, config.max_grad_norm), "lr": rate}
+        metrics |= {"grad_norm": clip_grad_norm(model, config.max_grad_norm), "lr": rate}
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         flops = (3 + 1) * forward_flops(
             model.config, [pair.group for pair in chosen]
         )  # the reference: forward only
-        speed = runtime.speed(
+        speed = optim.speed(
             sum(pair.tokens for pair in chosen), flops, time.perf_counter() - began, world
         )
         if valid and (step % config.valid_every == 0 or step == config.steps):
@@ -280,4 +282,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    runtime.command(main, Config)
+    command(main, Config)

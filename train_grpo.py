@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import runtime
 import train_reward
 from batch import (
     Group,
@@ -57,9 +56,12 @@ from kernels.policy_loss import policy_loss as fused_terms
 from model import ModelConfig, Transformer
 from reward import RewardModel, solution_score
 from rollout import Rollout, label_steps, load_rollouts, rollout, save_rollouts
-from runtime import World, seeded
+from runtime import optim
+from runtime.distributed import World, gather_into, prepare, seeded, setup, shard, shuffled
 from runtime.hf import from_pretrained
+from runtime.optim import adamw, clip_grad_norm, lr_linear_decay
 from runtime.options import option, parse
+from runtime.run import Run, command
 
 
 @dataclass
@@ -413,7 +415,7 @@ def refresh(
     ]
     shared = config.max_rows, sandbox, world
     if not world.broadcast_object(data[-1].exists()):
-        order = runtime.shuffled(len(items), seeded(config.seed, "reward", iteration))
+        order = shuffled(len(items), seeded(config.seed, "reward", iteration))
         chosen = [items[next(order)] for _ in range(config.reward_questions)]
         formats = [config.formats[i % len(config.formats)] for i in range(len(chosen))]
         seed = seeded(config.seed, "reward samples", iteration)
@@ -427,7 +429,7 @@ def refresh(
             )
             label_steps(policy, tokenizer, rollouts, config.template, again, *shared)
         world.barrier()
-        if world.main:
+        if world.is_main:
             save_rollouts(data[-1], rollouts, tokenizer)
         world.barrier()
     if not world.broadcast_object(reward_directory(config, iteration).exists()):
@@ -602,7 +604,7 @@ def update(
     metrics = {}
     for inner in range(config.mu):
         sums = grpo_gradient(model, batches, config, first=inner == 0)
-        norm = runtime.clip_grad_norm(model, config.max_grad_norm)
+        norm = clip_grad_norm(model, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         last = averaged(sums, world) | {"grad_norm": norm}
@@ -656,14 +658,14 @@ def timing(
     reward_model: RewardModel | None,
     world: World,
 ) -> dict:
-    """A step's line of timing.jsonl: its `seconds` by phase and together; `runtime.speed` of learning, in which the
+    """A step's line of timing.jsonl: its `seconds` by phase and together; `speed` of learning, in which the
     models of `learned` take so many forwards of the batch each (a backward counts as two); and where it was sampled in
     this step too, the tokens sampled a second, over all processes, and mfu_step: that of the whole step, for which
     sampling takes the policy one forward of the batch, as the cache keeps what was read."""
     groups = [(one.prompt, [sample.ids for sample in one.samples]) for one in rollouts]
     tokens = mu * sum(len(prompt) + sum(map(len, completions)) for prompt, completions in groups)
     flops = sum(times * forward_flops(shape, groups) for shape, times in learned)
-    found = runtime.speed(tokens, flops, seconds["update"] + seconds.get("assess", 0.0), world)
+    found = optim.speed(tokens, flops, seconds["update"] + seconds.get("assess", 0.0), world)
     together = sum(seconds.values())
     if "rollout" in seconds:
         sampled = sum(sum(sample.mask) for one in rollouts for sample in one.samples)
@@ -671,7 +673,7 @@ def timing(
         if reward_model is not None:
             flops += forward_flops(reward_model.model.config, groups, last=True)
         found["rollout_tokens_per_second"] = sampled / seconds["rollout"]
-        found["mfu_step"] = runtime.mfu(flops / together, world)
+        found["mfu_step"] = optim.mfu(flops / together, world)
     return {"seconds": together, **seconds, **found}
 
 
@@ -750,8 +752,8 @@ def load_problems(
 
 def main(config: Config) -> None:
     check(config)
-    world = runtime.setup(config.device, config.reference, config.bf16, config.compile)
-    run = runtime.Run(config, world)
+    world = setup(config.device, config.reference, config.bf16, config.compile)
+    run = Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, model, config.init)
@@ -759,18 +761,14 @@ def main(config: Config) -> None:
     run.say(f"{len(items)} problems, {config.questions} x {config.samples} completions a step")
 
     model.activation_checkpointing = run.checkpointing("grpo", model.config)
-    model = runtime.shard(model, world)  # one after the other, so that whole copies do not pile up
+    model = shard(model, world)  # one after the other, so that whole copies do not pile up
     regularised = config.beta and config.algorithm == "grpo"
-    reference = (
-        runtime.shard(from_pretrained(config.init, world.device), world) if regularised else None
-    )
+    reference = shard(from_pretrained(config.init, world.device), world) if regularised else None
     # Whole on every process: decoding never waits for another one.
-    policy = runtime.prepare(
-        from_pretrained(config.init, world.device, world.dtype), world, trained=False
-    )
+    policy = prepare(from_pretrained(config.init, world.device, world.dtype), world, trained=False)
     offline = config.data_source == "sft"
     sampler = copy.deepcopy(policy) if offline else policy
-    optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
+    optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
 
     def reward_of(iteration: int) -> RewardModel | None:
         kind, directory = config.reward.removesuffix("_model"), reward_directory(config, iteration)
@@ -784,7 +782,7 @@ def main(config: Config) -> None:
     start, state = run.resume(model, optimizer)
     silent = state.get("silent", 0)  # steps in a row without a signal
     total = config.iterations * config.steps
-    order = runtime.shuffled(len(items), config.seed)
+    order = shuffled(len(items), config.seed)
     for _ in range(start * config.questions):
         next(order)
     if (iteration := start // config.steps) and start % config.steps:
@@ -794,7 +792,7 @@ def main(config: Config) -> None:
 
     with Sandbox(mode=config.sandbox) if "pot" in config.formats else nullcontext() as sandbox:
         if start == 0 and held_out:
-            runtime.gather_into(model, policy)
+            gather_into(model, policy)
             run.log(0, validate(config, policy, tokenizer, held_out, sandbox, world), {})
         for step in range(start + 1, total + 1):
             iteration, done = divmod(step - 1, config.steps)
@@ -803,7 +801,7 @@ def main(config: Config) -> None:
                     run.save_reference(iteration, model, tokenizer)
                     run.load_reference(iteration, reference)
                 if config.reward_questions:
-                    runtime.gather_into(model, policy)
+                    gather_into(model, policy)
                     refresh(config, iteration, policy, tokenizer, items, sandbox, world)
                     reward_model = reward_of(iteration)
             batch = [items[next(order)] for _ in range(config.questions)]
@@ -813,24 +811,22 @@ def main(config: Config) -> None:
                 rollouts = load_rollouts(path)
             else:
                 if not offline:
-                    runtime.gather_into(model, policy)
+                    gather_into(model, policy)
                 rollouts, seconds = collect(
                     config, step, sampler, tokenizer, batch, sandbox, reward_model, world
                 )
                 world.barrier()  # no process may find the file of a step that another is still sampling
-                if world.main and config.keep_rollouts:
+                if world.is_main and config.keep_rollouts:
                     save_rollouts(path, rollouts, tokenizer)
             began = time.perf_counter()
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * runtime.lr_linear_decay(
-                    step, config.warmup, total, config.decay
-                )
+                group["lr"] = config.lr * lr_linear_decay(step, config.warmup, total, config.decay)
             metrics = rollout_metrics(rollouts) | update(
                 model, optimizer, rollouts, config, reference, world
             )
             seconds["update"] = time.perf_counter() - began
             if held_out and (step % config.valid_every == 0 or step == total):
-                runtime.gather_into(model, policy)
+                gather_into(model, policy)
                 metrics |= validate(config, policy, tokenizer, held_out, sandbox, world)
             reads = [(model.config, 3 * config.mu + (reference is not None))]
             run.log(
@@ -860,4 +856,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    runtime.command(main, Config)
+    command(main, Config)

@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import runtime
 import train_grpo
 from batch import pack_completions, token_logprobs, token_values
 from data.io import InputError
@@ -40,9 +39,11 @@ from data.tokenizer import Tokenizer, check_tokenizer
 from model import Transformer
 from reward import RewardModel
 from rollout import Rollout, load_rollouts, save_rollouts
-from runtime import World
+from runtime.distributed import World, gather_into, prepare, setup, shard, shuffled
 from runtime.hf import from_pretrained
+from runtime.optim import adamw, clip_grad_norm, lr_linear_decay
 from runtime.options import option
+from runtime.run import Run, command
 from train_grpo import (
     MicroBatch,
     averaged,
@@ -289,7 +290,7 @@ def update(
             ("", model, optimizer),
             ("value_", value, value_optimizer),
         ):
-            norms[f"{name}grad_norm"] = runtime.clip_grad_norm(one, config.max_grad_norm)
+            norms[f"{name}grad_norm"] = clip_grad_norm(one, config.max_grad_norm)
             its_optimizer.step()
             its_optimizer.zero_grad(set_to_none=True)
         last = averaged(sums, world) | norms
@@ -327,22 +328,18 @@ def load_value(config: Config, tokenizer: Tokenizer, device) -> Transformer:
 
 def main(config: Config) -> None:
     check(config)
-    world = runtime.setup(config.device, config.reference, config.bf16, config.compile)
-    run = runtime.Run(config, world)
+    world = setup(config.device, config.reference, config.bf16, config.compile)
+    run = Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, model, config.init)
     items, held_out = load_problems(config, tokenizer, model.config.context)
     model.activation_checkpointing = run.checkpointing("ppo", model.config)
-    model = runtime.shard(model, world)  # one after the other, so that whole copies do not pile up
-    value = runtime.shard(load_value(config, tokenizer, world.device), world)
-    reference = (
-        runtime.shard(from_pretrained(config.init, world.device), world) if config.beta else None
-    )
+    model = shard(model, world)  # one after the other, so that whole copies do not pile up
+    value = shard(load_value(config, tokenizer, world.device), world)
+    reference = shard(from_pretrained(config.init, world.device), world) if config.beta else None
     # Whole on every process: decoding never waits for another one.
-    policy = runtime.prepare(
-        from_pretrained(config.init, world.device, world.dtype), world, trained=False
-    )
+    policy = prepare(from_pretrained(config.init, world.device, world.dtype), world, trained=False)
     kind, learned = config.reward.removesuffix("_model"), config.reward != "rule"
     reward_model = (
         RewardModel(config.reward_model, kind, tokenizer, world.device, world.dtype)
@@ -352,19 +349,17 @@ def main(config: Config) -> None:
     run.say(f"{len(items)} problems, {config.questions} x {config.samples} completions a step")
 
     options = as_grpo(config)
-    optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
-    value_optimizer = runtime.adamw(
-        value, config.value_lr, (0.9, config.beta2), config.weight_decay
-    )
+    optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
+    value_optimizer = adamw(value, config.value_lr, (0.9, config.beta2), config.weight_decay)
     others = {"value": (value, value_optimizer)}
     start, _ = run.resume(model, optimizer, others)
-    order = runtime.shuffled(len(items), config.seed)
+    order = shuffled(len(items), config.seed)
     for _ in range(start * config.questions):
         next(order)
 
     with Sandbox(mode=config.sandbox) if "pot" in config.formats else nullcontext() as sandbox:
         if start == 0 and held_out:
-            runtime.gather_into(model, policy)
+            gather_into(model, policy)
             run.log(0, validate(config, policy, tokenizer, held_out, sandbox, world), {})
         for step in range(start + 1, config.steps + 1):
             batch = [items[next(order)] for _ in range(config.questions)]
@@ -373,7 +368,7 @@ def main(config: Config) -> None:
             if world.broadcast_object(path.exists()):
                 rollouts = load_rollouts(path)
             else:
-                runtime.gather_into(model, policy)
+                gather_into(model, policy)
                 rollouts, seconds = collect(
                     options, step, policy, tokenizer, batch, sandbox, reward_model, world
                 )
@@ -384,10 +379,10 @@ def main(config: Config) -> None:
                 config, rollouts
             )  # in place of the groups' advantages, which `collect` gave them
             metrics = rollout_metrics(rollouts) | estimates
-            if world.main and config.keep_rollouts and not path.exists():
+            if world.is_main and config.keep_rollouts and not path.exists():
                 save_rollouts(path, rollouts, tokenizer)
             began = time.perf_counter()
-            share = runtime.lr_linear_decay(step, config.warmup, config.steps, config.decay)
+            share = lr_linear_decay(step, config.warmup, config.steps, config.decay)
             rates = {"lr": config.lr * share, "value_lr": config.value_lr * share}
             for one, rate in zip((optimizer, value_optimizer), rates.values(), strict=True):
                 for group in one.param_groups:
@@ -399,7 +394,7 @@ def main(config: Config) -> None:
             )
             seconds["update"] = time.perf_counter() - began
             if held_out and (step % config.valid_every == 0 or step == config.steps):
-                runtime.gather_into(model, policy)
+                gather_into(model, policy)
                 metrics |= validate(config, policy, tokenizer, held_out, sandbox, world)
             times, assessed = 3 * config.mu, "assess" in seconds
             reads = [
@@ -421,4 +416,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    runtime.command(main, Config)
+    command(main, Config)

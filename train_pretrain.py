@@ -15,15 +15,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-import runtime
 from data.io import InputError
 from data.shards import Mixture, Shards, windows
 from data.tokenizer import Tokenizer, check_tokenizer
 from kernels.head_loss import cross_entropy
 from layout import Layout
 from model import PRESETS, ModelConfig, Transformer, preset
+from runtime import optim
+from runtime.distributed import World, seeded, setup, shard
 from runtime.hf import from_pretrained
+from runtime.optim import adamw, clip_grad_norm, lr_multistep
 from runtime.options import option
+from runtime.run import Run, command
 
 
 @dataclass
@@ -82,7 +85,7 @@ def lm_loss(model: Transformer, rows: np.ndarray, eos: int, tokens: int) -> torc
     return cross_entropy(hidden[learned], model.head_weight, targets, tokens)
 
 
-def total_loss(model, rows: np.ndarray, eos: int, micro_batch: int, world: runtime.World) -> float:
+def total_loss(model, rows: np.ndarray, eos: int, micro_batch: int, world: World) -> float:
     """Mean loss per token of all `rows` over all processes; accumulates its gradient where gradients are on."""
     tokens = int((rows[:, :-1] != eos).sum())
     total = torch.zeros((), device=model.device)
@@ -114,8 +117,8 @@ def step_flops(shape: ModelConfig, rows: np.ndarray, eos: int) -> float:
 def main(config: Config) -> None:
     if not (config.init or config.tokenizer):
         raise InputError("--tokenizer DIR is needed for a new model, or --init DIR to continue one")
-    world = runtime.setup(config.device, config.reference, config.bf16, config.compile)
-    run = runtime.Run(config, world)
+    world = setup(config.device, config.reference, config.bf16, config.compile)
+    run = Run(config, world)
     tokenizer = Tokenizer.load(config.init or config.tokenizer)
     if config.init:
         model = from_pretrained(config.init, world.device)
@@ -139,21 +142,21 @@ def main(config: Config) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     run.say(f"{parameters / 1e6:.2f} M parameters, {config.batch * config.context} tokens a step")
 
-    model = runtime.shard(model, world)
-    optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
+    model = shard(model, world)
+    optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
     start, state = run.resume(model, optimizer)
     if state:
         mixture.load_state_dict(state["mixture"])
 
     for step in range(start + 1, config.steps + 1):
         began = time.perf_counter()
-        torch.manual_seed(runtime.seeded(config.seed, "dropout", step, world.rank))
+        torch.manual_seed(seeded(config.seed, "dropout", step, world.rank))
         rows, sources = mixture.next_batch(config.batch)
-        rate = config.lr * runtime.lr_multistep(step, config.warmup, config.steps)
+        rate = config.lr * lr_multistep(step, config.warmup, config.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = total_loss(model, rows, tokenizer.eos_id, config.micro_batch, world)
-        norm = runtime.clip_grad_norm(model, config.max_grad_norm)
+        norm = clip_grad_norm(model, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - began
@@ -172,11 +175,11 @@ def main(config: Config) -> None:
                     )
                     metrics[f"valid_loss/{name}"] = held_out_loss
         flops = step_flops(shape, rows, tokenizer.eos_id)
-        speed = runtime.speed(config.batch * config.context, flops, seconds, world)
+        speed = optim.speed(config.batch * config.context, flops, seconds, world)
         run.log(step, metrics, {"seconds": seconds, **speed})
         run.checkpoint(step, model, tokenizer, optimizer, {"mixture": mixture.state_dict()})
     run.finish(model, tokenizer, {"parameters": parameters})
 
 
 if __name__ == "__main__":
-    runtime.command(main, Config)
+    command(main, Config)

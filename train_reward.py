@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import runtime
 from batch import cut_group, forward_flops, token_scores
 from data import prompts
 from data.io import InputError, read_jsonl
@@ -29,8 +28,12 @@ from data.packing import micro_batches
 from data.tokenizer import Tokenizer, check_tokenizer
 from reward import solution_score, step_ends
 from rollout import load_samples
+from runtime import optim
+from runtime.distributed import World, setup, shard, shuffled
 from runtime.hf import from_pretrained
+from runtime.optim import adamw, clip_grad_norm, lr_linear_decay
 from runtime.options import option
+from runtime.run import Run, command
 
 
 @dataclass
@@ -252,7 +255,7 @@ def reward_scores(model, groups: list[Labelled]) -> torch.Tensor:
     return token_scores(model, [(one.prompt, one.completions) for one in groups], places)
 
 
-def reward_gradient(model, groups: list[Labelled], config: Config, world: runtime.World) -> dict:
+def reward_gradient(model, groups: list[Labelled], config: Config, world: World) -> dict:
     """Accumulate the gradient of the mean cross-entropy over all processes' labelled tokens; returns it and the share
     of tokens on the right side of 1/2. Every process holds all groups and takes its share."""
     parts = [
@@ -298,7 +301,7 @@ def calibration_error(probability: np.ndarray, label: np.ndarray, bins: int = 10
 
 
 @torch.no_grad()
-def validate(model, groups: list[Labelled], config: Config, world: runtime.World) -> dict:
+def validate(model, groups: list[Labelled], config: Config, world: World) -> dict:
     """On held-out questions: loss, accuracy, area under the ROC curve and calibration of labelled tokens; and, of
     questions with several judged completions, how often the best-scored one is right, how often one is at random, and
     the mean over questions of the area under the curve within a question: the area over all tokens is large already
@@ -342,8 +345,8 @@ def validate(model, groups: list[Labelled], config: Config, world: runtime.World
 
 
 def main(config: Config) -> None:
-    world = runtime.setup(config.device, config.reference, config.bf16, config.compile)
-    run = runtime.Run(config, world)
+    world = setup(config.device, config.reference, config.bf16, config.compile)
+    run = Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device, score=config.kind)
     check_tokenizer(tokenizer, model, config.init)
@@ -361,28 +364,28 @@ def main(config: Config) -> None:
         f"{len(groups)} questions, {counts['replayed']} of them from history; "
         f"{left_out} completions longer than {config.context} tokens left out"
     )
-    model = runtime.shard(model, world)
-    optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
+    model = shard(model, world)
+    optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
     start, _ = run.resume(model, optimizer)
-    order = runtime.shuffled(len(groups), config.seed)
+    order = shuffled(len(groups), config.seed)
     for _ in range(start * config.questions):
         next(order)
     if start == 0 and valid:
         run.log(0, validate(model, valid, config, world), {})
     for step in range(start + 1, config.steps + 1):
         began = time.perf_counter()
-        rate = config.lr * runtime.lr_linear_decay(step, config.warmup, config.steps, config.decay)
+        rate = config.lr * lr_linear_decay(step, config.warmup, config.steps, config.decay)
         for group in optimizer.param_groups:
             group["lr"] = rate
         chosen = [groups[next(order)] for _ in range(config.questions)]
         metrics = reward_gradient(model, chosen, config, world)
-        metrics |= {"grad_norm": runtime.clip_grad_norm(model, config.max_grad_norm), "lr": rate}
+        metrics |= {"grad_norm": clip_grad_norm(model, config.max_grad_norm), "lr": rate}
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         flops = 3 * forward_flops(
             model.config, [(one.prompt, one.completions) for one in chosen], last=True
         )
-        speed = runtime.speed(
+        speed = optim.speed(
             sum(one.tokens for one in chosen), flops, time.perf_counter() - began, world
         )
         if valid and (step % config.valid_every == 0 or step == config.steps):
@@ -393,4 +396,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    runtime.command(main, Config)
+    command(main, Config)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-import runtime
 from batch import Group, forward_flops, hidden_states, pack_completions
 from data import prompts
 from data.io import InputError, read_jsonl
@@ -23,8 +22,12 @@ from data.packing import micro_batches, pack
 from data.tokenizer import Tokenizer, check_tokenizer
 from kernels.head_loss import cross_entropy
 from model import Transformer
+from runtime import optim
+from runtime.distributed import World, seeded, setup, shard
 from runtime.hf import from_pretrained
+from runtime.optim import adamw, clip_grad_norm, lr_linear_decay
 from runtime.options import option
+from runtime.run import Run, command
 
 
 @dataclass
@@ -119,7 +122,7 @@ def sft_coefficient() -> float:
     return 1.0
 
 
-def sft_gradient(model, examples: list[Group], micro_tokens: int, world: runtime.World) -> float:
+def sft_gradient(model, examples: list[Group], micro_tokens: int, world: World) -> float:
     """Accumulate the gradient of the mean loss over all processes' examples; returns that loss.
 
     Every process holds all `examples` and takes its share of the micro-batches, in equal number (an empty one runs a
@@ -140,7 +143,7 @@ def sft_gradient(model, examples: list[Group], micro_tokens: int, world: runtime
 
 
 @torch.no_grad()
-def validation_loss(model, examples: list[Group], micro_tokens: int, world: runtime.World) -> float:
+def validation_loss(model, examples: list[Group], micro_tokens: int, world: World) -> float:
     """Mean loss per response token, over all of `examples`."""
     tokens = sum(len(responses[0]) for _, responses in examples)
     total = torch.zeros((), device=model.device)
@@ -153,8 +156,8 @@ def validation_loss(model, examples: list[Group], micro_tokens: int, world: runt
 
 
 def main(config: Config) -> None:
-    world = runtime.setup(config.device, config.reference, config.bf16, config.compile)
-    run = runtime.Run(config, world)
+    world = setup(config.device, config.reference, config.bf16, config.compile)
+    run = Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, model, config.init)
@@ -169,8 +172,8 @@ def main(config: Config) -> None:
     )
     run.say(f"{len(examples)} examples, {left_out} longer than {config.context} tokens left out")
 
-    model = runtime.shard(model, world)
-    optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
+    model = shard(model, world)
+    optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
     start, _ = run.resume(model, optimizer)
     lengths = [length(example) for example in examples]
     stream = batches(lengths, config.context, config.batch, config.seed)
@@ -179,17 +182,17 @@ def main(config: Config) -> None:
 
     for step in range(start + 1, config.steps + 1):
         began = time.perf_counter()
-        torch.manual_seed(runtime.seeded(config.seed, "dropout", step, world.rank))
+        torch.manual_seed(seeded(config.seed, "dropout", step, world.rank))
         chosen = [examples[i] for i in next(stream)]
-        rate = config.lr * runtime.lr_linear_decay(step, config.warmup, config.steps, config.decay)
+        rate = config.lr * lr_linear_decay(step, config.warmup, config.steps, config.decay)
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = sft_gradient(model, chosen, config.micro_tokens, world)
-        norm = runtime.clip_grad_norm(model, config.max_grad_norm)
+        norm = clip_grad_norm(model, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         flops = 3 * forward_flops(model.config, chosen)
-        speed = runtime.speed(sum(map(length, chosen)), flops, time.perf_counter() - began, world)
+        speed = optim.speed(sum(map(length, chosen)), flops, time.perf_counter() - began, world)
         metrics = {"loss": loss, "grad_norm": norm, "lr": rate, "examples": len(chosen)}
         if valid and (step % config.valid_every == 0 or step == config.steps):
             metrics["valid_loss"] = validation_loss(model, valid, config.micro_tokens, world)
@@ -199,4 +202,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    runtime.command(main, Config)
+    command(main, Config)

@@ -66,7 +66,8 @@ class Learner:
     def __init__(self, model, config, world, eos: int):
         import copy
 
-        import runtime
+        from runtime.distributed import prepare, shard
+        from runtime.optim import adamw
 
         class Ids:
             """The smallest thing that `generate` takes for a tokenizer."""
@@ -75,22 +76,22 @@ class Learner:
 
         self.config, self.world, self.tokenizer = config, world, Ids()
         model.activation_checkpointing = config.activation_checkpointing
-        self.sampler = runtime.prepare(copy.deepcopy(model).to(world.dtype), world, trained=False)
-        self.model = runtime.shard(model, world)
+        self.sampler = prepare(copy.deepcopy(model).to(world.dtype), world, trained=False)
+        self.model = shard(model, world)
         self.reference = copy.deepcopy(model)
-        self.optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
+        self.optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
 
     def rollout(self, prompts: list[list[int]], seed: int) -> list:
         """Sampled completions with random rewards and their advantages."""
         import torch
 
-        import runtime
         from data.problems.problem import Problem
         from generate import Sampling, generate
         from kernels.advantage import group_advantage
+        from runtime.distributed import gather_into
         from train_grpo import Rollout
 
-        runtime.gather_into(self.model, self.sampler)
+        gather_into(self.model, self.sampler)
         G = self.config.samples
         sampling = Sampling(G, 1.0, 1.0, self.config.max_new_tokens, seed=seed)
         groups = generate(self.sampler, self.tokenizer, prompts, sampling, self.config.max_rows)
@@ -110,11 +111,11 @@ class Learner:
 
 
 def ours(folder: str, given) -> None:
-    import runtime
+    from runtime.distributed import World
     from runtime.hf import from_pretrained
 
     config = own_config(given.ours)
-    world = runtime.World(bf16=given.dtype == "bfloat16", compile=config.compile)
+    world = World(bf16=given.dtype == "bfloat16", compile=config.compile)
     learner = Learner(from_pretrained(folder), config, world, eos=0)
 
     def work(step: int) -> dict:

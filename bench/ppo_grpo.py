@@ -29,13 +29,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import runtime
 import train_grpo
 import train_ppo
 from data.problems.problem import Problem
 from generate import Sampling, generate
 from model import ModelConfig, Transformer
 from rollout import Rollout
+from runtime.distributed import World
+from runtime.optim import adamw
 
 SHAPE = dict(vocab_size=46, width=128, layers=3, heads=4, kv_heads=2, ffn=320, context=256)
 METHODS = ("grpo", "ppo")
@@ -51,13 +52,13 @@ class Learner:
     """A method with its models: the policy, the reference, a reward model that is only held, and PPO's value model."""
 
     def __init__(self, method: str):
-        self.world, self.method = runtime.World(), method
+        self.world, self.method = World(), method
         self.model, self.value = Transformer(ModelConfig(**SHAPE)), None
-        self.optimizer = runtime.adamw(self.model, 1e-6, (0.9, 0.95), 0.0)
+        self.optimizer = adamw(self.model, 1e-6, (0.9, 0.95), 0.0)
         if method == "ppo":
             self.config = train_ppo.Config(max_new_tokens=48)
             self.value = Transformer(ModelConfig(**SHAPE, score="value"))
-            self.value_optimizer = runtime.adamw(self.value, 1e-5, (0.9, 0.95), 0.0)
+            self.value_optimizer = adamw(self.value, 1e-5, (0.9, 0.95), 0.0)
         else:
             self.config = train_grpo.Config(max_new_tokens=48)
         self.reference = copy.deepcopy(self.model)

@@ -40,22 +40,23 @@ def own_config(given):
 
 
 def ours(folder: str, given) -> None:
-    import runtime
+    from runtime.distributed import World, shard
     from runtime.hf import from_pretrained
+    from runtime.optim import adamw, clip_grad_norm
     from train_pretrain import total_loss
 
     config = own_config(given)
-    world = runtime.World(bf16=given.dtype == "bfloat16", compile=config.compile)
+    world = World(bf16=given.dtype == "bfloat16", compile=config.compile)
     model = from_pretrained(folder)
     model.activation_checkpointing = config.activation_checkpointing
-    model = runtime.shard(model, world)
-    optimizer = runtime.adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
+    model = shard(model, world)
+    optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
 
     def work(step: int) -> dict:
         loss = total_loss(
             model, rows(step, config.batch, config.context), -1, config.micro_batch, world
         )
-        runtime.clip_grad_norm(model, config.max_grad_norm)
+        clip_grad_norm(model, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return {"loss": loss}

@@ -46,8 +46,8 @@ def case_of(name: str) -> tuple[bool, int]:
 
 
 def ours(folder: str, given) -> None:
-    import runtime
     from generate import Sampling, generate
+    from runtime.distributed import World, prepare
     from runtime.hf import from_pretrained
 
     class Ids:
@@ -56,8 +56,8 @@ def ours(folder: str, given) -> None:
         eos_id, vocab_size = -1, VOCABULARY
 
     config = turns.own_options(Config, given.ours, ("compile",), {})
-    world = runtime.World(bf16=given.dtype == "bfloat16", compile=config.compile)
-    model = runtime.prepare(from_pretrained(folder), world, trained=False)
+    world = World(bf16=given.dtype == "bfloat16", compile=config.compile)
+    model = prepare(from_pretrained(folder), world, trained=False)
     ragged, batch = case_of(given.cases)
     model.config.eos_id = ENDS if ragged else None
 

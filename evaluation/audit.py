@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-import runtime
 from data.io import InputError, atomic_write, run_cli
 from data.problems.perturb import PERTURBATIONS, perturb
 from data.problems.problem import Problem
@@ -49,8 +48,10 @@ from evaluation.significance import (
 from evaluation.solve import Solver, zero_shot
 from evaluation.tasks import Task, check_options, make_tasks, start_sandbox
 from generate import Sampling
+from runtime.distributed import setup
 from runtime.hf import from_pretrained
 from runtime.options import option
+from runtime.run import command
 
 # (problems, sampling, prompts, template) -> a record for each problem
 Solve = Callable[[Sequence[Problem], Sampling, FewShot, str], list[dict]]
@@ -366,7 +367,7 @@ def main(config: Config) -> dict:
     tasks = [task for task in make_tasks(config).tasks if task.format != "proof"]
     if not tasks:
         raise InputError("proofs have no answers to audit; name other benchmarks")
-    world = runtime.setup(config.device)
+    world = setup(config.device)
     if world.size > 1:
         raise InputError("an audit runs in one process; start it without torchrun")
     document = {
@@ -424,4 +425,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["compare"]:
         run_cli(lambda: compare_command(sys.argv[2:]))
     else:
-        runtime.command(main, Config)
+        command(main, Config)

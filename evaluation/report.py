@@ -22,7 +22,8 @@ import torch
 from data.io import InputError, atomic_write, write_jsonl
 from evaluation.solve import Solver
 from evaluation.tasks import Tasks
-from runtime import Interrupt, Interrupted, World
+from runtime.distributed import World
+from runtime.run import Interrupt, Interrupted
 
 # Options that may change between two runs into the same folder: they do not change the figures of a
 # task
@@ -67,7 +68,7 @@ class Saved:
             for result in self.partial.glob("*.result"):
                 self.results[result.stem] = read_json(result)
         world.barrier()
-        if world.main:
+        if world.is_main:
             write_json(path, self._settings())
 
     def _settings(self) -> dict:
@@ -112,7 +113,7 @@ class Saved:
     def add(self, name: str, start: int, records: list[dict], seconds: float) -> None:
         """Save a chunk."""
         self.chunks[name][start] = {"seconds": seconds, "records": records}
-        if self.to and self.world.main:
+        if self.to and self.world.is_main:
             write_json(self.partial / name / f"{start:08d}.json", self.chunks[name][start])
 
     def records(self, name: str) -> list[dict]:
@@ -129,7 +130,7 @@ class Saved:
     def finish(self, name: str, figures: dict) -> None:
         """Save the figures and records of a finished task."""
         self.results[name] = figures
-        if self.to and self.world.main:
+        if self.to and self.world.is_main:
             write_jsonl(self.to / f"{name}.jsonl", self.records(name))
             write_json(self.partial / f"{name}.result", figures)
             shutil.rmtree(self.partial / name)
@@ -137,7 +138,7 @@ class Saved:
 
     def close(self, results: dict, planned: Tasks, solver: Solver) -> None:
         """Write results.json and the table, and remove the parts."""
-        if not (self.to and self.world.main):
+        if not (self.to and self.world.is_main):
             return
         if results.keys() <= self.before.get("results", {}).keys():  # nothing is new
             shutil.rmtree(self.partial)

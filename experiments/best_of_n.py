@@ -10,7 +10,6 @@ import json
 from functools import partial
 from pathlib import Path
 
-import runtime
 from experiments.common import (
     Config,
     difference,
@@ -22,6 +21,7 @@ from experiments.common import (
     save,
     world,
 )
+from runtime.run import command
 
 MEASURES = ("best_of_n", "valid_auc", "valid_auc_within", "valid_calibration_error")
 
@@ -77,4 +77,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    runtime.command(main, Config)
+    command(main, Config)

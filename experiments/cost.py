@@ -27,14 +27,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import runtime
 import train_grpo
 from bench.grpo_step import Learner
 from bench.turns import machine, peak_bytes, reset_peak
 from data.io import InputError
 from experiments.common import canvas, flags, run, save
 from model import PRESETS, ModelConfig, Transformer, preset
+from runtime.distributed import World, setup
 from runtime.options import option
+from runtime.run import command
 from tools import plan
 
 POWERS = [2**i for i in range(13)]
@@ -128,7 +129,7 @@ PHASES = ("rollout", "learning")
 # A point
 
 
-def measure(shape: Shape, world: runtime.World, repeats: int, budget: float) -> dict:
+def measure(shape: Shape, world: World, repeats: int, budget: float) -> dict:
     """Seconds of every step's phases; peak bytes of each phase, of one step more. Two steps of one question come first.
 
     On a CPU bytes are above those of a process that has made a step of a tiny model: what libraries load and allocate
@@ -187,7 +188,7 @@ def return_freed() -> None:
         libc.malloc_trim(0)
 
 
-def learner_of(shape: Shape, model: ModelConfig, world: runtime.World) -> Learner:
+def learner_of(shape: Shape, model: ModelConfig, world: World) -> Learner:
     """What train_grpo.py holds, with completions that nothing but their length ends."""
     config = train_grpo.Config(
         questions=shape.questions,
@@ -563,7 +564,7 @@ def draw(path: Path, sweeps: dict[str, tuple[list[float], list[dict]]], base: di
 
 
 def main(config: Config) -> None:
-    world = runtime.setup(config.device)
+    world = setup(config.device)
     kind = world.device.type
     config = complete(config, kind)
     if config.point:
@@ -612,4 +613,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    runtime.command(main, Config)
+    command(main, Config)

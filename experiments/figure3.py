@@ -30,7 +30,6 @@ from pathlib import Path
 
 import numpy as np
 
-import runtime
 import train_pretrain
 from data.io import InputError, atomic_write, jsonl_files
 from data.problems import readers
@@ -48,6 +47,7 @@ from experiments.common import (
     save,
 )
 from runtime.options import option, parse
+from runtime.run import command
 
 
 @dataclass
@@ -302,4 +302,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    runtime.command(main, Config)
+    command(main, Config)

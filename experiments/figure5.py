@@ -10,7 +10,6 @@ problems by method, mean and interval over seeds, and each difference seed by se
 from functools import partial
 from pathlib import Path
 
-import runtime
 from experiments.common import (
     Config,
     curve,
@@ -24,6 +23,7 @@ from experiments.common import (
     save,
     world,
 )
+from runtime.run import command
 
 METHODS = {
     "RFT": dict(algorithm="rft", data_source="sft"),
@@ -80,4 +80,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    runtime.command(main, Config)
+    command(main, Config)

@@ -9,7 +9,6 @@ the same number of steps in three iterations whose reward model stays as it was.
 from functools import partial
 from pathlib import Path
 
-import runtime
 from experiments.common import (
     Config,
     curve,
@@ -23,6 +22,7 @@ from experiments.common import (
     save,
     world,
 )
+from runtime.run import command
 
 ITERATIONS = 3
 
@@ -95,4 +95,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    runtime.command(main, Config)
+    command(main, Config)

@@ -9,7 +9,6 @@ at large K does not?
 from functools import partial
 from pathlib import Path
 
-import runtime
 from experiments.common import (
     Config,
     difference,
@@ -23,6 +22,7 @@ from experiments.common import (
     world,
 )
 from experiments.figure5 import METHODS
+from runtime.run import command
 
 KS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -73,4 +73,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    runtime.command(main, Config)
+    command(main, Config)

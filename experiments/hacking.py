@@ -9,7 +9,6 @@ that is what `gap` in metrics.jsonl is for. Draws both curves for both judges, w
 from functools import partial
 from pathlib import Path
 
-import runtime
 from experiments.common import (
     Config,
     curve,
@@ -23,6 +22,7 @@ from experiments.common import (
     save,
     world,
 )
+from runtime.run import command
 
 WEAK = dict(limit=24, samples=8, steps=60)
 
@@ -79,4 +79,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    runtime.command(main, Config)
+    command(main, Config)

@@ -277,7 +277,7 @@ try:
 except ImportError:  # no Triton on this platform: the references serve
     triton, tl = None, SimpleNamespace(constexpr=None)
 
-reference = False  # set by runtime.setup
+reference = False  # set by setup
 
 jit = (lambda function=None, **_: function or (lambda f: f)) if triton is None else triton.jit
 

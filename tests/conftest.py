@@ -48,10 +48,7 @@ def alone(tiny):
     """The gradients of all trainers on one process, with micro-batches as large as the batch, and of a quarter."""
     import training
 
-    return {
-        micro: training.all_gradients(tiny.root, training.runtime.World(), micro)
-        for micro in (1, 4)
-    }
+    return {micro: training.all_gradients(tiny.root, training.World(), micro) for micro in (1, 4)}
 
 
 @pytest.fixture(scope="session")

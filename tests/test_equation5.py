@@ -10,7 +10,7 @@ from training import gradients, logprobs, made_up_rollouts
 
 import train_grpo
 from kernels.policy_loss import grpo_coefficient
-from runtime import World
+from runtime.distributed import World
 from runtime.hf import from_pretrained
 from train_grpo import Config, advantages, grpo_gradient, make_batches
 from train_sft import sft_coefficient, sft_loss

@@ -19,7 +19,6 @@ from evaluating import evaluate
 from test_generate import bigram_model
 
 import eval as evaluation
-import runtime
 from data.io import write_jsonl
 from data.problems.problem import Problem
 from data.sandbox.sandbox import Sandbox
@@ -29,6 +28,7 @@ from evaluation.solve import Solver
 from generate import Sampling, generate
 from model import ModelConfig, Transformer
 from runtime.hf import save_pretrained
+from runtime.run import command as run_program
 
 ROOT = Path(__file__).parents[1]
 
@@ -187,7 +187,7 @@ def command(monkeypatch, **options):
     arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     monkeypatch.setattr(sys, "argv", ["eval.py", "--device", "cpu", *arguments])
     try:
-        runtime.command(evaluation.main, evaluation.Config)
+        run_program(evaluation.main, evaluation.Config)
     except SystemExit as stop:
         return stop.code
     return 0

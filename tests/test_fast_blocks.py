@@ -6,12 +6,13 @@ import pytest
 import torch
 from training import metrics, run, weights
 
-import runtime
+import kernels
 from batch import pack_completions, token_logprobs
 from data.io import InputError
 from generate import Sampling, generate
 from kernels import cpu, cpu_decoder
 from model import ModelConfig, Transformer
+from runtime.distributed import World, gather_into, prepare, setup
 
 SHAPE = dict(vocab_size=50, width=64, layers=2, heads=4, kv_heads=2, ffn=96, context=64)
 GROUPS = [([3, 4, 5], [[6, 7, 8, 9], [1, 2]]), ([11, 12], [[13], [14, 15, 16], [17, 18]])]
@@ -68,7 +69,7 @@ def test_bfloat16_products():
     with torch.no_grad():
         assert torch.equal(token_logprobs(stored, pack_completions(GROUPS))[0], logp)
     assert {p.dtype for p in stored.layers.parameters()} == {torch.float32, torch.bfloat16}
-    runtime.gather_into(model, stored)  # as a rollout takes the trained weights over
+    gather_into(model, stored)  # as a rollout takes the trained weights over
     samples = sampled(stored)
     assert [s.ids for s in samples] == [s.ids for s in sampled(model)]
     with torch.no_grad():
@@ -81,20 +82,18 @@ def test_bfloat16_products():
 
 def test_prepare(monkeypatch):
     def prepared(trained=True, **options):
-        model = runtime.prepare(
-            Transformer(ModelConfig(**SHAPE)), runtime.World(**options), trained
-        )
+        model = prepare(Transformer(ModelConfig(**SHAPE)), World(**options), trained)
         products = {m.multiply for m in model.layers.modules() if hasattr(m, "multiply")}
         return model.layers[0].compiled, products, model.layers[0].attn.qkv.weight.dtype
 
     assert prepared() == prepared(bf16=False, compile=False) == (False, {None}, torch.float32)
     assert prepared(bf16=True, compile=True) == (True, {torch.bfloat16}, torch.float32)
     assert prepared(bf16=True, trained=False) == (False, {torch.bfloat16}, torch.bfloat16)
-    monkeypatch.setattr(runtime.kernels, "reference", True)
+    monkeypatch.setattr(kernels, "reference", True)
     assert not prepared(compile=True)[0], "the readable path compiles nothing"
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(InputError, match="--compile true: .* install g\\+\\+"):
-        runtime.setup("cpu", compile=True)
+        setup("cpu", compile=True)
 
 
 def test_a_run_in_bfloat16(tiny, tmp_path):

@@ -10,7 +10,6 @@ from training import all_gradients, made_up_rollouts, run, scoring
 
 import kernels
 import model as model_module
-import runtime
 import train_grpo
 import train_ppo
 import train_pretrain
@@ -22,6 +21,7 @@ from data.shards import windows
 from kernels import cpu_attention, cpu_block, cpu_decoder, head_loss, logprob, policy_loss
 from layout import Layout
 from model import attend
+from runtime.distributed import World, setup
 from runtime.hf import from_pretrained
 
 
@@ -113,7 +113,7 @@ def test_prompts_are_repeated(readable):
 
 def test_gradients_and_metrics_of_every_trainer(tiny, alone, readable):
     readable()
-    found = all_gradients(tiny.root, runtime.World())
+    found = all_gradients(tiny.root, World())
     assert found.keys() == alone[1].keys() and len(found) == 9
     for trainer, expected in alone[1].items():
         for name, tensor in expected.items():
@@ -127,7 +127,7 @@ def test_pretraining_and_sft_with_the_head_in_one(tiny, alone, monkeypatch):
     """What large vocabularies and GPUs take: the same gradients and losses, cut into micro-batches or not."""
     monkeypatch.setattr(head_loss, "fuses", lambda *_: True)
     monkeypatch.setattr(logprob._LinearLogprob, "apply", None)
-    model, world = from_pretrained(tiny.root / "base"), runtime.World()
+    model, world = from_pretrained(tiny.root / "base"), World()
     for micro in (1, 4):
         rows = windows(tiny.root / "a", 32, 7)
         loss = train_pretrain.total_loss(model, rows, tiny.tokenizer.eos_id, 8 // micro, world)
@@ -165,7 +165,7 @@ def test_float64(tiny, fused, readable):
     )
 
     def everything() -> list[torch.Tensor]:
-        model, world = from_pretrained(tiny.root / "base").double(), runtime.World()
+        model, world = from_pretrained(tiny.root / "base").double(), World()
         value, reference = (
             scoring(tiny.root / "model").double(),
             from_pretrained(tiny.root / "model").double(),
@@ -226,9 +226,9 @@ def test_a_run(trainer, tiny, tmp_path, readable, monkeypatch):
 
 def test_the_switch_is_set_for_each_run(monkeypatch):
     monkeypatch.setattr(kernels, "reference", False)
-    runtime.setup("cpu", reference=True)
+    setup("cpu", reference=True)
     assert kernels.reference and not head_loss.fuses(10**5, torch.zeros(1), True)
-    runtime.setup("cpu")
+    setup("cpu")
     assert not kernels.reference and head_loss.fuses(10**5, torch.zeros(1))
     with pytest.raises(
         ValueError, match="targets reach from 0 to 7"

@@ -10,15 +10,15 @@ import training
 from training import PROBLEMS, in_tests, one_error
 
 import rollout as module
-import runtime
 from data.io import InputError, read_jsonl
 from data.prompts import encode_prompts
 from data.sandbox.sandbox import Sandbox
 from generate import Sample, Sampling, generate
 from reward import Programs, step_ends
 from rollout import Rollout, label_steps, load_rollouts, rollout, save_rollouts
-from runtime import World
+from runtime.distributed import World
 from runtime.hf import from_pretrained
+from runtime.run import command as run_program
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def command(tiny, to, monkeypatch, **changes) -> int:
     monkeypatch.setattr(sys, "argv", ["rollout.py", *(text for pair in pairs for text in pair)])
     with in_tests():
         try:
-            runtime.command(module.main, module.Config)
+            run_program(module.main, module.Config)
         except SystemExit as stop:
             return stop.code
     return 0

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training import TRAINERS, made_up_rollouts, run, scoring
 
-import runtime
 import train_dpo
 import train_grpo
 import train_ppo
@@ -20,7 +19,10 @@ from batch import forward_flops, pack_completions
 from data.tokenizer import Tokenizer
 from model import ModelConfig
 from rollout import load_rollouts
+from runtime import optim
+from runtime.distributed import World, shuffled
 from runtime.hf import from_pretrained, read_config
+from runtime.optim import adamw, peak_flops
 
 SHAPE = ModelConfig(50, width=8, layers=3, heads=4, kv_heads=1, ffn=10, head_width=2)
 TOKEN, PREDICTED, PAIR = (
@@ -65,9 +67,9 @@ def test_windows_of_documents():
 
 
 def spied(monkeypatch) -> list:
-    """The arguments of each call of runtime.speed."""
-    calls, speed = [], runtime.speed
-    monkeypatch.setattr(runtime, "speed", lambda *args: calls.append(args) or speed(*args))
+    """The arguments of each call of optim.speed."""
+    calls, speed = [], optim.speed
+    monkeypatch.setattr(optim, "speed", lambda *args: calls.append(args) or speed(*args))
     return calls
 
 
@@ -134,7 +136,7 @@ def test_a_step_learns_from_so_many_tokens(trainer, tiny, tmp_path, monkeypatch)
         (tokens, flops, _, _) = calls[0]
         config = module.Config(init=str(root / "model"), pairs=1, context=96)
         found = train_dpo.load_pairs([f"{root}/samples.jsonl"], config, tokenizer)[0]
-        order = runtime.shuffled(len(found), 0)
+        order = shuffled(len(found), 0)
         chosen = [found[next(order)] for _ in range(3)]
         both = [(pair.prompt, sample.ids) for pair in chosen for sample in (pair.right, pair.wrong)]
         assert tokens == sum(pair.tokens for pair in chosen)
@@ -169,7 +171,7 @@ def test_a_step_of_reinforcement(trainer, models, processes, tiny, tmp_path, mon
     shape = read_config(tiny.root / "model")
     forward, peak = (
         forward_flops(shape, groups),
-        processes * runtime.peak_flops(torch.device("cpu")),
+        processes * peak_flops(torch.device("cpu")),
     )
     head = shape.flops(0, sampled, 0)
     flops = (
@@ -206,7 +208,7 @@ def fed_tokens(run_step, *models) -> list[int]:
 @pytest.mark.parametrize("mu", [1, 3])
 def test_a_question_is_read_once_and_the_reference_reads_once(mu, tiny):
     """By every model, in every method whose completions share a question, however many updates a batch serves."""
-    root, world = tiny.root, runtime.World()
+    root, world = tiny.root, World()
     policy, reference, value = (
         from_pretrained(root / "base"),
         from_pretrained(root / "model"),
@@ -216,7 +218,7 @@ def test_a_question_is_read_once_and_the_reference_reads_once(mu, tiny):
     once = sum(
         len(one.prompt) + sum(len(sample.ids) - 1 for sample in one.samples) for one in rollouts
     )
-    steps = [runtime.adamw(model, 0.0) for model in (policy, value)]
+    steps = [adamw(model, 0.0) for model in (policy, value)]
 
     config = train_grpo.Config(mu=mu, max_new_tokens=16)
     shared = rollouts, config, reference, world

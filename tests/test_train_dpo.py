@@ -31,7 +31,7 @@ from data.problems.problem import Problem
 from data.tokenizer import train
 from generate import Sample
 from rollout import Rollout, load_rollouts
-from runtime import World, shuffled
+from runtime.distributed import World, shuffled
 from runtime.hf import from_pretrained, save_pretrained
 from train_dpo import (
     Config,
@@ -45,10 +45,14 @@ from train_dpo import (
 )
 
 POINTS = [
-    ["runtime.Run.log", 3, "before"],  # before the first checkpoint
-    ["runtime.clip_grad_norm", 7, "before"],  # between two; the gradient of step 7 is not used yet
+    ["runtime.run.Run.log", 3, "before"],  # before the first checkpoint
+    [
+        "train_dpo.clip_grad_norm",
+        7,
+        "before",
+    ],  # between two; the gradient of step 7 is not used yet
     ["pathlib.Path.rename", 1, "before"],  # a checkpoint is written but does not have its name yet
-    ["runtime.Checkpoints.write", 2, "after"],  # the last is written
+    ["runtime.checkpoint.Checkpoints.write", 2, "after"],  # the last is written
 ]
 
 

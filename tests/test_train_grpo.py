@@ -38,7 +38,7 @@ from generate import Sample
 from model import ModelConfig
 from reward import RewardModel
 from rollout import load_rollouts
-from runtime import World, shuffled
+from runtime.distributed import World, shuffled
 from runtime.hf import from_pretrained, save_pretrained
 from runtime.options import parse, read_toml
 from train_grpo import (
@@ -59,17 +59,21 @@ POINTS = [
         "after",
     ],  # step 2 is sampled but not learned from, before any checkpoint
     [
-        "runtime.Run.save_reference",
+        "runtime.run.Run.save_reference",
         1,
         "after",
     ],  # the second iteration begins: its reference is written, not yet read
     [
-        "runtime.clip_grad_norm",
+        "train_grpo.clip_grad_norm",
         11,
         "after",
     ],  # between the two updates of step 6, which continues the third iteration
-    ["runtime.Run.log", 4, "after"],  # step 9, two references later than the checkpoint of step 5
-    ["runtime.Metrics.summary", 1, "before"],  # at the very end
+    [
+        "runtime.run.Run.log",
+        4,
+        "after",
+    ],  # step 9, two references later than the checkpoint of step 5
+    ["runtime.run.Metrics.summary", 1, "before"],  # at the very end
 ]
 
 
@@ -84,7 +88,7 @@ REWARD_POINTS = [
         3,
         "after",
     ],  # the first iteration's samples for the reward model are written
-    ["runtime.Run.log", 6, "after"],  # in the reward model's own training, after its checkpoint
+    ["runtime.run.Run.log", 6, "after"],  # in the reward model's own training, after its checkpoint
     ["train_reward.main", 1, "after"],  # it is trained, but not yet used
     ["train_grpo.collect", 1, "after"],  # the second iteration's first step
 ]

@@ -29,7 +29,7 @@ from data.tokenizer import Tokenizer, train
 from generate import Sample
 from kernels.policy_loss import policy_loss, token_weights
 from rollout import Rollout, load_rollouts
-from runtime import World, shuffled
+from runtime.distributed import World, shuffled
 from runtime.hf import from_pretrained, save_pretrained
 from train_grpo import grpo_gradient, make_batches
 from train_ppo import (
@@ -51,18 +51,18 @@ POINTS = [
         "after",
     ],  # step 2 is sampled but not learned from, before any checkpoint
     [
-        "runtime.clip_grad_norm",
+        "train_ppo.clip_grad_norm",
         22,
         "before",
     ],  # in step 6 the policy has made its first step, the value model has not
     ["torch.distributed.checkpoint.save", 1, "after"],  # the checkpoint of step 8 is half written
-    ["runtime.Run.log", 5, "after"],  # step 9, resumed from step 4
+    ["runtime.run.Run.log", 5, "after"],  # step 9, resumed from step 4
     [
-        "runtime.Checkpoints.write",
+        "runtime.checkpoint.Checkpoints.write",
         2,
         "after",
     ],  # the value model is written as a result, the policy is not
-    ["runtime.Metrics.summary", 1, "before"],  # at the very end
+    ["runtime.run.Metrics.summary", 1, "before"],  # at the very end
 ]
 
 

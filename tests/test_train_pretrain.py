@@ -28,11 +28,11 @@ from runtime.hf import from_pretrained
 from train_pretrain import document_lengths, lm_loss
 
 POINTS = [
-    ["runtime.Run.log", 2, "after"],  # before the first checkpoint
-    ["runtime.Run.log", 6, "before"],  # between two
+    ["runtime.run.Run.log", 2, "after"],  # before the first checkpoint
+    ["runtime.run.Run.log", 6, "before"],  # between two
     ["torch.save", 1, "before"],  # while one is written
-    ["runtime._remove", 1, "before"],  # when the oldest is removed
-    ["runtime.Metrics.summary", 1, "before"],  # at the very end
+    ["runtime.checkpoint.remove", 1, "before"],  # when the oldest is removed
+    ["runtime.run.Metrics.summary", 1, "before"],  # at the very end
 ]
 
 

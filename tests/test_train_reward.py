@@ -15,7 +15,7 @@ from data.io import InputError
 from data.tokenizer import train
 from reward import step_ends
 from rollout import load_rollouts
-from runtime import World
+from runtime.distributed import World
 from runtime.hf import from_pretrained
 from train_reward import (
     Config,
@@ -30,9 +30,9 @@ from train_reward import (
 )
 
 POINTS = [
-    ["runtime.Run.log", 3, "before"],  # before the first checkpoint
-    ["runtime.Run.log", 8, "after"],  # between two
-    ["runtime.Checkpoints.write", 2, "after"],
+    ["runtime.run.Run.log", 3, "before"],  # before the first checkpoint
+    ["runtime.run.Run.log", 8, "after"],  # between two
+    ["runtime.checkpoint.Checkpoints.write", 2, "after"],
 ]
 
 

@@ -32,10 +32,10 @@ from runtime.hf import from_pretrained, save_pretrained
 from train_sft import batches, length, load_examples, sft_loss
 
 POINTS = [
-    ["runtime.Run.log", 3, "before"],  # before the first checkpoint
-    ["runtime.Run.log", 7, "after"],  # between two
+    ["runtime.run.Run.log", 3, "before"],  # before the first checkpoint
+    ["runtime.run.Run.log", 7, "after"],  # between two
     ["pathlib.Path.rename", 1, "before"],  # a checkpoint is written but does not have its name yet
-    ["runtime.Checkpoints.write", 2, "after"],  # the last is written
+    ["runtime.checkpoint.Checkpoints.write", 2, "after"],  # the last is written
 ]
 
 

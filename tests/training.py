@@ -20,7 +20,6 @@ from types import SimpleNamespace
 
 import torch
 
-import runtime
 import train_dpo
 import train_grpo
 import train_ppo
@@ -38,8 +37,11 @@ from data.world import synthetic
 from generate import Sample, Sampling
 from model import ModelConfig, Transformer
 from rollout import Rollout, label_steps, rollout, save_rollouts
+from runtime.distributed import World, setup, shard, whole_tensor
 from runtime.hf import from_pretrained, save_pretrained
+from runtime.optim import peak_flops
 from runtime.options import parse
+from runtime.run import command as run_program
 
 ROOT = Path(__file__).parents[1]
 TRAINERS = {
@@ -122,7 +124,7 @@ def build(root: Path) -> SimpleNamespace:
         valid="",
     )
     (root / "taught" / "model").rename(root / "model")
-    shared = ("plain", Sampling(6, max_new_tokens=20, seed=2), 36, None, runtime.World())
+    shared = ("plain", Sampling(6, max_new_tokens=20, seed=2), 36, None, World())
     policy = from_pretrained(root / "model")
     samples = rollout(policy, tokenizer, PROBLEMS, ["cot"] * len(PROBLEMS), *shared)
     label_steps(policy, tokenizer, samples, *shared)
@@ -308,7 +310,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 def gradients(model) -> dict[str, torch.Tensor]:
     """The gradients, whole, which are then cleared."""
     found = {
-        name: runtime._full(p.grad).clone()
+        name: whole_tensor(p.grad).clone()
         for name, p in model.named_parameters()
         if p.grad is not None
     }
@@ -404,7 +406,7 @@ def kill_main(trainer: str, world: str, out: str, points: str) -> None:
     sampled = Path(out) / "sampled"
     import torch.distributed.checkpoint.state_dict  # noqa: F401  (what copies share need not be loaded by each)
 
-    runtime.peak_flops(torch.device("cpu"))
+    peak_flops(torch.device("cpu"))
 
     def one(to: str, point=None) -> int:
         def body():
@@ -487,12 +489,12 @@ def assert_same_run(first: Path, second: Path) -> None:
 # Two processes
 
 
-def all_gradients(root: Path, world: runtime.World, micro: int = 1) -> dict[str, dict]:
+def all_gradients(root: Path, world: World, micro: int = 1) -> dict[str, dict]:
     """The gradients of the trainers on fixed data, the micro-batches `micro` times smaller; and their losses."""
     tokenizer = Tokenizer.load(root / "base")
     model = from_pretrained(root / "base")
     reference = from_pretrained(root / "model")
-    model, reference = runtime.shard(model, world), runtime.shard(reference, world)
+    model, reference = shard(model, world), shard(reference, world)
     found = {}
     rows = windows(root / "a", 32, 7)  # 7 rows: one process more than the other
     loss = train_pretrain.total_loss(model, rows, tokenizer.eos_id, 8 // micro, world)
@@ -502,7 +504,7 @@ def all_gradients(root: Path, world: runtime.World, micro: int = 1) -> dict[str,
     found["sft"] = gradients(model) | {"loss": torch.tensor(loss)}
     config = train_reward.Config(kind="process", init="base", micro_tokens=400 // micro)
     groups, _ = train_reward.load_labelled(f"{root}/samples.jsonl", config, tokenizer)
-    scorer = runtime.shard(from_pretrained(root / "process", score="process"), world)
+    scorer = shard(from_pretrained(root / "process", score="process"), world)
     found["reward"] = train_reward.reward_gradient(scorer, groups, config, world)
     found["reward"] = gradients(scorer) | {
         name: torch.tensor(value) for name, value in found["reward"].items()
@@ -524,7 +526,7 @@ def all_gradients(root: Path, world: runtime.World, micro: int = 1) -> dict[str,
     found["dpo"] = gradients(model) | {
         name: torch.tensor(value) for name, value in measures.items()
     }
-    value = runtime.shard(scoring(root / "model"), world)
+    value = shard(scoring(root / "model"), world)
     config = train_ppo.Config(beta=0.1, temperature=0.7, micro_tokens=400 // micro, clip_value=0.5)
     train_ppo.assess(config, rollouts, reference, value, world)
     estimates = train_ppo.estimate(config, rollouts)
@@ -546,11 +548,11 @@ def all_gradients(root: Path, world: runtime.World, micro: int = 1) -> dict[str,
 
 
 def together_main(world_directory: str, out: str) -> None:
-    world = runtime.setup("cpu")
+    world = setup("cpu")
     for trainer in TRAINERS:
         run(trainer, Path(world_directory), Path(out) / trainer)
     found = all_gradients(Path(world_directory), world)
-    if world.main:
+    if world.is_main:
         torch.save(found, Path(out) / "gradients.pt")
     torch.distributed.destroy_process_group()
     os._exit(
@@ -569,7 +571,7 @@ def refusal(trainer: str, arguments: list[str], monkeypatch, capsys) -> str:
     code = 0
     with in_tests():
         try:
-            runtime.command(module.main, module.Config)
+            run_program(module.main, module.Config)
         except SystemExit as stop:
             code = stop.code
     return one_error(code, capsys.readouterr().err)

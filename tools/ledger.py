@@ -325,7 +325,7 @@ class Model:
     `module` computes with its weights in `dtype`. Split, these are gathered for a block at a time, a block's gradients
     are summed over the processes in float32 as soon as it has them all, and what belongs to no block (embedding, norm,
     head) stays whole from the first forward to the end of the backward, after a forward without gradients for good:
-    what `runtime.shard` asks of FSDP2. `kind` None: a whole copy in `dtype`, as the sampler's.
+    what `shard` asks of FSDP2. `kind` None: a whole copy in `dtype`, as the sampler's.
     """
 
     def __init__(

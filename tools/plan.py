@@ -36,7 +36,7 @@ from kernels import cpu_decoder
 from layout import Layout
 from model import PRESETS, KVCache, ModelConfig, Transformer, preset
 from rollout import Rollout
-from runtime import World
+from runtime.distributed import World
 from runtime.hf import read_config
 from runtime.options import option, parse, usage
 from tools.ledger import ELSEWHERE, Ledger, Model
@@ -502,7 +502,7 @@ def _reinforce(
     with torch.no_grad(), ledger.phase("rollout"):
         ledger.new(
             max(p.numel() for p in model.module.parameters()), torch.float32, "gathered"
-        )  # runtime.gather_into
+        )  # gather_into
         at_once = min(-(-rows // group), max(1, (PACK_CPU if block > 1 else PACK) // prompt))
         _prefill(sampler.module, prompt, at_once)
         prefill = ledger.flops - before

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import runtime
 from data.io import InputError
 from experiments import cost
 from experiments.cost import (
@@ -25,6 +24,7 @@ from experiments.cost import (
 )
 from kernels import cpu_decoder
 from model import KVCache, Transformer
+from runtime.distributed import World
 
 SMALL = Shape(
     "1m", vocab=64, prompt=6, questions=3, samples=4, length=5, micro_tokens=60, max_rows=8
@@ -246,7 +246,7 @@ def test_a_point_does_the_work_that_it_says(monkeypatch):
         return learner
 
     monkeypatch.setattr(cost, "learner_of", watched)
-    found = measure(SMALL, runtime.World(), repeats=2, budget=100.0)
+    found = measure(SMALL, World(), repeats=2, budget=100.0)
     assert [len(rows) for rows in found["seconds"].values()] == [2, 2]
     assert all(value > 0 for rows in found["seconds"].values() for value in rows)
     for rollouts in seen[-3:]:
@@ -257,7 +257,7 @@ def test_a_point_does_the_work_that_it_says(monkeypatch):
 
 
 def test_a_point_that_takes_long_is_content_with_three_steps():
-    assert len(measure(SMALL, runtime.World(), repeats=9, budget=0.0)["seconds"]["rollout"]) == 3
+    assert len(measure(SMALL, World(), repeats=9, budget=0.0)["seconds"]["rollout"]) == 3
 
 
 def test_counted_cache_is_that_of_the_rows_at_once():

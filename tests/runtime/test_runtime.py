@@ -15,10 +15,23 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-import runtime
 from data.io import InputError
 from model import ModelConfig, Transformer
+from runtime import distributed
+from runtime.checkpoint import Checkpoints
+from runtime.distributed import World, gather_into, seeded, setup, shard
+from runtime.optim import (
+    adamw,
+    clip_grad_norm,
+    lr_constant,
+    lr_linear_decay,
+    lr_multistep,
+    mfu,
+    peak_flops,
+)
 from runtime.options import option, parse
+from runtime.run import Interrupt, Metrics, Run
+from runtime.run import command as run_program
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,7 +67,7 @@ class ToyConfig:
 
 
 def toy_batch(step: int):
-    generator = runtime.generator("batch", step)
+    generator = distributed.generator("batch", step)
     ids = torch.randint(0, 7, (8, 4), generator=generator)
     return ids, (3 * ids + 1) % 7
 
@@ -71,18 +84,18 @@ def toy_gradient(model, world, step: int) -> float:
 
 
 def toy_main(config: ToyConfig) -> None:
-    world = runtime.setup(config.device)
-    run = runtime.Run(config, world)
+    world = setup(config.device)
+    run = Run(config, world)
     if config.fail:
         raise InputError("data.jsonl:3: no answer")
-    model = runtime.shard(Transformer(SHAPE), world)
-    optimizer = runtime.adamw(model, config.lr)
+    model = shard(Transformer(SHAPE), world)
+    optimizer = adamw(model, config.lr)
     start, state = run.resume(model, optimizer)
     noise = torch.Generator()
     noise.set_state(state["noise"]) if state else noise.manual_seed(1)
     for step in range(start + 1, config.steps + 1):
         loss = toy_gradient(model, world, step)
-        norm = runtime.clip_grad_norm(model, 1.0)
+        norm = clip_grad_norm(model, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         for group in optimizer.param_groups:
@@ -100,7 +113,7 @@ def toy_main(config: ToyConfig) -> None:
 
 def grads_main(config: ToyConfig) -> None:
     """Two processes: gradients, clipping and gathering, saved by the first for comparison with one process."""
-    world = runtime.setup("cpu")
+    world = setup("cpu")
     assert (world.size, world.all_sum(world.rank + 1), world.all_gather_objects(world.rank)) == (
         2,
         3.0,
@@ -109,22 +122,22 @@ def grads_main(config: ToyConfig) -> None:
     assert world.broadcast_object({"from": world.rank}) == {"from": 0}
     plain = Transformer(SHAPE)
     target = Transformer(SHAPE)
-    model = runtime.shard(plain, world)
+    model = shard(plain, world)
     with torch.no_grad():
         model(toy_batch(0)[0])  # leaves the root whole, as a validation loss does
     toy_gradient(model, world, 1)
     toy_gradient(model, world, 2)  # a second micro-batch adds up
     grads = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
-    norm = runtime.clip_grad_norm(model, 0.1)
+    norm = clip_grad_norm(model, 0.1)
     clipped = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
-    optimizer = runtime.adamw(model, 0.05)
+    optimizer = adamw(model, 0.05)
     optimizer.step()
     with torch.no_grad():
         model(toy_batch(0)[0])
-    runtime.gather_into(model, target)
+    gather_into(model, target)
     mine = [weight.tolist() for weight in target.state_dict().values()]
     assert world.all_gather_objects(mine) == [mine, mine]
-    if world.main:
+    if world.is_main:
         torch.save((grads, norm, clipped, target.state_dict()), Path(config.to) / "grads.pt")
 
 
@@ -175,26 +188,26 @@ def uninterrupted(tmp_path_factory):
 
 
 def test_multistep_schedule():
-    rates = {step: runtime.lr_multistep(step, 4, 100) for step in (1, 2, 4, 5, 80, 81, 90, 91, 100)}
+    rates = {step: lr_multistep(step, 4, 100) for step in (1, 2, 4, 5, 80, 81, 90, 91, 100)}
     assert rates == {1: 0.25, 2: 0.5, 4: 1, 5: 1, 80: 1, 81: 0.316, 90: 0.316, 91: 0.1, 100: 0.1}
-    assert [runtime.lr_multistep(step, 0, 10) for step in (1, 8, 9, 10)] == [1, 1, 0.316, 0.1]
+    assert [lr_multistep(step, 0, 10) for step in (1, 8, 9, 10)] == [1, 1, 0.316, 0.1]
 
 
 def test_other_schedules():
-    assert [runtime.lr_constant(step, 2) for step in (1, 2, 3)] == [
+    assert [lr_constant(step, 2) for step in (1, 2, 3)] == [
         0.5,
         1,
         1,
-    ] and runtime.lr_constant(1, 0) == 1
+    ] and lr_constant(1, 0) == 1
     # The last fifth of 100 steps falls from 1 to 0.1: half-way, at step 90, 0.55.
-    rates = [runtime.lr_linear_decay(step, 10, 100, 0.2) for step in (5, 10, 80, 90, 100)]
+    rates = [lr_linear_decay(step, 10, 100, 0.2) for step in (5, 10, 80, 90, 100)]
     assert rates == pytest.approx([0.5, 1, 1, 0.55, 0.1])
-    assert runtime.lr_linear_decay(100, 0, 100, 0.0) == 1
+    assert lr_linear_decay(100, 0, 100, 0.0) == 1
 
 
 def test_weight_decay_on_matrices_only():
     model = Transformer(SHAPE)
-    optimizer = runtime.adamw(model, 0.1, weight_decay=0.5)
+    optimizer = adamw(model, 0.1, weight_decay=0.5)
     decayed, plain = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
     vectors = {id(p) for n, p in model.named_parameters() if n.endswith(("norm.weight", "bias"))}
@@ -202,7 +215,7 @@ def test_weight_decay_on_matrices_only():
 
 
 def test_seeds_are_stable_and_differ():
-    assert runtime.seeded(0, "rollout", 3) == runtime.seeded(0, "rollout", 3)
+    assert seeded(0, "rollout", 3) == seeded(0, "rollout", 3)
     keys = [
         (0, "a", 1),
         (0, "a", 11),
@@ -212,20 +225,20 @@ def test_seeds_are_stable_and_differ():
         (0, "a", 1, 1),
         ("0", "a", 1),
     ]
-    assert len({runtime.seeded(*key) for key in keys}) == len(keys)
-    assert all(0 <= runtime.seeded(i) < 2**63 for i in range(1000))
-    assert runtime.seeded("x") == 0x099D343026BB7CFD  # the same on every machine, for ever
+    assert len({seeded(*key) for key in keys}) == len(keys)
+    assert all(0 <= seeded(i) < 2**63 for i in range(1000))
+    assert seeded("x") == 0x099D343026BB7CFD  # the same on every machine, for ever
     assert torch.equal(
-        torch.rand(3, generator=runtime.generator("x")),
-        torch.rand(3, generator=runtime.generator("x")),
+        torch.rand(3, generator=distributed.generator("x")),
+        torch.rand(3, generator=distributed.generator("x")),
     )
 
 
 def test_mfu():
-    world = runtime.World(size=2)
-    peak = runtime.peak_flops(world.device)
-    assert 1e8 < peak < 1e15 and runtime.peak_flops(world.device) == peak
-    assert runtime.mfu(peak, world) == 0.5
+    world = World(size=2)
+    peak = peak_flops(world.device)
+    assert 1e8 < peak < 1e15 and peak_flops(world.device) == peak
+    assert mfu(peak, world) == 0.5
 
 
 def test_clip_grad_norm():
@@ -233,21 +246,21 @@ def test_clip_grad_norm():
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     model.head.weight.grad[0, :2] = torch.tensor([3.0, 4.0])
-    assert runtime.clip_grad_norm(model, 10.0) == 5 and model.head.weight.grad[0, 1] == 4
-    assert runtime.clip_grad_norm(model, 1.0) == 5
+    assert clip_grad_norm(model, 10.0) == 5 and model.head.weight.grad[0, 1] == 4
+    assert clip_grad_norm(model, 1.0) == 5
     assert model.head.weight.grad[0, :2].tolist() == pytest.approx([0.6, 0.8])
     model.head.weight.grad[0, 0] = math.nan
     with pytest.raises(FloatingPointError, match="nan"):
-        runtime.clip_grad_norm(model, 1.0)
+        clip_grad_norm(model, 1.0)
 
 
 def test_device_errors(monkeypatch):
     with pytest.raises(InputError, match="--device gpu: unknown"):
-        runtime.setup("gpu")
+        setup("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="--device cuda: PyTorch finds no GPU"):
-        runtime.setup("cuda")
-    assert runtime.setup("auto") == runtime.World()
+        setup("cuda")
+    assert setup("auto") == World()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -315,7 +328,7 @@ def test_signal_saves_and_exits(uninterrupted, tmp_path, monkeypatch, capsys, si
     options = ["--to", str(tmp_path), "--kill_at", "4", "--kill_with", str(int(signum))]
     monkeypatch.setattr(sys, "argv", ["toy", *options])
     with pytest.raises(SystemExit) as stop:
-        runtime.command(toy_main, ToyConfig)
+        run_program(toy_main, ToyConfig)
     assert stop.value.code == code
     said = capsys.readouterr().err
     assert (
@@ -323,7 +336,7 @@ def test_signal_saves_and_exits(uninterrupted, tmp_path, monkeypatch, capsys, si
         == f"{signum.name}: saved {tmp_path}/step_000004; the same command continues from there\n"
     )
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-    runtime.command(toy_main, ToyConfig)  # the same command
+    run_program(toy_main, ToyConfig)  # the same command
     assert lines(tmp_path) == lines(uninterrupted) and same_weights(tmp_path, uninterrupted)
 
 
@@ -336,10 +349,10 @@ def heeded():
 
 
 def test_second_signal_stops_at_once(monkeypatch, heeded):
-    with pytest.raises(KeyboardInterrupt), runtime.Interrupt() as interrupt:
+    with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)  # torchrun's echo of the first
-        assert interrupt.requested(runtime.World()) == signal.SIGINT
+        assert interrupt.requested(World()) == signal.SIGINT
         later = time.monotonic() + 5
         monkeypatch.setattr(time, "monotonic", lambda: later)
         os.kill(os.getpid(), signal.SIGINT)
@@ -349,11 +362,11 @@ def test_second_signal_stops_at_once(monkeypatch, heeded):
 def test_input_error_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["toy", "--to", str(tmp_path), "--fail", "true"])
     with pytest.raises(SystemExit) as stop:
-        runtime.command(toy_main, ToyConfig)
+        run_program(toy_main, ToyConfig)
     assert stop.value.code == 2 and capsys.readouterr().err == "error: data.jsonl:3: no answer\n"
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(SystemExit):
-        runtime.command(toy_main, ToyConfig)
+        run_program(toy_main, ToyConfig)
     assert capsys.readouterr().err == ""
     assert not list(tmp_path.iterdir())  # the corrected command is not refused
 
@@ -368,7 +381,7 @@ def test_other_options_are_refused(uninterrupted, tmp_path):
     run_toy(tmp_path, "--steps", "3")
     run_toy(tmp_path, "--steps", "12", "--keep", "1", "--save_every", "4")
     assert lines(tmp_path) == lines(uninterrupted)
-    assert [path.name for path in runtime.Checkpoints(tmp_path).complete()] == ["step_000012"]
+    assert [path.name for path in Checkpoints(tmp_path).complete()] == ["step_000012"]
     assert "steps = 12\n" in (tmp_path / "config.toml").read_text()
 
 
@@ -391,7 +404,7 @@ def test_damaged_checkpoint_is_named(tmp_path):
 def test_checkpoints_are_ordered_by_number(tmp_path):
     for name in ("step_999999", "step_1000000", "step_000001", ".step_2000000.tmp", "step_x"):
         (tmp_path / name).mkdir()
-    assert [p.name for p in runtime.Checkpoints(tmp_path).complete()] == [
+    assert [p.name for p in Checkpoints(tmp_path).complete()] == [
         "step_000001",
         "step_999999",
         "step_1000000",
@@ -399,7 +412,7 @@ def test_checkpoints_are_ordered_by_number(tmp_path):
 
 
 def test_metrics_truncate(tmp_path, capsys):
-    metrics = runtime.Metrics(tmp_path, runtime.World(), 3)
+    metrics = Metrics(tmp_path, World(), 3)
     for step in range(4):
         metrics.write(step, {"loss": step / 3, "nested": {"a": 1}}, {"seconds": 1.0})
     assert "step 3/3  loss 1  | 0:00:00 left" in capsys.readouterr().out
@@ -410,12 +423,12 @@ def test_metrics_truncate(tmp_path, capsys):
     assert lines(tmp_path) == before[:3] and len(lines(tmp_path, "timing")) == 3
     metrics.truncate(-1)
     assert lines(tmp_path) == []
-    runtime.Metrics(tmp_path / "other", runtime.World(rank=1, size=2), 3).write(1, {}, {})
+    Metrics(tmp_path / "other", World(rank=1, size=2), 3).write(1, {}, {})
     assert not (tmp_path / "other").exists()
 
 
 def test_reference_is_kept_exactly(tmp_path):
-    run = runtime.Run(ToyConfig(to=str(tmp_path)), runtime.World())
+    run = Run(ToyConfig(to=str(tmp_path)), World())
     models = [Transformer(SHAPE, seed) for seed in range(4)]
     for iteration in (1, 2, 3):
         run.save_reference(iteration, models[iteration], ToyTokenizer())
@@ -447,20 +460,20 @@ def test_two_processes(uninterrupted, tmp_path):
     assert errors.count("SIGTERM: saved") == 1 and output.count("step 1/12") == 1
 
     grads, norm, clipped, weights = torch.load(tmp_path / "grads.pt")
-    model, world = Transformer(SHAPE), runtime.World()
+    model, world = Transformer(SHAPE), World()
     toy_gradient(model, world, 1)
     toy_gradient(model, world, 2)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(grads[name], parameter.grad, rtol=1e-5, atol=1e-7)
-    assert norm == pytest.approx(runtime.clip_grad_norm(model, 0.1), rel=1e-5) and norm > 0.1
-    runtime.adamw(model, 0.05).step()
+    assert norm == pytest.approx(clip_grad_norm(model, 0.1), rel=1e-5) and norm > 0.1
+    adamw(model, 0.05).step()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(clipped[name], parameter.grad, rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(weights[name], parameter.detach(), rtol=1e-4, atol=1e-6)
 
     assert (
         len(lines(tmp_path)) == 4
-        and [p.name for p in runtime.Checkpoints(tmp_path).complete()][-1] == "step_000004"
+        and [p.name for p in Checkpoints(tmp_path).complete()][-1] == "step_000004"
     )
     edit(tmp_path / "config.toml", "kill_at = 4", "kill_at = 0")
     edit(tmp_path / "config.toml", "kill_with = 15", f"kill_with = {int(signal.SIGKILL)}")
@@ -473,4 +486,4 @@ def test_two_processes(uninterrupted, tmp_path):
 
 
 if __name__ == "__main__":
-    runtime.command(both_main if "RANK" in os.environ else toy_main, ToyConfig)
+    run_program(both_main if "RANK" in os.environ else toy_main, ToyConfig)

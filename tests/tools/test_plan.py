@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import generate
 import model as model_module
-import runtime
+import runtime.run
 import train_dpo
 import train_grpo
 import train_ppo
@@ -25,8 +25,11 @@ from data.io import InputError
 from generate import Sampling
 from kernels.logprob import CHUNK_BYTES
 from model import KVCache, ModelConfig, Transformer, preset
+from runtime.distributed import World, setup, shard
 from runtime.hf import save_pretrained
+from runtime.optim import adamw
 from runtime.options import parse, to_toml
+from runtime.run import Metrics, Run
 from tools import plan
 from tools.ledger import Ledger, Model, share
 
@@ -72,7 +75,7 @@ def latest(words: list[str]) -> list[str]:
 class Real:
     """The models of a stage and its forward and backward, made as its `main` makes them."""
 
-    def __init__(self, stage: str, config, shape: ModelConfig, world: runtime.World):
+    def __init__(self, stage: str, config, shape: ModelConfig, world: World):
         self.stage, self.config, self.world = stage, config, world
         kind = config.kind if stage == "reward" else ""
         self.model = self.made(shape, kind)
@@ -82,10 +85,10 @@ class Real:
         trained = [one for one in (self.model, self.value) if one is not None]
         for one in trained:
             one.activation_checkpointing = config.activation_checkpointing
-        self.optimizers = [runtime.adamw(one, 1e-3) for one in trained]
+        self.optimizers = [adamw(one, 1e-3) for one in trained]
 
     def made(self, shape: ModelConfig, score: str = "") -> Transformer:
-        return runtime.shard(Transformer(dataclasses.replace(shape, score=score)), self.world)
+        return shard(Transformer(dataclasses.replace(shape, score=score)), self.world)
 
     def learn(self) -> None:
         config, world, items = self.config, self.world, self.items
@@ -153,7 +156,7 @@ def test_a_real_step(stage, checkpointing, directory, monkeypatch):
     )
     monkeypatch.setitem(CHUNK_BYTES, "cpu", 200 * 503 * 4)  # logits of 200 tokens at once
     found = plan.measure(stage, config)
-    real = Real(stage, config, SHAPE, runtime.World())
+    real = Real(stage, config, SHAPE, World())
     real.step()
     assert 1 <= beyond(found) / real.peak() < 1.07
     trained = [one for one in (real.model, real.value) if one is not None]
@@ -305,7 +308,7 @@ def test_shards_and_peak_of_two_real_processes(tmp_path):
 def on_two_processes(directory: str) -> None:
     """A process holds what was planned for it: weights, gradients and optimizer state to the byte. The peak is at most
     5 % less, and up to a quarter more: gloo, unlike NCCL, copies what it sends and lets go of it when it finds time."""
-    world = runtime.setup("cpu")
+    world = setup("cpu")
     for stage, checkpointing in (("pretrain", "true"), ("grpo", "true")):
         config = options(stage, directory, "--gpus", "2", "--device", "cpu")
         config.activation_checkpointing = checkpointing == "true"
@@ -318,7 +321,7 @@ def on_two_processes(directory: str) -> None:
         found, most = plan.measure(stage, config), real.peak()
         held = found.learned
         own = [p.to_local() for p in real.model.parameters()]
-        if world.main:  # the first process has the larger pieces
+        if world.is_main:  # the first process has the larger pieces
             assert held["weights"] == sum(p.nbytes for p in own), stage
             assert held["gradients"] == sum(
                 p.grad.to_local().nbytes for p in real.model.parameters()
@@ -543,7 +546,7 @@ def test_rates_of_a_run(directory, tmp_path, monkeypatch, capsys):
     old = train_pretrain.Config(context=128, batch=12, micro_batch=4, steps=5)
     (tmp_path / "config.toml").write_text(to_toml(old))
     save_pretrained(Transformer(SHAPE), tmp_path / "model")
-    metrics = runtime.Metrics(tmp_path, runtime.World(), 5)
+    metrics = Metrics(tmp_path, World(), 5)
     for step, speed in enumerate((10.0, 5000.0, 5200.0, 4800.0, 5100.0), 1):
         metrics.write(
             step, {"loss": 1.0}, {"seconds": 12 * 128 / speed, "tokens_per_second": speed}
@@ -559,7 +562,7 @@ def test_rates_of_a_grpo_run(directory, tmp_path):
     own = {field.name: getattr(old, field.name) for field in dataclasses.fields(train_grpo.Config)}
     (tmp_path / "config.toml").write_text(to_toml(train_grpo.Config(**own)))
     save_pretrained(Transformer(SHAPE), tmp_path / "step_000002")
-    metrics = runtime.Metrics(tmp_path, runtime.World(), 3)
+    metrics = Metrics(tmp_path, World(), 3)
     for step, length in enumerate((40.0, 38.0, 42.0), 1):
         metrics.write(
             step, {"length": length}, {"seconds": 9.0, "rollout": 2.0, "update": 3.0 + step}
@@ -641,8 +644,8 @@ def test_activation_checkpointing_by_need(stage, tmp_path, monkeypatch, capsys):
     )
     assert again < plain == peak
     for limit, on in ((peak, False), (peak - 1, True)):
-        monkeypatch.setattr(runtime, "memory_limit", lambda world, limit=limit: limit)
-        run = runtime.Run(dataclasses.replace(config), runtime.World())
+        monkeypatch.setattr(runtime.run, "memory_limit", lambda world, limit=limit: limit)
+        run = Run(dataclasses.replace(config), World())
         assert run.checkpointing(stage, SHAPE) is run.config.activation_checkpointing is on
         said = capsys.readouterr().out
         assert (
@@ -654,11 +657,9 @@ def test_activation_checkpointing_by_need(stage, tmp_path, monkeypatch, capsys):
 def test_activation_checkpointing_as_told_and_on_a_cpu(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plan, "learning_peak", None)  # not asked
     for told in (True, False):
-        run = runtime.Run(
-            configured("sft", to=str(tmp_path), activation_checkpointing=told), runtime.World()
-        )
+        run = Run(configured("sft", to=str(tmp_path), activation_checkpointing=told), World())
         monkeypatch.setattr(
-            runtime, "memory_limit", lambda world, told=told: 0.0 if not told else 1e15
+            runtime.run, "memory_limit", lambda world, told=told: 0.0 if not told else 1e15
         )
         assert run.checkpointing("sft", SHAPE) is told
     assert (
@@ -668,7 +669,7 @@ def test_activation_checkpointing_as_told_and_on_a_cpu(tmp_path, monkeypatch, ca
         is True
     )
     monkeypatch.undo()
-    run = runtime.Run(configured("sft", to=str(tmp_path)), runtime.World())
+    run = Run(configured("sft", to=str(tmp_path)), World())
     assert run.checkpointing("sft", SHAPE) is False and not capsys.readouterr().out
 
 
@@ -684,7 +685,7 @@ def test_a_run_that_needs_it(trainer, tiny, tmp_path, monkeypatch, capsys):
         "checkpoint",
         lambda *args, **more: blocks.append(1) or original(*args, **more),
     )
-    monkeypatch.setattr(runtime, "memory_limit", lambda world: 1000.0)
+    monkeypatch.setattr(runtime.run, "memory_limit", lambda world: 1000.0)
     needed = training.run(trainer, tiny.root, tmp_path / "needed", **short)
     assert len(blocks) >= 2 * 2 * (2 if trainer == "ppo" else 1)  # layers, steps, models
     assert "activation_checkpointing = true" in (needed / "config.toml").read_text()

@@ -1,0 +1,116 @@
+"""AdamW, schedules of the learning rate, the limit of the gradient's norm, and the speed of learning."""
+
+import functools
+import math
+import time
+
+import torch
+from torch import nn
+
+from runtime.distributed import World, whole_tensor
+
+
+def adamw(
+    model: nn.Module, lr: float, betas=(0.9, 0.95), weight_decay: float = 0.1
+) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices, embedding and LM head included (as LLaMA's), but not on norms and biases."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=lr, betas=betas, fused=True
+    )
+
+
+def clip_grad_norm(model: nn.Module, max_norm: float) -> float:
+    """Scale the gradients to a global norm of at most `max_norm` (0: leave them). Returns the norm before.
+
+    Raises FloatingPointError where it is not finite: going on would write NaN into every checkpoint kept.
+    """
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = whole_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"the norm of the gradient is {norm.item()}; look at the data or lower --lr"
+        )
+    if max_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm.item()
+
+
+# Factors of the peak learning rate at `step`, which counts from 1 to `total`.
+
+
+def lr_constant(step: int, warmup: int) -> float:
+    """Linear warm-up, then 1."""
+    return min(1.0, step / max(warmup, 1))
+
+
+def lr_multistep(step: int, warmup: int, total: int) -> float:
+    """The paper's schedule (2.2.1): linear warm-up, 1, then 31.6 % after 80 % of the steps and 10 % after 90 %."""
+    stage = 1.0 if 10 * step <= 8 * total else 0.316 if 10 * step <= 9 * total else 0.1
+    return stage * lr_constant(step, warmup)
+
+
+def lr_linear_decay(step: int, warmup: int, total: int, decay: float) -> float:
+    """Linear warm-up, 1, then over the last share `decay` of the steps a straight line to 0.1 at the last."""
+    done = max(0.0, (step - total) / (decay * total) + 1) if decay > 0 else 0.0
+    return lr_constant(step, warmup) * (1 - 0.9 * done)
+
+
+_GPU_PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+}
+
+
+@functools.cache
+def peak_flops(device: torch.device) -> float:
+    """Dense FLOP/s of one device: bf16 by data sheet for known GPUs, else what a matrix product reaches."""
+    cuda = device.type == "cuda"
+    if cuda:
+        for name, peak in _GPU_PEAKS.items():
+            if name in torch.cuda.get_device_name(device):
+                return peak
+    n, dtype = (8192, torch.bfloat16) if cuda else (1024, torch.float32)
+    a, b = torch.ones(2, n, n, device=device, dtype=dtype)
+    best = math.inf
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ b
+        if cuda:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * n**3 / best
+
+
+def mfu(flops_per_second: float, world: World) -> float:
+    """Model FLOPs utilisation: the model's arithmetic per second, over all processes, as a share of their peak."""
+    return flops_per_second / (peak_flops(world.device) * world.size)
+
+
+def speed(tokens: int, flops: float, seconds: float, world: World) -> dict:
+    """What every trainer writes to timing.jsonl of its optimizer steps: tokens_per_second and mfu.
+
+    tokens: of the batch over all processes, no padding, a question with several completions counted once, each time
+    the batch is learned from. flops: what the mathematics needs for them (`batch.forward_flops`): a forward, of a
+    trained model a backward, twice as much. What the program does again (activations, logits, a question in several
+    micro-batches) or for nothing (padding) counts in the seconds alone.
+    """
+    return {"tokens_per_second": tokens / seconds, "mfu": mfu(flops / seconds, world)}
+
+
+def memory_limit(world: World) -> float | None:
+    """Bytes that this process may hold on its GPU, but for a tenth kept free: what is free now and what it holds
+    already. None on a CPU."""
+    if world.device.type != "cuda":
+        return None
+    return 0.9 * (
+        torch.cuda.mem_get_info(world.device)[0] + torch.cuda.memory_reserved(world.device)
+    )
