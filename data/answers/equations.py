@@ -1,8 +1,9 @@
-"""The equations of a worked solution: "3 * 4 = 12", "$5 - $2 = $3", "20% of 50 = 10", found and checked exactly.
+"""Finds the equations of a worked solution and checks them exactly: "3 * 4 = 12", "20% of 50 = 10".
 
-An equation is two sides of plain arithmetic around "="; words and units beside them are passed over. What cannot be
-read for certain (a variable, a unit in the middle: "3 apples + 4 = 7") is counted and not judged. Used to tell slips of
-arithmetic from wrong set-ups, and to work out a solution anew with other numbers.
+An equation is two sides of plain arithmetic around "=". Words and units beside the sides are
+skipped. An equation that cannot be read with certainty (it has a variable, or a unit in the middle
+as in "3 apples + 4 = 7") is counted and not judged. This separates errors of arithmetic from wrong
+ideas, and it computes a solution again with other numbers.
 """
 
 import ast
@@ -11,31 +12,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-MAX_SIDE = 120  # characters of one side; longer ones are not read
+MAX_SIDE = 120  # characters of a side; longer ones are not read
 
 Tree = Fraction | tuple  # a number, or (operator, left, right)
 
 
 @dataclass(frozen=True)
 class Equation:
-    """left = right, e.g. ("*", 3, 4) = 12; `decimals` of the right side where it is a plain number, else None."""
+    """left = right, for example ("*", 3, 4) = 12."""
 
     text: str
     left: Tree
     right: Tree
-    decimals: int | None
+    decimals: int | None  # of the right side if it is a plain number
 
     def holds(self) -> bool:
-        """Whether both sides are equal: exactly, or as a right side with decimals rounds the left. A number on the left
-        that looks rounded itself (three decimals or more, or ending in 33, 66 or 67) may be off by half its last digit.
-        A division by zero does not hold."""
+        """Whether both sides are equal, or the right side is the left side, correctly rounded.
+
+        A number on the left that looks rounded (three decimals or more, or ending in 33, 66 or 67)
+        may be wrong by half of its last digit. A division by zero does not hold.
+        """
         try:
             left, right = value(self.left), value(self.right)
-            if (
-                self.text.endswith("%")
-                and not isinstance(self.left, Fraction)
-                and left == right * 100
-            ):
+            computed = not isinstance(self.left, Fraction)
+            if self.text.endswith("%") and computed and left == right * 100:
                 return True  # 100 - 40 = 60%
             slack = Fraction(1, 2 * 10**self.decimals) if self.decimals else Fraction(0)
             for number in _rounded(self.left):
@@ -47,7 +47,7 @@ class Equation:
 
 
 def value(tree: Tree) -> Fraction:
-    """Raises ZeroDivisionError."""
+    """The number that a tree gives. Raises ZeroDivisionError."""
     if not isinstance(tree, tuple):
         return tree
     left, right = value(tree[1]), value(tree[2])
@@ -62,6 +62,7 @@ def value(tree: Tree) -> Fraction:
 
 
 def leaves(tree: Tree) -> Iterator[Fraction]:
+    """The numbers of a tree, from left to right."""
     if isinstance(tree, tuple):
         yield from leaves(tree[1])
         yield from leaves(tree[2])
@@ -70,8 +71,15 @@ def leaves(tree: Tree) -> Iterator[Fraction]:
 
 
 def equations(text: str) -> tuple[list[Equation], int]:
-    """(the equations of a text in its order, how many "=" could not be read). "a = b = c" is a = b and b = c; "x = 5"
-    and "5 = 5" state nothing that could be wrong: the first is not read, the second is left out."""
+    """(the equations of a text in order, how many "=" could not be read).
+
+    "a = b = c" is a = b and b = c. "x = 5" counts as not read, and "5 = 5" is left out, since
+    neither can be wrong.
+
+    >>> found, unread = equations("She has 3 * 4 = 12 pens. Then x = 5.")
+    >>> [(equation.text, equation.holds()) for equation in found], unread
+    ([('3 * 4 = 12', True)], 1)
+    """
     found, unread = [], 0
     for clause in _clauses(text):
         parts = clause.split("=")
@@ -81,28 +89,26 @@ def equations(text: str) -> tuple[list[Equation], int]:
                 unread += 1
             elif isinstance(left[1], tuple) or isinstance(right[1], tuple):
                 plain = re.fullmatch(r"-?\d*\.?(\d*)", right[0])
-                decimals = len(plain[1]) if plain and "." in right[0] else 0 if plain else None
+                decimals = None
+                if plain:
+                    decimals = len(plain[1]) if "." in right[0] else 0
                 found.append(Equation(f"{left[0]} = {right[0]}", left[1], right[1], decimals))
     return found, unread
 
 
-# ---------------------------------------------------------------------------------------------------- reading
+# ---- reading -------------------------------------------------------------------------------------
 
 _SIDE = r"[\d.+\-*/()% ]"
 
 
 def _clauses(text: str) -> Iterator[str]:
-    """Pieces that hold at least one "=", signs made plain; a sentence, a line or a comma ends a piece."""
+    """The pieces of a text that have an "=", with plain signs. A sentence, a line or a comma ends a
+    piece."""
     text = re.sub(r"<<[^<>]*>>", "", text)
     text = re.sub(r"\\d?frac\{([^{}]*)\}\{([^{}]*)\}", r"(\1)/(\2)", text)
     text = re.sub(r"\\(?:times|cdot)|[×·]|(?<=[\d)%])\s*[xX]\s*(?=[\d($])", "*", text)
-    text = (
-        re.sub(r"\\div|÷", "/", text)
-        .replace("−", "-")
-        .replace("–", "-")
-        .replace("％", "%")
-        .replace("＝", "=")
-    )
+    text = re.sub(r"\\div|÷", "/", text)
+    text = text.translate(str.maketrans("−–％＝", "--%="))
     text = re.sub(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))", "", text)  # thousands
     text = re.sub(r"\\?\$|€|£|¥|\\\(|\\\)|\\\[|\\\]|&|\*\*(?!\d)|(?<!\d)\*\*|\\(?=%)", "", text)
     text = re.sub(r"%\s*of\s+", "% * ", text)
@@ -112,39 +118,36 @@ def _clauses(text: str) -> Iterator[str]:
 
 
 def _side(text: str, from_start: bool, inner: bool) -> tuple[str, Tree] | None:
-    """(text, tree) of the arithmetic at the start (or at the end) of what stands on one side of "="."""
+    """(text, tree) of the arithmetic on a side of "=": at its start if from_start, else at its end.
+
+    inner: the side has a "=" on both ends. None if the side cannot be read with certainty.
+    """
     text = text.strip()
     if from_start or inner and not re.search(r"\d", re.sub(rf"^{_SIDE}+", "", text)):
         run = re.match(rf"{_SIDE}*", text)[0]
-        if (
-            re.match(r"[\w^{\\]", text[len(run) :])
-            and not run.endswith(" ")
-            and text[len(run) :][0].isascii()
-        ):
+        after = text[len(run) :]
+        touches = re.match(r"[\w^{\\]", after) and not run.endswith(" ")
+        if touches and after[0].isascii():
             return None  # 3x, 10^2
-        if re.search(r"[\d^]", text[len(run) :]):
-            return None  # more follows: "= 5 apples + 3"
+        if re.search(r"[\d^]", after):
+            return None  # "= 5 apples + 3"
     else:
-        text = text[
-            : max((m.end() for m in re.finditer(r"[\d)%]", text)), default=0)
-        ]  # no unit: "5 * 4 apples ="
+        ends = [match.end() for match in re.finditer(r"[\d)%]", text)]
+        text = text[: max(ends, default=0)]  # without the unit of "5 * 4 apples ="
         run = re.search(rf"{_SIDE}*$", text)[0]
         before = text[: len(text) - len(run)]
-        if re.search(r"[\w^}\\]$", before) and before[-1].isascii() and not run.startswith(" "):
+        touches = re.search(r"[\w^}\\]$", before) and not run.startswith(" ")
+        if touches and before[-1].isascii():
             return None  # f(3), x2
         start, last = run.strip()[:1], before.strip()[-1:]
-        if (
-            start in ("+", "*", "/", ")")
-            or start in ("-", "(")
-            and last not in ("", ":", "：", "(", "，")
-        ):
+        if start in ("+", "*", "/", ")"):
             return None  # the left operand is not a number
-        if (
-            re.search(r"[-+*/^]\s*$", before)
-            or before.strip()
-            and re.fullmatch(r"[\d.]+%?", run.strip())
-        ):
-            return None  # "5 of the 3 = 15" tells nothing certain about 3
+        if start in ("-", "(") and last not in ("", ":", "：", "(", "，"):
+            return None
+        if re.search(r"[-+*/^]\s*$", before):
+            return None
+        if before.strip() and re.fullmatch(r"[\d.]+%?", run.strip()):
+            return None  # "5 of the 3 = 15" says nothing certain about 3
     run = run.strip().rstrip(".").strip()
     tree = _tree(run)
     return None if tree is None else (run, tree)
@@ -178,10 +181,11 @@ def _walk(node, code: str) -> Tree:
     raise ValueError(code)
 
 
-# ---------------------------------------------------------------------------------------------------- rounded numbers
+# ---- rounded numbers -----------------------------------------------------------------------------
 
 
 def _places(number: Fraction) -> int:
+    """How many decimals a number has, at most 12."""
     places = 0
     while places < 12 and number * 10**places % 1:
         places += 1
@@ -189,15 +193,18 @@ def _places(number: Fraction) -> int:
 
 
 def _rounded(tree: Tree) -> list[Fraction]:
-    """Numbers of the tree that may have been rounded, each once."""
-    return [
-        n
-        for n in dict.fromkeys(leaves(tree))
-        if (places := _places(n)) > 2 or places == 2 and int(abs(n) * 100) % 100 in (33, 66, 67)
-    ]
+    """The numbers of a tree that may be rounded, each once."""
+    found = []
+    for number in dict.fromkeys(leaves(tree)):
+        places = _places(number)
+        thirds = places == 2 and int(abs(number) * 100) % 100 in (33, 66, 67)
+        if places > 2 or thirds:
+            found.append(number)
+    return found
 
 
 def _moved(tree: Tree, number: Fraction, by: Fraction) -> Tree:
+    """The tree with `by` added to every leaf that is `number`."""
     if isinstance(tree, tuple):
         return tree[0], _moved(tree[1], number, by), _moved(tree[2], number, by)
     return tree + by if tree == number else tree

@@ -1,7 +1,9 @@
-r"""One small parser for mathematics as LaTeX writes it and as Python prints it; it gives the trees of trees.py.
+r"""A small parser for the mathematics that LaTeX writes and that Python prints. It gives the trees
+of trees.py.
 
-Recursive descent over at most a thousand characters. Where LaTeX and Python differ, both are read: \frac12 and 1/2,
-2^{10} and 2**10, \{1, 2\} and {1, 2} and FiniteSet(1, 2), [0, 1) and Interval.Ropen(0, 1), x \ge 2 and Eq(x, 2).
+It is a recursive descent over at most a thousand characters. It reads both notations where LaTeX
+and Python differ: \frac12 and 1/2, 2^{10} and 2**10, \{1, 2\} and {1, 2} and FiniteSet(1, 2), [0,
+1) and Interval.Ropen(0, 1), x \ge 2 and Eq(x, 2).
 """
 
 import math
@@ -30,19 +32,11 @@ from data.answers.trees import (
 
 MAX_DEPTH = 40  # nested brackets, powers and functions
 MAX_ITEMS = 64  # of a list, set or point
-MAX_STEPS = (
-    4000  # numbers, names and brackets read, counting again what \\pm makes the parser read twice
-)
+# Numbers, names and brackets that are read. What \pm makes the parser read twice counts twice.
+MAX_STEPS = 4000
 
 
-EQUATIONS = {
-    "Eq": "=",
-    "Ne": "!=",
-    "Lt": "<",
-    "Le": "<=",
-    "Gt": ">",
-    "Ge": ">=",
-}  # as sympy names them
+EQUATIONS = {"Eq": "=", "Ne": "!=", "Lt": "<", "Le": "<=", "Gt": ">", "Ge": ">="}  # sympy's names
 SYMPY = {
     "Matrix",
     "ImmutableMatrix",
@@ -107,10 +101,8 @@ class Parser:
         self.tokens += ["", ""]
         self.at = self.depth = self.steps = 0
         self.in_bars = self.in_matrix = False
-        self.sign, self.saw_sign = (
-            1,
-            False,
-        )  # which reading of \pm is being parsed, and whether there is one
+        self.sign = 1  # the sign that \pm has in this reading
+        self.saw_sign = False  # whether there is a \pm
 
     def peek(self, *tokens):
         return self.tokens[self.at] in tokens
@@ -126,7 +118,10 @@ class Parser:
             raise Unreadable(f"expected {token} before {self.tokens[self.at]}")
 
     def whole(self):
-        """groups := group (";" group)*; a group of several values beside another one is a tuple: p=5,q=2;p=7,q=2."""
+        """groups := group (";" group)*
+
+        A group of several values beside another group is a tuple: p=5,q=2;p=7,q=2.
+        """
         groups = [self.items()]
         while self.take(";"):
             groups.append(self.items())
@@ -135,14 +130,16 @@ class Parser:
         if len(groups) == 1:
             return groups[0][0] if len(groups[0]) == 1 else ("list", *groups[0])
         if max(map(len, groups)) == 1:
-            return ("blanks", *(g[0] for g in groups))
-        return (
-            "list",
-            *(g[0] if len(g) == 1 else ("seq", "(", ")", *map(stated_value, g)) for g in groups),
-        )
+            return ("blanks", *(group[0] for group in groups))
+        values = []
+        for group in groups:
+            point = ("seq", "(", ")", *map(stated_value, group))
+            values.append(group[0] if len(group) == 1 else point)
+        return ("list", *values)
 
     def items(self, both_signs=True):
-        """Comma-separated items, also joined by "and"/"or"; an item with \\pm is two items when both_signs."""
+        """Items that are separated by commas, "and" or "or". With both_signs an item with \\pm is
+        two."""
         found = []
         while True:
             start, outer = self.at, self.saw_sign
@@ -161,7 +158,10 @@ class Parser:
                 pass
 
     def relation(self):
-        """relation := comparison ("&" comparison)*; (0 < x) & (x < 1), as sympy prints it, is 0 < x < 1."""
+        """relation := comparison ("&" comparison)*
+
+        sympy prints 0 < x < 1 as (0 < x) & (x < 1).
+        """
         value = self.comparison()
         while not self.in_matrix and self.take("&", r"\land", r"\wedge"):
             value = joined(value, self.comparison())
@@ -215,22 +215,14 @@ class Parser:
                 is_fraction = self.peek(r"\frac")
                 factor = self.postfix()
                 if number_before and number_after and self.take("/"):  # 1 1/2
-                    factor, is_fraction = (
-                        multiply(factor, power(self.postfix(), Fraction(-1))),
-                        True,
-                    )
+                    factor = multiply(factor, power(self.postfix(), Fraction(-1)))
+                    is_fraction = True
                 elif number_before and number_after:
                     raise Unreadable("two numbers side by side")
-                value = (
-                    factor
-                    if is_fraction and number_before and isinstance(factor, Fraction)
-                    else None
-                )
-                if (
-                    value is not None and 0 < value < 1 and exact(previous) is not None
-                ):  # 1\frac{1}{2}
+                is_fraction = is_fraction and number_before and isinstance(factor, Fraction)
+                if is_fraction and 0 < factor < 1 and exact(previous) is not None:  # 1\frac{1}{2}
                     sign = -1 if exact(previous) < 0 else 1
-                    factors[-1] = add(previous, sign * value)
+                    factors[-1] = add(previous, sign * factor)
                 else:
                     factors.append(factor)
             else:
@@ -238,17 +230,13 @@ class Parser:
 
     def starts_factor(self):
         token = self.tokens[self.at]
-        if (
-            token in ("and", "or")
-            or token in RELATIONS
-            or token in (r"\cup", r"\pm", r"\mp", r"\}", r"\\", r"\end")
-        ):
+        if token in ("and", "or", r"\cup", r"\pm", r"\mp", r"\}", r"\\", r"\end"):
             return False
-        return (
-            token[:1].isalnum()
-            or token[:1] in ("\\", "(", "{", ".")
-            or (token == "|" and not self.in_bars)
-        )
+        if token in RELATIONS:
+            return False
+        if token == "|":
+            return not self.in_bars
+        return token[:1].isalnum() or token[:1] in ("\\", "(", "{", ".")
 
     def signed(self):
         if operator := self.take("-", "+", r"\pm", r"\mp"):
@@ -282,7 +270,8 @@ class Parser:
                 return value
 
     def degrees(self) -> bool:
-        """Whether ^\\circ or ^{\\circ} is next; takes it. Left in the text only beside functions of angles."""
+        """Take ^\\circ or ^{\\circ}, if it is next. It is left in the text only beside functions of
+        angles."""
         for form in (["^", r"\circ"], ["^", "{", r"\circ", "}"]):
             if self.tokens[self.at : self.at + len(form)] == form:
                 self.at += len(form)
@@ -324,21 +313,17 @@ class Parser:
         raise Unreadable(token)
 
     def sympy_object(self, name):
-        """Matrix([[1, 2]]), FiniteSet(1, 2), Interval.open(0, 1), Union(...), Eq(x, 2), after the bracket."""
+        """The rest of Matrix([[1, 2]]), FiniteSet(1, 2), Interval.open(0, 1), Union(...) or Eq(x,
+        2) after the opening bracket."""
         items = [] if self.peek(")") else self.nested(self.items, False)
         self.need(")")
         if name in EQUATIONS and len(items) == 2:
             return ("rel", (EQUATIONS[name],), *items)
         if name.startswith("Interval") and len(items) == 2:
-            left = (
-                "("
-                if name.endswith((".open", ".Lopen")) or items[0] == negate(("const", "inf"))
-                else "["
-            )
-            right = (
-                ")" if name.endswith((".open", ".Ropen")) or items[1] == ("const", "inf") else "]"
-            )
-            return ("seq", left, right, *items)
+            infinity = ("const", "inf")
+            left_open = name.endswith((".open", ".Lopen")) or items[0] == negate(infinity)
+            right_open = name.endswith((".open", ".Ropen")) or items[1] == infinity
+            return ("seq", "(" if left_open else "[", ")" if right_open else "]", *items)
         if name == "FiniteSet":
             return ("set", *items)
         if name == "Union" and items:
@@ -390,7 +375,8 @@ class Parser:
         return ("sym", name)
 
     def argument(self):
-        """One LaTeX argument: {...}, or a single token; of a bare number only its first digit, as in \\frac12."""
+        """An argument of a LaTeX command: {...} or a single token. Of a bare number it is only the
+        first digit, as in \\frac12."""
         token = self.tokens[self.at]
         if token.isdigit() and len(token) > 1:
             self.tokens[self.at : self.at + 1] = [token[0], token[1:]]
@@ -422,11 +408,9 @@ class Parser:
                 factors.append(self.nested(self.postfix))
             arguments = [scalar(multiply(*factors))]
         if kind in ("frac", "same"):
-            value = (
-                arguments[0]
-                if len(arguments) == 1
-                else multiply(arguments[0], power(arguments[1], Fraction(-1)))
-            )
+            value = arguments[0]
+            if len(arguments) > 1:
+                value = multiply(value, power(arguments[1], Fraction(-1)))
         elif kind == "factorial":
             value = factorial(*arguments)
         elif kind == "binomial":

@@ -1,11 +1,17 @@
-r"""A reader of LaTeX with the habits of the one that the paper's grader relies on (parse_latex of sympy 1.12).
+r"""A reader of LaTeX that behaves like the reader of the paper's grader (parse_latex of sympy
+1.12).
 
-Those habits are the point: it reads the longest prefix that is an expression and ignores what follows, every letter is
-a variable (also \pi, e and i), a letter before a bracket is a function, digits with spaces between them are one number,
-an operator whose right side cannot be read ends the prefix (2**10 is 2), and an unknown character right after the
-prefix makes the whole unreadable. Sums, integrals, limits and derivatives are
-not read here. Trees are raw, ("+", a, b) as written, since one of the grader's rules compares them as written;
-`worked_out` gives the trees of trees.py.
+The paper's rules (paper_rules.py) depend on its peculiarities, which are repeated here:
+
+- It reads the longest prefix that is an expression, and ignores the rest.
+- Every letter is a variable, also \pi, e and i. A letter before a bracket is a function.
+- Digits with spaces between them are one number.
+- An operator whose right side cannot be read ends the prefix: 2**10 is 2.
+- An unknown character directly after the prefix makes the whole text unreadable.
+
+Sums, integrals, limits and derivatives are not read. The trees are raw, ("+", a, b) as written,
+since a rule of the grader compares them as written. `worked_out` turns them into the trees of
+trees.py.
 """
 
 import re
@@ -23,7 +29,7 @@ from data.answers.trees import (
 )
 
 MAX_DEPTH = 30  # nested brackets, powers and functions
-MAX_STEPS = 4000  # tries to read a number, name or bracket
+MAX_STEPS = 4000  # attempts to read a number, a name or a bracket
 SKIPPED = {
     r"\,",
     r"\:",
@@ -88,12 +94,14 @@ TOKEN = re.compile(
 
 
 class Rejected(Unreadable):
-    """No prefix can be saved: a character outside the grammar, or more than the limits allow."""
+    """There is no readable prefix: a character is outside the grammar, or the text is too large."""
 
 
 def read_prefix(text: str):
-    """The raw tree of the longest prefix of `text` that is an expression or relation; Unreadable where there is none,
-    or where the next character is none that the grammar knows."""
+    """The raw tree of the longest prefix of `text` that is an expression or a relation.
+
+    Raises Unreadable if there is none, or if the next character is outside the grammar.
+    """
     reader = _Reader(text)
     tree = reader.relation()
     reader.token()
@@ -103,12 +111,12 @@ def read_prefix(text: str):
 class _Reader:
     def __init__(self, text: str):
         self.text, self.at, self.depth = text, 0, 0
-        self.seen = (-1, "", 0)  # where a token was looked for, the token, and where it ends
+        self.seen = (-1, "", 0)  # (where the last token was searched, the token, where it ends)
         self.in_bars = False
         self.steps = 0
 
     def attempt(self, read, *arguments):
-        """What `read` gives, or None with the position as it was."""
+        """The result of `read`, or None with the position as before."""
         state = self.at, self.depth, self.in_bars
         try:
             return read(*arguments)
@@ -119,7 +127,7 @@ class _Reader:
             return None
 
     def token(self) -> str:
-        """The next token, "" at the end; Unreadable at a character outside the grammar."""
+        """The next token, "" at the end. Raises Unreadable at a character outside the grammar."""
         if self.seen[0] == self.at:
             return self.seen[1]
         end = self.at
@@ -164,9 +172,9 @@ class _Reader:
             if right is None:
                 self.at = start
                 break
-            left = (
-                ("+", left, right) if operator == "+" else ("+", left, ("*", Fraction(-1), right))
-            )
+            if operator == "-":
+                right = ("*", Fraction(-1), right)
+            left = ("+", left, right)
         self.depth -= 1
         return left
 
@@ -186,18 +194,15 @@ class _Reader:
         while operator := self.take("+", "-"):
             sign = -sign if operator == "-" else sign
         factors = [self.postfix(True)]
-        while (
-            self.starts(functions) and (factor := self.attempt(self.postfix, functions)) is not None
-        ):
+        while self.starts(functions):
+            factor = self.attempt(self.postfix, functions)
+            if factor is None:
+                break
             factors.append(factor)
         value = _side_by_side(factors)
-        return (
-            value
-            if sign > 0
-            else -value
-            if isinstance(value, Fraction)
-            else ("*", Fraction(-1), value)
-        )
+        if sign > 0:
+            return value
+        return -value if isinstance(value, Fraction) else ("*", Fraction(-1), value)
 
     def starts(self, functions) -> bool:
         token = self.token()
@@ -205,12 +210,10 @@ class _Reader:
             return functions
         if token == "|":
             return self.depth > 0 and not self.in_bars
-        return (
-            token in CLOSING
-            or token in (r"\lfloor", r"\lceil")
-            or (token[:1].isalnum() or token[:1] == "\\" and token[1:2].isalpha())
-            and token not in KEYWORDS
-        )
+        if token in CLOSING or token in (r"\lfloor", r"\lceil"):
+            return True
+        is_name = token[:1].isalnum() or token[:1] == "\\" and token[1:2].isalpha()
+        return is_name and token not in KEYWORDS
 
     def postfix(self, functions):
         value = self.primary(functions)
@@ -310,11 +313,8 @@ class _Reader:
             return inverse if parts[0] == 1 else ("*", parts[0], inverse)
         if self.take(r"\binom", r"\dbinom", r"\tbinom"):
             return ("call", "binomial", self.group(), self.group())
-        if (
-            not token
-            or token in KEYWORDS
-            or not (token[0].isalpha() or token[0] == "\\" and token[1:2].isalpha())
-        ):
+        is_name = token[:1].isalpha() or token[:1] == "\\" and token[1:2].isalpha()
+        if token in KEYWORDS or not is_name:
             raise Unreadable(f"no expression at {token}")
         self.take(token)
         if token == r"\infty":
@@ -324,13 +324,10 @@ class _Reader:
             name += f"_{self.script()}"
         while self.token().startswith("'"):
             name += self.take(self.token())
-        if (
-            functions
-            and self.token() == "("
-            and (arguments := self.attempt(self.arguments)) is not None
-        ):
-            return ("call", name + "_", *arguments)
-        return ("sym", name)
+        arguments = None
+        if functions and self.token() == "(":
+            arguments = self.attempt(self.arguments)
+        return ("sym", name) if arguments is None else ("call", name + "_", *arguments)
 
     def arguments(self):
         self.need("(")
@@ -367,16 +364,12 @@ class _Reader:
 
 
 def _side_by_side(factors: list):
-    """A product; an x between two values without variables means "times"."""
-    kept = [
-        factor
-        for k, factor in enumerate(factors)
-        if not (
-            factor == ("sym", "x")
-            and 0 < k < len(factors) - 1
-            and not symbols(factors[k - 1]) | symbols(factors[k + 1])
-        )
-    ]
+    """The product of the factors. An x between two values without variables means "times"."""
+    kept = []
+    for k, factor in enumerate(factors):
+        inside = factor == ("sym", "x") and 0 < k < len(factors) - 1
+        if not inside or symbols(factors[k - 1]) | symbols(factors[k + 1]):
+            kept.append(factor)
     value = kept[-1]
     for factor in reversed(kept[:-1]):
         value = ("*", factor, value)
@@ -384,7 +377,7 @@ def _side_by_side(factors: list):
 
 
 def worked_out(tree):
-    """A raw tree with its rational arithmetic done."""
+    """A raw tree as a tree of trees.py, with its rational arithmetic computed."""
     if isinstance(tree, Fraction) or tree[0] in ("sym", "const"):
         return tree
     parts = [worked_out(part) if isinstance(part, (tuple, Fraction)) else part for part in tree[1:]]
@@ -395,11 +388,9 @@ def worked_out(tree):
     if tree[0] == "^":
         return power(*parts)
     if tree[0] == "call" and parts[0] == "!":
-        return (
-            factorial(parts[1])
-            if isinstance(parts[1], Fraction)
-            else ("call", "factorial_", parts[1])
-        )
+        if isinstance(parts[1], Fraction):
+            return factorial(parts[1])
+        return ("call", "factorial_", parts[1])
     if tree[0] == "call" and parts[0] == "binomial":
         return binomial(*parts[1:])
     if tree[0] == "rel":

@@ -1,19 +1,26 @@
-r"""The rules by which the paper's own tables were made, for comparing with them: not for training, not for trust.
+r"""The rules of the paper's own evaluation, to compare with the paper's tables. Do not train with
+them.
 
-A restatement of what github.com/deepseek-ai/DeepSeek-Math, evaluation/, does: where each benchmark's answer is looked
-for, and when two answers count as equal. What it takes for equal that is not, on purpose repeated here:
-  - numbers within 0.001 of each other, whatever their size: 0.0005 for 0.0009;
-  - a number 100 times larger or smaller, percent sign or not: 500 for 5, 0.5 for 50, also in the parts of a tuple;
-  - numbers without their commas: 1,8 for 18;
-  - brackets of any shape: an open interval for a closed one;
-  - two expressions with the same readable prefix: 2**10 for 2**11, n=1,2,3 for n=2,3,4;
-  - unions and lists as sets of parts of which each finds some other;
-  - any one of several options: the letter that first occurs last (Gaokao-MathQA).
-And what it denies: \pi is a variable, so \frac{\pi}{2} is not 1.5708; two equal negative numbers of OCW.
+This file restates github.com/deepseek-ai/DeepSeek-Math, evaluation/: where it finds the answer of
+each benchmark, and when two answers are equal. These answers are equal there, although they are
+not, and the rules here repeat that on purpose:
 
-Its simplifier and its clock are replaced by evaluation at fixed points (values.py), bounded by counts, and its eval()
-of answers by our parser. Where that may differ from the original: sums, integrals, derivatives and limits, which are
-compared as text here, and equalities that its simplifier does not find.
+- numbers within 0.001 of each other, whatever their size: 0.0005 and 0.0009
+- a number that is 100 times larger or smaller, with a percent sign or without, also inside a tuple:
+  500 and 5, 0.5 and 50
+- numbers without their commas: 1,8 and 18
+- brackets of any shape: an open and a closed interval
+- two expressions with the same readable prefix: 2**10 and 2**11, n=1,2,3 and n=2,3,4
+- unions and lists in which each part equals some part of the other
+- several options, of which the letter whose first place is last counts (Gaokao-MathQA)
+
+These are different there, although they are equal: \frac{\pi}{2} and 1.5708, since \pi is a
+variable, and two equal negative numbers of OCW.
+
+The original uses a simplifier, a clock and eval(). Here an evaluation at fixed points (values.py)
+with limits that are counts, and the parser of expressions.py, take their place. The results may
+differ for sums, integrals, derivatives and limits, which are compared as text here, and for
+equalities that the simplifier does not find.
 """
 
 import ast
@@ -26,8 +33,8 @@ from data.answers.paper_latex import read_prefix, worked_out
 from data.answers.trees import Unreadable, kind, symbols
 from data.answers.values import MP, identical, values
 
-MAX_LENGTH = 4000  # characters of one answer; longer ones are compared as they are
-MAX_MATH = 1000  # characters of one expression
+MAX_LENGTH = 4000  # characters of an answer; longer ones are compared as they are
+MAX_MATH = 1000  # characters of an expression
 MAX_DEPTH = 20  # tuples in tuples
 INVALID = "[invalid]"
 BENCHMARKS = (
@@ -54,33 +61,30 @@ _UNREADABLE = (
 )
 
 
-# ---------------------------------------------------------------------------------------------------- extraction
+# ---- extraction ----------------------------------------------------------------------------------
 
 
 def paper_extract(
     text: str, benchmark: str, question: str = "", zero_shot: bool = False
 ) -> str | list[str]:
-    """The answer that the paper's evaluation finds in a completion; for MATH and MathCloze a list. `zero_shot`: the
-    rule for the instruction-tuned models, who answer without exemplars. Without an answer: a placeholder or ""."""
+    """The answer that the paper's evaluation finds in a completion.
+
+    It is a list for MATH and MathCloze, and a placeholder or "" without an answer. zero_shot: use
+    the rule for instruction-tuned models, which answer without exemplars. Raises ValueError for a
+    benchmark without a rule.
+    """
     if benchmark not in BENCHMARKS:
-        raise ValueError(
-            f"the paper has no rule for {benchmark}; it has for {', '.join(BENCHMARKS)}"
-        )
+        raise ValueError(f"the paper has no rule for {benchmark}; use {', '.join(BENCHMARKS)}")
+    # A base model goes on with the next problem: cut there.
     marks = {
         "gsm8k": "Q: ",
         "cmath": "问题：",
         "gaokao_mathcloze": "问题 ",
         "gaokao_mathqa": "问题 ",
     }
-    if not zero_shot or benchmark not in (
-        "gsm8k",
-        "math",
-        "cmath",
-        "mgsm_zh",
-    ):  # what follows is the next problem
-        text = (
-            text if benchmark == "mgsm_zh" else text.split(marks.get(benchmark, "Problem:"), 1)[0]
-        )
+    whole = zero_shot and benchmark in ("gsm8k", "math", "cmath")
+    if not whole and benchmark != "mgsm_zh":
+        text = text.split(marks.get(benchmark, "Problem:"), 1)[0]
     if benchmark == "math":
         return _math_answers(text, question)
     if benchmark == "gsm8k" and not zero_shot:
@@ -92,16 +96,10 @@ def paper_extract(
     if benchmark == "ocw":
         return _ocw_answer(text)
     if benchmark in ("gaokao_mathcloze", "gaokao_mathqa"):
-        answer = (
-            text.split("答案是", 1)[1].strip().split("\n")[0].strip()
-            if "答案是" in text
-            else "placeholder"
-        )
-        return (
-            answer
-            if benchmark == "gaokao_mathqa"
-            else [answer.strip("$") if "答案是" in text else answer]
-        )
+        answer = "placeholder"
+        if "答案是" in text:
+            answer = text.split("答案是", 1)[1].strip().split("\n")[0].strip()
+        return answer if benchmark == "gaokao_mathqa" else [answer.strip("$")]
     if benchmark == "cmath" and not zero_shot and "答案是" in text:
         line = text.split("答案是", 1)[1].strip().split("\n")[0]
         numbers = re.findall(r"-?\d+\.?\d*", line.strip("：").strip("。"))
@@ -111,8 +109,8 @@ def paper_extract(
 
 
 def _answers(text: str) -> list[str]:
-    """All that the general rule finds: a Minerva sentence, else boxes, else "he answer is", else what a program
-    printed last, else the last number."""
+    """The answers by the general rule: a Minerva sentence, else boxes, else "he answer is", else
+    the last output of a program, else the last number."""
     if "final answer is $" in text and "$. I hope" in text:
         found = [text.split("final answer is $", 1)[1].split("$. I hope", 1)[0].strip()]
     elif "boxed" in text:
@@ -135,16 +133,11 @@ def _boxed(text: str) -> list[str]:
         depth = 0
         for match in re.finditer("[{}]", piece):
             depth += 1 if match[0] == "{" else -1
-            if (
-                depth < 0
-            ):  # a percent sign after the box brings the brace in with it, and no percent sign
-                found.append(
-                    piece[
-                        : match.end()
-                        if piece[match.end() : match.end() + 1] == "%"
-                        else match.start()
-                    ]
-                )
+            if depth < 0:
+                # Before a percent sign the closing brace belongs to the answer (and the sign does
+                # not).
+                percent = piece[match.end() : match.end() + 1] == "%"
+                found.append(piece[: match.end() if percent else match.start()])
                 break
     return found
 
@@ -172,11 +165,11 @@ def _ocw_answer(text: str) -> str:
     return INVALID
 
 
-# ---------------------------------------------------------------------------------------------------- normalisation
+# ---- normalisation -------------------------------------------------------------------------------
 
 
 def normalise(text: str) -> str:
-    """An answer as the paper's evaluation writes it before comparing."""
+    """An answer in the form in which the paper's evaluation compares it."""
     if len(text) > MAX_LENGTH:
         return text
     text = text.strip().replace("\n", "").rstrip(".").replace("\\!", "")
@@ -224,7 +217,7 @@ def normalise(text: str) -> str:
 
 
 def _braced_fractions(text: str) -> str:
-    r"""\frac12 and \frac1{2} with braces; the text as it is where a \frac ends it."""
+    r"""Write \frac12 and \frac1{2} with braces. A text that ends in \frac stays as it is."""
     head, *pieces = text.split("\\frac")
     for piece in pieces:
         if piece.startswith("{"):
@@ -232,14 +225,13 @@ def _braced_fractions(text: str) -> str:
         elif len(piece) < 2:
             return text
         else:
-            head += f"\\frac{{{piece[0]}}}" + (
-                piece[1:] if piece[1] == "{" else f"{{{piece[1]}}}{piece[2:]}"
-            )
+            rest = piece[1:] if piece[1] == "{" else f"{{{piece[1]}}}{piece[2:]}"
+            head += f"\\frac{{{piece[0]}}}{rest}"
     return head
 
 
 def _slash(text: str) -> str:
-    """3/4 as a fraction, where both sides are plain integers, or roots."""
+    """Write 3/4 as a fraction, if both sides are plain integers or roots."""
     parts = text.split("/")
     if len(parts) != 2:
         return text
@@ -250,24 +242,28 @@ def _slash(text: str) -> str:
     return "\\frac{%s}{%s}" % tuple(written) if "/".join(written) == text else text  # noqa: UP031
 
 
-# ---------------------------------------------------------------------------------------------------- equality
+# ---- equality ------------------------------------------------------------------------------------
 
 
 def paper_equal(gold: str | list[str], prediction: str | list[str], benchmark: str) -> bool:
-    """Whether the paper's evaluation counts `prediction` (from `paper_extract`) as right. `gold` is prepared as theirs:
-    for MATH what `paper_extract` finds in the solution, for MathCloze one normalised item a blank, else the string."""
+    """Whether the paper's evaluation counts `prediction`, a result of `paper_extract`, as right.
+
+    gold: for MATH what `paper_extract` finds in the solution, for MathCloze a normalised item for
+    each blank, else the string.
+    """
     if benchmark in ("sat", "mmlu_stem"):
         return prediction.lower() == gold.lower()
     if benchmark == "gaokao_mathqa":
         places = {letter: prediction.find(letter) for letter in "ABCD" if letter in prediction}
         return bool(places) and max(places, key=places.get) == gold
     if benchmark == "gaokao_mathcloze":
-        found = list(dict.fromkeys(part for answer in prediction for part in _blanks(answer)))[
-            -len(gold) :
-        ]
-        return len(found) == len(gold) and all(
-            _correct(g, p) for g, p in zip(gold, found, strict=True)
-        )
+        found = []
+        for answer in prediction:
+            found += _blanks(answer)
+        found = list(dict.fromkeys(found))[-len(gold) :]
+        if len(found) != len(gold):
+            return False
+        return all(_correct(g, p) for g, p in zip(gold, found, strict=True))
     if benchmark == "ocw":
         return _ocw_equal(gold, prediction)
     if benchmark == "math":
@@ -277,7 +273,8 @@ def paper_equal(gold: str | list[str], prediction: str | list[str], benchmark: s
 
 
 def _blanks(answer: str) -> list[str]:
-    """Cut at semicolons, and at commas outside brackets; a bracket counts up from the last cut."""
+    """Cut the answer at semicolons, and at commas outside brackets. Brackets count from the last
+    cut."""
     parts, depth, start = [], 0, 0
     answer += ";"
     for k, c in enumerate(answer):
@@ -292,10 +289,9 @@ def _blanks(answer: str) -> list[str]:
 def _correct(gold, prediction) -> bool:
     if isinstance(gold, list) and isinstance(prediction, list):
         matches = [[_correct(g, p) for p in prediction[:64]] for g in gold[:64]]
-        return all(map(any, matches)) and (
-            not prediction
-            or all(any(row[k] for row in matches) for k in range(len(prediction[:64])))
-        )
+        places = range(len(prediction[:64]))
+        columns = [any(row[k] for row in matches) for k in places]
+        return all(map(any, matches)) and all(columns)
     if isinstance(gold, list) or isinstance(prediction, list):
         raise TypeError("a list of answers beside a single answer")
     if "\\cup" in gold and "\\cup" in prediction:
@@ -336,12 +332,10 @@ def _math_equal(prediction: str, gold: str, depth: int = 0) -> bool:
         if _parts_equal(prediction[1:-1].split(","), gold[1:-1].split(","), depth):
             return True
     rows = _matrix_rows(prediction), _matrix_rows(gold)
-    if (
-        None not in rows
-        and len(rows[0]) == len(rows[1])
-        and all(_parts_equal(p.split("&"), g.split("&"), depth) for p, g in zip(*rows, strict=True))
-    ):
-        return True
+    if None not in rows and len(rows[0]) == len(rows[1]):
+        pairs = [(p.split("&"), g.split("&")) for p, g in zip(*rows, strict=True)]
+        if all(_parts_equal(p, g, depth) for p, g in pairs):
+            return True
     sides = [side.split("=") for side in (prediction, gold)]
     if len(sides[0]) == len(sides[1]) == 2:
         p, g = (f"{left.strip()} - ({right.strip()})" for left, right in sides)
@@ -363,9 +357,8 @@ def _parts_equal(predictions: list[str], golds: list[str], depth: int) -> bool:
 
 
 def _matrix_rows(text: str) -> list[str] | None:
-    if not text.startswith(("\\begin{pmatrix}", "\\begin{bmatrix}")) or not text.endswith(
-        ("\\end{pmatrix}", "\\end{bmatrix}")
-    ):
+    starts = text.startswith(("\\begin{pmatrix}", "\\begin{bmatrix}"))
+    if not starts or not text.endswith(("\\end{pmatrix}", "\\end{bmatrix}")):
         return None
     return [row.strip() for row in text[15:-13].split("\\\\") if row.strip()]
 
@@ -378,11 +371,8 @@ def _symbolic_equal(a: str, b: str) -> bool:
         if symbols(a) | symbols(b):
             return False
         x, y = (values(tree, range(1))[0] for tree in (a, b))
-        return (
-            isinstance(x, MP.mpf)
-            and isinstance(y, MP.mpf)
-            and math.isclose(float(x), float(y), abs_tol=1e-3)
-        )
+        real = isinstance(x, MP.mpf) and isinstance(y, MP.mpf)
+        return real and math.isclose(float(x), float(y), abs_tol=1e-3)
     except _UNREADABLE:
         return False
 
@@ -395,7 +385,7 @@ def _value(text: str):
     except Unreadable as error:
         if not text.isascii() or re.search(r"[\\^$%\[{]", text):
             raise error
-        _check_python(text)  # what LaTeX cannot be, Python may be
+        _check_python(text)  # it is not LaTeX, but it may be Python
         tree = Parser(text).whole()
         if kind(tree) != "number":
             raise error
@@ -404,11 +394,11 @@ def _value(text: str):
 
 def _check_python(text: str) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # 5or is read, with a warning
+        warnings.simplefilter("ignore")  # Python reads 5or with a warning
         ast.parse(text.strip(), mode="eval")
 
 
-# ---------------------------------------------------------------------------------------------------- OCW courses
+# ---- OCW courses ---------------------------------------------------------------------------------
 
 _OCW_UNITS = (
     "eV",
@@ -472,7 +462,8 @@ _TEX_REMOVED = (
 
 
 def _ocw_equal(gold: str, prediction: str) -> bool:
-    """By the kind of the gold answer: a number, an equation, or an expression, which must be the same text."""
+    """The rule depends on the gold answer: a number, an equation, or an expression, whose text
+    must be the same."""
     if not prediction or max(len(gold), len(prediction)) > MAX_LENGTH:
         return False
     try:
@@ -515,12 +506,8 @@ def _python_number(text: str):
 
 
 def _equation(text: str):
-    text = (
-        text.removeprefix("\\[")
-        .removesuffix("\\]")
-        .replace("\\left(", "(")
-        .replace("\\right)", ")")
-    )
+    text = text.removeprefix("\\[").removesuffix("\\]")
+    text = text.replace("\\left(", "(").replace("\\right)", ")")
     text = text.replace("\\\\", "\\").strip("$")
     try:
         tree = read_prefix(text) if len(text) <= MAX_MATH else None

@@ -1,8 +1,8 @@
-r"""From an answer as people, LaTeX and Python write it to an expression tree and the units beside it.
+r"""Reads an answer that a person, LaTeX or Python wrote: its expression tree and its units.
 
-`read` takes off what is not mathematics (formula signs, boxes, spacing commands, units, currency, words), writes
-Chinese numerals as digits, and parses what is left. Every pattern here runs over at most MAX_LENGTH characters and is
-at worst quadratic in them.
+`read` removes what is not mathematics (formula signs, boxes, spacing commands, units, currency,
+words), writes Chinese numerals as digits, and parses the rest. Every pattern here runs over at most
+MAX_LENGTH characters and is at worst quadratic in them.
 """
 
 import functools
@@ -14,7 +14,7 @@ from data.answers.expressions import CONSTANTS, Parser
 from data.answers.trees import FUNCTIONS, Unreadable
 from data.answers.units import MEASURES, SIGNS, unit
 
-MAX_LENGTH = 1000  # characters of one answer; longer ones are compared as text
+MAX_LENGTH = 1000  # characters of an answer; longer ones are compared as text
 
 CHARACTERS = str.maketrans(
     {
@@ -68,7 +68,7 @@ SPACES = re.compile(
 )
 _CIRCLED = re.compile(r"\\textcircled\s*\{?\s*(\d{1,2})\s*\}?")
 
-_DOLLAR = "\u00a4"  # \$ and a $ that is no formula sign
+_DOLLAR = "\u00a4"  # stands for \$ and for a $ that is not a formula sign
 _CURRENCY = re.compile("[\u00a4€£¥￥₹¢]")
 _DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degree\b|°")
 _TEMPERATURE = re.compile(
@@ -95,18 +95,21 @@ _IN_CHINESE = re.compile(f"[{_NUMERAL}半负又点]")
 
 class Reading(NamedTuple):
     tree: object
-    units: tuple  # of the numbers from left to right, once where all are the same
+    units: tuple  # of the numbers from left to right; a single one where all are the same
 
 
 @functools.lru_cache(4096)
 def read(text: str, relaxed: bool, thousands: bool = True, letters: bool = True) -> Reading | None:
-    """None where the text is not mathematics within the limits. `thousands`: 1,234 is one number. `letters`: "5 m" is
-    five metres, not 5m. `relaxed` lets "about" and "=" before the value go."""
+    """The tree and the units of an answer. None if it is not mathematics, or beyond the limits.
+
+    relaxed: "about" and "=" before the value are removed. thousands: 1,234 is one number. letters:
+    "5 m" is five metres, not 5 times m.
+    """
     if len(text) > MAX_LENGTH:
         return None
     try:
         text, units = _normalise(text, relaxed, letters)
-        if thousands:  # except inside brackets, where commas separate
+        if thousands:  # but not inside brackets, where commas separate
             text = re.sub(
                 r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)", lambda m: _join_thousands(m, text), text
             )
@@ -122,7 +125,7 @@ def read(text: str, relaxed: bool, thousands: bool = True, letters: bool = True)
 
 
 def circles(text: str) -> str:
-    r"""\textcircled{1}\textcircled{3} as ①③."""
+    r"""Write \textcircled{1}\textcircled{3} as ①③."""
     return _CIRCLED.sub(lambda m: chr(0x245F + int(m[1])) if 0 < int(m[1]) <= 20 else m[0], text)
 
 
@@ -135,7 +138,7 @@ def _join_thousands(match: re.Match, text: str) -> str:
 
 
 def _normalise(text: str, relaxed: bool, letters: bool) -> tuple[str, tuple]:
-    """(text for the parser, units that were taken off)."""
+    """(the text for the parser, the units that were removed from it)."""
     units = []
     text = _unwrapped(text.strip())
     text = _currency_apart(text.replace("\\$", _DOLLAR))
@@ -165,7 +168,7 @@ def _normalise(text: str, relaxed: bool, letters: bool) -> tuple[str, tuple]:
 
 
 def _unwrapped(text: str) -> str:
-    r"""Without \[ \], \( \) or \boxed{ } around the whole."""
+    r"""The text without \[ \], \( \) or \boxed{} around the whole of it."""
     for _ in range(3):
         if text[:2] in (r"\[", r"\("):
             end = text.rstrip(". ")
@@ -185,13 +188,13 @@ def _unwrapped(text: str) -> str:
 
 
 def _currency_apart(text: str) -> str:
-    """Formula signs, which come in pairs, taken out; a $ by itself is money."""
+    """The text without formula signs, which come in pairs. A $ by itself is money and stays."""
     text = text.replace("$$", " ")
     return text.replace("$", " " if text.count("$") % 2 == 0 else _DOLLAR)
 
 
 def _python(text: str) -> str:
-    """np.float64(0.5), Decimal('0.5') and arrays without commas, [1 2 3], as plainer Python."""
+    """The text with np.float64(0.5), Decimal('0.5') and arrays without commas in plainer Python."""
     if "(" in text:
         text = re.sub(r"\b(?:np|numpy|sp|sympy|math|mpmath)\.(?=[A-Za-z])", "", text)
         text = re.sub(
@@ -206,7 +209,7 @@ def _call(match: re.Match) -> str:
     return f"({match[1].replace(',', '/')})" if match[0].startswith("Fraction") else f"({match[1]})"
 
 
-# ---------------------------------------------------------------------------------------------------- units, words
+# ---- units, words --------------------------------------------------------------------------------
 
 
 def _word(match: re.Match, units: list) -> str:
@@ -227,10 +230,9 @@ def _take_unit(match: re.Match, units: list, letters: bool) -> str:
         if word in ("and", "or", "cup") or word in FUNCTIONS or word in CONSTANTS:
             return match[0]
         if word in MEASURES:
+            # 5m may be algebra, "5 m" is not.
             spaced = match[1] or match[2][-1] in "²³" or k
-            if (
-                len(word) == 1 and word.isascii() and not (letters and spaced)
-            ):  # 5m may be algebra, "5 m" is not
+            if len(word) == 1 and word.isascii() and not (letters and spaced):
                 return match[0]
         elif word.isascii() and len(word) < 3 or word[0] in _NUMERAL:
             return match[0]
@@ -238,17 +240,23 @@ def _take_unit(match: re.Match, units: list, letters: bool) -> str:
     return " "
 
 
-# ---------------------------------------------------------------------------------------------------- Chinese numerals
+# ---- Chinese numerals ----------------------------------------------------------------------------
 
 
 def _numerals(text: str) -> str:
-    """三分之二 -> 2/3, 百分之五十 -> 50%, 一又三分之二 -> 1 2/3, 三点五 -> 3.5, 1.5万 -> 15000, 负三 -> -3."""
+    """Write Chinese numerals as digits.
+
+    >>> _numerals("三分之二"), _numerals("百分之五十"), _numerals("一又三分之二")
+    ('2/3', '50%', '1 2/3')
+    >>> _numerals("三点五"), _numerals("1.5万"), _numerals("负三")
+    ('3.5', '15000', '-3')
+    """
     for word, plain in _NOT_NUMERALS.items():
         text = text.replace(word, plain)
-    one = rf"[{_NUMERAL}\d][{_NUMERAL}\d.]*"
-    text = re.sub(f"百分之({one})", lambda m: f"{_chinese(m[1])}%", text)
+    number = rf"[{_NUMERAL}\d][{_NUMERAL}\d.]*"
+    text = re.sub(f"百分之({number})", lambda m: f"{_chinese(m[1])}%", text)
     text = re.sub(
-        f"(?:({one})又)?({one})分之({one})",
+        f"(?:({number})又)?({number})分之({number})",
         lambda m: f"{_chinese(m[1]) + ' ' if m[1] else ''}{_chinese(m[3])}/{_chinese(m[2])}",
         text,
     )
@@ -264,7 +272,11 @@ def _numerals(text: str) -> str:
 
 
 def _chinese(text: str) -> str:
-    """三百零五 -> 305, 二〇二四 -> 2024, 3万 -> 30000, 1.5万 -> 15000."""
+    """The digits of one numeral.
+
+    >>> _chinese("三百零五"), _chinese("二〇二四"), _chinese("3万")
+    ('305', '2024', '30000')
+    """
     if not re.search("[十百千万亿]", text):
         return "".join(str(_DIGITS.get(c, c)) for c in text)
     total = part = Fraction(0)
@@ -272,7 +284,7 @@ def _chinese(text: str) -> str:
     for token in re.findall(r"\d+(?:\.\d+)?|.", text):
         if token in _PLACES:
             place = _PLACES[token]
-            if place >= 10_000:  # 万 and 亿 multiply all that stands before them
+            if place >= 10_000:  # 万 and 亿 multiply everything before them
                 total, part = (total + part + (digit or 0)) * place, Fraction(0)
             else:
                 part += (1 if digit is None else digit) * place

@@ -1,16 +1,15 @@
-r"""Units of measure as they stand behind a number: which quantity each measures, and how large it is.
+r"""Units of measure behind a number: what each measures, and how large it is.
 
-A unit is (((dimension, power), ...), factor to the base unit), so that "cm", "centimetres" and 厘米 are one unit, and
-km/h, "kilometers per hour" and 千米/小时 another. A word that measures nothing known ("apples", 个) is ((word, 0), 1).
+A unit is (((dimension, power), ...), factor to the base unit). So "cm", "centimetres" and 厘米 are
+the same unit, and km/h, "kilometers per hour" and 千米/小时 are the same unit. A word that is not a
+known unit ("apples", 个) is (((word, 0),), 1).
 """
 
 import functools
 import re
 from fractions import Fraction
 
-MAX_UNIT = 60  # characters
-
-_NAMES = {  # (dimension, factor): names; English nouns also with an s
+_NAMES = {  # (dimension, factor): names; English nouns may also have an s
     ("length", "1/1000"): "mm millimeter millimetre 毫米",
     ("length", "1/100"): "cm centimeter centimetre 厘米 公分",
     ("length", "1/10"): "dm decimeter decimetre 分米",
@@ -84,11 +83,9 @@ SIGNS = {
 MEASURES = {}  # name: (dimension, power, factor)
 for (_dimension, _factor), _words in _NAMES.items():
     for _word in _words.split():
-        MEASURES[_word] = MEASURES[_word + "s" if _word.isalpha() and len(_word) > 2 else _word] = (
-            _dimension,
-            1,
-            Fraction(_factor),
-        )
+        MEASURES[_word] = (_dimension, 1, Fraction(_factor))
+        if _word.isalpha() and len(_word) > 2:
+            MEASURES[_word + "s"] = MEASURES[_word]
 for _word, (_dimension, _power, _factor) in _COMPOUND.items():
     MEASURES[_word] = MEASURES[_word + "s"] = (_dimension, _power, Fraction(_factor))
 for _word, _name in (_ALIASES | _SPOKEN).items():
@@ -117,7 +114,14 @@ _POWERS = {
 
 @functools.lru_cache(1024)
 def unit(text: str) -> tuple:
-    """The unit that `text` names; a word that is none stands for itself, without its plural s."""
+    """The unit that `text` names. A word that is not a unit stands for itself, without the s of the
+    plural.
+
+    >>> unit("km/h") == unit("kilometers per hour")
+    True
+    >>> unit("apples")
+    ((('apple', 0),), Fraction(1, 1))
+    """
     text = text.strip(" .")
     text = _RATES.get(text, text)
     dimensions, factor = {}, Fraction(1)
@@ -125,27 +129,29 @@ def unit(text: str) -> tuple:
         match = _PART.fullmatch(part.strip())
         name = match and (match[2] if match[2] in MEASURES else match[2].lower())
         if not match or name not in MEASURES:
-            if (
-                (first := text.split()[:1]) != [text]
-                and first
-                and len(first[0]) > 1
-                and is_measure(unit(first[0]))
-            ):
-                return unit(first[0])  # "feet tall", "dollars in total"
-            word = re.sub(r"\s+", " ", text).casefold()
-            return (
-                (word[:-1] if word.isascii() and len(word) > 3 and word.endswith("s") else word, 0),
-            ), Fraction(1)
-        power = (
-            _POWERS[(match[1] or "").strip(" .") or None]
-            * _POWERS[match[3] or match[4] or match[5]]
-        )
+            return _without_measure(text)
+        power = _POWERS[(match[1] or "").strip(" .") or None]
+        power *= _POWERS[match[3] or match[4] or match[5]]
         power *= 1 if k == 0 else -1
-        dimension, own_power, size = MEASURES[name]
-        dimensions[dimension] = dimensions.get(dimension, 0) + power * own_power
+        dimension, dimension_power, size = MEASURES[name]
+        dimensions[dimension] = dimensions.get(dimension, 0) + power * dimension_power
         factor *= size**power
     return tuple(sorted(dimensions.items())), factor
 
 
-def is_measure(one: tuple) -> bool:
-    return one[0][0][1] != 0
+def _without_measure(text: str) -> tuple:
+    """The unit of "feet tall" or "dollars in total", else the text as a word that measures
+    nothing."""
+    first = text.split()[:1]
+    if first and first != [text] and len(first[0]) > 1 and is_measure(unit(first[0])):
+        return unit(first[0])
+    word = re.sub(r"\s+", " ", text).casefold()
+    if word.isascii() and len(word) > 3 and word.endswith("s"):
+        word = word[:-1]
+    return ((word, 0),), Fraction(1)
+
+
+def is_measure(unit: tuple) -> bool:
+    """Whether a unit measures something, and is not only a word."""
+    (_, power), *_ = unit[0]
+    return power != 0

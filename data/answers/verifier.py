@@ -1,12 +1,13 @@
-r"""A second opinion on answers, held out from training: whether two answers are the same, by SymPy.
+r"""A second verifier that training never uses: whether two answers are the same, by SymPy.
 
-It shares no code with data/answers/comparison.py and data/answers/expressions.py and is never a training reward: a policy learns the
-quirks of the checker that rewards it, so an evaluation needs one that it has not met. Where the two disagree a person
-should look. It reads less than the first verifier and says so: `agree` is None where it cannot tell.
+A policy learns the peculiarities of the verifier that rewards it. An evaluation therefore needs
+another one, which shares no code with comparison.py and expressions.py. Where the two disagree, a
+person should look. This verifier reads fewer answers than the first: `agree` is None where it
+cannot tell.
 
-LaTeX or Python's notation is rewritten to one arithmetic expression, parsed by Python's own parser into a tree of few
-kinds of node, built as a SymPy number or expression within limits of size, and compared exactly where both are
-rational, otherwise by value to 30 digits, at seeded points where there are variables.
+It rewrites LaTeX or Python notation to an arithmetic expression, parses that with Python's own
+parser, and builds a SymPy expression from a few kinds of nodes, within limits of size. Rational
+values are compared exactly, others to 30 digits, with fixed values for the variables.
 """
 
 import ast
@@ -20,7 +21,11 @@ _DIGITS = 30
 
 
 def agree(gold: str, prediction: str | None) -> bool | None:
-    """True or False where both answers are read, None where one of them is not. Never raises, never hangs."""
+    """Whether two answers are equal; None if one of them cannot be read. Never raises, never hangs.
+
+    >>> agree("1/2", "0.5"), agree("x + 1", "1 + x"), agree("2", "3")
+    (True, True, False)
+    """
     if prediction is None or not prediction.strip():
         return False
     sides = _read(gold), _read(prediction)
@@ -29,13 +34,14 @@ def agree(gold: str, prediction: str | None) -> bool | None:
         return True if same else None
     try:
         return _same(*sides)
-    except Exception:  # whatever SymPy makes of values that it cannot compare
+    except Exception:  # SymPy cannot compare the values
         return None
 
 
 def stated(text: str) -> str | None:
-    r"""The answer of a completion: the only \boxed{}, else what follows the last "answer is", "####" or 答案是.
-    None also where there are several boxes: which of them count is for a person to say."""
+    r"""The answer of a completion: the only \boxed{}, else the text after the last "answer is",
+    "####" or 答案是. None if there are several different boxes: a person should say which of them
+    count."""
     boxes = set()
     for match in re.finditer(r"\\f?box(?:ed)?\{", text):
         depth = 1
@@ -58,10 +64,10 @@ def _plain(text: str) -> str:
     return re.sub(r"[\s$.()（）{}\\*]+", "", text).casefold()
 
 
-# ---------------------------------------------------------------------------------------------------- reading
+# ---- reading -------------------------------------------------------------------------------------
 
-# What an answer is: ("value" or "percent", expression), ("tuple", brackets, parts), ("set" or "list", "", parts),
-# ("relation", sign, left, right), ("matrix", rows), ("letter", "A").
+# An answer is ("value" or "percent", expression), ("tuple", brackets, parts), ("set" or "list",
+# "", parts), ("relation", sign, left, right), ("matrix", rows), or ("letter", "A").
 
 _OPEN, _CLOSE = "([{", ")]}"
 
@@ -75,18 +81,13 @@ def _read(text: str):
         if "\\boxed" in text:
             text = stated(text) or text
         return _answer(_clean(text))
-    except Exception:  # whatever SymPy or Python's parser make of it: not read
+    except Exception:  # SymPy or Python's parser cannot read it
         return None
 
 
 def _clean(text: str) -> str:
-    text = (
-        text.replace("\\left", "")
-        .replace("\\right", "")
-        .replace("\\!", "")
-        .replace("\\,", "")
-        .replace("\\;", "")
-    )
+    for command in ("\\left", "\\right", "\\!", "\\,", "\\;"):
+        text = text.replace(command, "")
     text = re.sub(r"\\(?:[dt]|c)frac", r"\\frac", text)
     text = re.sub(r"(?<!\\)\$|\\\(|\\\)|\\\[|\\\]|\\\$|\\displaystyle|\*\*(?=\s|$)", "", text)
     text = text.replace("\\{", "{").replace("\\}", "}").replace("\\%", "%")
@@ -96,12 +97,8 @@ def _clean(text: str) -> str:
         text = re.sub(r"\\(?:text|mbox|textbf|textnormal)\s*\{[^{}]*\}(?:\^\{?[23]\}?)?", "", text)
     text = re.sub(r"\\(?:text|mbox|textbf|mathrm)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"(?<=\d)\s*(?:percent|pct|percentage)\b", "%", text)
-    text = (
-        re.sub(r"\s+(?:and|or)\s+", ",", text)
-        .replace("，", ",")
-        .replace("；", ";")
-        .replace("：", ":")
-    )
+    text = re.sub(r"\s+(?:and|or)\s+", ",", text)
+    text = text.translate(str.maketrans("，；：", ",;:"))
     text = re.sub(r"^\s*[€£¥]|(?<=\d)\s*[€£¥]|(?<!\\)\\ |~", "", text)
     return text.strip().rstrip(".").strip()
 
@@ -116,27 +113,24 @@ def _answer(text: str):
         return "matrix", tuple(tuple(_expression(cell) for cell in row.split("&")) for row in rows)
     if "\\cup" in text:
         return "set", "", tuple(_answer(part.strip()) for part in text.split("\\cup"))
-    relation = re.sub(r"\\le(?:q|qslant)?\b|≤", "<=", re.sub(r"\\ge(?:q|qslant)?\b|≥", ">=", text))
-    relation = (
-        re.sub(r"\\lt\b", "<", re.sub(r"\\gt\b", ">", relation))
-        .replace("\\neq", "!=")
-        .replace("\\ne", "!=")
-    )
+    relation = re.sub(r"\\ge(?:q|qslant)?\b|≥", ">=", text)
+    relation = re.sub(r"\\le(?:q|qslant)?\b|≤", "<=", relation)
+    relation = re.sub(r"\\gt\b", ">", relation)
+    relation = re.sub(r"\\lt\b", "<", relation)
+    relation = relation.replace("\\neq", "!=").replace("\\ne", "!=")
     parts = [part.strip() for part in re.split(r"(<=|>=|!=|<|>|==|=)", relation)]
     if len(parts) == 3 and not re.search(r"[,;]", relation):
         left, sign, right = parts
         named = re.fullmatch(r"[A-Za-z](?:_\{?\w\}?)?(?:\([a-z]\))?", left) and sign in ("=", "==")
-        if named and not re.search(
-            r"(?<![a-zA-Z\\])[a-z](?![a-zA-Z])", right
-        ):  # x = 5, but not y = 2x
+        has_variable = re.search(r"(?<![a-zA-Z\\])[a-z](?![a-zA-Z])", right)
+        if named and not has_variable:  # x = 5, but not y = 2x
             return _answer(right)
         return "relation", sign.replace("==", "="), _expression(left), _expression(right)
     if len(parts) > 3 and not re.search(r"[,;]", relation):
         return None
-    if (member := text.partition("\\in"))[1] and not text[
-        len(member[0]) + 3 : len(member[0]) + 4
-    ].isalpha():
-        return _answer(member[2].strip())
+    _, member, inside = text.partition("\\in")
+    if member and not inside[:1].isalpha():
+        return _answer(inside.strip())
     pieces = _split(text)
     if len(pieces) > 1:
         if re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?", text.replace(" ", "")):
@@ -158,7 +152,7 @@ def _answer(text: str):
 
 
 def _split(text: str) -> list[str]:
-    """At commas and semicolons outside brackets."""
+    """Cut the text at commas and semicolons outside brackets."""
     pieces, depth = [""], 0
     for character in text:
         depth += (character in _OPEN) - (character in _CLOSE)
@@ -170,6 +164,7 @@ def _split(text: str) -> list[str]:
 
 
 def _closes(text: str) -> int:
+    """The place where the first bracket closes, -1 if it does not."""
     depth = 0
     for place, character in enumerate(text):
         depth += (character in _OPEN) - (character in _CLOSE)
@@ -178,11 +173,13 @@ def _closes(text: str) -> int:
     return -1
 
 
-# ---------------------------------------------------------------------------------------------------- expressions
+# ---- expressions ---------------------------------------------------------------------------------
 
 _FUNCTIONS = {
     name: getattr(sympy, name)
-    for name in "sqrt sin cos tan cot sec csc asin acos atan log ln exp Abs factorial binomial Rational".split()
+    for name in (
+        "sqrt sin cos tan cot sec csc asin acos atan log ln exp Abs factorial binomial Rational"
+    ).split()
 }
 _NAMES = {
     "pi": sympy.pi,
@@ -196,14 +193,11 @@ _NAMES = {
 
 
 def _expression(text: str) -> sympy.Expr:
-    """Raises ValueError or SyntaxError for what is not an expression within the limits."""
+    """Raises ValueError or SyntaxError if the text is not an expression, or too large."""
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.strip())
-    text = (
-        re.sub(r"(?<=[\d)}])\s*(?:[a-zA-Z]{3,}|[一-鿿]+)[\s.]*$", "", text)
-        if "\\" not in text
-        else text
-    )
-    for _ in range(20):  # innermost first
+    if "\\" not in text:  # a unit at the end
+        text = re.sub(r"(?<=[\d)}])\s*(?:[a-zA-Z]{3,}|[一-鿿]+)[\s.]*$", "", text)
+    for _ in range(20):  # the innermost first
         before = text
         text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"((\1)/(\2))", text)
         text = re.sub(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))", text)
@@ -216,23 +210,12 @@ def _expression(text: str) -> sympy.Expr:
         text = re.sub(r"_\s*\{?(\w+)\}?", "", text) if re.search(r"[A-Za-z]_", text) else text
         if text == before:
             break
-    text = (
-        re.sub(r"(?<=\d)\s*(?=\(\(\d+\)/\(\d+\)\))", "+", text)
-        if re.match(r"-?\d+\s*\(\(\d+\)/", text)
-        else text
-    )
-    text = (
-        re.sub(r"\\(?:times|cdot)|×|·", "*", text)
-        .replace("\\div", "/")
-        .replace("÷", "/")
-        .replace("^", "**")
-    )
-    text = (
-        text.replace("\\infty", " oo ")
-        .replace("∞", " oo ")
-        .replace("\\pi", " pi ")
-        .replace("π", " pi ")
-    )
+    if re.match(r"-?\d+\s*\(\(\d+\)/", text):  # a mixed number
+        text = re.sub(r"(?<=\d)\s*(?=\(\(\d+\)/\(\d+\)\))", "+", text)
+    text = re.sub(r"\\(?:times|cdot)|×|·", "*", text)
+    text = text.replace("\\div", "/").replace("÷", "/").replace("^", "**")
+    text = text.replace("\\infty", " oo ").replace("∞", " oo ")
+    text = text.replace("\\pi", " pi ").replace("π", " pi ")
     text = re.sub(r"√\s*(\w+)", r"sqrt(\1)", text).replace("−", "-").replace("|", "")
     text = re.sub(
         r"\\(sin|cos|tan|cot|sec|csc|ln|log|exp)(?:\*\*\(?(\d)\)?)?\s*\(?([A-Za-z0-9]+)\)?",
@@ -298,7 +281,7 @@ def _build(node, code: str) -> sympy.Expr:
     raise ValueError(code)
 
 
-# ---------------------------------------------------------------------------------------------------- comparing
+# ---- comparing -----------------------------------------------------------------------------------
 
 
 def _same(a, b) -> bool | None:
@@ -314,18 +297,18 @@ def _same(a, b) -> bool | None:
         return _same_relation(a, b)
     if kinds == {"matrix"}:
         shapes = [[len(row) for row in m[1]] for m in (a, b)]
-        return shapes[0] == shapes[1] and all(
-            _equal(x, y) for r, s in zip(a[1], b[1], strict=True) for x, y in zip(r, s, strict=True)
-        )
+        if shapes[0] != shapes[1]:
+            return False
+        rows = zip(a[1], b[1], strict=True)
+        return all(all(map(_equal, left, right)) for left, right in rows)
     if kinds == {"tuple"}:
         return a[1] == b[1] and len(a[2]) == len(b[2]) and _all(map(_same, a[2], b[2]))
     if kinds <= {"set", "list"}:
-        return (
-            len(a[2]) == len(b[2])
-            and all(any(_same(x, y) for y in b[2]) for x in a[2])
-            and all(any(_same(x, y) for x in a[2]) for y in b[2])
-        )
-    if kinds <= {"tuple", "list", "set"}:  # (1, 2) beside 1, 2; but {1, 2} is no point
+        if len(a[2]) != len(b[2]):
+            return False
+        left = all(any(_same(x, y) for y in b[2]) for x in a[2])
+        return left and all(any(_same(x, y) for x in a[2]) for y in b[2])
+    if kinds <= {"tuple", "list", "set"}:  # (1, 2) may be 1, 2; but {1, 2} is not a point
         return None if "list" in kinds else False
     if "letter" in kinds or "matrix" in kinds:
         return None
@@ -339,19 +322,20 @@ def _all(verdicts) -> bool | None:
 
 def _points(*expressions) -> list[dict]:
     symbols = sorted(set().union(*(e.free_symbols for e in expressions)), key=str)
-    return [
-        {s: sympy.Rational(7 * k + 3 * i + 2, 5 + i) for i, s in enumerate(symbols)}
-        for k in (1, 2, 3)
-    ]
+    points = []
+    for k in (1, 2, 3):
+        point = {s: sympy.Rational(7 * k + 3 * i + 2, 5 + i) for i, s in enumerate(symbols)}
+        points.append(point)
+    return points
 
 
 def _equal(a, b) -> bool:
-    """Equal as numbers, at all points where there are variables."""
-    if a == b or a.is_Rational and b.is_Rational:
-        printed = (
-            a.is_Rational and b.is_Rational and max(a.q, b.q) > 10**9
-        )  # a float: 0.30000000000000004
-        return bool(a == b or printed and abs(a - b) <= abs(b) / 10**12)
+    """Whether two expressions are equal as numbers; with variables, at all points."""
+    if a == b:
+        return True
+    if a.is_Rational and b.is_Rational:
+        printed_float = max(a.q, b.q) > 10**9  # as 0.30000000000000004
+        return bool(printed_float and abs(a - b) <= abs(b) / 10**12)
     if a.is_infinite or b.is_infinite:
         return False
     return all(_near(a.subs(point), b.subs(point)) for point in _points(a, b))
