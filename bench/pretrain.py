@@ -43,7 +43,7 @@ def ours(folder: str, given) -> None:
     from runtime.distributed import World, shard
     from runtime.hf import from_pretrained
     from runtime.optim import adamw, clip_grad_norm
-    from train_pretrain import total_loss
+    from train_pretrain import batch_loss
 
     config = own_config(given)
     world = World(bf16=given.dtype == "bfloat16", compile=config.compile)
@@ -53,7 +53,7 @@ def ours(folder: str, given) -> None:
     optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
 
     def work(step: int) -> dict:
-        loss = total_loss(
+        loss = batch_loss(
             model, rows(step, config.batch, config.context), -1, config.micro_batch, world
         )
         clip_grad_norm(model, config.max_grad_norm)

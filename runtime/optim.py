@@ -40,6 +40,13 @@ def clip_grad_norm(model: nn.Module, max_norm: float) -> float:
     return norm.item()
 
 
+def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> float:
+    """Set the learning rate of all parameters; returns it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
 # Factors of the peak learning rate at `step`, which counts from 1 to `total`.
 
 

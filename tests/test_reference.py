@@ -130,7 +130,7 @@ def test_pretraining_and_sft_with_the_head_in_one(tiny, alone, monkeypatch):
     model, world = from_pretrained(tiny.root / "base"), World()
     for micro in (1, 4):
         rows = windows(tiny.root / "a", 32, 7)
-        loss = train_pretrain.total_loss(model, rows, tiny.tokenizer.eos_id, 8 // micro, world)
+        loss = train_pretrain.batch_loss(model, rows, tiny.tokenizer.eos_id, 8 // micro, world)
         training.assert_close(
             training.gradients(model) | {"loss": torch.tensor(loss)}, alone[1]["pretrain"]
         )
@@ -171,7 +171,7 @@ def test_float64(tiny, fused, readable):
             from_pretrained(tiny.root / "model").double(),
         )
         found = [
-            torch.tensor(train_pretrain.total_loss(model, rows, tiny.tokenizer.eos_id, 3, world))
+            torch.tensor(train_pretrain.batch_loss(model, rows, tiny.tokenizer.eos_id, 3, world))
         ]
         batches = train_grpo.make_batches(rollouts, config, reference, world)
         noise = torch.Generator().manual_seed(4)

@@ -423,7 +423,7 @@ def measure(stage: str, config, shape: ModelConfig | None = None) -> Plan:
 def _learn(stage: str, config, model: Transformer, reference: Transformer | None, items) -> None:
     """Forward and backward of some items, by the trainer's own function."""
     if stage == "pretrain":
-        train_pretrain.total_loss(model, items, 1, config.micro_batch, META)
+        train_pretrain.batch_loss(model, items, 1, config.micro_batch, META)
     elif stage == "sft":
         train_sft.sft_gradient(model, items, config.micro_tokens, META)
     elif stage == "reward":

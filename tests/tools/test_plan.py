@@ -93,7 +93,7 @@ class Real:
     def learn(self) -> None:
         config, world, items = self.config, self.world, self.items
         if self.stage == "pretrain":
-            train_pretrain.total_loss(self.model, items, 1, config.micro_batch, world)
+            train_pretrain.batch_loss(self.model, items, 1, config.micro_batch, world)
         elif self.stage == "sft":
             train_sft.sft_gradient(self.model, items, config.micro_tokens, world)
         elif self.stage == "reward":
