@@ -1,28 +1,17 @@
-"""Figure 5: RFT, Online RFT, GRPO with outcome supervision and with process supervision, over the steps.
+"""Figure 5: RFT, Online RFT, GRPO with outcome supervision and with process supervision (5.2.1).
 
     python -m experiments.figure5 [--seeds 5] [--steps 60] [--to runs/figures]
 
-Does Online RFT beat RFT, GRPO Online RFT, and process supervision outcome supervision? RFT takes the rule's word, GRPO
-its reward model's, as in the paper; GRPO with the rule is drawn beside them. Prints the accuracy on test
-problems by method, mean and interval over seeds, and each difference seed by seed; draws the curves on held-out ones.
+Is Online RFT better than RFT, GRPO better than Online RFT, process supervision better than outcome
+supervision? As in the paper, RFT uses the rule and GRPO a reward model; GRPO with the rule is
+added. Prints the accuracy on test problems and the differences, with intervals over seeds. Draws
+the accuracy on held-out problems over the steps.
 """
 
-from functools import partial
 from pathlib import Path
 
-from experiments.common import (
-    Config,
-    curve,
-    difference,
-    evaluation,
-    grpo,
-    parallel,
-    percent,
-    picture,
-    reward_models,
-    save,
-    world,
-)
+from experiments import common
+from experiments.common import Config
 from runtime.run import command
 
 METHODS = {
@@ -30,7 +19,7 @@ METHODS = {
     "Online RFT": dict(algorithm="rft", data_source="policy"),
     "GRPO+OS": dict(reward="outcome_model"),
     "GRPO+PS": dict(reward="process_model", supervision="process"),
-    "GRPO+rule": {},  # not in the paper: the reward of the first two, so that only the coefficient differs from theirs
+    "GRPO+rule": {},  # not in the paper: differs from Online RFT only in the gradient coefficient
 }
 CLAIMS = (
     ("RFT", "Online RFT"),
@@ -41,42 +30,38 @@ CLAIMS = (
 
 
 def main(config: Config) -> None:
-    here = world(config)
-    models = reward_models(config, here)
+    start = common.prepare(config)
+    rewards = common.reward_models(config, start)
     to = Path(config.to).resolve()
-    curves, final = {}, {name: [] for name in METHODS}
-    sft = evaluation(config, here, here.sft, to / "figure5" / "sft" / "eval")["accuracy"]
 
-    def one(seed: int, name: str) -> tuple[list[dict], float]:
-        options = METHODS[name]
-        kind = options.get("reward", "rule").removesuffix("_model")
-        judge = {} if kind == "rule" else dict(reward_model=models[kind])
-        run = to / "figure5" / f"{name.replace(' ', '_')}_{seed}"
-        metrics = grpo(config, here, run, seed, **options, **judge)
-        return metrics, evaluation(config, here, run / "model", run / "eval")["accuracy"]
+    # train and evaluate each method with each seed
+    def train(seed: int, name: str) -> tuple[list[dict], float]:
+        directory = to / "figure5" / f"{name.replace(' ', '_')}_{seed}"
+        options = dict(METHODS[name])
+        if name == "GRPO+OS":
+            options["reward_model"] = rewards.outcome
+        if name == "GRPO+PS":
+            options["reward_model"] = rewards.process
+        metrics = common.train_grpo(config, start, directory, seed, **options)
+        figures = common.evaluate(config, start, directory / "model", directory / "eval")
+        return metrics, figures["accuracy"]
 
-    runs = [
-        (seed, name) for seed in range(config.seeds) for name in METHODS
-    ]  # a stopped figure has whole seeds
-    for (_, name), (metrics, accuracy) in zip(
-        runs, parallel(config, [partial(one, *r) for r in runs]), strict=True
-    ):
-        x, values = curve(metrics, f"valid/{config.formats}")
-        curves.setdefault(name, (x, []))[1].append(values)
-        final[name].append(accuracy)
-    print(f"\ntest accuracy, %, {config.seeds} seeds\n{'SFT':<12} {100 * sft:.1f}")
-    for name, values in final.items():
-        print(f"{name:<12} {percent(values)}")
+    sft = common.sft_accuracy(config, start)
+    runs = common.every_seed(config, METHODS, train)
+
+    # accuracies and differences
+    final = {name: [accuracy for _, accuracy in pairs] for name, pairs in runs.items()}
+    common.print_accuracies(sft, final)
     for first, second in CLAIMS:
-        print(f"{second} over {first}: {difference(final[first], final[second])}")
-    save(to / "figure5.json", {"sft": sft, "test": final, "curves": curves})
-    picture(
-        to / "figure5.png",
-        "Figure 5: RFT, Online RFT, GRPO",
-        "steps",
-        "accuracy on held-out problems",
-        curves,
-    )
+        print(f"{second} over {first}: {common.difference(final[first], final[second])}")
+
+    # curves
+    lines = {}
+    for name, pairs in runs.items():
+        lines[name] = common.curves([metrics for metrics, _ in pairs], f"valid/{config.formats}")
+    common.save(to / "figure5.json", {"sft": sft, "test": final, "curves": lines})
+    title = "Figure 5: RFT, Online RFT, GRPO"
+    common.picture(to / "figure5.png", title, "steps", "accuracy on held-out problems", lines)
 
 
 if __name__ == "__main__":

@@ -1,81 +1,62 @@
-"""Reward hacking, on purpose: GRPO against a weak outcome model, beside one against a judge of the usual size.
+"""Reward hacking on purpose: GRPO with a weak outcome model, and with one of the usual size.
 
     python -m experiments.hacking [--seeds 3] [--to runs/figures]
 
-The weak one has seen 24 questions for 60 steps. Its reward goes on rising while the share of right answers does not:
-that is what `gap` in metrics.jsonl is for. Draws both curves for both judges, with mean and interval over seeds.
+The weak model has seen 24 questions for 60 steps. Its reward keeps rising while the share of right
+answers does not; metrics.jsonl shows this as `gap`. Draws reward and right answers with both
+models.
 """
 
-from functools import partial
 from pathlib import Path
 
-from experiments.common import (
-    Config,
-    curve,
-    flags,
-    grpo,
-    parallel,
-    percent,
-    picture,
-    reward_models,
-    run,
-    save,
-    world,
-)
+from experiments import common
+from experiments.common import Config
 from runtime.run import command
 
-WEAK = dict(limit=24, samples=8, steps=60)
+TITLES = {"reward": "its reward", "rule": "right answers"}
+WINDOW = 10  # steps of a moving mean
 
 
 def main(config: Config) -> None:
-    here = world(config)
-    models = reward_models(config, here)
+    start = common.prepare(config)
+    rewards = common.reward_models(config, start)
     to = Path(config.to).resolve() / "hacking"
-    chosen = dict(
-        model=here.sft,
-        problems=here.problems,
-        formats=config.formats,
-        max_new_tokens=config.max_new_tokens,
-    )
+
+    # the weak reward model
     few = to / "few.jsonl"
-    run(few, "rollout.py", *flags(**chosen, limit=WEAK["limit"], samples=WEAK["samples"], to=few))
-    options = dict(kind="outcome", init=here.base, data=few, to=to / "weak", steps=WEAK["steps"])
-    run(
-        to / "weak" / "summary.json",
-        "train_reward.py",
-        "--config",
-        "configs/demo/reward.toml",
-        *flags(**options),
-    )
-    judges = {"weak": str(to / "weak" / "model"), "usual": models["outcome"]}
+    common.sample(config, start, few, problems=start.problems, limit=24, samples=8)
+    common.train_reward(start, to / "weak", kind="outcome", data=few, steps=60)
+    models = {"weak": str(to / "weak" / "model"), "usual": rewards.outcome}
+
+    # GRPO without KL, so that nothing holds the policy back
+    def train(seed: int, name: str) -> list[dict]:
+        options = dict(reward="outcome_model", reward_model=models[name], beta=0.0)
+        directory, lr = to / f"{name}_{seed}", 4 * config.lr
+        toml = "configs/demo/hacked.toml"
+        return common.train_grpo(config, start, directory, seed, toml, lr=lr, **options)[1:]
+
+    runs = common.every_seed(config, models, train)
     lines, last = {}, {}
+    for name, seeds in runs.items():
+        for key, title in TITLES.items():
+            row = f"{name} judge: {title}"
+            steps, values = common.curves(seeds, key)
+            smooth = [moving_mean(one) for one in values]
+            lines[row] = steps, smooth
+            last[row] = [one[-1] for one in smooth]
 
-    def one(seed: int, name: str) -> list[dict]:
-        own = dict(
-            configuration="configs/demo/hacked.toml",
-            reward_model=judges[name],
-            reward="outcome_model",
-        )
-        return grpo(config, here, to / f"{name}_{seed}", seed, **own, beta=0.0, lr=4 * config.lr)[
-            1:
-        ]
-
-    runs = [(seed, name) for seed in range(config.seeds) for name in judges]
-    for (_, name), metrics in zip(
-        runs, parallel(config, [partial(one, *r) for r in runs]), strict=True
-    ):
-        for key, title in (("reward", "its reward"), ("rule", "right answers")):
-            x, values = curve(metrics, key)
-            windows = [values[max(0, i - 9) : i + 1] for i in range(len(values))]
-            smooth = [sum(window) / len(window) for window in windows]
-            lines.setdefault(f"{name} judge: {title}", (x, []))[1].append(smooth)
-            last.setdefault(f"{name} judge: {title}", []).append(smooth[-1])
-    print(f"\nmean of the last ten steps' samples, %, {config.seeds} seeds")
+    print(f"\nmean of the last {WINDOW} steps' samples, %, {config.seeds} seeds")
     for name, values in last.items():
-        print(f"{name:<28} {percent(values)}")
-    save(to.parent / "hacking.json", {"last": last, "curves": lines})
-    title = "Reward against right answers (means of ten steps)"
-    picture(to.parent / "hacking.png", title, "steps", "share, of the samples", lines)
+        print(f"{name:<28} {common.percent(values)}")
+    common.save(to.parent / "hacking.json", {"last": last, "curves": lines})
+    title = f"Reward against right answers (means of {WINDOW} steps)"
+    common.picture(to.parent / "hacking.png", title, "steps", "share of the samples", lines)
+
+
+def moving_mean(values: list[float]) -> list[float]:
+    """Means of each value and those before it, at most WINDOW together."""
+    windows = [values[max(0, i - WINDOW + 1) : i + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from experiments.common import (
     parallel,
     percent,
     picture,
+    prepare,
     run,
-    world,
 )
 
 
@@ -74,8 +74,8 @@ def test_a_command_is_run_once_and_its_failure_ends_the_program(tmp_path, monkey
 
 
 def test_tasks_keep_their_order_and_a_failure_stops_the_rest():
-    config, done = Config(jobs=2), []
-    assert parallel(config, [lambda i=i: i for i in range(7)]) == list(range(7))
+    done = []
+    assert parallel(2, [lambda i=i: i for i in range(7)]) == list(range(7))
 
     def task(i: int) -> None:
         if i == 1:
@@ -84,14 +84,14 @@ def test_tasks_keep_their_order_and_a_failure_stops_the_rest():
         done.append(i)
 
     with pytest.raises(SystemExit) as stop:
-        parallel(config, [partial(task, i) for i in range(40)])
+        parallel(2, [partial(task, i) for i in range(40)])
     assert stop.value.code == 3 and len(done) < 10
 
 
 def test_models_of_ones_own_need_problems():
     with pytest.raises(InputError, match="--valid is needed with --init"):
-        world(Config(init="a", base="b", problems="c"))
-    assert world(Config(init="a", base="b", problems="c", valid="d", test="e")).sft == "a"
+        prepare(Config(init="a", base="b", problems="c"))
+    assert prepare(Config(init="a", base="b", problems="c", valid="d", test="e")).sft == "a"
 
 
 def test_pictures(tmp_path):

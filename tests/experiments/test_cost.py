@@ -15,16 +15,22 @@ from experiments.cost import (
     Config,
     Shape,
     attention_flops,
-    bends,
     counts,
     measure,
+)
+from experiments.cost_model import (
+    bends,
+    fit_units,
+    median_seconds,
     nonnegative,
-    shares,
+    predicted,
     story,
+    time_shares,
 )
 from kernels import cpu_decoder
 from model import KVCache, Transformer
 from runtime.distributed import World
+from runtime.options import check
 
 SMALL = Shape(
     "1m", vocab=64, prompt=6, questions=3, samples=4, length=5, micro_tokens=60, max_rows=8
@@ -118,18 +124,18 @@ def test_known_costs_are_found_again():
             learning["matrix products of learning"] + learning["attention of learning"]
         )
         points.append({"terms": terms, "seconds": {"rollout": [decoding], "learning": [update]}})
-    units = cost.fitted(points)
+    units = fit_units(points)
     assert units["rollout"]["overhead of decoding steps"] == pytest.approx(2e-6)
     assert units["rollout"]["matrix products of decoding"] == pytest.approx(1e-11)
     assert units["rollout"]["weights read at each decoding step"] == pytest.approx(0, abs=1e-16)
     assert units["learning"]["attention of learning"] == pytest.approx(1e-11)
-    assert sum(shares(points[0], units).values()) == pytest.approx(1)
+    assert sum(time_shares(points[0], units).values()) == pytest.approx(1)
     part = (
         2e-6
         * points[0]["terms"]["rollout"]["overhead of decoding steps"]
-        / cost.middle(points[0], "step")
+        / median_seconds(points[0], "step")
     )
-    assert shares(points[0], units)["overhead of decoding steps"] == pytest.approx(part)
+    assert time_shares(points[0], units)["overhead of decoding steps"] == pytest.approx(part)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -219,8 +225,8 @@ def test_reasons_are_those_of_each_side():
 
 def test_prediction_and_table_by_hand():
     base, other = point(3.0), point(5.0)
-    assert cost.predicted(base, base, "step") == 3.0
-    assert cost.predicted(other, base, "step") == 1.0 + 2.0 * 4 / 2
+    assert predicted(base, base, "step") == 3.0
+    assert predicted(other, base, "step") == 1.0 + 2.0 * 4 / 2
     lines = cost.table([base, other], [8, 850_000], base, "samples").splitlines()
     assert lines[2] == (
         "| 8 | 1.000 s (0.800 - 1.200) | 2.000 s (2.000 - 2.000) | 3.000 s (2.800 - 3.200) | 3.000 s | "
@@ -237,15 +243,15 @@ def test_prediction_and_table_by_hand():
 
 def test_a_point_does_the_work_that_it_says(monkeypatch):
     """The base shape's completions are all of the same length, in every measured step; the bytes hold the weights."""
-    seen, learner_of = [], cost.learner_of
+    seen, make_learner = [], cost.make_learner
 
     def watched(*arguments):
-        learner = learner_of(*arguments)
+        learner = make_learner(*arguments)
         rollout = learner.rollout
         learner.rollout = lambda *given, **named: seen.append(rollout(*given, **named)) or seen[-1]
         return learner
 
-    monkeypatch.setattr(cost, "learner_of", watched)
+    monkeypatch.setattr(cost, "make_learner", watched)
     found = measure(SMALL, World(), repeats=2, budget=100.0)
     assert [len(rows) for rows in found["seconds"].values()] == [2, 2]
     assert all(value > 0 for rows in found["seconds"].values() for value in rows)
@@ -325,15 +331,17 @@ def test_a_point_that_does_not_fit_is_left_out(tiny, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(samples=-1), "--samples must be at least 1"),
-        (dict(by_length=[4, 0]), "--by_length must be at least 1"),
+        (dict(samples=-1), "--samples -1: out of range"),
+        (dict(by_length=[4, 0]), "--by_length 4,0: out of range"),
         (dict(by_size=["8b"]), "unknown model size '8b'"),
-        (dict(repeats=0), "--repeats must be at least 1"),
+        (dict(repeats=0), "--repeats 0: out of range"),
     ],
 )
 def test_options_are_checked(changes, message):
     with pytest.raises(InputError, match=message):
-        cost.complete(Config(**changes), "cpu")
+        config = Config(**changes)
+        check(config)
+        cost.complete(config, "cpu")
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
@@ -342,8 +350,8 @@ def test_defaults_sweep_around_their_base(kind):
     for name in cost.SWEEPS:
         shapes = cost.sweep(config, name)
         assert cost.shape_of(config) in shapes and len(shapes) >= 4
-        assert [cost.place(shape, name) for shape in shapes] == sorted(
-            {cost.place(shape, name) for shape in shapes}
+        assert [cost.position(shape, name) for shape in shapes] == sorted(
+            {cost.position(shape, name) for shape in shapes}
         )
 
 

@@ -13,9 +13,9 @@ import train_pretrain
 from data.io import InputError, write_jsonl
 from data.shards import Mixture, Shards, write_shards
 from data.world import synthetic
-from experiments import figure3
-from experiments.figure3 import Config, check, corpus_files, epochs, main, table
-from runtime.options import parse
+from experiments import common, figure3
+from experiments.figure3 import Config, corpus_files, epochs, main, table
+from runtime.options import check, parse
 
 TRAINING = "context = 32\nbatch = 4\nmicro_batch = 4\nlr = 3e-3\nwarmup = 2\nsave_every = 100\n"
 
@@ -99,23 +99,24 @@ def runs(monkeypatch):
                 module.main(parse(module.Config, [str(word) for word in words]))
 
     monkeypatch.setattr(figure3, "run", run)
-    monkeypatch.setattr(figure3, "parallel", lambda config, tasks: [task() for task in tasks])
+    monkeypatch.setattr(common, "parallel", lambda jobs, tasks: [task() for task in tasks])
     return started
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(corpora={}), "--corpora NAME=PATH,NAME=PATH is needed"),
-        (dict(valid={}), "--valid NAME=PATH,NAME=PATH is needed"),
-        (dict(seeds=0), "--seeds 0: must be at least 1"),
+        (dict(corpora={}), "--corpora is needed"),
+        (dict(valid={}), "--valid is needed"),
+        (dict(seeds=0), "--seeds 0: out of range"),
         (dict(formats="tool"), "--formats tool: unknown"),
         (dict(problems=["nowhere.jsonl"]), "nowhere.jsonl"),
     ],
 )
-def test_options_are_checked_before_the_work(config, changes, message):
+def test_options_are_checked_before_the_work(config, nothing_is_run, changes, message):
     with pytest.raises(InputError, match=message):
         check(config(**changes))
+        main(config(**changes))
 
 
 def test_a_corpus_that_cannot_be_used_is_named(config, tmp_path, nothing_is_run):
