@@ -4,7 +4,7 @@ All that a step reads and writes lies in tensors of fixed shape (`Rows`), stoppi
 last token stands still until somebody looks. So the host need look only every few steps (POLL), and on a GPU a step is
 a CUDA graph, one for each batch size of 1, 2, 4, 8 ... rows, replayed. There the prompt of a group is stored once and
 read once for all of its rows (kernels/decode_attention.py).
-On a CPU a step is two calls of C++ (kernels/cpu_decoder.py), where rows lie scattered in the cache.
+On a CPU a step is two calls of C++ (kernels/cpu/decoder.py), where rows lie scattered in the cache.
 
 A sample's random numbers depend on (its stream, position) alone: neither on the batch nor on how often one looks.
 """
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.cpu_decoder import CpuDecoder
+from kernels.cpu.decoder import CpuDecoder
 from model import KVCache, Transformer
 
 POLL = {

@@ -4,7 +4,7 @@ How a call runs: every prompt is prefilled once, packed with others, and its key
 G samples; on a GPU they are stored once and shared. All running samples decode one token a step in one batch. A
 finished row leaves the batch (the last row takes its place) and a waiting sample is admitted: at once on a CPU, so that
 no step is spent on a row that is done; on a GPU every few steps (decoding.py, the device's side of a step). What a CPU
-computes, from ids to the drawn token, is C++ where there is a compiler (kernels/cpu_decoder.py), else PyTorch.
+computes, from ids to the drawn token, is C++ where there is a compiler (kernels/cpu/decoder.py), else PyTorch.
 
 A sample's random numbers depend on (seed, key of its prompt, number of the sample, position) alone: the same seed gives
 the same samples whatever the batch size, the order of the prompts or the number of processes.
@@ -22,10 +22,9 @@ from torch import Tensor
 import kernels
 from data.io import InputError
 from decoding import Rows, Running, mix64
-from kernels.cpu_decoder import CpuDecoder
-from kernels.cpu_decoder import decoder as cpu_decoder
-from layout import Layout
-from model import KVCache, ModelConfig, Transformer
+from kernels.cpu.decoder import CpuDecoder
+from kernels.cpu.decoder import decoder as cpu_decoder
+from model import KVCache, Layout, ModelConfig, Transformer
 from runtime.hf import from_pretrained
 
 PACK, PACK_CPU = (

@@ -1,17 +1,18 @@
-"""A LLaMA-style transformer by hand: RMSNorm, RoPE, grouped-query attention, SwiGLU (the paper's DeepSeek-LLM).
+"""A LLaMA-style transformer: RMSNorm, RoPE, grouped-query attention, SwiGLU (the paper's DeepSeek-LLM).
 
-One class covers the LLaMA family (DeepSeek-LLM, Coder and Math among them), Qwen2 (bias on q, k, v) and Qwen3 (RMSNorm
-on q and k). runtime/hf.py reads and writes them. Two ideas shape the file:
+One class covers the LLaMA family (DeepSeek-LLM, Coder and Math), Qwen2 (bias on q, k, v) and Qwen3 (RMSNorm on q
+and k). runtime/hf.py reads and writes them. Two ideas shape the file:
 
-- Training input is *packed*: one row of T tokens, no padding. A `Layout` (layout.py) says which token sees which.
-- The model returns hidden states. The LM head belongs to the log-prob kernel: logits of [T, V] need never exist.
+- Training input is *packed*: one row of T tokens, no padding. A `Layout` says which token sees which.
+- The model returns hidden states. The LM head belongs to the log-probs (batch.py): logits [T, V] need never exist.
 
-Shapes: B rows, T tokens, D model width, H heads, K key/value heads, E head width, F feed-forward width, V vocabulary.
+Everything here is a definition in plain PyTorch. kernels/ computes the functions marked @definition faster.
+
+Shapes: B rows, T tokens, D width, H heads, K key/value heads, E head width, F feed-forward width, V vocabulary.
 """
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-import kernels
 from data.io import InputError
-from kernels import cpu, cpu_attention, cpu_block
+from kernels import definition
 from kernels.decode_attention import Prefix, append, decode_attention, prefix_tiles, rows_per_tile
-from layout import Layout
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
@@ -32,7 +31,7 @@ from layout import Layout
 
 @dataclass
 class ModelConfig:
-    """Shape of a model. Field names are ours; runtime/hf.py translates to and from a Hugging Face config.json."""
+    """Shape of a model. runtime/hf.py translates to and from a Hugging Face config.json."""
 
     vocab_size: int
     width: int  # D
@@ -44,7 +43,7 @@ class ModelConfig:
     context: int = 4096  # longest sequence the model was made for
     rope_theta: float = 10_000.0
     rope_scaling: dict | None = (
-        None  # None, {"rope_type": "linear", "factor": f} or llama3's five numbers
+        None  # {"rope_type": "linear", "factor": f} or llama3's five numbers
     )
     norm_eps: float = 1e-6
     tied: bool = False  # the LM head is the embedding
@@ -54,7 +53,7 @@ class ModelConfig:
     family: str = "llama"  # llama | qwen2 | qwen3
     eos_id: int | list[int] | None = None
     bos_id: int | None = None
-    score: str = ""  # what a linear head scores every token for, in place of the LM head: "outcome", "process", "value"
+    score: str = ""  # "outcome", "process" or "value": a score head in place of the LM head
 
     def __post_init__(self):
         self.head_width = self.head_width or self.width // self.heads
@@ -66,23 +65,20 @@ class ModelConfig:
             )
 
     def flops(self, fed: int, predicted: int, pairs: float) -> float:
-        """FLOPs of a forward, a multiplication and an addition each: of `fed` tokens through the blocks, `predicted`
-        ones through the head (a score head's are not worth counting), and of attention, where `pairs` counts (token,
-        token that it sees, itself included). A backward takes twice as many; looking up an embedding takes none."""
-        attn = self.width * self.head_width * (2 * self.heads + 2 * self.kv_heads)
-        block = fed * (attn + 3 * self.width * self.ffn) + pairs * 2 * self.heads * self.head_width
-        return 2.0 * (
-            self.layers * block + (0 if self.score else predicted * self.width * self.vocab_size)
-        )
+        """FLOPs of a forward; a multiplication and an addition count one each.
 
-    @property
-    def flops_per_token(self) -> float:
-        """FLOPs of one token's forward and backward, attention over the context left out (6 N)."""
-        return 3 * self.flops(1, 1, 0)
+        fed: tokens through the blocks. predicted: tokens through the LM head. pairs: number of (token, token that
+        it sees), itself included. A backward takes twice as many. A score head is left out: it is small.
+        """
+        attention = self.width * self.head_width * (2 * self.heads + 2 * self.kv_heads)
+        products = fed * (attention + 3 * self.width * self.ffn)
+        block = products + pairs * 2 * self.heads * self.head_width
+        head = 0 if self.score else predicted * self.width * self.vocab_size
+        return 2.0 * (self.layers * block + head)
 
 
-# name: (width, layers, heads, kv heads, ffn, tied). The two largest are DeepSeek-Coder-Base 1.3B and DeepSeek-LLM 7B
-# (paper 2.2, 2.3).
+# name: (width, layers, heads, kv heads, ffn, tied)
+# The two largest are DeepSeek-Coder-Base 1.3B and DeepSeek-LLM 7B (paper 2.2, 2.3).
 PRESETS = {
     "1m": (128, 4, 4, 2, 384, True),
     "2m": (192, 4, 6, 3, 512, True),
@@ -106,6 +102,51 @@ def preset(name: str, vocab_size: int, **changes) -> ModelConfig:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The packed layout
+
+
+class Layout:
+    """Who sees whom among packed tokens: each token sees its segment up to itself, and the parent segment whole.
+
+    Plain packing is a list of lengths. GRPO's update packs a question once and gives each of its G completions that
+    question as parent: the question's tokens go through the model once, as in sampling (prefill, then fork).
+
+    Example: Layout([3, 2, 2], parents=[-1, 0, 0]) has positions [0 1 2 | 3 4 | 3 4].
+    Raises ValueError for a parent that has a parent itself.
+    """
+
+    def __init__(self, lengths, parents=None, device="cpu"):
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        no_parents = np.full(len(self.lengths), -1)
+        self.parents = no_parents if parents is None else np.asarray(parents, dtype=np.int64)
+        has_parent = self.parents >= 0
+        if has_parent[self.parents[has_parent]].any():
+            raise ValueError("a parent segment cannot have a parent itself")
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        self.prefix = np.where(has_parent, self.lengths[self.parents], 0)  # tokens of the parent
+        self.tokens = int(self.lengths.sum())
+        self.max_position = int((self.prefix + self.lengths).max()) if len(self.lengths) else 0
+        self.device = torch.device(device)
+        number = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        self.document = self.tensor(number)  # [T], the segment of each token
+        self.positions = self.tensor(np.arange(self.tokens) - (self.starts - self.prefix)[number])
+        self.cache: dict = {}  # what kernels derive from the layout
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """On the layout's device. A layout that is first used in inference must serve training too."""
+        with torch.inference_mode(False):
+            return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+    def segments(self) -> list[tuple[slice, slice]]:
+        """(tokens, tokens of the parent) of each segment; without a parent the second is empty."""
+        spans = [slice(i, i + n) for i, n in zip(self.starts, self.lengths, strict=True)]
+        return [
+            (span, spans[p] if p >= 0 else slice(0))
+            for span, p in zip(spans, self.parents, strict=True)
+        ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The KV cache
 
 
@@ -115,7 +156,7 @@ class KVCache:
     Rows in use are always the first ones: who drops a row moves the last one into its place (`move`). With `prompts`, a
     prompt lies once in prompt_keys, prompt_values [layers, prompts, K, prompt_capacity, E] however many rows belong to
     it (prompt_of [rows]), and rows hold only what comes after. With a `block` of more than one token, for
-    kernels/cpu_decoder.py, the keys of a head lie as [capacity / block, E, block], and `place` [rows] says where a row
+    kernels/cpu/decoder.py, the keys of a head lie as [capacity / block, E, block], and `place` [rows] says where a row
     lies: to move it is to say so.
     """
 
@@ -180,10 +221,9 @@ class KVCache:
 
 
 class Linear(nn.Linear):
-    """A linear layer that computes in its input's dtype, or in `multiply` (`Transformer.multiply_in`), and returns its
-    input's: float32 weights under bf16 activations need no autocast."""
+    """A linear layer that computes in its input's type, or in `multiply`, and returns its input's type."""
 
-    multiply: torch.dtype | None = None
+    multiply: torch.dtype | None = None  # see Transformer.multiply_in
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = self.multiply or x.dtype
@@ -191,25 +231,25 @@ class Linear(nn.Linear):
         return F.linear(x.to(dtype), self.weight.to(dtype), bias).to(x.dtype)
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension, in float32."""
+@definition
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight: x [..., D], weight [D] -> [..., D]. The mean square is taken in float32."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)  # [..., 1]
+    return (wide * scale).to(x.dtype) * weight.to(x.dtype)
 
+
+class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if cpu.takes(x):
-            return cpu_block.rms_norm(x, self.weight, self.eps)
-        if x.dtype in (torch.float32, torch.float64):
-            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-        return F.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight.to(
-            x.dtype
-        )
+        return rms_norm(x, self.weight, self.eps)
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:
-    """Rotation per position of each of the E/2 pairs, [E/2] float32: plain, linear (positions / factor) or llama3."""
+    """Rotation per position of each of the E/2 pairs, [E/2] float32: plain, linear or llama3 scaling."""
     E, scaling = config.head_width, config.rope_scaling
     frequency = config.rope_theta ** (-torch.arange(0, E, 2, dtype=torch.float32) / E)
     if scaling is None:
@@ -223,78 +263,45 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     return frequency * (keep + (1 - keep) / scaling["factor"])
 
 
+def rope_table(config: ModelConfig, positions: int) -> Tensor:
+    """cos and sin of the rotation at each position, [2, positions, E/2] float32."""
+    angle = torch.arange(positions, dtype=torch.float32)[:, None] * rope_frequencies(config)
+    return torch.stack([angle.cos(), angle.sin()])
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs (i, i + E/2) of x [T, heads, E] by cos, sin [T, 1, E/2] (the Hugging Face half-split convention)."""
+    """Rotate the pairs (i, i + E/2) of x [T, heads, E] by cos and sin [T, 1, E/2], as Hugging Face does."""
     a, b = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
-_flex_attention = None  # compiled at first use on CUDA
+@definition
+def attention(qkv: Tensor, rope: Tensor, layout: Layout, heads: int) -> Tensor:
+    """Softmax(q k / sqrt(E)) v over the tokens that each token sees, a segment at a time, in float32.
 
+    qkv [T, H + 2K, E]: queries, keys and values before rotation. rope [2, positions, E/2]: cos and sin.
+    heads: H. Returns [T, H * E].
+    """
+    kv_heads = (qkv.shape[1] - heads) // 2
+    wide = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
+    q, k, v = wide.split([heads, kv_heads, kv_heads], dim=1)
+    cos, sin = rope[:, layout.positions, None]  # [T, 1, E/2]
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
 
-def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-    """Attention inside a layout: q [T, H, E], k and v [T, K, E] -> [T, H * E]."""
-    if kernels.reference:
-        return attend_reference(q, k, v, layout)
-    if q.is_cuda:
-        global _flex_attention
-        if _flex_attention is None:
-            from torch.nn.attention.flex_attention import flex_attention
-
-            _flex_attention = torch.compile(flex_attention, dynamic=True)
-        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, heads, T, E]
-        out = _flex_attention(
-            q, k, v, block_mask=layout.block_mask, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        return out[0].transpose(0, 1).reshape(layout.tokens, -1)
-    blocks, inverse = layout.buckets
     outputs = []
-    for queries, keys, mask in blocks:
-        if inverse is None:
-            qb, kb, vb = (x.unflatten(0, queries.shape).transpose(1, 2) for x in (q, k, v))
-        else:  # [N, heads, L or P + L, E]; index_select, for its backward is twice as fast as that of indexing
-            qb, kb, vb = (
-                x.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(1, 2)
-                for x, rows in ((q, queries), (k, keys), (v, keys))
-            )
-        out = F.scaled_dot_product_attention(
-            qb,
-            kb,
-            vb,
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=qb.shape[1] != kb.shape[1],
-        )
-        outputs.append(out.transpose(1, 2).reshape(queries.numel(), -1))
-    out = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    return out if inverse is None else out.index_select(0, inverse)
-
-
-def attend_reference(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-    """The definition of `attend`, a segment at a time, in float32: softmax(q k / sqrt(E)) v over the tokens seen."""
-    H, K, E = q.shape[1], k.shape[1], q.shape[2]
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    outputs = []
-    for start, length, parent in zip(layout.starts, layout.lengths, layout.parents, strict=True):
-        rows = torch.arange(start, start + length, device=q.device)  # [L]
-        seen = rows  # [S]: the parent's tokens and its own
-        if parent >= 0:
-            first = layout.starts[parent]
-            seen = torch.cat(
-                [torch.arange(first, first + layout.lengths[parent], device=q.device), rows]
-            )
-        keys, values = (
-            x[seen].to(dtype).repeat_interleave(H // K, dim=1) for x in (k, v)
-        )  # [S, H, E]
-        scores = torch.einsum("lhe,she->hls", q[rows].to(dtype), keys) / math.sqrt(E)
-        visible = layout.mask_mod(0, 0, rows[:, None], seen[None])  # [L, S]
-        weights = scores.masked_fill(~visible, -torch.inf).softmax(dim=-1)
+    for own, parent in layout.segments():
+        keys = torch.cat([k[parent], k[own]]).repeat_interleave(heads // kv_heads, dim=1)
+        values = torch.cat([v[parent], v[own]]).repeat_interleave(heads // kv_heads, dim=1)
+        scores = torch.einsum("lhe,she->hls", q[own], keys) / math.sqrt(qkv.shape[2])
+        L, S = scores.shape[1:]  # tokens of the segment, tokens that its last one sees
+        hidden = torch.ones(L, S, dtype=torch.bool, device=qkv.device).triu(1 + S - L)
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
         outputs.append(torch.einsum("hls,she->lhe", weights, values).flatten(1))
-    return torch.cat(outputs).to(q.dtype)
+    return torch.cat(outputs).to(qkv.dtype)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: H query heads share K key/value heads; q, k and v come from one matrix product."""
+    """Weights of grouped-query attention: H query heads share K key/value heads; one matrix makes q, k and v."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -304,29 +311,19 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.E, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.E, config.norm_eps) if config.qk_norm else None
 
-    def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """x [T, D] -> q [T, H, E], k and v [T, K, E], q and k rotated."""
-        H, K = self.H, self.K
-        qk, v = self.qkv(x).view(-1, H + 2 * K, self.E).split([H + K, K], dim=1)
-        if self.q_norm is not None:
-            return rotate(self.q_norm(qk[:, :H]), *rope), rotate(self.k_norm(qk[:, H:]), *rope), v
-        return *rotate(qk, *rope).split([H, K], dim=1), v
-
-    def products(self, x: Tensor) -> Tensor:
-        """`project` without the rotation: q, k and v side by side, [T, H + 2 K, E]."""
-        H, K = self.H, self.K
-        qkv = self.qkv(x).view(-1, H + 2 * K, self.E)
+    def project(self, x: Tensor) -> Tensor:
+        """x [T, D] -> queries, keys and values before rotation, [T, H + 2K, E]."""
+        qkv = self.qkv(x).unflatten(-1, (-1, self.E))
         if self.q_norm is None:
             return qkv
-        return torch.cat(
-            [self.q_norm(qkv[:, :H]), self.k_norm(qkv[:, H : H + K]), qkv[:, H + K :]], dim=1
-        )
+        q, k, v = qkv.split([self.H, self.K, self.K], dim=1)
+        return torch.cat([self.q_norm(q), self.k_norm(k), v], dim=1)
 
-    def attend_cached(
-        self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, places, mask
-    ) -> Tensor:
-        """One new token a row, q [B, H, E], k and v [B, K, E]: writes its key and value at `places` [B * K] of the
+    def attend_cached(self, qkv: Tensor, rope, cache: KVCache, layer: int, places, mask) -> Tensor:
+        """One new token a row, qkv [B, H + 2K, E]: writes its key and value at `places` [B * K] of the
         layer's cache, seen as [rows * K * capacity, E], and attends over the row -> [B, H * E]."""
+        q, k, v = qkv.split([self.H, self.K, self.K], dim=1)
+        q, k = rotate(q, *rope), rotate(k, *rope)
         B, longest = q.shape[0], mask.shape[-1]
         for whole, new in ((cache.keys[layer], k), (cache.values[layer], v)):
             whole.view(-1, self.E).index_copy_(0, places, new.reshape(-1, self.E).to(whole.dtype))
@@ -343,7 +340,7 @@ class Attention(nn.Module):
     def attend_shared(
         self, qkv: Tensor, rope, cache: KVCache, layer: int, prefix: tuple, own: Tensor
     ) -> Tensor:
-        """`attend_cached` of `products` where prompts are stored once: rows have written own[0] [B] tokens, own[1] with
+        """`attend_cached` where prompts are stored once: rows have written own[0] [B] tokens, own[1] with
         the new one; prefix: (prompt of each row [B], prefix_tiles)."""
         q = append(qkv, *rope, own[0], cache.keys[layer], cache.values[layer])
         prompts = Prefix(
@@ -354,77 +351,54 @@ class Attention(nn.Module):
         )
 
 
-class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)); gate and up are one matrix product."""
+@definition
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of gates and ups side by side: [..., 2F] -> [..., F]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
 
+
+class MLP(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.gate_up = Linear(config.width, 2 * config.ffn, bias=False)
         self.down = Linear(config.ffn, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.gate_up(x)
-        if cpu.takes(x):
-            return self.down(cpu_block.swiglu(x))
-        gate, up = x.chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(swiglu(self.gate_up(x)))
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: what is computed token by token before attention, attention, what comes after it."""
-
-    compiled = False  # the two parts by torch.compile, see Transformer.compile_blocks
+    """Pre-norm residual block. `before` and `after` work token by token; attention stands between them."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.attn_norm, self.mlp_norm = (RMSNorm(config.width, config.norm_eps) for _ in range(2))
+        self.attn_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.attn, self.mlp = Attention(config), MLP(config)
         self.dropout = 0.0
 
-    def products(self, x: Tensor) -> Tensor:
-        return self.attn.products(self.attn_norm(x))
-
-    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.attn.project(self.attn_norm(x), (cos, sin))
+    def before(self, x: Tensor) -> Tensor:
+        return self.attn.project(self.attn_norm(x))  # [T, H + 2K, E]
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.drop(self.attn.out(attended))
         return x + self.drop(self.mlp(self.mlp_norm(x)))
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], layout: Layout, store: list | None = None
-    ) -> Tensor:
-        """`rope`: cos and sin at the positions, or their table (Transformer.forward)."""
-        products, before, after = compiled_parts() if self.compiled else PARTS
-        if torch.is_tensor(rope):
-            return after(
-                self, x, cpu_attention.attention(products(self, x), rope, layout, self.attn.H)
-            )
-        q, k, v = before(self, x, *rope)
-        if (
-            store is not None
-        ):  # copies: views would keep the queries, and with them twice the memory, alive
-            store.append((k.contiguous(), v.clone()))
-        return after(self, x, attend(q, k, v, layout))
+    def forward(self, x: Tensor, rope: Tensor, layout: Layout, store: list | None = None) -> Tensor:
+        qkv = self.before(x)
+        if store is not None:  # copies: views would keep the queries in memory
+            cos, sin = rope[:, layout.positions, None]
+            k, v = qkv[:, self.attn.H :].chunk(2, dim=1)
+            store.append((rotate(k, cos, sin), v.clone()))
+        return self.after(x, attention(qkv, rope, layout, self.attn.H))
 
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.dropout and torch.is_grad_enabled() else x
 
     def decode(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache, *given) -> Tensor:
-        products, before, after = compiled_parts() if self.compiled else PARTS
-        if cache.prompts:
-            return after(self, x, self.attn.attend_shared(products(self, x), rope, cache, *given))
-        return after(self, x, self.attn.attend_cached(*before(self, x, *rope), cache, *given))
-
-
-PARTS = Block.products, Block.before, Block.after
-
-
-@functools.cache
-def compiled_parts() -> tuple[Callable, ...]:
-    """PARTS with what stands between the matrix products fused: one pass over memory in place of ten. Compiled when
-    first used, once for all layers and numbers of tokens."""
-    return tuple(torch.compile(part, dynamic=True) for part in PARTS)
+        attend = self.attn.attend_shared if cache.prompts else self.attn.attend_cached
+        return self.after(x, attend(self.before(x), rope, cache, *given))
 
 
 class Transformer(nn.Module):
@@ -433,19 +407,15 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, seed: int = 0):
         super().__init__()
         self.config = config
-        # Without nn.Embedding's own initialisation, which on the meta device imports a second's worth of torch.
-        self.embed = nn.Embedding.from_pretrained(
-            torch.empty(config.vocab_size, config.width), freeze=False
-        )
+        # Not nn.Embedding's own initialization: on the meta device it imports torch for a second.
+        weight = torch.empty(config.vocab_size, config.width)
+        self.embed = nn.Embedding.from_pretrained(weight, freeze=False)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = (
-            None
-            if config.tied or config.score
-            else Linear(config.width, config.vocab_size, bias=False)
-        )
+        own_head = not (config.tied or config.score)
+        self.head = Linear(config.width, config.vocab_size, bias=False) if own_head else None
         self.score = Linear(config.width, 1) if config.score else None
-        self.compute_dtype: torch.dtype | None = None  # None: the embedding's own dtype
+        self.compute_dtype: torch.dtype | None = None  # None: the embedding's
         self.activation_checkpointing = False
         self._rope: Tensor | None = None
         if self.embed.weight.device.type != "meta":
@@ -466,47 +436,35 @@ class Transformer(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The LM head's weight [V, D], for the log-prob kernel."""
+        """The LM head's weight [V, D]."""
         return self.embed.weight if self.head is None else self.head.weight
 
     def set_dropout(self, share: float) -> None:
-        """Drop this share of every block's output while gradients are on: for small data seen many times over."""
+        """Drop this share of every block's output while gradients are on."""
         for block in self.layers:
             block.dropout = share
 
     def multiply_in(self, dtype: torch.dtype, store: bool = False) -> None:
-        """The blocks' matrix products in this dtype, everything between them and the head as it was: for CPUs, some of
-        which multiply bfloat16 several times as fast (AMX) and all of which are slow at anything else in it. With
-        `store` the weights are kept in it too, which suits a copy that is not trained."""
+        """Compute the blocks' matrix products in this type, for CPUs that multiply bfloat16 faster (AMX).
+
+        store: also keep the weights in it, which suits a copy that is not trained.
+        """
         for module in self.layers.modules():
             if isinstance(module, Linear):
                 module.multiply = dtype
                 if store:
                     module.requires_grad_(False).to(dtype)
 
-    def compile_blocks(self) -> None:
-        """Fuse what stands between the matrix products of a block with torch.compile (on a CPU it needs g++)."""
-        for block in self.layers:
-            block.compiled = True
-
     @property
     def device(self) -> torch.device:
         return self.embed.weight.device
 
     def rope_table(self, longest: int) -> Tensor:
-        """cos and sin [2, positions, E/2] float32; grows with the longest position seen."""
+        """cos and sin [2, positions, E/2] float32, for at least `longest` positions."""
         if self._rope is None or self._rope.shape[1] < longest or self._rope.device != self.device:
             size = max(longest, min(self.config.context, 8192))
-            angle = torch.arange(size, dtype=torch.float32)[:, None] * rope_frequencies(
-                self.config
-            )  # [size, E/2]
-            self._rope = torch.stack([angle.cos(), angle.sin()]).to(self.device)
+            self._rope = rope_table(self.config, size).to(self.device)
         return self._rope
-
-    def rope(self, positions: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [T, 1, E/2] float32 at the positions."""
-        cos, sin = self.rope_table(longest)[:, positions, None]
-        return cos, sin
 
     def embedded(self, ids: Tensor) -> Tensor:
         x = self.embed(ids)
@@ -515,25 +473,18 @@ class Transformer(nn.Module):
     def forward(
         self, ids: Tensor, layout: Layout | None = None, store: list | None = None
     ) -> Tensor:
-        """Hidden states after the final norm: ids [T] -> [T, D], or ids [B, T] (B documents of length T) -> [B, T, D].
+        """Hidden states after the final norm: ids [T] -> [T, D], or B documents of T tokens [B, T] -> [B, T, D].
 
-        `store`, a list, receives (keys [T, K, E], values [T, K, E]) of every layer: the prefill of a cache.
+        store: a list that receives (keys [T, K, E], values [T, K, E]) of every layer, to fill a KV cache.
+        Raises ValueError where ids and layout differ in length.
         """
         shape = ids.shape
         if layout is None:
             layout = Layout([shape[-1]] * (ids.numel() // shape[-1]), device=ids.device)
-        ids = ids.reshape(-1)
         if layout.tokens != ids.numel():
             raise ValueError(f"the layout holds {layout.tokens} tokens, ids holds {ids.numel()}")
-        x = self.embedded(ids)
-        if (
-            store is None
-            and cpu.takes(x)
-            and cpu_attention.suits(self.config.head_width, layout.max_position)
-        ):
-            rope = self.rope_table(layout.max_position)
-        else:
-            rope = self.rope(layout.positions, layout.max_position)
+        x = self.embedded(ids.flatten())  # [T, D]
+        rope = self.rope_table(layout.max_position)
         for block in self.layers:
             if self.activation_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, rope, layout, use_reentrant=False)
@@ -548,7 +499,8 @@ class Transformer(nn.Module):
         `longest` is the largest length after the step (a plain int: no synchronisation with the device).
         """
         x = self.embedded(ids)
-        rope = self.rope(lengths, longest)
+        cos, sin = self.rope_table(longest)[:, lengths, None]  # [B, 1, E/2]
+        rope = cos, sin
         if cache.prompts:
             of = cache.prompt_of[: len(ids)]
             own = (lengths - cache.prompt_lengths[of]).clamp(min=0)  # 0: rows not in use
@@ -574,5 +526,5 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] of hidden states [..., D], for sampling and tests; training uses the log-prob kernel."""
+        """Logits [..., V] of hidden states [..., D], for sampling; training uses batch.logprobs."""
         return F.linear(hidden, self.head_weight.to(hidden.dtype))

@@ -10,10 +10,9 @@ from concurrent.futures import Future
 
 import torch
 
-from batch import Group, cut_group, token_scores
+from batch import Group, cut_group, micro_batches, token_scores
 from data import answers, prompts
 from data.io import InputError
-from data.packing import micro_batches
 from data.sandbox.sandbox import Result, Sandbox
 from data.tokenizer import Tokenizer
 from generate import Sample

@@ -19,9 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from batch import Group, forward_flops, pack_completions, token_logprobs
+from batch import Group, forward_flops, micro_batches, pack_completions, token_logprobs
 from data.io import InputError
-from data.packing import micro_batches
 from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sample
 from rollout import Rollout, load_samples
@@ -57,9 +56,7 @@ class Config:
     activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
     bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
     compile: bool | None = option(None, "compile the blocks with torch.compile; none: on GPUs")
-    reference: bool = option(
-        False, "the readable path: nothing fused, compiled or shared; same numbers, slower"
-    )
+    kernels: str = option("fast", "fast; plain: definitions alone", choices=("fast", "plain"))
     # the run
     valid_every: int = option(100, "steps between validations", least=1)
     save_every: int = option(100, "steps between checkpoints", least=1)
@@ -236,7 +233,7 @@ def validate(model, reference, held_out: list[Pair], config: Config, world: Worl
 
 
 def main(config: Config) -> None:
-    world = setup(config.device, config.reference, config.bf16, config.compile)
+    world = setup(config.device, config.kernels, config.bf16, config.compile)
     run = Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)

@@ -37,11 +37,11 @@ from batch import (
     forward_flops,
     hidden_states,
     logprobs,
+    micro_batches,
     pack_completions,
     token_logprobs,
 )
 from data.io import InputError
-from data.packing import micro_batches
 from data.problems import readers
 from data.problems.problem import Problem
 from data.prompts import encode_prompts
@@ -130,9 +130,7 @@ class Config:
     activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
     bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
     compile: bool | None = option(None, "compile the blocks with torch.compile; none: on GPUs")
-    reference: bool = option(
-        False, "the readable path: nothing fused, compiled or shared; same numbers, slower"
-    )
+    kernels: str = option("fast", "fast; plain: definitions alone", choices=("fast", "plain"))
     # the run
     valid: str = option("", "problems held out for evaluation during training (greedy)")
     valid_limit: int = option(200, "number of those problems used", least=1)
@@ -445,7 +443,7 @@ def refresh(
             device=config.device,
             bf16=config.bf16,
             compile=config.compile,
-            reference=config.reference,
+            kernels=config.kernels,
         )
         train_reward.main(options)
 
@@ -752,7 +750,7 @@ def load_problems(
 
 def main(config: Config) -> None:
     check(config)
-    world = setup(config.device, config.reference, config.bf16, config.compile)
+    world = setup(config.device, config.kernels, config.bf16, config.compile)
     run = Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)

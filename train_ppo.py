@@ -31,9 +31,8 @@ import torch
 from torch import Tensor
 
 import train_grpo
-from batch import pack_completions, token_logprobs, token_values
+from batch import micro_batches, pack_completions, token_logprobs, token_values
 from data.io import InputError
-from data.packing import micro_batches
 from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer, check_tokenizer
 from model import Transformer
@@ -105,9 +104,7 @@ class Config:
     activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
     bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
     compile: bool | None = option(None, "compile the blocks with torch.compile; none: on GPUs")
-    reference: bool = option(
-        False, "the readable path: nothing fused, compiled or shared; same numbers, slower"
-    )
+    kernels: str = option("fast", "fast; plain: definitions alone", choices=("fast", "plain"))
     # the run
     valid: str = option("", "problems held out for evaluation during training (greedy)")
     valid_limit: int = option(200, "number of those problems used", least=1)
@@ -328,7 +325,7 @@ def load_value(config: Config, tokenizer: Tokenizer, device) -> Transformer:
 
 def main(config: Config) -> None:
     check(config)
-    world = setup(config.device, config.reference, config.bf16, config.compile)
+    world = setup(config.device, config.kernels, config.bf16, config.compile)
     run = Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)

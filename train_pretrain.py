@@ -26,8 +26,7 @@ from data.io import InputError
 from data.shards import Mixture, Shards, windows
 from data.tokenizer import Tokenizer, check_tokenizer
 from kernels import definition
-from layout import Layout
-from model import PRESETS, ModelConfig, Transformer, preset
+from model import PRESETS, Layout, ModelConfig, Transformer, preset
 from runtime import optim
 from runtime.distributed import World, seeded, setup, shard
 from runtime.hf import from_pretrained
@@ -180,7 +179,7 @@ def load_data(config: Config, tokenizer: Tokenizer) -> tuple[Mixture, dict[str, 
 def main(config: Config) -> None:
     if not (config.init or config.tokenizer):
         raise InputError("--tokenizer DIR is needed for a new model, or --init DIR to continue one")
-    world = setup(config.device, config.kernels == "plain", config.bf16, config.compile)
+    world = setup(config.device, config.kernels, config.bf16, config.compile)
     run = Run(config, world)
 
     # --- model and data

@@ -21,10 +21,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from batch import cut_group, forward_flops, token_scores
+from batch import cut_group, forward_flops, micro_batches, token_scores
 from data import prompts
 from data.io import InputError, read_jsonl
-from data.packing import micro_batches
 from data.tokenizer import Tokenizer, check_tokenizer
 from reward import solution_score, step_ends
 from rollout import load_samples
@@ -63,9 +62,7 @@ class Config:
     activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
     bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
     compile: bool | None = option(None, "compile the blocks with torch.compile; none: on GPUs")
-    reference: bool = option(
-        False, "the readable path: nothing fused, compiled or shared; same numbers, slower"
-    )
+    kernels: str = option("fast", "fast; plain: definitions alone", choices=("fast", "plain"))
     # the run
     valid_every: int = option(100, "steps between validations", least=1)
     save_every: int = option(100, "steps between checkpoints", least=1)
@@ -345,7 +342,7 @@ def validate(model, groups: list[Labelled], config: Config, world: World) -> dic
 
 
 def main(config: Config) -> None:
-    world = setup(config.device, config.reference, config.bf16, config.compile)
+    world = setup(config.device, config.kernels, config.bf16, config.compile)
     run = Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device, score=config.kind)

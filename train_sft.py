@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from batch import Group, forward_flops, hidden_states, pack_completions
+from batch import Group, forward_flops, hidden_states, micro_batches, pack, pack_completions
 from data import prompts
 from data.io import InputError, read_jsonl
-from data.packing import micro_batches, pack
 from data.tokenizer import Tokenizer, check_tokenizer
 from kernels.head_loss import cross_entropy
 from model import Transformer
@@ -54,9 +53,7 @@ class Config:
     activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
     bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
     compile: bool | None = option(None, "compile the blocks with torch.compile; none: on GPUs")
-    reference: bool = option(
-        False, "the readable path: nothing fused, compiled or shared; same numbers, slower"
-    )
+    kernels: str = option("fast", "fast; plain: definitions alone", choices=("fast", "plain"))
     seed: int = option(0, "seed of the packing order", least=0)
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 
@@ -156,7 +153,7 @@ def validation_loss(model, examples: list[Group], micro_tokens: int, world: Worl
 
 
 def main(config: Config) -> None:
-    world = setup(config.device, config.reference, config.bf16, config.compile)
+    world = setup(config.device, config.kernels, config.bf16, config.compile)
     run = Run(config, world)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)

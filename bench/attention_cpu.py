@@ -3,7 +3,7 @@
     python bench/attention_cpu.py [--repeats 5] [--threads 2]
 
 Rotation, attention and its gradient over 2,048 packed tokens (4,096 for the longest), as a block of the model calls
-them. kernels.cpu_attention.LONGEST, from which on PyTorch's is taken, rests on this.
+them. kernels.cpu.attention.LONGEST, from which on PyTorch's is taken, rests on this.
 """
 
 import argparse
@@ -17,20 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from data.io import run_cli
-from kernels import cpu_attention
-from layout import Layout
-from model import ModelConfig, attend, rope_frequencies, rotate
+from kernels import packed_attention
+from kernels.cpu import attention as cpu_attention
+from model import Layout, ModelConfig, rope_table
 
 HEADS = [(8, 4, 32), (8, 4, 64), (16, 16, 128)]  # H, K, E
 LENGTHS = [32, 256, 1024, 4096]
-
-
-def pytorch(qkv: torch.Tensor, table: torch.Tensor, layout: Layout, H: int) -> torch.Tensor:
-    """cpu_attention.attention by PyTorch's operators."""
-    K = (qkv.shape[1] - H) // 2
-    cos, sin = table[:, layout.positions, None]
-    qk, v = qkv.split([H + K, K], dim=1)
-    return attend(*rotate(qk, cos, sin).split([H, K], dim=1), v, layout)
 
 
 def main() -> None:
@@ -49,9 +41,8 @@ def main() -> None:
             layout = Layout([length] * max(1, 2048 // length))
             qkv = torch.randn(layout.tokens, H + 2 * K, E, requires_grad=True)
             slope = torch.randn(layout.tokens, H * E)
-            angle = torch.arange(length)[:, None] * rope_frequencies(ModelConfig(2, E, 1, 1, 1, 2))
-            table = torch.stack([angle.cos(), angle.sin()])
-            seconds: dict = {cpu_attention.attention: [], pytorch: []}
+            table = rope_table(ModelConfig(2, E, 1, 1, 1, 2), length)
+            seconds: dict = {cpu_attention.attention: [], packed_attention.attention: []}
             for number in range(given.repeats + 1):
                 for one, found in seconds.items():
                     began = time.perf_counter()
@@ -59,7 +50,7 @@ def main() -> None:
                     if number:  # the first is to warm up
                         found.append(time.perf_counter() - began)
             mine, theirs = (1e3 * statistics.median(found) for found in seconds.values())
-            chosen = "C++" if cpu_attention.suits(E, length) else "PyTorch"
+            chosen = "C++" if cpu_attention.takes(qkv, table, layout, H) else "PyTorch"
             count = f"{len(layout.lengths)} of {length:,}"
             print(
                 f"| {H}, {K}, {E} | {count} | {mine:.1f} ms | {theirs:.1f} ms | {theirs / mine:.2f} | {chosen} |"

@@ -26,7 +26,7 @@ import functools
 import importlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,13 +36,20 @@ from torch import Tensor, nn
 from kernels.fingerprint import NoSource, expand, module_name
 
 FINGERPRINTS = Path(__file__).with_name("fingerprints.json")
-MODULES: tuple[
-    str, ...
-] = ()  # files with accelerators; for each definition the first that takes a call computes it
+# Files with accelerators. For each definition, the first of them that takes a call computes it.
+MODULES = (
+    "kernels.cpu.attention",
+    "kernels.cpu.block",
+    "kernels.flex_attention",
+    "kernels.packed_attention",
+)
 
 definitions: dict[str, Callable] = {}  # name -> the plain function
 accelerators: list["Accelerator"] = []  # all that are loaded, in the order of MODULES
 _table: dict[str, list["Accelerator"]] = {}  # name of a definition -> accelerators in use
+_right: set[str] = set()  # accelerators and settings whose numbers were right
+_failed: dict[str, str] = {}  # name of an accelerator -> why its numbers are wrong
+_said: set[str] = set()  # lines about choices that were printed
 
 
 def definition(function: Callable) -> Callable:
@@ -52,6 +59,8 @@ def definition(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def call(*args, **kwargs):
+        if torch.compiler.is_compiling():  # torch.compile makes the definition itself fast
+            return function(*args, **kwargs)
         for accelerator in _table.get(name, ()):
             if accelerator.takes(*args, **kwargs):
                 return accelerator.function(*args, **kwargs)
@@ -125,14 +134,30 @@ def accelerator(
     return register
 
 
+def plain():
+    """Run by definitions alone inside a `with` block."""
+    return using({})
+
+
 @contextlib.contextmanager
-def plain() -> Iterator[None]:
-    """Run by definitions alone inside this block."""
-    saved = dict(_table)
-    _table.clear()
+def using(functions: dict[str, Callable]) -> Iterator[None]:
+    """Compute these definitions, by name, by these functions inside a `with` block, whatever the arguments."""
+    with restored():
+        _table.clear()
+        for name, function in functions.items():
+            _table[name] = [SimpleNamespace(function=function, takes=lambda *args, **kwargs: True)]
+        yield
+
+
+@contextlib.contextmanager
+def restored() -> Iterator[None]:
+    """What is in use at the start of a `with` block is in use again after it."""
+    global reference
+    saved, before = dict(_table), reference
     try:
         yield
     finally:
+        reference = before
         _table.clear()
         _table.update(saved)
 
@@ -146,37 +171,57 @@ class Choice:
 
     def lines(self) -> list[str]:
         """What the first lines of a run say."""
-        names = [f"{name} by {', '.join(by)}" for name, by in sorted(self.in_use.items())]
-        return [*self.set_aside.values(), "kernels: " + ("; ".join(names) or "definitions alone")]
+        files = {name.rpartition(".")[0] for names in self.in_use.values() for name in names}
+        used = ", ".join(sorted(files)) or "none, definitions alone"
+        return [*self.set_aside.values(), f"accelerators: {used}"]
+
+    def news(self) -> list[str]:
+        """The lines that no choice has said before."""
+        new = [line for line in self.lines() if line not in _said]
+        _said.update(new)
+        return new
 
 
 def use(mode: str, setting: Setting | None = None, without: Iterable[str] = ()) -> Choice:
-    """Fill the table: "plain" leaves it empty, "fast" takes every accelerator whose claim holds in this setting.
+    """Fill the table for models of a setting: "plain" leaves it empty, "fast" takes every accelerator that is right.
 
-    without: names of accelerators that another process of the run has set aside.
+    without: names of accelerators that another process of the run has set aside. What was once wrong stays aside.
     """
+    global reference
+    reference = mode == "plain"
     _table.clear()
     choice = Choice()
     if mode == "plain" or setting is None:
         return choice
-    for module in MODULES:
-        importlib.import_module(module)
+    load()
+    from kernels.cases import small
+
+    setting = replace(setting, shape=small(setting.shape))
     recorded = json.loads(FINGERPRINTS.read_text()) if FINGERPRINTS.exists() else {}
-    chosen: dict[str, list[Accelerator]] = {}
     for one in accelerators:
         if one.computes not in definitions or one.name in without:
             continue
         usable = one.available(setting.device)
-        why = usable if isinstance(usable, str) else _edited(one, recorded.get(one.name, {}))
-        if usable and not why:
-            why = _wrong(one, setting)
-        if why:
+        if isinstance(usable, str):
+            choice.set_aside[one.name] = usable
+        if usable is not True:
+            continue
+        if why := _edited(one, recorded.get(one.name, {})) or _wrong(one, setting):
             choice.set_aside[one.name] = why
-        elif usable:
-            chosen.setdefault(one.computes, []).append(one)
-    _table.update(chosen)
-    choice.in_use = {name: [one.name for one in some] for name, some in chosen.items()}
+            continue
+        choice.in_use.setdefault(one.computes, []).append(one.name)
+    for one in accelerators:
+        if one.name in choice.in_use.get(one.computes, ()):
+            _table.setdefault(one.computes, []).append(one)
     return choice
+
+
+def load() -> None:
+    """Import all files with accelerators, and put these in the order of MODULES."""
+    for module in MODULES:
+        importlib.import_module(module)
+    place = {module: number for number, module in enumerate(MODULES)}
+    accelerators.sort(key=lambda one: place.get(one.function.__module__, len(place)))
 
 
 def _edited(one: Accelerator, recorded: dict[str, str]) -> str:
@@ -192,16 +237,22 @@ def _edited(one: Accelerator, recorded: dict[str, str]) -> str:
 
 
 def _wrong(one: Accelerator, setting: Setting) -> str:
-    """Why an accelerator's numbers are not those of its definition, or ""."""
+    """Why an accelerator's numbers are not those of its definition, or "". Checked once for a setting."""
+    key = f"{one.name} {setting}"
+    if one.name in _failed or key in _right:
+        return _failed.get(one.name, "")
     try:
         worst = difference(definitions[one.computes], one, setting)
     except Exception as error:  # a compiler or a driver may fail in any way
-        return (
-            f"{one.name} fails ({type(error).__name__}: {error}): running {one.computes} without it"
-        )
-    if worst <= setting.tolerance:
-        return ""
-    return f"{one.name} differs from {one.computes} by {worst:.1e}: running the definition"
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        _failed[one.name] = f"{one.name} fails ({reason}): running {one.computes} as it stands"
+    else:
+        if worst <= setting.tolerance:
+            _right.add(key)
+            return ""
+        what = f"{one.name} is off by {worst:.1e}"
+        _failed[one.name] = f"{what}: running {one.computes} as it stands"
+    return _failed[one.name]
 
 
 def difference(function: Callable, one: Accelerator, setting: Setting) -> float:
@@ -260,8 +311,7 @@ def _tensors(value) -> Iterator[Tensor]:
 
 def record() -> dict[str, dict[str, str]]:
     """Write the fingerprints of all loaded accelerators; `python -m kernels` calls it after the proof."""
-    for module in MODULES:
-        importlib.import_module(module)
+    load()
     found = {one.name: one.fingerprint() for one in accelerators}
     FINGERPRINTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     return found
@@ -271,15 +321,7 @@ def record() -> dict[str, dict[str, str]]:
 # What the kernels of before still use; it goes when they have become accelerators.
 
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # no Triton on this platform: the references serve
-    triton, tl = None, SimpleNamespace(constexpr=None)
-
-reference = False  # set by setup
-
-jit = (lambda function=None, **_: function or (lambda f: f)) if triton is None else triton.jit
+reference = False
 
 
 def use_triton(tensor: torch.Tensor, backend: str | None) -> bool:
@@ -289,6 +331,8 @@ def use_triton(tensor: torch.Tensor, backend: str | None) -> bool:
     `backend` "torch" or "triton" overrides the choice. Raises ValueError for another name, RuntimeError where Triton
     is asked for and not installed.
     """
+    from kernels.triton import triton
+
     if backend is None:
         return (
             triton is not None

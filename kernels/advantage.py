@@ -5,7 +5,8 @@ The paper does not say which standard deviation it divides by; ddof 1 (the sampl
 
 import torch
 
-from kernels import jit, tl, triton, use_triton
+from kernels import use_triton
+from kernels.triton import jit, tl, triton
 
 
 def _normalise(rewards: torch.Tensor, ddof: int, scale: str, eps: float) -> torch.Tensor:

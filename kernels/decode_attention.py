@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from kernels import float_of, jit, tl, triton, use_triton
+from kernels import float_of, use_triton
+from kernels.triton import jit, tl, triton
 
 PROGRAMS = (
     528  # split the keys until a launch has about so many: 4 for each multiprocessor of an H200

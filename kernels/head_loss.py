@@ -17,7 +17,7 @@ import functools
 import torch
 
 import kernels
-from kernels import float_of, jit, tl, triton, use_triton
+from kernels import float_of, use_triton
 from kernels.logprob import (
     check,
     linear_logprob,
@@ -28,6 +28,7 @@ from kernels.logprob import (
     row_blocks,
 )
 from kernels.policy_loss import STATS, check_loss, loss_and_slope, policy_loss, token_terms
+from kernels.triton import jit, tl, triton
 
 # Bytes of a chunk's float32 logits. On GPUs the bf16 gradients of GROUP chunks are kept for their two matrix products:
 # each reads and writes the gradient of the weight, [V, D] in float32, once. Together 1.25 GiB, and nothing else of note

@@ -12,7 +12,8 @@ gradient of the other direction, KL(reference || policy).
 
 import torch
 
-from kernels import float_of, jit, tl, triton, use_triton
+from kernels import float_of, use_triton
+from kernels.triton import jit, tl, triton
 
 # exp overflows float32 at 88.7. Beyond these bounds the estimate is that of the bound, and so is its gradient: finite,
 # with the true sign, never zero where the policy has lost the token.

@@ -9,7 +9,8 @@ one more matrix product in exchange for [T, V] floats of memory: 0.4 GB for ever
 import torch
 
 import kernels
-from kernels import float_of, jit, tl, triton, use_triton
+from kernels import float_of, use_triton
+from kernels.triton import jit, tl, triton
 
 # Bytes of logits in a chunk. A CPU wants them to stay in its caches, a GPU wants matrix products of thousands of rows.
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}

@@ -13,8 +13,9 @@ the second line is equation 21. Only `logp` receives a gradient. The paper has n
 import torch
 
 import kernels
-from kernels import float_of, jit, tl, triton, use_triton
+from kernels import float_of, use_triton
 from kernels.kl import HIGHEST, KINDS, LOWEST, kl_block, value_and_slope
+from kernels.triton import jit, tl, triton
 
 STATS = ("kl", "clip", "ratio", "count")
 

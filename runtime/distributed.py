@@ -13,6 +13,7 @@ from torch import nn
 
 import kernels
 from data.io import InputError
+from kernels.compiled import compile_blocks
 from kernels.cpu import compiler
 
 
@@ -26,6 +27,7 @@ class World:
     local_rank: int = 0
     bf16: bool | None = None  # multiply matrices in bfloat16; None: on a GPU
     compile: bool | None = None  # fuse blocks with torch.compile; None: on a GPU
+    kernels: str = "fast"  # or "plain": definitions alone
 
     @property
     def is_main(self) -> bool:
@@ -71,13 +73,14 @@ class World:
 
 def setup(
     device: str = "auto",
-    reference: bool = False,
+    kernels: str = "fast",
     bf16: bool | None = None,
     compile: bool | None = None,
 ) -> World:
-    """The processes that torchrun started (gloo on CPUs, NCCL on GPUs), or this one alone. `reference` takes the
-    readable path (see kernels/__init__.py) from here on. bf16, compile: see World. Raises InputError."""
-    kernels.reference = reference
+    """The processes that torchrun started (gloo on CPUs, NCCL on GPUs), or this one alone.
+
+    kernels, bf16, compile: see World. Raises InputError.
+    """
     if compile and compiler() is None:
         raise InputError(
             "--compile true: torch.compile finds no C++ compiler; install g++, or leave it out"
@@ -106,7 +109,7 @@ def setup(
         dist.init_process_group(
             "nccl" if cuda else "gloo", timeout=timeout, device_id=where if cuda else None
         )
-    return World(rank, size, where, local, bf16, compile)
+    return World(rank, size, where, local, bf16, compile, kernels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,12 +142,27 @@ def shuffled(count: int, seed: int) -> Iterator[int]:
 # FSDP2
 
 
+def use_kernels(shape, world: World) -> None:
+    """Choose what computes the definitions for models of this ModelConfig, the same on all processes. A collective.
+
+    Prints what is used, and what was set aside and why (see kernels/__init__.py).
+    """
+    setting = kernels.Setting(shape, world.device, bool(world.bf16))
+    choice = kernels.use(world.kernels, setting)
+    if world.size > 1:
+        aside = {name for names in world.all_gather_objects([*choice.set_aside]) for name in names}
+        choice = kernels.use(world.kernels, setting, without=aside)
+    if world.is_main and (lines := choice.news()):
+        print(*lines, sep="\n", flush=True)
+
+
 def prepare(model: nn.Module, world: World, trained: bool = True) -> nn.Module:
     """How the model computes: blocks compiled, and on a CPU products in bfloat16, where the run asks for it. A copy
     that is not `trained`, a sampler's, keeps its matrices in bfloat16."""
+    use_kernels(model.config, world)
     cpu = world.device.type == "cpu"
-    if not kernels.reference and (not cpu if world.compile is None else world.compile):
-        model.compile_blocks()
+    if world.kernels == "fast" and (not cpu if world.compile is None else world.compile):
+        compile_blocks(model)
     if cpu and world.bf16:
         model.multiply_in(torch.bfloat16, store=not trained)
     return model

@@ -165,7 +165,7 @@ class Run:
         "keep_rollouts",
         "to",
         "patience",
-        "reference",
+        "kernels",
         "compile",
         "activation_checkpointing",
     )

@@ -61,3 +61,23 @@ def killed(tiny, tmp_path_factory):
         return out, training.killed(trainer, tiny.root, out, points)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def accelerated():
+    """The tests run by accelerators, as a run does, where they do not say otherwise."""
+    import kernels
+    from model import preset
+
+    choice = kernels.use("fast", kernels.Setting(preset("1m", 300)))
+    assert not choice.set_aside, "unedited, nothing is set aside; record with: python -m kernels"
+    return choice
+
+
+@pytest.fixture(autouse=True)
+def same_kernels(accelerated):
+    """What a test uses ends with it."""
+    import kernels
+
+    with kernels.restored():
+        yield

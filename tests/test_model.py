@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import model as ours
 from data.io import InputError
-from layout import Layout
-from model import KVCache, ModelConfig, Transformer, attend, preset
+from kernels import flex_attention, packed_attention
+from model import KVCache, Layout, ModelConfig, Transformer, attention, preset
 from runtime.hf import from_pretrained
 
 V = 60
@@ -215,7 +215,7 @@ def test_packed_equals_each_document_alone(layout, seed):
 @given(layouts(longest=40, segments=40))
 def test_buckets_say_what_the_definition_says(layout):
     layout = Layout(*layout)
-    T, (blocks, inverse) = layout.tokens, layout.buckets
+    T, (blocks, inverse) = layout.tokens, packed_attention.buckets(layout)
     asked, dense, order = np.zeros((T, T), dtype=int), np.zeros((T, T), dtype=int), []
     spans = [
         slice(start, start + length)
@@ -241,7 +241,9 @@ def test_buckets_say_what_the_definition_says(layout):
     assert torch.equal(order[order >= 0].sort().values, index), "every token once"
     assert torch.equal(order if inverse is None else order[inverse], index)
     assert np.array_equal(dense, asked)
-    assert np.array_equal(layout.mask_mod(0, 0, index[:, None], index[None]).numpy(), asked)
+    assert np.array_equal(
+        flex_attention.visible(layout)(0, 0, index[:, None], index[None]).numpy(), asked
+    )
 
 
 def test_many_segments_are_at_most_half_padding():
@@ -250,29 +252,29 @@ def test_many_segments_are_at_most_half_padding():
         [generator.integers(20, 80, 32), generator.lognormal(3.5, 1, 256).astype(int) + 1]
     )
     layout = Layout(lengths, np.concatenate([np.full(32, -1), np.repeat(np.arange(32), 8)]))
-    sizes = [queries.numel() for queries, _, _ in layout.buckets[0]]
+    sizes = [queries.numel() for queries, _, _ in packed_attention.buckets(layout)[0]]
     assert sum(sizes) < 2 * layout.tokens and len(sizes) < 12
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @settings(max_examples=10)
 @given(layouts())
-def test_flex_attention_equals_attend(layout):
+def test_flex_attention_is_the_definition(layout):
     """What CUDA runs compiled, run eagerly here."""
-    from torch.nn.attention.flex_attention import flex_attention
-
     layout = Layout(*layout)
-    q, k, v = (torch.randn(layout.tokens, heads, 8) for heads in (4, 2, 2))
-    out = flex_attention(
-        *(x.transpose(0, 1)[None] for x in (q, k, v)), block_mask=layout.block_mask, enable_gqa=True
-    )
-    close(attend(q, k, v, layout), out[0].transpose(0, 1).reshape(layout.tokens, -1), 1e-5)
+    qkv = torch.randn(layout.tokens, 8, 8)
+    rope = ours.rope_table(small(head_width=8).config, layout.max_position)
+    q, k, v = qkv.split([4, 2, 2], dim=1)
+    cos, sin = rope[:, layout.positions, None]
+    out = flex_attention.attend(q, k, v, cos, sin, flex_attention.block_mask(layout)).flatten(1)
+    close(attention.definition(qkv, rope, layout, 4), out, 1e-5)
 
 
 def test_layout_by_hand():
     layout = Layout([3, 2, 2], parents=[-1, 0, 0])
     assert layout.positions.tolist() == [0, 1, 2, 3, 4, 3, 4] and layout.max_position == 5
-    assert layout.mask_mod(0, 0, torch.tensor(6), torch.arange(7)).tolist() == [1, 1, 1, 0, 0, 1, 1]
+    seen = flex_attention.visible(layout)(0, 0, torch.tensor(6), torch.arange(7))
+    assert seen.tolist() == [1, 1, 1, 0, 0, 1, 1]
     with pytest.raises(ValueError, match="parent"):
         Layout([1, 1, 1], parents=[-1, 0, 1])
     with pytest.raises(ValueError, match="7 tokens"):
@@ -314,13 +316,13 @@ def test_parameters_and_flops_of_the_sizes(name):
     products = total - (
         0 if model.config.tied else vocab_size * model.config.width
     )  # an untied embedding is a look-up
-    assert math.isclose(model.config.flops_per_token, 6 * products, rel_tol=3e-3)  # norms aside
+    assert math.isclose(model.config.flops(1, 1, 0), 2 * products, rel_tol=3e-3)  # norms aside
 
 
 def test_preset_changes_and_unknown_name():
     assert preset("1m", 2048, context=77, kv_heads=4).context == 77
     with pytest.raises(InputError, match="'2b'.*1.3b"):
         preset("2b", 100)
-    assert ModelConfig(10, 4, 1, 2, 1, 8).flops_per_token == 6 * (
+    assert ModelConfig(10, 4, 1, 2, 1, 8).flops(1, 1, 0) == 2 * (
         4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 8 + 10 * 4
     )

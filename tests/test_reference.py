@@ -1,4 +1,4 @@
-"""The readable path (--reference) and the fast one: the same losses, metrics and gradients in every trainer."""
+"""--kernels plain and fast: the same losses, metrics and gradients in every trainer."""
 
 import pytest
 import torch
@@ -15,27 +15,28 @@ import train_ppo
 import train_pretrain
 import train_reward
 import train_sft
-from batch import pack_completions
 from data.io import InputError
 from data.shards import windows
-from kernels import cpu_attention, cpu_block, cpu_decoder, head_loss, logprob, policy_loss
-from layout import Layout
-from model import attend
-from runtime.distributed import World, setup
+from kernels import head_loss, logprob, packed_attention, policy_loss
+from kernels.cpu import attention as cpu_attention
+from kernels.cpu import block as cpu_block
+from kernels.cpu import decoder as cpu_decoder
+from model import Layout, attention
+from runtime.distributed import World
 from runtime.hf import from_pretrained
 
 
 @pytest.fixture
 def readable(monkeypatch):
-    """The readable path, on which nothing of the fast one may be called; off again after the test."""
+    """Switches to definitions alone: no accelerator may be called. It ends with the test."""
 
     def refuse(*_, **__):
         raise AssertionError("the fast path was taken")
 
     def switch() -> None:
-        monkeypatch.setattr(kernels, "reference", True)
+        kernels.use("plain")
         monkeypatch.setattr(F, "scaled_dot_product_attention", refuse)
-        monkeypatch.setattr(Layout, "buckets", property(refuse))
+        monkeypatch.setattr(packed_attention, "buckets", refuse)
         monkeypatch.setattr(torch, "compile", refuse)
         for kernel in (
             logprob._LinearLogprob,
@@ -67,53 +68,35 @@ def test_attention_of_ragged_shared_layouts(groups, heads, seed):
         parents += [-1, *[parent] * len(completions)]
     layout, (H, K) = Layout(lengths, parents), heads
     draw = torch.Generator().manual_seed(seed)
-    shapes = [(layout.tokens, n, 6) for n in (H, K, K)]
-    q, k, v = (
-        torch.randn(s, generator=draw, dtype=torch.float64, requires_grad=True) for s in shapes
-    )
+    qkv = torch.randn(layout.tokens, H + 2 * K, 6, generator=draw, dtype=torch.float64)
+    qkv.requires_grad_()
+    config = model_module.ModelConfig(2, 6, 1, 1, 1, 2)
+    rope = model_module.rope_table(config, layout.max_position).double()
     upstream = torch.randn(layout.tokens, H * 6, generator=draw, dtype=torch.float64)
     found = []
-    for path in (attend, model_module.attend_reference):
-        out = path(q, k, v, layout)
-        found.append([out, *torch.autograd.grad(out, (q, k, v), upstream)])
+    for path in (packed_attention.attention, attention.definition):
+        out = path(qkv, rope, layout, H)
+        found.append([out, *torch.autograd.grad(out, qkv, upstream)])
     for fast, slow in zip(*found, strict=True):
         torch.testing.assert_close(fast, slow, rtol=1e-11, atol=1e-12)
 
 
 def test_attention_is_in_float32_where_the_model_is_not():
     draw = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(50, 2, 8, generator=draw).to(torch.bfloat16) for _ in range(3))
+    qkv = torch.randn(50, 6, 8, generator=draw).to(torch.bfloat16)
+    rope = model_module.rope_table(model_module.ModelConfig(2, 8, 1, 1, 1, 2), 50)
     layout = Layout([30, 20], [-1, 0])
-    exact = model_module.attend_reference(*(x.double() for x in (q, k, v)), layout)
-    found = model_module.attend_reference(q, k, v, layout)
+    exact = attention.definition(qkv.double(), rope, layout, 2)
+    found = attention.definition(qkv, rope, layout, 2)
     assert found.dtype == torch.bfloat16
     assert (
         found.double() - exact
     ).abs().max() <= exact.abs().max() * 2**-8  # the rounding of the result alone
 
 
-def test_prompts_are_repeated(readable):
-    groups = [([5, 6, 7], [[8, 9], [4, 3, 2]])]
-    shared = pack_completions(groups)
-    readable()
-    plain = pack_completions(groups)
-    assert shared.ids.tolist() == [5, 6, 7, 8, 4, 3] and plain.ids.tolist() == [
-        5,
-        6,
-        7,
-        8,
-        5,
-        6,
-        7,
-        4,
-        3,
-    ]
-    assert (plain.layout.parents < 0).all() and torch.equal(plain.targets, shared.targets)
-
-
 def test_gradients_and_metrics_of_every_trainer(tiny, alone, readable):
     readable()
-    found = all_gradients(tiny.root, World())
+    found = all_gradients(tiny.root, World(kernels="plain"))
     assert found.keys() == alone[1].keys() and len(found) == 9
     for trainer, expected in alone[1].items():
         for name, tensor in expected.items():
@@ -196,11 +179,8 @@ def test_float64(tiny, fused, readable):
 
 
 @pytest.mark.parametrize("trainer", training.TRAINERS)
-def test_a_run(trainer, tiny, tmp_path, readable, monkeypatch):
-    """The option, in `main`: the first steps of a run say what those of the fast path say."""
-    monkeypatch.setattr(
-        kernels, "reference", False
-    )  # `main` sets it; what it was comes back after the test
+def test_a_run(trainer, tiny, tmp_path, readable):
+    """The first steps of a run by definitions alone say what those of a fast run say."""
     short = dict(steps=2, valid="", decay=0.0)
     short |= (
         {"iterations": 1 if trainer == "grpo" else 2} if trainer in ("grpo", "iterative") else {}
@@ -210,10 +190,8 @@ def test_a_run(trainer, tiny, tmp_path, readable, monkeypatch):
     if trainer == "pretrain":
         del short["decay"]
     fast = run(trainer, tiny.root, tmp_path / "fast", **short)
-    assert not kernels.reference
     readable()
-    plain = {"kernels": "plain"} if trainer == "pretrain" else {"reference": "true"}
-    slow = run(trainer, tiny.root, tmp_path / "slow", **plain, **short)
+    slow = run(trainer, tiny.root, tmp_path / "slow", kernels="plain", **short)
     one, two = (training.metrics(directory) for directory in (fast, slow))
     assert len(one) == len(two) == 2
     for row, other in zip(one, two, strict=True):
@@ -225,23 +203,9 @@ def test_a_run(trainer, tiny, tmp_path, readable, monkeypatch):
             assert other[name] == expected, name
 
 
-def test_the_switch_is_set_for_each_run(monkeypatch):
-    monkeypatch.setattr(kernels, "reference", False)
-    setup("cpu", reference=True)
-    assert kernels.reference and not head_loss.fuses(10**5, torch.zeros(1), True)
-    setup("cpu")
-    assert not kernels.reference and head_loss.fuses(10**5, torch.zeros(1))
-    with pytest.raises(
-        ValueError, match="targets reach from 0 to 7"
-    ):  # errors are those of the fast path
-        monkeypatch.setattr(kernels, "reference", True)
-        logprob.linear_logprob(torch.zeros(2, 3), torch.zeros(7, 3), torch.tensor([0, 7]))
-
-
-def test_a_run_may_go_on_on_the_other_path(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(kernels, "reference", False)
+def test_a_run_may_go_on_with_other_kernels(tiny, tmp_path):
     to = run("sft", tiny.root, tmp_path / "run", steps=2, valid="", decay=0.0)
-    run("sft", tiny.root, to, steps=3, valid="", decay=0.0, reference="true")
+    run("sft", tiny.root, to, steps=3, valid="", decay=0.0, kernels="plain")
     assert [row["step"] for row in training.metrics(to)] == [1, 2, 3]
     with pytest.raises(InputError, match="lr was"):
         run("sft", tiny.root, to, steps=3, valid="", decay=0.0, lr=1e-5)

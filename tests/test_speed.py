@@ -17,6 +17,7 @@ import train_reward
 import train_sft
 from batch import forward_flops, pack_completions
 from data.tokenizer import Tokenizer
+from kernels import flex_attention
 from model import ModelConfig
 from rollout import load_rollouts
 from runtime import optim
@@ -40,7 +41,7 @@ def test_the_example_by_hand():
         == 6 * TOKEN + 5 * PREDICTED + 19 * PAIR
     )
     assert forward_flops(SHAPE, groups, last=True) == SHAPE.flops(8, 5, 19 + 5 + 6)
-    assert SHAPE.flops_per_token == 3 * (TOKEN + PREDICTED)
+    assert SHAPE.flops(1, 1, 0) == TOKEN + PREDICTED
     scorer = ModelConfig(
         50, width=8, layers=3, heads=4, kv_heads=1, ffn=10, head_width=2, score="value"
     )
@@ -54,7 +55,7 @@ IDS = st.lists(st.integers(0, 9), min_size=1, max_size=7)
 def test_tokens_and_pairs_are_those_of_the_packed_batch(groups):
     batch = pack_completions(groups)
     places = torch.arange(batch.layout.tokens)
-    seen = int(batch.layout.mask_mod(0, 0, places[:, None], places[None]).sum())
+    seen = int(flex_attention.visible(batch.layout)(0, 0, places[:, None], places[None]).sum())
     assert forward_flops(SHAPE, groups) == SHAPE.flops(len(batch.ids), len(batch.targets), seen)
 
 

@@ -23,9 +23,9 @@ from training import (
 )
 
 import train_sft
+from batch import pack
 from data import prompts
 from data.io import InputError, read_jsonl, write_jsonl
-from data.packing import pack
 from data.tokenizer import train
 from generate import Sampling, generate
 from runtime.hf import from_pretrained, save_pretrained

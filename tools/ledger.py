@@ -29,13 +29,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import kernels.cpu
-import kernels.cpu_attention as cpu_attention
-import kernels.cpu_block
+import kernels.cpu.attention
+import kernels.cpu.block
 import kernels.head_loss
 import kernels.logprob
-import model as model_module
+from kernels import packed_attention
 from kernels.logprob import CHUNK_BYTES
-from model import ModelConfig, Transformer
+from model import ModelConfig, Transformer, rotate
 
 aten = torch.ops.aten
 ATTENTION, ATTENTION_BACKWARD = (
@@ -184,47 +184,54 @@ class Ledger(TorchDispatchMode):
     @contextmanager
     def tracing(self, gpu: bool) -> Iterator[None]:
         """Code in here, on the meta device, goes the ways that it goes on a GPU, or on a CPU."""
-        original, original_cpu = model_module.attend, cpu_attention.attention
+        lanes = kernels.cpu.native().lanes() if kernels.cpu.native() is not None else None
+        longest = kernels.cpu.attention.LONGEST
 
-        def attention(qkv, table, layout, heads):
-            pairs = (
-                layout.lengths * (layout.prefix + (layout.lengths + 1) / 2)
-            ).sum()  # of tokens that see each other
-            product = 2.0 * heads * qkv.shape[2] * float(pairs)
+        def pairs(layout) -> float:
+            """Number of pairs of tokens that see each other."""
+            seen = layout.prefix + (layout.lengths + 1) / 2
+            return float((layout.lengths * seen).sum())
+
+        def attention(qkv, rope, layout, heads):
+            E = qkv.shape[2]
+            if gpu:
+                # FlexAttention keeps for its backward q, k, v, the output, and a log-sum-exp a row, as this does
+                self.density = pairs(layout) / layout.tokens**2
+                kv_heads = (qkv.shape[1] - heads) // 2
+                cos, sin = rope[:, layout.positions, None]
+                q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
+                parts = rotate(q, cos, sin), rotate(k, cos, sin), v
+                out = ATTENTION(*(x.transpose(0, 1)[None] for x in parts))[0]
+                return out[0].transpose(0, 1).flatten(1)
+            if (
+                not lanes
+                or E % lanes
+                or layout.max_position * E > longest
+                or qkv.dtype != torch.float32
+            ):
+                blocks = packed_attention.buckets(layout)[0]
+                self.density = pairs(layout) / sum(q.numel() * k.shape[1] for q, k, _ in blocks)
+                return packed_attention.attention(qkv, rope, layout, heads)
+            product = 2.0 * heads * E * pairs(layout)
             self.flops += 2 * product
             if qkv.requires_grad:  # five products: the scores are made again
                 qkv = _Counted.apply(qkv, lambda: self._count(5 * product))
-            return original_cpu(qkv, table, layout, heads)
+            return kernels.cpu.attention.attention(qkv, rope, layout, heads)
 
-        def attend(q, k, v, layout):
-            before = (
-                layout.prefix + (layout.lengths + 1) / 2
-            )  # tokens that one of the segment sees, on average
-            square = (
-                layout.tokens**2
-                if gpu
-                else sum(own.numel() * seen.shape[1] for own, seen, _ in layout.buckets[0])
-            )
-            self.density = float((layout.lengths * before).sum()) / square
-            return original(q, k, v, layout)
-
+        functions = {"model.attention": attention}
         with ExitStack() as stack:
 
             def put(module, name: str, value) -> None:
                 stack.callback(setattr, module, name, getattr(module, name))
                 setattr(module, name, value)
 
-            put(model_module, "attend", attend)
             if not gpu:  # what a kernel does not know it takes for a GPU
                 put(kernels.logprob, "CHUNK_BYTES", CHUNK_BYTES | {"meta": CHUNK_BYTES["cpu"]})
-                if kernels.cpu.native() is not None:
-                    put(kernels.cpu, "takes", lambda x: x.is_meta and x.dtype == torch.float32)
-                    put(cpu_attention, "attention", attention)
-                    for module in (cpu_attention, kernels.cpu_block):
-                        put(module, "native", _NotNative)
+                if lanes:
+                    put(kernels.cpu, "native", _NotNative)
+                    functions["model.rms_norm"] = kernels.cpu.block.rms_norm
+                    functions["model.swiglu"] = kernels.cpu.block.swiglu
             else:
-                # FlexAttention keeps what this does for its backward: q, k, v, the output, a log-sum-exp a row
-                put(model_module, "_flex_attention", lambda q, k, v, **_: ATTENTION(q, k, v)[0])
                 put(kernels.head_loss, "multiprocessors", lambda tensor: 1)
                 for module in [
                     module for name, module in sys.modules.items() if name.startswith("kernels.")
@@ -232,6 +239,7 @@ class Ledger(TorchDispatchMode):
                     for name, value in list(vars(module).items()):
                         if type(value).__module__.startswith("triton."):
                             put(module, name, _NoLaunch())
+            stack.enter_context(kernels.using(functions))
             stack.enter_context(_As(gpu))
             stack.enter_context(self)
             yield
@@ -275,9 +283,6 @@ class _Counted(torch.autograd.Function):
 
 class _NotNative:
     """In place of the C++ for CPUs: its outputs are made by who calls it."""
-
-    def lanes(self) -> int:
-        return kernels.cpu.native().lanes()
 
     def __getattr__(self, name: str) -> Callable:
         return lambda *args: None

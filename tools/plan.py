@@ -26,15 +26,13 @@ import train_ppo
 import train_pretrain
 import train_reward
 import train_sft
-from batch import cut_group, token_logprobs, token_scores, token_values
+from batch import cut_group, micro_batches, token_logprobs, token_scores, token_values
 from data.io import InputError, run_cli
-from data.packing import micro_batches
 from data.problems.problem import Problem
 from decoding import sample_tokens
 from generate import PACK, PACK_CPU, Sample, make_cache
-from kernels import cpu_decoder
-from layout import Layout
-from model import PRESETS, KVCache, ModelConfig, Transformer, preset
+from kernels.cpu import decoder as cpu_decoder
+from model import PRESETS, KVCache, Layout, ModelConfig, Transformer, preset
 from rollout import Rollout
 from runtime.distributed import World
 from runtime.hf import read_config
@@ -280,8 +278,8 @@ def check(stage: str, config) -> None:
         raise InputError("--gpu_memory must be above 0, --reserve at least 0 and below 1")
     if config.tflops < 0 or config.bandwidth < 0:
         raise InputError("--tflops and --bandwidth must be at least 0")
-    if config.reference:
-        raise InputError("--reference: a plan is of the fast path; leave it out")
+    if config.kernels == "plain":
+        raise InputError("--kernels plain: a plan is of the fast path; leave it out")
     if config.device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {config.device}: unknown; use auto or cuda, or cpu")
     if stage != "pretrain" and not hasattr(config, "max_new_tokens"):

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batch import micro_batches, pack
 from data.io import InputError
-from data.packing import micro_batches, pack
 
 
 def test_greedy_in_order():

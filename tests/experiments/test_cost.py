@@ -27,7 +27,7 @@ from experiments.cost_model import (
     story,
     time_shares,
 )
-from kernels import cpu_decoder
+from kernels.cpu import decoder as cpu_decoder
 from model import KVCache, Transformer
 from runtime.distributed import World
 from runtime.options import check
@@ -161,7 +161,7 @@ def test_products_are_those_of_the_weights():
     shape = dataclasses.replace(SMALL, micro_tokens=10**6, max_rows=10**3)
     Q, P, L, G, model = shape.questions, shape.prompt, shape.length, shape.samples, shape.model
     head = model.width * model.vocab_size
-    blocks = model.flops_per_token / 6 - head
+    blocks = model.flops(1, 1, 0) / 2 - head
     found = counts(shape, gpu=False)["terms"]
     learning = 8 * blocks * Q * (P + G * (L - 1)) + 10 * head * Q * G * L
     assert found["learning"]["matrix products of learning"] == pytest.approx(learning, rel=1e-9)

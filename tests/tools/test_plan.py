@@ -353,7 +353,7 @@ def test_flops_by_hand(gpu, directory):
         "pretrain", options("pretrain", directory, "--gpus", "1", "--device", device)
     )
     tokens, pairs = 12 * 128, 12 * 128 * 129 / 2
-    products = SHAPE.flops_per_token * tokens  # 6 for each weight
+    products = 3 * SHAPE.flops(1, 1, 0) * tokens  # 6 for each weight
     head = 0 if gpu else 2 * 40 * 503 * tokens  # on a CPU the logits are made again in the backward
     attention = (4 + 10) * 4 * 8 * pairs * 3  # H, E, layers
     assert found.flops["update"] == pytest.approx(products + head + attention, rel=1e-12)
@@ -411,7 +411,7 @@ def test_activation_checkpointing_computes_each_block_once_more(directory):
         for on in ("false", "true")
     )
     blocks = (
-        (SHAPE.flops_per_token / 6 - 40 * 503) * 2 * 3 * 128
+        (SHAPE.flops(1, 1, 0) / 2 - 40 * 503) * 2 * 3 * 128
     )  # three sequences of 128 tokens on each GPU
     attention = 4 * 4 * 8 * 3 * 3 * 128 * 129 / 2
     assert again.flops["update"] - plain.flops["update"] <= blocks + attention
@@ -553,7 +553,7 @@ def test_rates_of_a_run(directory, tmp_path, monkeypatch, capsys):
         )
     config = options("pretrain", directory, "--rates", str(tmp_path), "--rates_gpus", "4")
     flops, bandwidth = plan.measured_rates("pretrain", config)
-    one = SHAPE.flops_per_token + 14 * 4 * 8 * 3 * 129 / 2
+    one = 3 * SHAPE.flops(1, 1, 0) + 14 * 4 * 8 * 3 * 129 / 2
     assert flops == pytest.approx(one * 5000 / 4) and bandwidth == 0
 
 

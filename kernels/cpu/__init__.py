@@ -1,4 +1,4 @@
-"""What is written in C++ for CPUs, compiled at first use by the machine's own compiler and kept for later runs."""
+"""Accelerators in C++ for CPUs: compiled at first use by this machine's compiler, and kept for later runs."""
 
 import ctypes
 import functools
@@ -13,22 +13,18 @@ from pathlib import Path
 
 import torch
 
-import kernels
-
 FOLDER = Path(__file__).parent
-SOURCES = [FOLDER / f"cpu_{name}.cpp" for name in ("attention", "block", "decoder")]
-HEADER = FOLDER / "cpu.h"
+SOURCES = [FOLDER / f"{name}.cpp" for name in ("attention", "block", "decoder")]
+HEADER = FOLDER / "common.h"
 FLAGS = "-std=c++17 -O3 -march=native -fno-math-errno -shared -fPIC -Wno-unknown-pragmas".split()
 
 
 def compiler() -> str | None:
     """The C++ compiler of this machine: $CXX, or the first of the usual names."""
-    return next(
-        filter(
-            None, map(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")))
-        ),
-        None,
-    )
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        if name and (path := shutil.which(name)):
+            return path
+    return None
 
 
 @functools.cache
@@ -39,7 +35,9 @@ def native() -> ctypes.CDLL | None:
     """
     cxx = compiler()
     if cxx is None:
-        print("no C++ compiler (g++, clang++): all goes through PyTorch, slower", file=sys.stderr)
+        print(
+            "no C++ compiler (g++, clang++): PyTorch computes everything, slower", file=sys.stderr
+        )
         return None
     # What the compiler says of the processor belongs to the name: a home directory may serve several machines.
     target = subprocess.run(
@@ -68,7 +66,7 @@ def native() -> ctypes.CDLL | None:
             else:
                 names = ", ".join(file.name for file in SOURCES)
                 print(
-                    f"{cxx} cannot compile {names}: all goes through PyTorch, slower\n{done.stderr}",
+                    f"{cxx} cannot compile {names}: PyTorch computes everything, slower\n{done.stderr}",
                     file=sys.stderr,
                 )
                 return None
@@ -86,13 +84,11 @@ def native() -> ctypes.CDLL | None:
     return found
 
 
+def available(device: torch.device) -> bool:
+    """Can the C++ be used on this device?"""
+    return device.type == "cpu" and native() is not None
+
+
 def takes(x: torch.Tensor) -> bool:
-    """Whether x is for the C++: float32 on a CPU with a compiler; not on the readable path, and not where torch.compile
-    looks on, which fuses PyTorch's operators itself."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not kernels.reference
-        and not torch.compiler.is_compiling()
-        and native() is not None
-    )
+    """The C++ computes in float32 on a CPU."""
+    return x.device.type == "cpu" and x.dtype == torch.float32

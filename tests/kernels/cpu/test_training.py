@@ -1,4 +1,4 @@
-"""kernels/cpu_attention.py and cpu_block.py: the C++ of training on a CPU against the definitions in float64."""
+"""kernels/cpu/attention.py and block.py: the C++ of training on a CPU against the definitions in float64."""
 
 import pytest
 import torch
@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import model as model_module
-from kernels import cpu, cpu_attention, cpu_block
-from layout import Layout
-from model import ModelConfig, Transformer, rope_frequencies, rotate
+from kernels import cpu
+from kernels.cpu import attention as cpu_attention
+from kernels.cpu import block as cpu_block
+from model import Layout, ModelConfig, Transformer
 
 pytestmark = pytest.mark.skipif(
     cpu.native() is None, reason="no C++ compiler that takes the sources"
@@ -31,17 +32,13 @@ def layout_of(groups):
 
 def table_of(E, positions):
     config = ModelConfig(2, width=E, layers=1, heads=1, kv_heads=1, ffn=2)
-    angle = torch.arange(positions, dtype=torch.float32)[:, None] * rope_frequencies(config)
-    return torch.stack([angle.cos(), angle.sin()])
+    return model_module.rope_table(config, positions)
 
 
 def defined(qkv, table, layout, H):
-    """The same in float64: rotation, then a softmax a segment, differentiated by autograd."""
+    """The definition in float64."""
     qkv = qkv.detach().double().requires_grad_()
-    K = (qkv.shape[1] - H) // 2
-    cos, sin = table.double()[:, layout.positions, None]
-    q, k, v = qkv.split([H, K, K], dim=1)
-    return qkv, model_module.attend_reference(rotate(q, cos, sin), rotate(k, cos, sin), v, layout)
+    return qkv, model_module.attention.definition(qkv, table.double(), layout, H)
 
 
 @settings(max_examples=40)

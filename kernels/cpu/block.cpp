@@ -1,7 +1,7 @@
 // What stands between a block's matrix products on a CPU, forward and backward: RMSNorm and SwiGLU, each in one pass over
-// memory (cpu_block.py calls them). Sums are taken in an order that does not depend on the threads.
+// memory (block.py calls them). Sums are taken in an order that does not depend on the threads.
 
-#include "cpu.h"
+#include "common.h"
 #include <vector>
 
 // y = x / rms(x) * weight over the last of [T, D]; scale [T] becomes 1 / rms(x).

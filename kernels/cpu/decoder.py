@@ -1,4 +1,4 @@
-"""Sampling on a CPU: a prefill, a decoding step, a draw are one call of C++ each (cpu_decoder.cpp).
+"""Sampling on a CPU: a prefill, a decoding step, a draw are one call of C++ each (decoder.cpp).
 
 Transformer.decode and decoding.sample_tokens are the definitions: the same numbers up to rounding. Without a C++
 compiler, and for models that it does not suit (see `block`), PyTorch does it.

@@ -1,4 +1,4 @@
-// A model's forward on a CPU, for sampling: ids and a KV cache in, logits out, then draws (cpu_decoder.py calls it).
+// A model's forward on a CPU, for sampling: ids and a KV cache in, logits out, then draws (decoder.py calls it).
 //
 // PyTorch spends most of a decoding step between its operators: for a small model each of some sixty calls is a few
 // microseconds of arithmetic. Here the step is one call and one parallel region. Matrix products run over weights packed
@@ -8,7 +8,7 @@
 //
 // Shapes: T tokens, D width, H query heads on K key/value heads of width E, F feed-forward width, V vocabulary.
 
-#include "cpu.h"
+#include "common.h"
 
 #if defined(_OPENMP)
 #include <omp.h>

@@ -1,11 +1,11 @@
-// Attention over packed segments on a CPU, forward and backward, rotary embedding included (cpu_attention.py calls it).
+// Attention over packed segments on a CPU, forward and backward, rotary embedding included (attention.py calls it).
 //
 // A family is a segment without parent and its children, who see it whole: one thread takes one key head of one family,
 // and copies of its keys and values stay in the core's cache while queries pass, a token at a time. Nothing is padded, no
 // scores are kept: the backward makes them again from the logarithm of their sum. Order, and with it every bit of the
 // result, does not depend on the threads.
 
-#include "cpu.h"
+#include "common.h"
 #include <vector>
 
 extern "C" {
