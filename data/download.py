@@ -1,14 +1,15 @@
-"""Public data files, checked by their sha256.
+"""Downloads public data files and checks their sha256.
 
     python -m data.download NAME --to DIR [--from DIR]
 
-NAME: gsm8k, word-problems; for evaluation deepseek-math-eval, agieval, mgsm, bbh, humaneval, mbpp (docs/data.md).
+NAME is gsm8k or word-problems, and for evaluation deepseek-math-eval, agieval, mgsm, bbh,
+humaneval or mbpp (docs/data.md).
 
-`--from` takes the files from a local folder, under the names they have here or in their repository, with the same
-check. Files that are there and right are kept; a broken download goes on where it stopped.
+With `--from` the files come from a local folder, under the names that they have here or in their
+repository, and are checked in the same way. Files that are present and correct are kept. A download
+that broke continues where it stopped.
 """
 
-import argparse
 import hashlib
 import http.client
 import shutil
@@ -17,16 +18,15 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.io import InputError, run_cli
+from data.io import CommandParser, InputError, run_cli
 
-# Each repository at one commit, so that the files cannot change under their checksums.
+# Each repository is fixed at a commit, so that the files cannot change.
+_GITHUB = "https://raw.githubusercontent.com"
 _GSM8K = (
-    "https://raw.githubusercontent.com/openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/"
+    f"{_GITHUB}/openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/"
     "grade_school_math/data/"
 )
-_SVAMP = (
-    "https://raw.githubusercontent.com/arkilpatel/SVAMP/689d7ccac74b9983a2ac7cc3b264f441b99e7c53/"
-)
+_SVAMP = f"{_GITHUB}/arkilpatel/SVAMP/689d7ccac74b9983a2ac7cc3b264f441b99e7c53/"
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,17 @@ class Source:
     sha256: str
 
 
-# Sets whose files keep their names, with their sums in download.sha256 (as sha256sum -c reads it): folder of each.
+# The folders of the sets whose files keep their names. Their checksums are in download.sha256, in
+# the format of sha256sum -c.
 _FOLDERS = {
-    "deepseek-math-eval": "deepseek-ai/DeepSeek-Math/b8b0f8ce093d80bf8e9a641e44142f06d092c305/evaluation/datasets/",
+    "deepseek-math-eval": "deepseek-ai/DeepSeek-Math/b8b0f8ce093d80bf8e9a641e44142f06d092c305/"
+    "evaluation/datasets/",
     "agieval": "microsoft/AGIEval/b1187aa0bf0e14125cb9a6c58f25288a4e272e64/data/v1/",
     "mgsm": "google-research/url-nlp/452a21ad3dae5668c06ceeac21ff073e1e40f9be/mgsm/",
     "bbh": "suzgunmirac/BIG-Bench-Hard/9ee07bd481feebf959a6b59d61ea57bdcf30964d/",
     "humaneval": "openai/human-eval/6d43fb980f9fee3c892a914eda09951f772ad10d/data/",
-    "mbpp": "deepseek-ai/DeepSeek-Coder/2f9fd85927c669dae3c0fbb2d607274023af243e/Evaluation/MBPP/data/",
+    "mbpp": "deepseek-ai/DeepSeek-Coder/2f9fd85927c669dae3c0fbb2d607274023af243e/"
+    "Evaluation/MBPP/data/",
 }
 
 
@@ -51,13 +54,11 @@ def _listed() -> dict[str, dict[str, Source]]:
     for line in Path(__file__).with_suffix(".sha256").read_text().splitlines():
         digest, path = line.split()
         name, _, file = path.partition("/")
-        files[name][file] = Source(
-            f"https://raw.githubusercontent.com/{_FOLDERS[name]}{file}", digest
-        )
+        files[name][file] = Source(f"{_GITHUB}/{_FOLDERS[name]}{file}", digest)
     return files
 
 
-FILES: dict[str, dict[str, Source]] = {  # data set -> file name -> where it is from
+FILES: dict[str, dict[str, Source]] = {  # data set -> file name -> its source
     "gsm8k": {
         "train.jsonl": Source(
             _GSM8K + "train.jsonl",
@@ -108,60 +109,62 @@ def _sha256(path: Path) -> str:
 
 
 def _fetch(url: str, part: Path, timeout: float) -> None:
-    """Download to `part`, going on after the bytes it already has. Raises InputError."""
+    """Download to `part`, after the bytes that it already has. Raises InputError."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
-            # 206 sends the rest; a server that does not know ranges sends everything with 200
+            # Status 206 sends the rest. A server without ranges sends everything with status 200.
             with open(part, "ab" if response.status == 206 else "wb") as file:
                 shutil.copyfileobj(response, file)
                 if response.length:  # copyfileobj does not see that the connection closed early
                     raise InputError(
                         f"{url}: the connection closed {response.length} bytes early; "
-                        "run the same command again to go on"
+                        "run the same command again to continue"
                     )
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # nothing is left to send: the checksum decides
             return
         raise InputError(
-            f"{url}: the server answered {error.code} {error.reason}; get the file elsewhere and give "
-            "its folder with --from"
+            f"{url}: the server answered {error.code} {error.reason}; "
+            "get the file elsewhere and give the folder with --from"
         ) from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise InputError(
-            f"{url}: cannot be reached ({reason}); check the network and run again, or give a local "
-            "folder with --from"
+            f"{url}: cannot be reached ({reason}); "
+            "check the network and run again, or give a local folder with --from"
         ) from None
 
 
 def _local(folder: Path, name: str, source: Source) -> Path:
-    """The file in a local folder, under its name here or its path in the repository."""
+    """The file in a local folder, under its name here or under its path in the repository."""
     in_repository = source.url.split("/", 6)[-1]
-    candidates = [folder / name, folder / in_repository]
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is None:
-        raise InputError(
-            f"{folder / name}: no such file (nor {in_repository} in that folder); give the folder that "
-            "holds it with --from"
-        )
-    return found
+    for path in (folder / name, folder / in_repository):
+        if path.is_file():
+            return path
+    raise InputError(
+        f"{folder / name}: no such file (and no {in_repository} in that folder); "
+        "give the folder of the file with --from"
+    )
 
 
 def download(
     name: str, to: str | Path, source_folder: str | Path | None = None, timeout: float = 30.0
 ) -> list[Path]:
-    """Put the files of a data set into the folder `to`; returns their paths. Nothing is there under its name before
-    its sha256 is right. Raises InputError for an unknown name, a network failure, a wrong checksum."""
+    """Put the files of a data set into the folder `to`, and return their paths.
+
+    A file gets its name only after its sha256 was correct. Raises InputError for an unknown name, a
+    failure of the network, or a wrong checksum.
+    """
     if name not in FILES:
-        raise InputError(f"{name!r}: unknown data set; there are {', '.join(FILES)}")
+        raise InputError(f"{name!r}: unknown data set; use {', '.join(FILES)}")
     to, paths = Path(to), []
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"{to}: cannot be made a folder ({error.strerror}); give another --to"
+            f"{to}: cannot make this folder ({error.strerror}); give another --to"
         ) from None
     for file_name, source in FILES[name].items():
         path = to / file_name
@@ -180,21 +183,22 @@ def download(
         if (digest := _sha256(part)) != source.sha256:
             part.unlink()
             raise InputError(
-                f"{origin}: sha256 {digest[:12]}..., expected {source.sha256[:12]}...; not the published "
-                "file: run again, or get it elsewhere and give its folder with --from"
+                f"{origin}: sha256 {digest[:12]}..., expected {source.sha256[:12]}...; this is not "
+                "the published file: run again, or get it elsewhere and give the folder with --from"
             )
         part.replace(path)
-        print(f"{path}: {path.stat().st_size} bytes, sha256 as published")
+        print(f"{path}: {path.stat().st_size} bytes, sha256 is correct")
     return paths
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data.download", description="Fetch public data files."
+    parser = CommandParser(
+        prog="python -m data.download", description="Download public data files."
     )
-    parser.add_argument("name", help=", ".join(FILES))
-    parser.add_argument("--to", required=True, help="folder to write to")
-    parser.add_argument("--from", dest="source_folder", help="local folder to copy from instead")
+    parser.add_argument("name", metavar="NAME", help=", ".join(FILES))
+    parser.add_argument("--to", required=True, metavar="DIR", help="folder to write to")
+    local = "local folder to copy from, instead of a download"
+    parser.add_argument("--from", dest="source_folder", metavar="DIR", help=local)
     options = parser.parse_args(arguments)
     download(options.name, options.to, options.source_folder)
 

@@ -1,20 +1,23 @@
-"""Data: mining, tokenizer, problems, prompts, packing, token shards, answers, sandbox. Imports nothing of ours from
-outside but, for its commands, runtime/options.py."""
+"""Files in and out: JSONL, writing a file whole or not at all, and the errors of commands."""
 
+import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 
 class InputError(ValueError):
-    """Bad input from the user: one line that names the file, line or option at fault and what to do."""
+    """Bad input from the user. The message is one line: the file, line or option, and what to
+    do."""
 
 
-def run_cli(main: Callable[[], None]) -> None:
-    """Run a command: an InputError, or a file that cannot be written, becomes one line on stderr and exit code 2."""
+def run_cli(main: Callable[[], object]) -> None:
+    """Run a command. An InputError, or a file that cannot be written, becomes a line on stderr and
+    exit code 2."""
     try:
         main()
     except (InputError, OSError) as error:
@@ -22,9 +25,28 @@ def run_cli(main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A parser of a command line whose errors are InputErrors, which `run_cli` prints in a line."""
+
+    def error(self, message: str):
+        raise InputError(f"{message}; --help lists the options")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option of a CommandParser that takes integers from `least` on."""
+
+    def integer(text: str) -> int:
+        if not re.fullmatch(r"[-+]?\d{1,18}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least {least}")
+        return int(text)
+
+    return integer
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "w"):
-    """Open a temporary file beside `path` and rename it on success, so that a half-written file is never seen."""
+    """Open a temporary file beside `path`, and rename it to `path` on success. So nobody ever sees
+    a half-written file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -39,7 +61,10 @@ def atomic_write(path: str | os.PathLike, mode: str = "w"):
 
 
 def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
-    """Yield (line number from 1, object) of a JSONL file; blank lines are passed over. Raises InputError."""
+    """Yield (line number from 1, object) of a JSONL file. Blank lines are skipped.
+
+    Raises InputError if the file cannot be read, or if a line is not a JSON object.
+    """
     try:
         file = open(path, encoding="utf-8")
     except OSError as error:
@@ -68,7 +93,10 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
 
 
 def jsonl_files(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
-    """The paths, a folder standing for the *.jsonl files in it, by name. Raises InputError for one that has none."""
+    """The paths. A folder gives the *.jsonl files in it, sorted by name.
+
+    Raises InputError for a folder without such a file.
+    """
     for path in map(Path, paths):
         found = sorted(path.glob("[!.]*.jsonl")) if path.is_dir() else [path]
         if not found:
@@ -79,7 +107,7 @@ def jsonl_files(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> int:
-    """Write objects as JSONL (atomically); returns how many."""
+    """Write objects as JSONL, the whole file or nothing. Returns how many."""
     count = 0
     with atomic_write(path) as file:
         for row in rows:

@@ -1,11 +1,12 @@
-"""Token shards: documents as little-endian uint16/uint32 files, read by memory map, and a weighted mixture of them.
+"""Token shards: documents in little-endian uint16 or uint32 files that are memory-mapped, and
+weighted mixtures of them.
 
-A folder holds `tokens-00000.bin`, ... and `manifest.json`, which is written last: a folder without it is unfinished.
+A folder of shards has the files `tokens-00000.bin`, ... and `manifest.json`. The manifest is
+written last, so a folder without it is unfinished.
 
-    python -m data.shards --input FILE.jsonl [FILE.jsonl ...] --tokenizer DIR --to DIR [--source NAME] [--workers N]
+    python -m data.shards --input FILE.jsonl [FILE.jsonl ...] --tokenizer DIR --to DIR
 """
 
-import argparse
 import hashlib
 import itertools
 import json
@@ -17,7 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from data.io import InputError, atomic_write, jsonl_files, read_jsonl, run_cli
+from data.io import (
+    CommandParser,
+    InputError,
+    at_least,
+    atomic_write,
+    jsonl_files,
+    read_jsonl,
+    run_cli,
+)
 
 _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
@@ -31,23 +40,28 @@ def write_tokens(
     limit: int | None = None,
     first: int = 0,
 ) -> dict:
-    """Write documents (token ids) as one file, up to the document that brings it to `limit` tokens; `eos_id`, where
-    given, is put after each. Returns {name, documents, tokens, sha256}. Raises InputError for an id outside the
-    vocabulary, naming the document, the first of which has the number `first`."""
+    """Write documents (token ids) to a file, and `eos_id` after each unless it is None.
+
+    limit: stop after the document with which the file has so many tokens. first: the number of the
+    first document, for messages. Returns {name, documents, tokens, sha256}. Raises InputError for
+    an id outside the vocabulary.
+    """
     end = [] if eos_id is None else [eos_id]
-    dtype, digest, tokens, count = _DTYPES[_dtype(vocab_size)], hashlib.sha256(), 0, 0
+    dtype, digest = _DTYPES[_dtype(vocab_size)], hashlib.sha256()
+    tokens = count = 0
     with atomic_write(path, "wb") as file:
         for document in documents:
             ids = np.asarray([*document, *end], dtype=np.int64)
             if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
                 raise InputError(
-                    f"{source}: document {first + count} has a token id outside 0..{vocab_size - 1}; "
-                    "encode it with the tokenizer of this vocabulary"
+                    f"{source}: document {first + count} has a token id outside "
+                    f"0..{vocab_size - 1}; encode it with the tokenizer of this vocabulary"
                 )
             data = ids.astype(dtype).tobytes()
             file.write(data)
             digest.update(data)
-            tokens, count = tokens + ids.size, count + 1
+            tokens += ids.size
+            count += 1
             if limit is not None and tokens >= limit:
                 break
     return {
@@ -70,8 +84,8 @@ def write_manifest(
     vocab_size: int,
     eos_id: int | None = None,
 ) -> dict:
-    """Make a folder of the files that `write_tokens` returned a set of shards; other token files in it are removed.
-    Returns the manifest. Raises InputError for a set without tokens."""
+    """Write the manifest of the files that `write_tokens` wrote to a folder, and remove other token
+    files from it. Returns the manifest. Raises InputError if there are no tokens."""
     directory = Path(directory)
     total = sum(file["tokens"] for file in files)
     if not total:
@@ -105,29 +119,29 @@ def write_shards(
     eos_id: int | None = None,
     shard_tokens: int = 2**28,
 ) -> dict:
-    """Write documents (token ids) as shards; returns the manifest. `eos_id`, where given, is put after each document.
+    """Write documents (token ids) as shards, and `eos_id` after each unless it is None.
 
-    A shard is closed by the document that brings it to `shard_tokens`. Raises InputError for an id outside the
-    vocabulary and for a set without tokens."""
+    A shard ends with the document with which it has `shard_tokens` tokens. Returns the manifest.
+    Raises InputError for an id outside the vocabulary, and if there are no tokens.
+    """
     directory = Path(directory)
-    (directory / "manifest.json").unlink(
-        missing_ok=True
-    )  # until the new one is there, the folder counts as unfinished
+    (directory / "manifest.json").unlink(missing_ok=True)  # the folder is unfinished until the end
     files, count = [], 0
     documents = iter(documents)
     for document in documents:
-        path, rest = (
-            directory / f"tokens-{len(files):05d}.bin",
-            itertools.chain([document], documents),
-        )
+        path = directory / f"tokens-{len(files):05d}.bin"
+        rest = itertools.chain([document], documents)
         files.append(write_tokens(rest, path, vocab_size, eos_id, source, shard_tokens, count))
         count += files[-1]["documents"]
     return write_manifest(files, directory, tokenizer_hash, source, vocab_size, eos_id)
 
 
 class Shards:
-    """A folder of shards as one sequence of `len(shards)` tokens, memory-mapped. Sizes are checked against the
-    manifest; `verify=True` reads everything and checks the sha256 too. Raises InputError."""
+    """A folder of shards as a sequence of `len(shards)` tokens, memory-mapped.
+
+    The sizes must be those in the manifest. `verify=True` reads everything and checks the sha256
+    too. Raises InputError.
+    """
 
     def __init__(self, directory, verify: bool = False):
         self.directory = Path(directory)
@@ -138,12 +152,13 @@ class Shards:
             self._parts = [self._map(file, dtype, verify) for file in files]
         except OSError as error:
             raise InputError(
-                f"{error.filename}: cannot be read ({error.strerror}); make the shards again with "
-                "python -m data.shards"
+                f"{error.filename}: cannot be read ({error.strerror}); "
+                "make the shards again with python -m data.shards"
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
             raise InputError(
-                f"{path}: not a manifest of token shards; make them again with python -m data.shards"
+                f"{path}: not a manifest of token shards; "
+                "make the shards again with python -m data.shards"
             ) from None
         self._starts = np.cumsum([0, *map(len, self._parts)])
 
@@ -158,7 +173,7 @@ class Shards:
             with open(path, "rb") as opened:
                 if hashlib.file_digest(opened, "sha256").hexdigest() != file["sha256"]:
                     raise InputError(
-                        f"{path}: its sha256 is not the manifest's; make the shards again"
+                        f"{path}: the sha256 is not the manifest's; make the shards again"
                     )
         return np.memmap(path, dtype=dtype, mode="r") if size else np.empty(0, dtype)
 
@@ -166,7 +181,8 @@ class Shards:
         return int(self._starts[-1])
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Tokens [start, start + length), as int64 [length]; IndexError outside the sequence."""
+        """The tokens from start to start + length, int64 [length]. Raises IndexError outside the
+        sequence."""
         if not 0 <= start <= start + length <= len(self):
             raise IndexError(f"{self.directory}: tokens {start}..{start + length} of {len(self)}")
         result, filled = np.empty(length, dtype=np.int64), 0
@@ -179,17 +195,18 @@ class Shards:
         return result
 
     def check(self, tokenizer_hash: str) -> None:
-        """InputError unless the shards were made with this tokenizer."""
-        if self.manifest["tokenizer"] != tokenizer_hash:
+        """Raise InputError if the shards were made with another tokenizer."""
+        used = self.manifest["tokenizer"]
+        if used != tokenizer_hash:
             raise InputError(
-                f"{self.directory}: made with tokenizer {self.manifest['tokenizer'][:12]}, not with "
-                f"{tokenizer_hash[:12]} of this model; make the shards again with the model's tokenizer"
+                f"{self.directory}: made with tokenizer {used[:12]}, not with "
+                f"{tokenizer_hash[:12]} of this model; make the shards again with that tokenizer"
             )
 
 
 def _window_count(shards: Shards, context: int) -> int:
-    """How many windows of context + 1 tokens there are. Each begins with the last token of the one before, so that
-    every token but the first is a target once."""
+    """The number of windows of context + 1 tokens. A window begins with the last token of the
+    window before, so every token but the first is a target once."""
     count = (len(shards) - 1) // context
     if count < 1:
         raise InputError(
@@ -200,38 +217,40 @@ def _window_count(shards: Shards, context: int) -> int:
 
 
 def windows(directory, context: int, limit: int | None = None) -> np.ndarray:
-    """The first windows in order, at most `limit`: int64 [N, context + 1]. For validation."""
+    """The first windows in order, at most `limit`, for validation. int64 [N, context + 1]."""
     shards = Shards(directory)
     count = min(_window_count(shards, context), limit or len(shards))
     return np.stack([shards.read(i * context, context + 1) for i in range(count)])
 
 
 def _hash64(*key) -> int:
-    """64 bits that depend on nothing but the key: the same on every machine, and at any position without state."""
+    """64 bits that depend only on the key: the same on every machine, without state."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
 
 
 class Mixture:
-    """Endless training windows drawn from several shard folders by weight (section 2.2.2).
+    """Endless training windows from several folders of shards, by weight (section 2.2.2).
 
-    Row r comes from the source that a hash of (seed, r) picks; within a source, windows come in a permutation made of
-    (seed, source, epoch): none repeats before all have been seen. The rows do not depend on the batch size, and the
-    state is a few integers. All processes draw the same rows; each takes its share of a batch."""
+    A hash of (seed, r) picks the source of row r. In a source, a permutation from (seed, source,
+    epoch) orders the windows, so no window repeats before all have been seen. The rows do not
+    depend on the batch size, and the state is a few integers. All processes draw the same rows,
+    and each takes its share of a batch.
+    """
 
     def __init__(
         self, sources: dict[str, str | Path], weights: dict[str, float], context: int, seed: int = 0
     ):
         if set(sources) != set(weights) or not sources:
-            names = sorted(set(sources) ^ set(weights)) or ["none"]
+            names = ", ".join(sorted(set(sources) ^ set(weights))) or "none"
             raise InputError(
-                f"mixture: sources and weights must name the same data; unmatched: {', '.join(names)}"
+                f"mixture: sources and weights must name the same data; unmatched: {names}"
             )
         if bad := [name for name, weight in weights.items() if not 0 <= weight < float("inf")]:
             raise InputError(
                 f"mixture: the weight of {bad[0]} is {weights[bad[0]]}; give a number of 0 or more"
             )
         if sum(weights.values()) <= 0:
-            raise InputError("mixture: all weights are 0; give at least one above it")
+            raise InputError("mixture: all weights are 0; give at least one above 0")
         self.names = [name for name in sorted(sources) if weights[name] > 0]
         self.shards = {name: Shards(sources[name]) for name in self.names}
         self.counts = {name: _window_count(self.shards[name], context) for name in self.names}
@@ -243,6 +262,7 @@ class Mixture:
         self._orders: dict[str, tuple[int, np.ndarray]] = {}  # source -> (epoch, permutation)
 
     def check(self, tokenizer_hash: str) -> None:
+        """Raise InputError if any of the shards was made with another tokenizer."""
         for shards in self.shards.values():
             shards.check(tokenizer_hash)
 
@@ -258,10 +278,10 @@ class Mixture:
         batch, names = np.empty((rows, self.context + 1), dtype=np.int64), []
         for i in range(rows):
             uniform = _hash64(self.seed, "row", self.row) / 2**64
-            # the last bound may be 1 - 2**-53 by rounding
+            source = int(np.searchsorted(self._bounds, uniform, side="right"))
             name = self.names[
-                min(int(np.searchsorted(self._bounds, uniform, side="right")), len(self.names) - 1)
-            ]
+                min(source, len(self.names) - 1)
+            ]  # rounding: the last bound may be < 1
             window = self._window(name, self.taken[name])
             batch[i] = self.shards[name].read(window * self.context, self.context + 1)
             names.append(name)
@@ -279,18 +299,18 @@ class Mixture:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on where `state` was taken. Raises InputError where data, context or seed are not the same."""
+        """Continue from `state`. Raises InputError if data, context or seed are different."""
         for name in ("seed", "context", "counts"):
-            here = getattr(self, name)
-            if state[name] != here:
+            current = getattr(self, name)
+            if state[name] != current:
                 raise InputError(
-                    f"mixture: the checkpoint's {name} is {state[name]}, here it is {here}; "
-                    "resume with the data and options that the run began with"
+                    f"mixture: {name} is {state[name]} in the checkpoint and {current} now; "
+                    "resume with the data and the options of the run's start"
                 )
         self.row, self.taken = state["row"], dict(state["taken"])
 
 
-# ---- Command ---------------------------------------------------------------------------------------------------------
+# ---- Command -------------------------------------------------------------------------------------
 
 _worker_tokenizer = None
 
@@ -307,15 +327,14 @@ def _encode(texts: list[str]) -> list[list[int]]:
 
 
 def texts(path) -> Iterator[str]:
-    """The document of each line: its `text`, or its question followed by its response or solution."""
+    """The document of each line: `text`, or the question followed by the response or the
+    solution."""
     for line, row in read_jsonl(path):
-        text = row.get("text")
-        if text is None and isinstance(row.get("question"), str):
-            answer = next(
-                (row[name] for name in ("response", "solution") if isinstance(row.get(name), str)),
-                None,
-            )
-            text = answer and f"{row['question']}\n{answer}"
+        text, question = row.get("text"), row.get("question")
+        if text is None and isinstance(question, str):
+            answers = [row.get("response"), row.get("solution")]
+            answers = [answer for answer in answers if isinstance(answer, str)]
+            text = answers and answers[0] and f"{question}\n{answers[0]}"
         if not isinstance(text, str) or not text:
             raise InputError(
                 f"{path}:{line}: no document; a line needs 'text', or 'question' and 'response'"
@@ -330,7 +349,8 @@ def encode_documents(
     workers: int = 1,
     batch: int = 256,
 ) -> Iterator[list[int]]:
-    """Token ids of each document, in order. With workers > 1 each process loads the tokenizer of `directory`."""
+    """The token ids of each document, in order. With workers > 1, each process loads the tokenizer
+    of `directory`."""
     documents = iter(documents)
     batches = iter(lambda: list(itertools.islice(documents, batch)), [])
     if workers <= 1:
@@ -341,23 +361,28 @@ def encode_documents(
         pending: deque = deque()
         for group in batches:
             pending.append(pool.submit(_encode, group))
-            if len(pending) > 2 * workers:  # reading ahead without holding the corpus
+            if len(pending) > 2 * workers:  # read ahead, but do not keep the whole corpus
                 yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m data.shards", description="Encode JSONL text as token shards."
     )
-    files = "JSONL with text, or question and response, or folders of such files"
-    parser.add_argument("--input", nargs="+", required=True, help=files)
-    parser.add_argument("--tokenizer", required=True, help="folder of tokenizer.json")
-    parser.add_argument("--to", required=True, help="folder to write to")
-    parser.add_argument("--source", help="name of the source (default: the first file's name)")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--shard_tokens", type=int, default=2**28, help="tokens per file")
+    files = "JSONL with text, or question and response; folders of such files"
+    parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help=files)
+    parser.add_argument(
+        "--tokenizer", required=True, metavar="DIR", help="folder of tokenizer.json"
+    )
+    parser.add_argument("--to", required=True, metavar="DIR", help="folder to write to")
+    source = "name of the source (default: the name of the first file)"
+    parser.add_argument("--source", metavar="NAME", help=source)
+    workers = "number of processes (default: 1)"
+    parser.add_argument("--workers", type=at_least(1), default=1, metavar="N", help=workers)
+    size = "tokens in a file (default: 2^28)"
+    parser.add_argument("--shard_tokens", type=at_least(1), default=2**28, metavar="N", help=size)
     options = parser.parse_args(arguments)
 
     from data.tokenizer import Tokenizer
@@ -377,8 +402,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     seconds = time.perf_counter() - began
     print(
-        f"{options.to}: {manifest['documents']} documents, {manifest['tokens']} tokens in {len(manifest['files'])} "
-        f"files ({manifest['dtype']}), {seconds:.1f} s"
+        f"{options.to}: {manifest['documents']} documents, {manifest['tokens']} tokens "
+        f"in {len(manifest['files'])} files ({manifest['dtype']}), {seconds:.1f} s"
     )
 
 

@@ -1,15 +1,17 @@
-"""Byte-level BPE: train one, save it as a Hugging Face tokenizer.json, and encode with tiktoken.
+"""Byte-level BPE: train a tokenizer, save it as a Hugging Face tokenizer.json, encode with
+tiktoken.
 
-A text is cut by a regular expression into pre-tokens (a word, one digit, a run of Han characters, ...); inside each
-pre-token neighbouring tokens are merged, the earliest learned merge first. Tokens are byte strings, 256 of them the
-single bytes, so every text can be encoded and decoding gives it back.
+A regular expression cuts a text into pre-tokens (a word, a digit, a run of Han characters, ...).
+Inside a pre-token, neighboring tokens are merged, and the merge that was learned first is done
+first. Tokens are byte strings, and 256 of them are the single bytes. So every text can be encoded,
+and decoding returns it.
 
     python -m data.tokenizer --input corpus.jsonl notes.txt --vocab_size 4096 --to runs/tokenizer
 
-The byte-level tokenizer.json of LLaMA-3, Qwen2, Qwen3 and DeepSeek models is read as well, with the same ids.
+This file also reads the byte-level tokenizer.json of LLaMA-3, Qwen2, Qwen3 and DeepSeek models, and
+gives the same ids.
 """
 
-import argparse
 import hashlib
 import heapq
 import json
@@ -27,34 +29,43 @@ from pathlib import Path
 import regex
 import tiktoken
 
-from data.io import InputError, atomic_write, jsonl_files, read_jsonl, run_cli
+from data.io import (
+    CommandParser,
+    InputError,
+    at_least,
+    atomic_write,
+    jsonl_files,
+    read_jsonl,
+    run_cli,
+)
 
-# The pre-tokens of our own tokenizers. Oniguruma (the tokenizers library), Rust (tiktoken) and the regex module read
-# this alike, and every character is matched by one of the lines.
+# The pre-tokens of the tokenizers that `train` makes. Every character matches one of the lines.
+# Oniguruma (the tokenizers library), Rust (tiktoken) and the regex module read the pattern alike.
 PATTERN = "|".join(
     [
         r"'(?:[sdmtSDMT]|[lL][lL]|[vV][eE]|[rR][eE])",  # English contractions
         r"\p{N}",  # each digit alone: numbers of any length are read digit by digit
-        r"[\p{Han}&&[^\p{N}]]+",  # a run of Han, apart from the Latin words and punctuation around it
-        r"[^\r\n\p{L}\p{N}\p{Han}]?[\p{L}\p{M}&&[^\p{Han}]]+",  # a word with the space, backslash or bracket before it
+        r"[\p{Han}&&[^\p{N}]]+",  # a run of Han characters
+        # a word, with the space, backslash or bracket before it
+        r"[^\r\n\p{L}\p{N}\p{Han}]?[\p{L}\p{M}&&[^\p{Han}]]+",
         r" ?[^\s\p{L}\p{N}\p{Han}]+[\r\n]*",  # punctuation and symbols
         r"\s*[\r\n]+",
-        r"\s+(?!\S)",  # indentation, without the last space, which goes with the word behind it
+        r"\s+(?!\S)",  # indentation; its last space belongs to the next word
         r"\s+",
     ]
 )
-# What a ByteLevel pre-tokenizer splits by unless told not to: GPT-2's expression.
+# The default expression of a ByteLevel pre-tokenizer, from GPT-2
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# tokenizer.json writes a byte as a visible character: printable Latin-1 stands for itself, the 68 others are, in
-# order, U+0100 and on.
+# tokenizer.json writes a byte as a visible character. Printable Latin-1 stands for itself, the
+# other 68 bytes are U+0100 and the following, in order.
 _VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
 _CHAR = {byte: chr(byte) for byte in _VISIBLE} | {
     byte: chr(256 + i) for i, byte in enumerate(_HIDDEN)
 }
 _BYTE = {char: byte for byte, char in _CHAR.items()}
-_NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}  # DeepSeek's vocabularies leave these bytes out
+_NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}  # not in DeepSeek's vocabularies
 
 
 def _visible(token: bytes) -> str:
@@ -66,15 +77,20 @@ def _to_bytes(visible: str) -> bytes:
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer, defined by its tokenizer.json: same ids as the tokenizers library gives.
+    """A byte-level BPE tokenizer. It gives the same ids as the tokenizers library.
 
-    special: text -> id of the special tokens.   vocab_size: highest id + 1.   eos_id, bos_id (None: has none).
-    add_bos: whether the model expects a sequence to begin with bos_id; `encode` itself adds nothing.
-    hash: sha256 (hex) over all that decides the ids.
+    special: text of a special token -> id
+    vocab_size: the highest id + 1
+    eos_id, bos_id: ids of end and beginning of text; bos_id is None if there is none
+    add_bos: whether the model expects a sequence to begin with bos_id (`encode` adds nothing)
+    hash: sha256 (hex) of everything that decides the ids
     """
 
     def __init__(self, document: dict, config: dict, name: str = "tokenizer.json"):
-        """`document` and `config` are a tokenizer.json and a tokenizer_config.json, parsed. Raises InputError."""
+        """document, config: the content of tokenizer.json and of tokenizer_config.json.
+
+        Raises InputError if they need something that is not supported.
+        """
         self._document, self._config = document, dict(config)
         try:
             self._setup(document, self._config)
@@ -83,7 +99,7 @@ class Tokenizer:
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise InputError(
-                f"{name}: not of the form the tokenizers library writes ({reason})"
+                f"{name}: not a file as the tokenizers library writes it ({reason})"
             ) from None
 
     def _setup(self, document: dict, config: dict) -> None:
@@ -104,8 +120,8 @@ class Tokenizer:
             raise InputError("two tokens have the same id; correct the vocabulary")
         self.vocab_size = max(self._bytes) + 1
 
-        # Added tokens that are not special are looked for in the text before everything else, those marked
-        # `normalized` after normalization.
+        # Added tokens that are not special are searched in the text before everything else, those
+        # that are marked `normalized` after normalization.
         self._raw_added, self._added = {}, {}
         for text, row in added.items():
             if row.get("special"):
@@ -113,7 +129,7 @@ class Tokenizer:
             for option in ("single_word", "lstrip", "rstrip"):
                 if row.get(option):
                     raise InputError(
-                        f"added token {text!r} has {option}, which is not supported; set it to false"
+                        f"added token {text!r}: {option} is not supported; set it to false"
                     )
             if row.get("normalized", True):
                 self._added[self._normalize(text)] = row["id"]
@@ -124,17 +140,15 @@ class Tokenizer:
         self._compiled = [_compile(split) for split in self._splits]
         self._merge_rank = {pair: rank for rank, pair in enumerate(self._merges)}
         self._ranks = ranks = _tiktoken_ranks(self._ids, self._merges, self._ignore_merges)
-        self._whole_text = (
-            None  # tiktoken, splitting by itself, which it can where there is one split
-        )
+        # With a single split, tiktoken can split the text itself. It drops the text between
+        # matches, which Split keeps as a piece: the second alternative of the pattern matches that
+        # text.
+        self._whole_text = None
         if ranks and len(self._splits) == 1:
-            # tiktoken drops what lies between matches, which Split keeps as a piece: hence the second alternative.
-            self._whole_text = _tiktoken(
-                rf"(?m:{self._splits[0]})|(?:(?!(?m:{self._splits[0]}))[\s\S])+", ranks
-            )
-        self._id_of_rank = (
-            None  # stays None where ranks are ids, as in all published files known to us
-        )
+            split = f"(?m:{self._splits[0]})"
+            self._whole_text = _tiktoken(rf"{split}|(?:(?!{split})[\s\S])+", ranks)
+        # None if ranks are ids, as in all published files that we know
+        self._id_of_rank = None
         if ranks and any(self._ids[token] != rank for token, rank in ranks.items()):
             self._id_of_rank = {rank: self._ids[token] for token, rank in ranks.items()}
         self._encode_piece_cached = lru_cache(maxsize=1 << 17)(self._encode_piece)
@@ -167,8 +181,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
-        """From a tokenizer.json or the directory that holds one. The end-of-text token is told by the eos_token of
-        tokenizer_config.json, else by the eos_token_id of generation_config.json or config.json, all beside it."""
+        """Load a tokenizer.json, or the tokenizer.json of a directory. Raises InputError.
+
+        The end-of-text token is eos_token in tokenizer_config.json, else eos_token_id in
+        generation_config.json or config.json. These files are beside tokenizer.json.
+        """
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
         document = _read_json(file)
@@ -185,14 +202,16 @@ class Tokenizer:
             )
             if config["eos_token"] is None:
                 raise InputError(
-                    f"{file}: eos_token_id {eos_id} of the model's config is none of the added tokens"
+                    f"{file}: eos_token_id {eos_id} of the model's config is not an added token"
                 )
         return cls(document, config, str(file))
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Writes tokenizer.json and tokenizer_config.json, which tokenizers, transformers and vLLM load.
+        """Write tokenizer.json and tokenizer_config.json, which tokenizers, transformers and vLLM
+        load.
 
-        (Beside a config.json of model_type qwen2, transformers 5 puts Qwen2's split pattern in place of the file's.)
+        Beside a config.json of model_type qwen2, transformers 5 replaces the split pattern by
+        Qwen2's.
         """
         for name, content in (
             ("tokenizer_config.json", self._config),
@@ -203,6 +222,7 @@ class Tokenizer:
 
     @cached_property
     def hash(self) -> str:
+        """sha256 (hex) of everything that decides the ids."""
         vocabulary = sorted((_visible(token), id) for token, id in self._ids.items())
         merges = [[_visible(left), _visible(right)] for left, right in self._merges]
         added = [sorted(part.items()) for part in (self.special, self._raw_added, self._added)]
@@ -210,8 +230,11 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`. A special token's text in it is text like any other, so data cannot forge one. No BOS or EOS
-        is added. Lone surrogates become U+FFFD."""
+        """The ids of `text`, without BOS and EOS.
+
+        The text of a special token is text like any other, so data cannot forge a special token.
+        Lone surrogates become U+FFFD.
+        """
         if self._direct and not _has_long_blank(text):
             return self._whole_text.encode_ordinary(text)
         ids = []
@@ -220,34 +243,36 @@ class Tokenizer:
                 ids.append(self._raw_added[part])
                 continue
             for piece in _cut(self._find_added, self._normalize(part)):
-                ids += (
-                    [self._added[piece]] if piece in self._added else self._encode_normalized(piece)
-                )
+                if piece in self._added:
+                    ids.append(self._added[piece])
+                else:
+                    ids += self._encode_normalized(piece)
         return ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """`encode` of each text, on all cores where tiktoken does it all."""
+        """`encode` of each text, on all cores if tiktoken alone gives the ids."""
         if self._direct and not any(map(_has_long_blank, texts)):
             return self._whole_text.encode_ordinary_batch(texts, num_threads=_cores())
         return [self.encode(text) for text in texts]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of `ids`; special tokens, and ids that a padded model head has beyond the vocabulary, give none."""
+        """The bytes of `ids`. Special tokens give no bytes, nor do ids beyond the vocabulary,
+        which a padded model head has."""
         return b"".join(self._bytes.get(id, b"") for id in ids if id not in self._special_ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`: as `decode_bytes`, with U+FFFD where the bytes are not UTF-8."""
+        """The text of `decode_bytes`, with U+FFFD where the bytes are not UTF-8."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     @cached_property
     def _direct(self) -> bool:
-        """Whether what tiktoken makes of the raw text are the ids."""
+        """Whether tiktoken alone turns the raw text into ids."""
         extra = self._forms or self._added or self._raw_added or self._id_of_rank
         return self._whole_text is not None and not extra
 
     @cached_property
     def _one_piece(self) -> tiktoken.Encoding:
-        """tiktoken, leaving what it is given in one piece."""
+        """tiktoken that does not split the text."""
         return _tiktoken(r"[\s\S]+", self._ranks)
 
     def _normalize(self, text: str) -> str:
@@ -264,22 +289,23 @@ class Tokenizer:
         return [id for piece in pieces for id in self._encode_piece_cached(piece)]
 
     def _encode_piece(self, piece: str) -> list[int]:
-        """Ids of one pre-token."""
+        """The ids of a pre-token."""
         if self._ranks is not None:
             return self._map(self._one_piece.encode_ordinary(piece))
         whole = piece.encode()
         if self._ignore_merges and whole in self._ids:
             return [self._ids[whole]]
-        # Merges whose order tiktoken's ranks cannot tell: plain BPE, the first of the merges list first.
+        # tiktoken's ranks cannot express the order of these merges. This is plain BPE: the merge
+        # that is first in the list is done first.
         tokens = [bytes([byte]) for byte in whole]
         while True:
-            pairs = [
-                (self._merge_rank.get(pair), i)
-                for i, pair in enumerate(zip(tokens, tokens[1:], strict=False))
-            ]
-            rank, i = min((pair for pair in pairs if pair[0] is not None), default=(None, None))
-            if rank is None:
+            candidates = []
+            for i, pair in enumerate(zip(tokens, tokens[1:], strict=False)):
+                if pair in self._merge_rank:
+                    candidates.append((self._merge_rank[pair], i))
+            if not candidates:
                 return [self._ids[token] for token in tokens]
+            _, i = min(candidates)
             tokens[i : i + 2] = [tokens[i] + tokens[i + 1]]
 
     def _map(self, ranks: list[int]) -> list[int]:
@@ -291,12 +317,12 @@ def check_tokenizer(tokenizer: Tokenizer, model, where: str) -> None:
     rows = model.config.vocab_size
     if tokenizer.vocab_size > rows:
         raise InputError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} ids, the embedding only {rows} rows; "
-            "the tokenizer does not belong to this checkpoint"
+            f"{where}: the tokenizer has {tokenizer.vocab_size} ids, the embedding only {rows} "
+            "rows; the tokenizer does not belong to this checkpoint"
         )
 
 
-# Reading a tokenizer.json: each part is turned into plain data, or refused by an InputError that names it
+# ---- Reading a tokenizer.json: each part becomes plain data, or an InputError names it -----------
 
 
 def _read_json(path: Path) -> dict:
@@ -314,7 +340,8 @@ def _read_json(path: Path) -> dict:
 
 
 def _parts(step: dict | None, key: str) -> list[dict]:
-    """The steps of a normalizer, pre-tokenizer or post-processor; a Sequence has several, under `key`."""
+    """The steps of a normalizer, pre-tokenizer or post-processor. A Sequence has several, in
+    `key`."""
     if step is None:
         return []
     if step["type"] == "Sequence":
@@ -325,8 +352,10 @@ def _parts(step: dict | None, key: str) -> list[dict]:
 def _read_model(
     model: dict, added: dict
 ) -> tuple[dict[bytes, int], list[tuple[bytes, bytes]], bool]:
-    """(token -> id without the added tokens, merges in order, ignore_merges: a whole pre-token in the vocabulary is
-    one token even where no merges lead to it)."""
+    """(token -> id without the added tokens, merges in order, ignore_merges).
+
+    ignore_merges: a pre-token in the vocabulary is a token, even if no merges lead to it.
+    """
     if model.get("type", "BPE") != "BPE":
         raise InputError(
             f"model type {model['type']} is not supported; give a byte-level BPE tokenizer.json"
@@ -341,22 +370,20 @@ def _read_model(
         if text not in added:
             if not all(char in _BYTE for char in text):
                 raise InputError(
-                    f"vocabulary entry {text!r} is not in the byte-level alphabet; give a byte-level BPE"
+                    f"vocabulary entry {text!r} is not byte-level; give a byte-level BPE"
                 )
             ids[_to_bytes(text)] = id
     for byte in range(256):
         if bytes([byte]) not in ids and byte not in _NEVER_IN_UTF8:
             raise InputError(
-                f"the byte {byte:#04x} is not in the vocabulary; give a byte-level BPE with every byte"
+                f"the byte {byte:#04x} is not in the vocabulary; give a byte-level BPE"
             )
     merges = []
     for number, merge in enumerate(model["merges"], 1):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         pair = (_to_bytes(left), _to_bytes(right))
         if not (pair[0] in ids and pair[1] in ids and pair[0] + pair[1] in ids):
-            raise InputError(
-                f"merge {number} ({left} {right}) has tokens that are not in the vocabulary"
-            )
+            raise InputError(f"merge {number} ({left} {right}) has tokens outside the vocabulary")
         merges.append(pair)
     if len(set(merges)) < len(merges):
         raise InputError("the merges list has a pair twice; remove one")
@@ -372,12 +399,10 @@ def _read_normalizer(normalizer: dict | None) -> list[str]:
 
 
 def _read_pre_tokenizer(pre_tokenizer: dict | None) -> list[str]:
-    """The regular expressions by which the text is cut, one after the other."""
+    """The regular expressions that cut the text, in order."""
     parts = _parts(pre_tokenizer, "pretokenizers")
     if not parts or parts[-1]["type"] != "ByteLevel":
-        raise InputError(
-            "the pre_tokenizer does not end in ByteLevel; give the tokenizer.json of a byte-level BPE"
-        )
+        raise InputError("the pre_tokenizer does not end in ByteLevel; give a byte-level BPE")
     splits = []
     for part in parts[:-1]:
         if part["type"] == "Digits":
@@ -388,7 +413,7 @@ def _read_pre_tokenizer(pre_tokenizer: dict | None) -> list[str]:
             )
         elif part["behavior"] != "Isolated":
             raise InputError(
-                f"pre_tokenizer Split with behavior {part['behavior']} is not supported; Isolated is"
+                f"pre_tokenizer Split: behavior {part['behavior']} is not supported; Isolated is"
             )
         else:
             pattern = part["pattern"]
@@ -403,23 +428,25 @@ def _read_pre_tokenizer(pre_tokenizer: dict | None) -> list[str]:
 
 
 def _read_post_processor(post_processor: dict | None) -> int | None:
-    """The id of the token that the post-processor puts first, None if it puts none."""
+    """The id of the token that the post-processor puts first, or None."""
     for part in _parts(post_processor, "processors"):
         if part["type"] not in ("ByteLevel", "TemplateProcessing"):
             raise InputError(
-                f"post_processor {part['type']} is not supported; ByteLevel and TemplateProcessing are"
+                f"post_processor {part['type']} is not supported; "
+                "ByteLevel and TemplateProcessing are"
             )
         if part["type"] == "TemplateProcessing" and "SpecialToken" in part["single"][0]:
             return part["special_tokens"][part["single"][0]["SpecialToken"]["id"]]["ids"][0]
     return None
 
 
-# Splitting
+# ---- Splitting -----------------------------------------------------------------------------------
 
 
 def _compile(split: str) -> regex.Pattern:
-    # V1 has nested sets, as Oniguruma; its ^ and $ are those of lines. This module knows a newer Unicode than the
-    # other two: characters which Unicode 16 does not assign may fall into other pieces.
+    # V1 has nested sets, as Oniguruma has, and MULTILINE gives ^ and $ of lines. The regex module
+    # knows a newer Unicode than the other two, so characters that Unicode 16 does not assign may
+    # fall into other pieces.
     try:
         compiled = regex.compile(split, regex.V1 | regex.MULTILINE)
     except regex.error as error:
@@ -430,7 +457,11 @@ def _compile(split: str) -> regex.Pattern:
 
 
 def _cut(pattern: regex.Pattern | None, text: str) -> list[str]:
-    """The matches of `pattern` and the texts between them, in order; nothing is lost. None matches nothing."""
+    """The matches of `pattern` and the texts between them, in order. None matches nothing.
+
+    >>> _cut(regex.compile(r"\\d"), "a1b")
+    ['a', '1', 'b']
+    """
     pieces, end = [], 0
     for match in pattern.finditer(text) if pattern else ():
         start = match.start()
@@ -444,13 +475,13 @@ def _cut(pattern: regex.Pattern | None, text: str) -> list[str]:
 
 
 def _any_of(texts: Iterable[str]) -> regex.Pattern | None:
-    """Matches the leftmost and, there, the longest of `texts`."""
+    """A pattern for the leftmost of `texts`, and there for the longest."""
     longest_first = sorted(texts, key=len, reverse=True)
     return regex.compile("|".join(map(regex.escape, longest_first))) if longest_first else None
 
 
 def _well_formed(text: str) -> str:
-    """Lone surrogates, which JSON escapes can bring in and UTF-8 cannot hold, become U+FFFD."""
+    """The text with U+FFFD for lone surrogates, which JSON can escape and UTF-8 cannot encode."""
     try:
         text.encode()
         return text
@@ -458,18 +489,22 @@ def _well_formed(text: str) -> str:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-# tiktoken's ranks
+# ---- tiktoken's ranks ----------------------------------------------------------------------------
 
 
 def _tiktoken_ranks(
     ids: dict[bytes, int], merges: list[tuple[bytes, bytes]], ignore_merges: bool
 ) -> dict[bytes, int] | None:
-    """token -> rank with which tiktoken encodes as the merges do, None if there is no such ranking.
+    """token -> rank with which tiktoken encodes as the merges do. None if there is no such ranking.
 
-    The two differ: a merges list names pairs, while tiktoken joins any pair whose concatenation has a rank, lowest
-    rank first, and takes a whole pre-token that has one. They agree for two kinds of lists. Trained ones: each token
-    has one merge, and encoding the token's own bytes ends with it (`_ends_with`). Those made from ranks, as LLaMA-3's:
-    each token has a merge for every way to cut it into two known tokens.
+    The two are different rules. A list of merges names pairs. tiktoken joins any pair whose
+    concatenation has a rank, the lowest rank first, and takes a whole pre-token that has a rank.
+    They agree for two kinds of lists:
+
+    - Trained lists. Each token has a single merge, and encoding the bytes of the token ends with
+      that merge (`_ends_with`).
+    - Lists that were made from ranks, as LLaMA-3's. Each token has a merge for every way to cut it
+      into two known tokens.
     """
     products = [left + right for left, right in merges]
     order = {token: rank for rank, token in enumerate(dict.fromkeys(products))}
@@ -480,30 +515,26 @@ def _tiktoken_ranks(
     if len(order) == len(products):
         exact = len(last_merge) == len(order)
     else:
-        cuts = ((token[:i], token[i:]) for token in order for i in range(1, len(token)))
+        cuts = sum(_count_cuts(token, ids) for token in order)
         changes = sum(a != b for a, b in zip(products, products[1:], strict=False))
-        exact = sum(left in ids and right in ids for left, right in cuts) == len(
-            products
-        )  # every cut is a merge,
-        exact = exact and changes == len(order) - 1  # a token's merges stand together,
-        exact = exact and (
-            ignore_merges or len(last_merge) == len(order)
-        )  # and a token's text gives the token
-    # With ignore_merges, a token that no merge makes is found as a whole pre-token, and must not come about otherwise.
+        exact = cuts == len(products)  # every cut is a merge,
+        exact = exact and changes == len(order) - 1  # the merges of a token stand together,
+        # and the text of a token gives the token.
+        exact = exact and (ignore_merges or len(last_merge) == len(order))
+    # With ignore_merges a token without a merge is a whole pre-token, and nothing else may give it.
     unmerged = [token for token in ids if token not in order and len(token) > 1 and ignore_merges]
-    for token in unmerged:
-        exact = exact and not any(
-            token[:i] in ids and token[i:] in ids for i in range(1, len(token))
-        )
-    if not exact:
+    if not exact or any(_count_cuts(token, ids) for token in unmerged):
         return None
     tokens = [*(token for token in ids if len(token) == 1), *order, *unmerged]
     in_order = [ids[token] for token in order]
     if all(a < b for a, b in zip(in_order, in_order[1:], strict=False)):
-        return {
-            token: ids[token] for token in tokens
-        }  # only the order of `order` matters: ids serve as ranks
+        return {token: ids[token] for token in tokens}  # ids are ranks: only their order matters
     return {token: rank for rank, token in enumerate(tokens)}
+
+
+def _count_cuts(token: bytes, ids: dict[bytes, int]) -> int:
+    """In how many ways a token can be cut into two known tokens."""
+    return sum(token[:i] in ids and token[i:] in ids for i in range(1, len(token)))
 
 
 def _ends_with(
@@ -511,17 +542,18 @@ def _ends_with(
 ) -> bool:
     """Whether encoding the bytes of left + right, by rank, has (left, right) as its last step.
 
-    It has not if an earlier merge joins something across the border. Going back in time from the last step, the
-    tokens at the border are undone one at a time, the youngest first, so every pair that meets there is seen.
+    It has not if an earlier merge joins something across the border. This function goes back in
+    time from the last step and undoes the tokens at the border, the youngest first. So it sees
+    every pair that meets at the border.
     """
     left, right = pair
-    before = rank[left + right]  # what joins across the border earlier than this prevents the pair
+    before = rank[left + right]  # an earlier merge across the border prevents the pair
     if any(part in rank and part not in last_merge for part in pair):
-        return False  # a part that comes later, or that its own text does not give
+        return False  # the part comes later, or its text does not give it
     while left in last_merge or right in last_merge:
         if rank.get(left, -1) > rank.get(right, -1):
             before, left = rank[left], last_merge[left][1]
-        else:  # of equal merges the leftmost is first: one across the border precedes one on its right
+        else:  # of equal merges the leftmost is first, so the border precedes what is right of it
             before, right = rank[right] + 1, last_merge[right][0]
         if rank.get(left + right, before) < before:
             return False
@@ -540,11 +572,11 @@ def _tiktoken(pattern: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
 
 
 def _has_long_blank(text: str) -> bool:
-    """Whether there is a run of white space on which tiktoken's regular expressions may exhaust their stack."""
+    """Whether the text has so much white space in a row that tiktoken may exhaust its stack."""
     return len(text) > 500_000 and regex.search(r"\s{500000}", text) is not None
 
 
-# Training
+# ---- Training ------------------------------------------------------------------------------------
 
 
 def train(
@@ -554,27 +586,29 @@ def train(
     workers: int | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Tokenizer:
-    """Learn a byte-level BPE from `texts`; the first special token is the end of text.
+    """Learn a byte-level BPE from `texts`.
 
-    Ids: the 256 bytes, then the merges as learned, then the special tokens. Each merge joins the pair that is most
-    frequent inside pre-tokens, of equals the one with the lowest ids, so the result depends on the texts alone.
-    Pairs seen once are not worth a token: little text gives fewer than `vocab_size`.
-    workers: processes that count pre-tokens (default: one per core). log: is given progress lines.
-    Raises InputError if vocab_size has no room for bytes and special tokens, or there is no text.
+    The ids are the 256 bytes, then the merges in the order of learning, then the special tokens.
+    Each merge joins the most frequent pair inside pre-tokens, and among equals the pair with the
+    lowest ids, so the result depends only on the texts. A pair that occurs once gets no token:
+    little text gives fewer than vocab_size tokens.
+
+    special_tokens: the first is the end of text. workers: processes that count pre-tokens (None:
+    as many as cores). log: receives lines about the progress. Raises InputError if vocab_size has
+    no room for the bytes and the special tokens, or without text.
     """
     special_tokens = list(special_tokens)
-    if (
-        not special_tokens
-        or not all(special_tokens)
-        or len(set(special_tokens)) < len(special_tokens)
-    ):
+    twice = len(set(special_tokens)) < len(special_tokens)
+    if twice or not special_tokens or not all(special_tokens):
         raise InputError(
-            f"special tokens {special_tokens}: give at least one (the end of text), none empty or twice"
+            f"special tokens {special_tokens}: give at least one (the end of text), "
+            "none of them empty or twice"
         )
-    if vocab_size < 256 + len(special_tokens):
+    smallest = 256 + len(special_tokens)
+    if vocab_size < smallest:
         raise InputError(
-            f"vocab_size {vocab_size} is too small: 256 bytes and {len(special_tokens)} special tokens need at least "
-            f"{256 + len(special_tokens)}"
+            f"vocab_size {vocab_size} is too small: 256 bytes and {len(special_tokens)} special "
+            f"tokens need at least {smallest}"
         )
     log = log or (lambda line: None)
     words = _count_words(texts, workers or _cores(), log)
@@ -584,10 +618,16 @@ def train(
         )
     tokens = [bytes([byte]) for byte in range(256)]
     merges = []
-    for left, right in _learn_merges(words, vocab_size - 256 - len(special_tokens), log):
+    for left, right in _learn_merges(words, vocab_size - smallest, log):
         merges.append(f"{_visible(tokens[left])} {_visible(tokens[right])}")
         tokens.append(tokens[left] + tokens[right])
+    return Tokenizer(*_documents(tokens, merges, special_tokens))
 
+
+def _documents(
+    tokens: list[bytes], merges: list[str], special_tokens: list[str]
+) -> tuple[dict, dict]:
+    """(tokenizer.json, tokenizer_config.json) of a tokenizer that `train` learned."""
     byte_level = {
         "type": "ByteLevel",
         "add_prefix_space": False,
@@ -637,7 +677,7 @@ def train(
         "eos_token": special_tokens[0],
         "clean_up_tokenization_spaces": False,
     }
-    return Tokenizer(document, config)
+    return document, config
 
 
 def _cores() -> int:
@@ -645,7 +685,7 @@ def _cores() -> int:
 
 
 def _chunks(texts: Iterable[str], size: int = 1 << 22) -> Iterator[list[str]]:
-    """The texts in lists of about `size` characters."""
+    """The texts, in lists of about `size` characters."""
     chunk, length = [], 0
     for text in texts:
         chunk.append(text)
@@ -667,14 +707,15 @@ def _count_chunk(chunk: list[str]) -> Counter[str]:
 def _count_words(
     texts: Iterable[str], workers: int, log: Callable[[str], None]
 ) -> dict[bytes, int]:
-    """pre-token -> how often it occurs. A first chunk is counted here, so that little text starts no processes."""
+    """pre-token -> how often it occurs. This process counts the first chunk, so that little text
+    starts no other processes."""
     chunks = _chunks(texts)
     first = next(chunks, [])
     words, characters = _count_chunk(first), sum(map(len, first))
     second = next(chunks, None)
     if second is not None:
         with ProcessPoolExecutor(workers) as pool:
-            running = deque()  # kept short, so that a corpus larger than memory streams through
+            running = deque()  # short, so that a corpus may be larger than memory
             for chunk in chain([second], chunks):
                 running.append(pool.submit(_count_chunk, chunk))
                 if len(running) > 2 * workers:
@@ -690,19 +731,18 @@ def _count_words(
 def _learn_merges(
     words: dict[bytes, int], limit: int, log: Callable[[str], None]
 ) -> Iterator[tuple[int, int]]:
-    """Yield up to `limit` pairs of ids to merge; the i-th makes the id 256 + i."""
-    spelled = [list(word) for word in words]  # ids of each word so far
+    """Yield up to `limit` pairs of ids to merge. The i-th pair makes the id 256 + i."""
+    spelled = [list(word) for word in words]  # the ids of each word so far
     counts = list(words.values())
     pair_count: dict[tuple[int, int], int] = defaultdict(int)
-    found_in: dict[tuple[int, int], list[int]] = defaultdict(
-        list
-    )  # words that may hold the pair; some no longer do
+    # pair -> words that may have it; some of them have lost it
+    found_in: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, (word, count) in enumerate(zip(spelled, counts, strict=True)):
         for pair in zip(word, word[1:], strict=False):
             pair_count[pair] += count
             found_in[pair].append(index)
-    # Counts of known pairs only fall, so an entry may promise too much, never too little: it is checked when it comes
-    # to the top, and put back with its true count.
+    # Counts of known pairs only fall. So the count of an entry may be too high, never too low: it
+    # is checked when the entry reaches the top, and the entry is put back with its true count.
     heap = [(-count, pair) for pair, count in pair_count.items()]
     heapq.heapify(heap)
 
@@ -746,11 +786,11 @@ def _learn_merges(
             log(f"{made - 256:,} of {limit:,} merges")
 
 
-# Command line
+# ---- Command -------------------------------------------------------------------------------------
 
 
 def _read_texts(paths: list[str]) -> Iterator[str]:
-    """The texts of .jsonl rows (text, or question with response or solution) and of plain text files."""
+    """The texts of JSONL rows (text, or question with response or solution) and of text files."""
     for path in jsonl_files(paths):
         if path.suffix == ".jsonl":
             for number, row in read_jsonl(path):
@@ -758,7 +798,8 @@ def _read_texts(paths: list[str]) -> Iterator[str]:
                 fields = [row[name] for name in names if row.get(name) is not None]
                 if not fields or not all(isinstance(field, str) for field in fields):
                     raise InputError(
-                        f"{path}:{number}: needs a string in text, or question with response or solution"
+                        f"{path}:{number}: needs a string in text, or question with response or "
+                        "solution"
                     )
                 yield from fields
         else:
@@ -777,26 +818,17 @@ def _read_texts(paths: list[str]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m data.tokenizer", description="Train a byte-level BPE tokenizer."
     )
-    files = ".jsonl or plain text files, or folders of .jsonl"
+    files = "JSONL or text files, or folders of JSONL files"
     parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help=files)
+    size = "number of tokens: 256 bytes, merges and special tokens"
+    parser.add_argument("--vocab_size", type=at_least(257), required=True, metavar="N", help=size)
+    parser.add_argument("--to", required=True, metavar="DIR", help="folder for tokenizer.json")
+    special = "special tokens; the first is the end of text (default: <|endoftext|>)"
     parser.add_argument(
-        "--vocab_size",
-        type=int,
-        required=True,
-        help="256 bytes, merges and special tokens together",
-    )
-    parser.add_argument(
-        "--to", required=True, metavar="DIR", help="where tokenizer.json is written"
-    )
-    parser.add_argument(
-        "--special_tokens",
-        nargs="+",
-        default=["<|endoftext|>"],
-        metavar="TOKEN",
-        help="the first is the end of text",
+        "--special_tokens", nargs="+", default=["<|endoftext|>"], metavar="TOKEN", help=special
     )
     options = parser.parse_args()
     begin = time.monotonic()
@@ -808,7 +840,7 @@ def main() -> None:
         _read_texts(options.input), options.vocab_size, options.special_tokens, log=log
     )
     tokenizer.save(options.to)
-    few = "" if tokenizer.vocab_size == options.vocab_size else " (no pair occurs twice any more)"
+    few = "" if tokenizer.vocab_size == options.vocab_size else " (no other pair occurs twice)"
     log(f"{tokenizer.vocab_size:,} tokens{few} in {Path(options.to) / 'tokenizer.json'}")
 
 

@@ -121,11 +121,11 @@ def test_command_errors(tmp_path, capsys):
         run_cli(lambda: download.main(["nothing", "--to", str(tmp_path)]))
     assert raised.value.code == 2
     assert capsys.readouterr().err == (
-        "error: 'nothing': unknown data set; there are gsm8k, word-problems, deepseek-math-eval, agieval, mgsm, bbh, "
+        "error: 'nothing': unknown data set; use gsm8k, word-problems, deepseek-math-eval, agieval, mgsm, bbh, "
         "humaneval, mbpp\n"
     )
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be made a folder"):
+    with pytest.raises(InputError, match="cannot make this folder"):
         download.download("gsm8k", tmp_path / "file")
 
 

@@ -86,7 +86,7 @@ def test_unknown_names():
         stop_strings("cot", "llama")
 
 
-# ---- Problems of all kinds -------------------------------------------------------------------------------------------
+# ---- Problems of all kinds -----------------------------------------------------------------------
 
 CHOICE = Problem("1", "How many?", "B", kind="choice", choices=("3", "4"))
 CHOICE_ZH = Problem("1", "有几个？", "B", lang="zh", kind="choice", choices=("3", "4"))

@@ -95,7 +95,7 @@ def test_damage_is_seen(tmp_path):
     data = path.read_bytes()
     path.write_bytes(data[:-2] + b"\x01\x00")
     Shards(tmp_path)
-    with pytest.raises(InputError, match="tokens-00000.bin: its sha256"):
+    with pytest.raises(InputError, match="tokens-00000.bin: the sha256"):
         Shards(tmp_path, verify=True)
     path.write_bytes(data[:-2])
     with pytest.raises(InputError, match="tokens-00000.bin: 98 bytes where the manifest says 100"):
@@ -139,7 +139,8 @@ def test_windows_in_order(tmp_path):
 
 @pytest.fixture
 def mixture(tmp_path):
-    """Two sources told apart by their tokens: a has 0.., 12 windows of 8; b has 1000.., 30 windows."""
+    """Two sources told apart by their tokens: a has 0.., 12 windows of 8; b has 1000.., 30
+    windows."""
     make(tmp_path / "a", range(100), shard_tokens=30)
     make(tmp_path / "b", range(1000, 1241))
     return lambda seed=0, weights=None: Mixture(
@@ -192,7 +193,7 @@ def test_batch_size_does_not_matter_and_resume_is_exact(mixture):
     assert (np.concatenate([piece for piece, _ in pieces]) == whole).all()
     assert sum((n for _, n in pieces), []) == names
     assert len(json.dumps(state)) < 200
-    with pytest.raises(InputError, match="checkpoint's seed is 0, here it is 1"):
+    with pytest.raises(InputError, match="seed is 0 in the checkpoint and 1 now"):
         mixture(1).load_state_dict(state)
 
 

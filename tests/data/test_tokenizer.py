@@ -1,5 +1,5 @@
-"""The oracle is the tokenizers library: same ids and same text from the same tokenizer.json, ours or in the style of
-LLaMA-3, Qwen2 and DeepSeek. The trainer's oracle is a naive one below."""
+"""The oracle is the tokenizers library: same ids and same text from the same tokenizer.json, ours
+or in the style of LLaMA-3, Qwen2 and DeepSeek. The trainer's oracle is a naive one below."""
 
 import copy
 import itertools
@@ -55,7 +55,8 @@ SAMPLES = [
 ]
 
 
-# Files as other projects publish them: their split patterns, with merges that the tokenizers library learns here
+# Files as other projects publish them: their split patterns, with merges that the tokenizers
+# library learns here
 
 
 def split(pattern):
@@ -148,7 +149,8 @@ def build(style, vocab_size=700):
 
 
 def make_llama3(document):
-    """Merges as they are made from tiktoken ranks: every cut of a token into two known ones; ignore_merges."""
+    """Merges as they are made from tiktoken ranks: every cut of a token into two known ones;
+    ignore_merges."""
     vocab = document["model"]["vocab"]
     merges = []
     for token in sorted(vocab, key=vocab.get):
@@ -222,8 +224,8 @@ def test_same_ids_as_tokenizers_on_samples(pairs, style):
         )
 
 
-# Categories: the regex module and unicodedata know other versions of Unicode than the two Rust libraries do, so
-# unassigned characters are left out where they come in.
+# Categories: the regex module and unicodedata know other versions of Unicode than the two Rust
+# libraries do, so unassigned characters are left out where they come in.
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
 assigned_text = st.text(st.characters(exclude_categories=["Cs", "Cn"]))
 fragments = st.sampled_from(
@@ -493,7 +495,7 @@ def change_split(**options):
         (lambda d: d.update(decoder={"type": "Metaspace"}), "decoder is not ByteLevel"),
         (
             lambda d: d["added_tokens"][1].update(special=False, lstrip=True),
-            "'<|im_end|>' has lstrip",
+            "'<|im_end|>': lstrip",
         ),
     ],
 )
