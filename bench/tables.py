@@ -1,7 +1,7 @@
 """The comparisons of bench/results.jsonl as Markdown tables: the newest of each, with where and with what it was made.
 
     python bench/tables.py                              one table of all
-    python bench/tables.py --write docs/BENCHMARKS.md   rewrites what stands between its markers
+    python bench/tables.py --write docs/speed.md        rewrites what stands between its markers
 
 Markers are lines of their own, `<!-- table: grpo_step, sampling -->` with the benches of the table in its order (`all`
 for every one), and `<!-- end of table -->`. A comparison is a bench, or a case of one, with its settings on a machine;
