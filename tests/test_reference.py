@@ -120,7 +120,7 @@ def test_pretraining_and_sft_with_the_head_in_one(tiny, alone, monkeypatch):
         examples = train_sft.load_examples([f"{tiny.root}/sft.jsonl"], tiny.tokenizer, "plain", 96)[
             0
         ][:7]
-        loss = train_sft.sft_gradient(model, examples, 320 // micro, world)
+        loss = train_sft.batch_loss(model, examples, 320 // micro, world)
         training.assert_close(
             training.gradients(model) | {"loss": torch.tensor(loss)}, alone[1]["sft"]
         )

@@ -500,7 +500,7 @@ def all_gradients(root: Path, world: World, micro: int = 1) -> dict[str, dict]:
     loss = train_pretrain.batch_loss(model, rows, tokenizer.eos_id, 8 // micro, world)
     found["pretrain"] = gradients(model) | {"loss": torch.tensor(loss)}
     examples = train_sft.load_examples([f"{root}/sft.jsonl"], tokenizer, "plain", 96)[0][:7]
-    loss = train_sft.sft_gradient(model, examples, 320 // micro, world)
+    loss = train_sft.batch_loss(model, examples, 320 // micro, world)
     found["sft"] = gradients(model) | {"loss": torch.tensor(loss)}
     config = train_reward.Config(kind="process", init="base", micro_tokens=400 // micro)
     groups, _ = train_reward.load_labelled(f"{root}/samples.jsonl", config, tokenizer)

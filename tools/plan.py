@@ -423,7 +423,7 @@ def _learn(stage: str, config, model: Transformer, reference: Transformer | None
     if stage == "pretrain":
         train_pretrain.batch_loss(model, items, 1, config.micro_batch, META)
     elif stage == "sft":
-        train_sft.sft_gradient(model, items, config.micro_tokens, META)
+        train_sft.batch_loss(model, items, config.micro_tokens, META)
     elif stage == "reward":
         train_reward.reward_gradient(model, items, config, META)
     else:

@@ -95,7 +95,7 @@ class Real:
         if self.stage == "pretrain":
             train_pretrain.batch_loss(self.model, items, 1, config.micro_batch, world)
         elif self.stage == "sft":
-            train_sft.sft_gradient(self.model, items, config.micro_tokens, world)
+            train_sft.batch_loss(self.model, items, config.micro_tokens, world)
         elif self.stage == "reward":
             train_reward.reward_gradient(self.model, items, config, world)
         elif self.stage == "dpo":
