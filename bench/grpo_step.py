@@ -1,13 +1,14 @@
-"""One GRPO step beside one of TRL: sampling, reference and update at a small, fixed shape, in turn in one run.
+"""A GRPO step beside one of TRL and one of an earlier revision: sampling, reference and update.
 
-    python -m venv peer && peer/bin/pip install trl transformers accelerate datasets    # the peer's environment
-    python bench/grpo_step.py [--peer peer/bin/python] [--rounds 10] [--dtype float32] [--ours KEY=VALUE,...]
+    python bench/grpo_step.py [--before CHECKOUT] [--peer peer/bin/python] [--rounds 10]
+    python -m venv peer && peer/bin/pip install trl transformers accelerate datasets
 
-The shape: 0.5 M parameters (D 128, 3 layers, 4 heads, 2 KV heads, FFN 320, V 46) with the same random weights on both
-sides, 16 questions x 16 samples, at most 48 new tokens (EOS ends them at random), beta 0.04, mu 1, AdamW. Rewards are
-random numbers, so that no reward's own time is in the figure. Before anything is timed, the log-probs of the same
-prompts are compared between the two models. --dtype bfloat16: weights are float32 and products in bfloat16, by
-autocast on the peer's side; --ours changes options of train_grpo.py.
+The shape: 0.5 M parameters (D 128, 3 layers, 4 heads, 2 KV heads, FFN 320, V 46) with the same
+random weights on all sides, 16 questions x 16 samples, at most 48 new tokens (EOS ends them at
+random), beta 0.04, mu 1, AdamW. Rewards are random numbers, so they take no time. Before anything
+is timed, the log-probs of the same prompts are compared. --dtype bfloat16: weights are float32 and
+products in bfloat16, by autocast on the peer's side. --ours KEY=VALUE,... changes options of
+train_grpo.py.
 """
 
 import random
@@ -26,26 +27,21 @@ from data.io import run_cli
 QUESTIONS, SAMPLES, LENGTH, VOCABULARY = 16, 16, 48, 46
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRS"  # ids 1 to 45; id 0 ends a completion
 # what --ours may change
-OURS = (
-    "activation_checkpointing",
-    "compile",
-    "fused",
-    "max_rows",
-    "micro_tokens",
-    "shared_prompts",
-)
+OURS = ("activation_checkpointing", "compile", "fused", "max_rows", "micro_tokens")
+OURS += ("shared_prompts",)
 
 
 def questions(step: int) -> list[list[int]]:
-    """The prompts of a step, the same on both sides."""
+    """The prompts of a step, the same on all sides."""
     draw = random.Random(step)
-    return [
-        [draw.randrange(1, VOCABULARY) for _ in range(draw.randrange(15, 30))]
-        for _ in range(QUESTIONS)
-    ]
+    prompts = []
+    for _ in range(QUESTIONS):
+        length = draw.randrange(15, 30)
+        prompts.append([draw.randrange(1, VOCABULARY) for _ in range(length)])
+    return prompts
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Ours
 
 
@@ -57,10 +53,12 @@ def own_config(given: str):
 
 
 class Learner:
-    """A policy with what train_grpo.py holds beside it: its optimizer, the reference, the sampler's whole copy.
+    """A policy with what train_grpo.py holds beside it: its optimizer, the reference, the sampler's
+    whole copy.
 
-    `model` is in float32 on the device of `world`, which says how it computes. config.samples completions of a prompt
-    hold at most config.max_new_tokens; `eos` ends one (-1, and no EOS in the model's config: nothing does).
+    `model` is in float32 on the device of `world`, which says how it computes. config.samples
+    completions of a prompt hold at most config.max_new_tokens; `eos` ends one (-1, and no EOS in
+    the model's config: nothing does).
     """
 
     def __init__(self, model, config, world, eos: int):
@@ -136,7 +134,7 @@ def ours(folder: str, given) -> None:
     serve(work)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # TRL
 
 
@@ -158,11 +156,10 @@ def trl(folder: str, given) -> None:
         lengths.append(statistics.mean(map(len, completion_ids)))
         return torch.rand(len(completion_ids)).tolist()
 
-    rows = [
-        {"prompt": "".join(CHARACTERS[i - 1] for i in ids)}
-        for step in range(1000)
-        for ids in questions(step)
-    ]
+    rows = []
+    for step in range(1000):
+        for ids in questions(step):
+            rows.append({"prompt": "".join(CHARACTERS[i - 1] for i in ids)})
     with tempfile.TemporaryDirectory() as output:
         config = GRPOConfig(
             output_dir=output,
@@ -208,48 +205,48 @@ def trl(folder: str, given) -> None:
 
 def main() -> None:
     parser = turns.arguments(__doc__, rounds=10)
-    parser.add_argument(
-        "--ours", default="", help=f"options of our side alone, KEY=VALUE,...: {', '.join(OURS)}"
-    )
-    given = parser.parse_args()
-    if given.check:
-        return turns.print_logprobs(*given.check, questions(0)[:4])
-    if given.side:
-        return {"ours": ours, "trl": trl}[given.side[0]](given.side[1], given)
-    own_config(given.ours)
+    parser.add_argument("--ours", default="", help=f"KEY=VALUE,... of {', '.join(OURS)}")
+    options = parser.parse_args()
+    if options.check:
+        return turns.print_logprobs(*options.check, questions(0)[:4])
+    if options.side:
+        name, folder = options.side
+        return {"ours": ours, "trl": trl}[name](folder, options)
+    own_config(options.ours)  # refuses wrong options
     from model import ModelConfig, Transformer
     from runtime.hf import save_pretrained
 
-    shape = ModelConfig(
-        VOCABULARY, width=128, layers=3, heads=4, kv_heads=2, ffn=320, context=256, eos_id=0
-    )
-    commands = turns.commands(__file__, given, "trl")
+    # measure
+    shape = dict(width=128, layers=3, heads=4, kv_heads=2, ffn=320, context=256, eos_id=0)
+    model = Transformer(ModelConfig(VOCABULARY, **shape))
+    commands = turns.commands(__file__, options, "trl")
     with tempfile.TemporaryDirectory() as folder:
-        model = Transformer(shape)
         save_pretrained(model, folder)
         turns.check_same(commands, folder, tolerance=1e-3)
-        threads = {"OMP_NUM_THREADS": str(given.threads)}
-        found = alternate(turns.sides(commands, given, folder), given.rounds, threads)
+        sides = turns.side_commands(commands, options, folder)
+        threads = {"OMP_NUM_THREADS": str(options.threads)}
+        found = alternate(sides, options.rounds, threads)
+
+    # report
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(
-        f"{millions:.2f} M parameters, {given.rounds} steps each in turn, {given.threads} threads, {given.dtype}"
+        f"{millions:.2f} M parameters, {options.rounds} steps each in turn, "
+        f"{options.threads} threads, {options.dtype}"
     )
     for name, side in found.items():
-        middle, least, most = median(side["rows"])
-        cpu, length = (
-            median(side["rows"], "cpu")[0],
-            statistics.mean(row["length"] for row in side["rows"]),
-        )
+        rows = side["rows"]
+        middle, least, most = median(rows)
+        cpu = median(rows, "cpu")[0]
+        length = statistics.mean(row["length"] for row in rows)
         print(
-            f"{name:6} {middle:.3f} s a step ({least:.3f} to {most:.3f}; processor {cpu:.3f}), mean length "
-            f"{length:.1f}, peak {side['peak_mb']:.0f} MB"
+            f"{name:6} {middle:.3f} s a step ({least:.3f} to {most:.3f}; processor {cpu:.3f}), "
+            f"mean length {length:.1f}, peak {side['peak_mb']:.0f} MB"
         )
-    phases = {key: median(found["ours"]["rows"], key)[0] for key in ("rollout", "update")}
-    print(f"ours: rollout {phases['rollout']:.3f} s, reference and update {phases['update']:.3f} s")
-    if given.peer:
-        ratio = median(found["trl"]["rows"])[0] / median(found["ours"]["rows"])[0]
-        print(f"ratio {ratio:.2f}")
-    record("grpo_step", turns.settings(given), found)
+        if "rollout" in rows[0]:
+            rollout, update = median(rows, "rollout")[0], median(rows, "update")[0]
+            print(f"       rollout {rollout:.3f} s, reference and update {update:.3f} s")
+    turns.print_ratios(found)
+    record("grpo_step", turns.settings(options), found)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Tokens a second of pre-training beside transformers' model and Trainer at the same size, in turn in one run.
+"""Tokens a second of pre-training beside transformers' Trainer and an earlier revision.
 
-    python -m venv peer && peer/bin/pip install transformers accelerate datasets    # the peer's environment
-    python bench/pretrain.py [--peer peer/bin/python] [--rounds 10] [--size 4m] [--batch 16] [--context 256]
+    python bench/pretrain.py [--before CHECKOUT] [--peer peer/bin/python] [--size 4m] [--batch 16]
+    python -m venv peer && peer/bin/pip install transformers accelerate datasets
 
-Both sides begin with the same random weights and see the same rows of random tokens, without document borders (the
-peer knows none), AdamW, gradient norm clipped at 1. The losses of the steps are compared. --dtype bfloat16: weights are
-float32 and products in bfloat16, by autocast on the peer's side; --ours changes options of train_pretrain.py.
+All sides begin with the same random weights and read the same rows of random tokens, without
+document borders (the peer knows none), with AdamW and a gradient norm of at most 1. The losses of
+the steps are compared. --dtype bfloat16: weights are float32 and products in bfloat16, by autocast
+on the peer's side. --ours KEY=VALUE,... changes options of train_pretrain.py.
 """
 
 import sys
@@ -22,8 +23,10 @@ VOCABULARY, RATE = 1024, 1e-3
 OURS = ("activation_checkpointing", "compile", "micro_batch")  # what --ours may change
 
 
-def rows(step: int, batch: int, context: int):
-    """Windows [batch, context + 1] of a step; a skewed distribution, so that there is something to learn."""
+def windows(step: int, batch: int, context: int):
+    """Windows [batch, context + 1] of a step; a skewed distribution, so that there is something to
+    learn.
+    """
     import numpy as np
 
     draw = np.random.default_rng(step)
@@ -33,9 +36,8 @@ def rows(step: int, batch: int, context: int):
 def own_config(given):
     from train_pretrain import Config
 
-    defaults = dict(
-        batch=given.batch, micro_batch=given.batch, context=given.context, lr=RATE, weight_decay=0.0
-    )
+    defaults = dict(batch=given.batch, micro_batch=given.batch, context=given.context)
+    defaults |= dict(lr=RATE, weight_decay=0.0)
     return turns.own_options(Config, given.ours, OURS, defaults)
 
 
@@ -54,7 +56,7 @@ def ours(folder: str, given) -> None:
 
     def work(step: int) -> dict:
         loss = batch_loss(
-            model, rows(step, config.batch, config.context), -1, config.micro_batch, world
+            model, windows(step, config.batch, config.context), -1, config.micro_batch, world
         )
         clip_grad_norm(model, config.max_grad_norm)
         optimizer.step()
@@ -80,7 +82,7 @@ def trainer(folder: str, given) -> None:
         def __getitem__(self, i):
             step, row = divmod(i, batch)
             if row == 0 or step not in self.cache:
-                self.cache = {step: torch.from_numpy(rows(step, batch, given.context))}
+                self.cache = {step: torch.from_numpy(windows(step, batch, given.context))}
             ids = self.cache[step][row]
             return {"input_ids": ids, "labels": ids}
 
@@ -131,48 +133,51 @@ def main() -> None:
     parser.add_argument("--size", default="4m")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument(
-        "--ours", default="", help=f"options of our side alone, KEY=VALUE,...: {', '.join(OURS)}"
-    )
-    given = parser.parse_args()
-    if given.check:
-        return turns.print_logprobs(*given.check, rows(0, 2, 64).tolist())
-    if given.side:
-        return {"ours": ours, "trainer": trainer}[given.side[0]](given.side[1], given)
-    own_config(given)
+    parser.add_argument("--ours", default="", help=f"KEY=VALUE,... of {', '.join(OURS)}")
+    options = parser.parse_args()
+    if options.check:
+        return turns.print_logprobs(*options.check, windows(0, 2, 64).tolist())
+    if options.side:
+        name, folder = options.side
+        return {"ours": ours, "trainer": trainer}[name](folder, options)
+    own_config(options)  # refuses wrong options
     from model import Transformer, preset
     from runtime.hf import save_pretrained
 
-    commands = turns.commands(__file__, given, "trainer")
+    # measure
+    model = Transformer(preset(options.size, VOCABULARY, context=options.context))
+    commands = turns.commands(__file__, options, "trainer")
     with tempfile.TemporaryDirectory() as folder:
-        model = Transformer(preset(given.size, VOCABULARY, context=given.context))
         save_pretrained(model, folder)
         turns.check_same(commands, folder, tolerance=1e-2)
-        sides = turns.sides(
-            commands, given, folder, "--batch", str(given.batch), "--context", str(given.context)
-        )
-        found = alternate(sides, given.rounds, {"OMP_NUM_THREADS": str(given.threads)})
-    millions, tokens = sum(p.numel() for p in model.parameters()) / 1e6, given.batch * given.context
-    shape = f"{given.batch} rows of {given.context} tokens, {given.threads} threads, {given.dtype}"
-    print(f"{millions:.2f} M parameters, {shape}")
+        shape = ["--batch", str(options.batch), "--context", str(options.context)]
+        sides = turns.side_commands(commands, options, folder, *shape)
+        found = alternate(sides, options.rounds, {"OMP_NUM_THREADS": str(options.threads)})
+
+    # report
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    print(
+        f"{millions:.2f} M parameters, {options.batch} rows of {options.context} tokens, "
+        f"{options.threads} threads, {options.dtype}"
+    )
+    losses = {}
     for name, side in found.items():
-        for row in side["rows"]:
-            row["speed"] = tokens / row["seconds"]
-        middle, least, most = median(side["rows"], "speed")
-        cpu, loss = median(side["rows"], "cpu")[0], side["rows"][-1]["loss"]
+        rows = side["rows"]
+        for row in rows:
+            row["speed"] = options.batch * options.context / row["seconds"]
+        losses[name] = [row["loss"] for row in rows]
+        middle, least, most = median(rows, "speed")
+        cpu = median(rows, "cpu")[0]
         print(
-            f"{name:8} {middle:7.0f} tokens/s ({least:.0f} to {most:.0f}; processor {cpu:.2f} s a step), last loss "
-            f"{loss:.4f}, peak {side['peak_mb']:.0f} MB"
+            f"{name:8} {middle:7.0f} tokens/s ({least:.0f} to {most:.0f}; processor {cpu:.2f} s a "
+            f"step), last loss {losses[name][-1]:.4f}, peak {side['peak_mb']:.0f} MB"
         )
-    if given.peer:
-        first, second = found.values()
-        apart = max(
-            abs(a["loss"] - b["loss"]) for a, b in zip(first["rows"], second["rows"], strict=True)
-        )
-        print(
-            f"losses differ by {apart:.1e} at most; ratio {median(second['rows'])[0] / median(first['rows'])[0]:.2f}"
-        )
-    record("pretrain", turns.settings(given), found)
+    turns.print_ratios(found)
+    for name, values in losses.items():
+        if name != "ours":
+            apart = max(abs(a - b) for a, b in zip(losses["ours"], values, strict=True))
+            print(f"losses of {name} differ by {apart:.1e} at most")
+    record("pretrain", turns.settings(options), found)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Tokens a second of sampling beside transformers' `generate`, in turn in one run.
+"""Tokens a second of sampling beside transformers' `generate` and an earlier revision.
 
-    python -m venv peer && peer/bin/pip install transformers    # the peer's environment
-    python bench/sampling.py [--peer peer/bin/python] [--cases 1,16,128,ragged] [--dtype float32] [--ours compile=true]
+    python bench/sampling.py [--before CHECKOUT] [--peer peer/bin/python] [--cases 1,16,128,ragged]
+    python -m venv peer && peer/bin/pip install transformers
 
-4.4 M parameters with the same random weights on both sides, prompts of 64 random tokens, temperature 1 over the whole
-vocabulary. Cases 1, 16 and 128 are batch sizes: 128 new tokens each, EOS ruled out. "ragged": 128 prompts whose
-completions end at very different lengths, because 16 of the 1,024 ids end one (mean about 64, at most 512). Log-probs
-of a prompt are compared between the two models before anything is timed. --dtype: bfloat16 weights,
-on our side with bfloat16 in the matrix products of the blocks alone.
+4.4 M parameters with the same random weights on all sides, prompts of 64 random tokens, temperature
+1 over the whole vocabulary. Cases 1, 16 and 128 are batch sizes: 128 new tokens each, never EOS.
+Case "ragged": 128 prompts whose completions end at very different lengths, because 16 of the 1,024
+ids end one (mean about 64, at most 512). The log-probs of a prompt are compared before anything is
+timed. --dtype bfloat16: bfloat16 weights; on our side only the matrix products of blocks are in
+bfloat16.
 """
 
 import statistics
@@ -35,14 +36,13 @@ class Config:
 def prompts(batch: int, step: int):
     import torch
 
-    return torch.randint(
-        16, VOCABULARY, (batch, PROMPT), generator=torch.Generator().manual_seed(step)
-    )
+    draw = torch.Generator().manual_seed(step)
+    return torch.randint(16, VOCABULARY, (batch, PROMPT), generator=draw)
 
 
 def case_of(name: str) -> tuple[bool, int]:
-    """(Do completions end at very different lengths?, batch size) of a case."""
-    return name == "ragged", 128 if name == "ragged" else int(name)
+    """(True if completions end at very different lengths, batch size) of a case."""
+    return (True, 128) if name == "ragged" else (False, int(name))
 
 
 def ours(folder: str, given) -> None:
@@ -92,11 +92,9 @@ def transformers(folder: str, given) -> None:
                 pad_token_id=VOCABULARY - 1,
                 **length,
             )[:, PROMPT:]
-        ended = (
-            torch.isin(out, torch.tensor(ENDS))
-            if ragged
-            else torch.zeros_like(out, dtype=torch.bool)
-        )
+        ended = torch.zeros_like(out, dtype=torch.bool)
+        if ragged:
+            ended = torch.isin(out, torch.tensor(ENDS))
         before = ended.cumsum(1) - ended.long() == 0  # up to and with the first end
         return {"tokens": int(before.sum())}
 
@@ -106,43 +104,52 @@ def transformers(folder: str, given) -> None:
 def main() -> None:
     parser = turns.arguments(__doc__, rounds=7)
     parser.add_argument("--cases", default="1,16,128,ragged")
-    parser.add_argument("--ours", default="", help="compile=true: our side alone is compiled")
-    given = parser.parse_args()
-    if given.check:
-        return turns.print_logprobs(*given.check, prompts(1, 0).tolist())
-    if given.side:
-        return {"ours": ours, "transformers": transformers}[given.side[0]](given.side[1], given)
+    parser.add_argument("--ours", default="", help="compile=true: compile our side")
+    options = parser.parse_args()
+    if options.check:
+        return turns.print_logprobs(*options.check, prompts(1, 0).tolist())
+    if options.side:
+        name, folder = options.side
+        return {"ours": ours, "transformers": transformers}[name](folder, options)
     from model import Transformer, preset
     from runtime.hf import save_pretrained
 
-    commands, found = turns.commands(__file__, given, "transformers"), {}
+    commands, found = turns.commands(__file__, options, "transformers"), {}
     with tempfile.TemporaryDirectory() as folder:
         model = Transformer(preset("4m", VOCABULARY, context=1024))
         save_pretrained(model, folder)
         turns.check_same(commands, folder, tolerance=1e-2)
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         print(
-            f"{millions:.2f} M parameters, {given.dtype}, {given.threads} threads, {given.rounds} rounds in turn"
+            f"{millions:.2f} M parameters, {options.dtype}, {options.threads} threads, "
+            f"{options.rounds} rounds in turn"
         )
-        for case in given.cases.split(","):
-            sides = turns.sides(commands, given, folder, "--cases", case)
-            found[case] = alternate(sides, given.rounds, {"OMP_NUM_THREADS": str(given.threads)})
-            for side in found[case].values():
-                for row in side["rows"]:
-                    row["speed"] = row["tokens"] / row["seconds"]
-            for name, side in found[case].items():
-                middle, least, most = median(side["rows"], "speed")
-                tokens, cpu = (
-                    statistics.mean(row[key] for row in side["rows"]) for key in ("tokens", "cpu")
-                )
-                print(
-                    f"{case:>6} {name:12} {middle:8.0f} tokens/s ({least:.0f} to {most:.0f}), {tokens:.0f} tokens a "
-                    f"round, processor {cpu:.2f} s, peak {side['peak_mb']:.0f} MB"
-                )
-            if given.peer:
-                speeds = [median(side["rows"], "speed")[0] for side in found[case].values()]
-                print(f"{case:>6} ratio {speeds[0] / speeds[1]:.2f}", flush=True)
-    record("sampling", turns.settings(given), found)
+        for case in options.cases.split(","):
+            sides = turns.side_commands(commands, options, folder, "--cases", case)
+            threads = {"OMP_NUM_THREADS": str(options.threads)}
+            found[case] = alternate(sides, options.rounds, threads)
+            report(case, found[case])
+    record("sampling", turns.settings(options), found)
+
+
+def report(case: str, found: dict[str, dict]) -> None:
+    """Add the speeds of a case and print them."""
+    for name, side in found.items():
+        rows = side["rows"]
+        for row in rows:
+            row["speed"] = row["tokens"] / row["seconds"]
+        middle, least, most = median(rows, "speed")
+        tokens = statistics.mean(row["tokens"] for row in rows)
+        cpu = statistics.mean(row["cpu"] for row in rows)
+        print(
+            f"{case:>6} {name:12} {middle:8.0f} tokens/s ({least:.0f} to {most:.0f}), "
+            f"{tokens:.0f} tokens a round, processor {cpu:.2f} s, peak {side['peak_mb']:.0f} MB"
+        )
+    ours = median(found["ours"]["rows"], "speed")[0]
+    for name, side in found.items():
+        if name != "ours":
+            ratio = ours / median(side["rows"], "speed")[0]
+            print(f"{case:>6} ours / {name} {ratio:.2f}", flush=True)
 
 
 if __name__ == "__main__":

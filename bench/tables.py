@@ -1,11 +1,12 @@
-"""The comparisons of bench/results.jsonl as Markdown tables: the newest of each, with where and with what it was made.
+"""The comparisons of bench/results.jsonl as Markdown tables: the newest of each, with its origin.
 
     python bench/tables.py                              one table of all
     python bench/tables.py --write docs/speed.md        rewrites what stands between its markers
 
-Markers are lines of their own, `<!-- table: grpo_step, sampling -->` with the benches of the table in its order (`all`
-for every one), and `<!-- end of table -->`. A comparison is a bench, or a case of one, with its settings on a machine;
-how many rounds it took does not make it another one. Ratios above 1 say that ours is faster.
+Markers are lines: `<!-- table: grpo_step, sampling -->` with the benches of the table in its order
+(`all` for every one), and `<!-- end of table -->`. A comparison is a bench, or a case of one, with
+its settings on a machine; the number of rounds does not matter. A ratio above 1 says that ours is
+faster.
 """
 
 import argparse
@@ -25,7 +26,7 @@ HEAD = ("work", "settings", "ours", "memory", "peer", "its memory", "ratio", "ro
 
 @dataclass(frozen=True)
 class Comparison:
-    """One work of a row of results: the row itself, or one of its cases."""
+    """A row of results, or one of its cases."""
 
     work: str
     sides: dict[str, dict]
@@ -33,23 +34,26 @@ class Comparison:
 
     @property
     def settings(self) -> dict[str, str]:
-        """But for the rounds, what says nothing, and a peer's dtype that is also ours."""
+        """The settings without the rounds, empty values, and a peer's dtype that equals ours."""
         settings = {"dtype": "float32"} | self.row["settings"]
-        left_out = {"rounds", "cases"} | (
-            {"peer_dtype"} if settings.get("peer_dtype") == settings["dtype"] else set()
-        )
-        return {
-            name: str(value)
-            for name, value in settings.items()
-            if name not in left_out and value != ""
-        }
+        for name in ("rounds", "cases"):
+            settings.pop(name, None)
+        if settings.get("peer_dtype") == settings["dtype"]:
+            del settings["peer_dtype"]
+        return {name: str(value) for name, value in settings.items() if value != ""}
 
     @property
     def identity(self) -> tuple:
-        return self.work, tuple(sorted(self.settings.items())), self.row["cpu"], self.row["cores"]
+        settings = tuple(sorted(self.settings.items()))
+        return self.work, settings, self.row["cpu"], self.row["cores"]
+
+    @property
+    def others(self) -> dict[str, dict]:
+        return {name: side for name, side in self.sides.items() if name != "ours"}
 
 
 def comparisons(row: dict) -> list[Comparison]:
+    """The comparisons of a row."""
     found, bench = row["found"], row["bench"]
     if "rows" in next(iter(found.values())):
         return [Comparison(bench, found, row)]
@@ -57,19 +61,17 @@ def comparisons(row: dict) -> list[Comparison]:
 
 
 def newest(rows: list[dict], benches: list[str]) -> list[Comparison]:
-    """The last of each comparison, where the first stood, in the order of the benches."""
-    last = {
-        one.identity: one
-        for bench in benches
-        for row in rows
-        if row["bench"] == bench
-        for one in comparisons(row)
-    }
+    """The last of each comparison, in the order of the benches and of their first rows."""
+    last = {}
+    for bench in benches:
+        for row in rows:
+            if row["bench"] == bench:
+                last |= {one.identity: one for one in comparisons(row)}
     return list(last.values())
 
 
 def speed(side: dict) -> str:
-    """Median, least and most of a side: tokens a second where its rounds say so, else seconds."""
+    """Median, least and most of a side: tokens a second if its rounds have them, else seconds."""
     if "speed" in side["rows"][0]:
         return "{:,.0f} tokens/s ({:,.0f} - {:,.0f})".format(*median(side["rows"], "speed"))
     return "{:.3f} s ({:.3f} - {:.3f})".format(*median(side["rows"]))
@@ -83,56 +85,40 @@ def ratio(ours: dict, peer: dict) -> float:
 
 
 def made(one: Comparison) -> str:
-    """Machine, versions and commit; those of the peers by name."""
-    row, peers = (
-        one.row,
-        [side.get("versions", {}) for name, side in one.sides.items() if name != "ours"],
-    )
-    parts = [
-        f"{row['cores']} cores of {row['cpu']}, {row['memory_gib']} GiB",
-        f"Python {row['python']}",
-    ]
-    parts += [f"torch {row['torch']}"] if "torch" in row else []
-    for versions in peers:
-        parts += [
-            f"{name} {text}"
-            for name, text in versions.items()
-            if name not in ("python", "torch", "numpy")
-        ]
+    """Machine, versions and commit, with the versions of the peers."""
+    row = one.row
+    parts = [f"{row['cores']} cores of {row['cpu']}, {row['memory_gib']} GiB"]
+    parts.append(f"Python {row['python']}")
+    if "torch" in row:
+        parts.append(f"torch {row['torch']}")
+    for side in one.others.values():
+        versions = side.get("versions", {})
+        for name, text in versions.items():
+            if name not in ("python", "torch", "numpy"):
+                parts.append(f"{name} {text}")
         if versions.get("torch") != row.get("torch"):
             parts.append(f"the peer's torch {versions.get('torch', 'not recorded')}")
-    return ", ".join(parts) + f"; commit {row['commit']}, {row['when'][:10]}"
+    return f"{', '.join(parts)}; commit {row['commit']}, {row['when'][:10]}"
 
 
 def table(found: list[Comparison]) -> str:
-    """A Markdown table of comparisons, and below it what its letters stand for."""
-    notes = {note: chr(ord("a") + i) for i, note in enumerate(dict.fromkeys(map(made, found)))}
-    lines = ["| " + " | ".join(HEAD) + " |", "| " + " | ".join(["---"] * len(HEAD)) + " |"]
+    """A Markdown table of comparisons. Its last column has letters, explained below it."""
+    origins = dict.fromkeys(map(made, found))
+    letters = {origin: chr(ord("a") + i) for i, origin in enumerate(origins)}
+    lines = [list(HEAD), ["---"] * len(HEAD)]
     for one in found:
         settings = ", ".join(f"{name} {value}" for name, value in one.settings.items())
-        ours, peers = (
-            one.sides["ours"],
-            {name: side for name, side in one.sides.items() if name != "ours"},
-        )
-        for name, peer in (peers or {"": None}).items():
-            other = (
-                [f"{name}: {speed(peer)}", memory(peer), f"{ratio(ours, peer):.2f}"]
-                if peer
-                else ["", "", ""]
-            )
-            cells = [
-                one.work,
-                settings,
-                speed(ours),
-                memory(ours),
-                *other,
-                str(len(ours["rows"])),
-                notes[made(one)],
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-    return (
-        "\n".join([*lines, "", *(f"- {letter}: {note}" for note, letter in notes.items())]) + "\n"
-    )
+        ours = one.sides["ours"]
+        start = [one.work, settings, speed(ours), memory(ours)]
+        end = [str(len(ours["rows"])), letters[made(one)]]
+        for name, side in one.others.items():
+            peer = [f"{name}: {speed(side)}", memory(side), f"{ratio(ours, side):.2f}"]
+            lines.append([*start, *peer, *end])
+        if not one.others:
+            lines.append([*start, "", "", "", *end])
+    texts = [f"| {' | '.join(line)} |" for line in lines]
+    notes = [f"- {letter}: {origin}" for origin, letter in letters.items()]
+    return "\n".join([*texts, "", *notes]) + "\n"
 
 
 def memory(side: dict) -> str:
@@ -140,24 +126,23 @@ def memory(side: dict) -> str:
 
 
 def rewritten(text: str, rows: list[dict], where: str) -> str:
-    """`text` with its marked tables made anew. Raises InputError where there is none, or one cannot be made."""
-
-    def anew(found: re.Match) -> str:
-        return f"{found[1]}{chosen(rows, found[2], where)}{found[4]}"
-
-    opened, closed = (
-        len(re.findall(r"(?m)^<!-- table: ", text)),
-        len(re.findall(r"(?m)^<!-- end of table -->$", text)),
-    )
+    """`text` with new tables between its markers. Raises InputError if there are none."""
+    opened = len(re.findall(r"(?m)^<!-- table: ", text))
+    closed = len(re.findall(r"(?m)^<!-- end of table -->$", text))
     if not opened or opened != closed or len(MARKED.findall(text)) != opened:
         raise InputError(
-            f"{where}: {opened} lines <!-- table: ... --> and {closed} <!-- end of table -->; put one after each other"
+            f"{where}: {opened} lines <!-- table: ... --> and {closed} <!-- end of table -->; "
+            "put one after each other"
         )
-    return MARKED.sub(anew, text)
+
+    def new(match: re.Match) -> str:
+        return f"{match[1]}{chosen(rows, match[2], where)}{match[4]}"
+
+    return MARKED.sub(new, text)
 
 
 def chosen(rows: list[dict], names: str, where: str) -> str:
-    """The table of the benches in `names`, with commas between, or of all."""
+    """The table of the benches in `names` (with commas), or of "all". Raises InputError."""
     known = list(dict.fromkeys(row["bench"] for row in rows))
     benches = known if names == "all" else [name.strip() for name in names.split(",")]
     for name in benches:

@@ -1,13 +1,14 @@
-"""Two programs measured in turn: each a child process of its own, in its own environment, that works when told to.
+"""Measures programs in turn: each is a process in its own environment that works when it is told.
 
-A side is a command. Its process calls `serve(work)`: it says that it is ready and what it has imported, then for every
-line on its standard input does one unit of work and answers with a line of JSON; at the end of the input it answers
-with its peak memory. The one who measures (`alternate`) lets one side work while the others wait, so that a slow minute
-of the machine hits all alike. Beside the clock's seconds stand those of the processor, which others on the machine
-disturb less.
+A side is a command. Its process calls `serve(work)`: it reports that it is ready and what it has
+imported. For every line on its standard input it does one unit of work and answers with a line of
+JSON. At the end of the input it reports its peak memory. `alternate` lets one side work while the
+others wait, so that a slow minute of the machine hits all alike. Beside the clock's seconds stand
+those of the processor, which other programs on the machine disturb less.
 
-A comparison (grpo_step.py, sampling.py, pretrain.py) is one file that is run by both Pythons: its `main` starts the
-sides (`sides`), after it has seen that both models give the same log-probs (`check_same`).
+A comparison (grpo_step.py, sampling.py, pretrain.py) is one file that all sides run: its `main`
+starts the sides (`side_commands`) after it has checked that their models give the same log-probs
+(`check_same`). The sides are ours, a peer (--peer), and an earlier revision of ours (--before).
 """
 
 import argparse
@@ -30,12 +31,15 @@ RESULTS = Path(__file__).with_name("results.jsonl")
 PACKAGES = ("torch", "numpy", "transformers", "trl", "accelerate", "datasets")
 DTYPES = ("float32", "bfloat16")
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The child's side
+# --------------------------------------------------------------------------------------------------
+# A side's process
 
 
 def serve(work: Callable[[int], dict], warmup: int = 2) -> None:
-    """work(number of the round) -> what it measured; "seconds" (if absent) and "cpu" are added."""
+    """Do `work(number of the round)` when told. It returns what it measured.
+
+    "seconds" (if it is missing) and "cpu" are added.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not stand among the answers
     before = peak_bytes()
@@ -49,15 +53,16 @@ def serve(work: Callable[[int], dict], warmup: int = 2) -> None:
     for number, _ in enumerate(sys.stdin):
         began, cpu = time.perf_counter(), time.process_time()
         row = work(warmup + number)
-        say({"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu, **row})
+        times = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+        say(times | row)
     peak = peak_bytes()
     say({"peak_mb": peak / 1e6, "peak_above_imports_mb": (peak - before) / 1e6})
 
 
 def peak_bytes() -> int:
-    """The most memory that this process had resident, since its start or since `reset_peak`.
+    """Peak resident memory of this process since its start or since `reset_peak`.
 
-    Linux's VmHWM: `ru_maxrss` also counts what the process that started this one held.
+    Linux's VmHWM: `ru_maxrss` also counts what the parent process held.
     """
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -65,9 +70,8 @@ def peak_bytes() -> int:
                 return 1024 * int(line.split()[1])
     except OSError:
         pass
-    return (1 if sys.platform == "darwin" else 1024) * resource.getrusage(
-        resource.RUSAGE_SELF
-    ).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def reset_peak() -> None:
@@ -79,25 +83,30 @@ def reset_peak() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of those packages that this process has imported."""
-    found = {name: version(name) for name in PACKAGES if name in sys.modules}
-    return {"python": platform.python_version(), **found}
+    """Versions of Python and of those packages that this process has imported."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        if name in sys.modules:
+            found[name] = version(name)
+    return found
 
 
 def trainer_steps(make: Callable) -> Callable[[], None]:
-    """make(callback) -> a transformers Trainer. Returns a function that lets the Trainer, which runs in a thread of its
-    own, make one step, and waits for its end."""
+    """A function that makes one step of a transformers Trainer and waits for its end.
+
+    make(callback) -> the Trainer, which runs in a thread of its own.
+    """
     import threading
 
     from transformers import TrainerCallback
 
-    asked, done = threading.Semaphore(0), threading.Semaphore(0)
+    begin, done = threading.Semaphore(0), threading.Semaphore(0)
 
     class Turns(TrainerCallback):
-        """A step is made when it is asked for."""
+        """A step begins when `begin` is released."""
 
         def on_step_begin(self, *_, **__):
-            asked.acquire()
+            begin.acquire()
 
         def on_step_end(self, *_, **__):
             done.release()
@@ -106,7 +115,7 @@ def trainer_steps(make: Callable) -> Callable[[], None]:
     thread.start()
 
     def step() -> None:
-        asked.release()
+        begin.release()
         while not done.acquire(timeout=1):
             if not thread.is_alive():
                 sys.exit(1)
@@ -115,7 +124,7 @@ def trainer_steps(make: Callable) -> Callable[[], None]:
 
 
 def print_logprobs(side: str, folder: str, prompts: list[list[int]]) -> None:
-    """Print the log-prob of each prompt, the sum over its tokens, by the side's model in float32."""
+    """Print the log-prob of each prompt (sum over its tokens) by the side's model in float32."""
     import torch
 
     if side == "ours":
@@ -128,125 +137,138 @@ def print_logprobs(side: str, folder: str, prompts: list[list[int]]) -> None:
 
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         logits = [model(torch.tensor([ids])).logits[0] for ids in prompts]
-    sums = [
-        row[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None]).sum().item()
-        for row, ids in zip(logits, prompts, strict=True)
-    ]
+    sums = []
+    for row, ids in zip(logits, prompts, strict=True):
+        logp = row[:-1].log_softmax(-1)
+        sums.append(logp.gather(1, torch.tensor(ids[1:])[:, None]).sum().item())
     print(json.dumps(sums))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A comparison's options and commands
 
 
 def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
-    """The options that every comparison has. --side and --check are for its own children."""
+    """The options of every comparison. --side and --check are for the processes that it starts."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument(
-        "--peer", help="the Python of the peer's environment; without one ours runs alone"
-    )
+    parser.add_argument("--peer", help="Python of the peer's environment; without it ours alone")
+    parser.add_argument("--before", help="checkout of an earlier revision of ours: one more side")
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the arithmetic")
-    parser.add_argument("--peer_dtype", choices=DTYPES, help="of the peer's, where it is another")
+    parser.add_argument("--peer_dtype", choices=DTYPES, help="of the peer's, where it differs")
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--check", nargs=2, help=argparse.SUPPRESS)
     return parser
 
 
-def own_options(Config, given: str, known: tuple[str, ...], defaults: dict):
-    """A trainer's Config with the comparison's defaults, changed by --ours KEY=VALUE,... Raises InputError for an
-    option that is not among the `known`: it would be recorded without being used."""
+def own_options(Config, text: str, known: tuple[str, ...], defaults: dict):
+    """A trainer's Config with the comparison's defaults, changed by --ours KEY=VALUE,...
+
+    Raises InputError for an option that is not `known`: it would be recorded without being used.
+    """
     from runtime.options import parse
 
-    pairs = [pair for pair in given.split(",") if pair]
-    for pair in pairs:
-        if pair.partition("=")[0] not in known:
+    values = {name: str(value) for name, value in defaults.items()}
+    for pair in text.split(","):
+        if not pair:
+            continue
+        name, _, value = pair.partition("=")
+        if name not in known:
             raise InputError(
-                f"--ours {pair}: not an option of this comparison; use KEY=VALUE of {', '.join(known)}"
+                f"--ours {pair}: not an option of this comparison; use KEY=VALUE of "
+                f"{', '.join(known)}"
             )
-    return parse(
-        Config,
-        [f"--{name}={value}" for name, value in defaults.items()] + [f"--{pair}" for pair in pairs],
-    )
+        values[name] = value
+    return parse(Config, [f"--{name}={value}" for name, value in values.items()], partial=True)
 
 
-def commands(script: str, given: argparse.Namespace, peer: str) -> dict[str, list[str]]:
-    """{side: Python and script}: ours, and where --peer is given the one named `peer`."""
-    pythons = {"ours": sys.executable} | ({peer: given.peer} if given.peer else {})
-    return {name: [python, script] for name, python in pythons.items()}
+def commands(script: str, options: argparse.Namespace, peer: str) -> dict[str, list[str]]:
+    """Side -> Python and script: "ours", with --before "before", with --peer the name `peer`."""
+    found = {"ours": [sys.executable, script]}
+    if options.before:
+        earlier = Path(options.before) / "bench" / Path(script).name
+        found["before"] = [sys.executable, str(earlier)]
+    if options.peer:
+        found[peer] = [options.peer, script]
+    return found
 
 
-def sides(
-    found: dict[str, list[str]], given: argparse.Namespace, folder: str, *options: str
+def role(side: str) -> str:
+    """The name by which a side's script knows itself: an earlier revision is "ours" too."""
+    return "ours" if side == "before" else side
+
+
+def side_commands(
+    found: dict[str, list[str]], options: argparse.Namespace, folder: str, *more: str
 ) -> dict[str, list[str]]:
-    """The commands of the sides, which work with the model in `folder`. Options that only ours has are left to it."""
-    own = ["--ours", given.ours] if getattr(given, "ours", "") else []
-    return {
-        name: [*command, "--side", name, folder, "--threads", str(given.threads), *options]
-        + (
-            ["--dtype", given.dtype, *own]
-            if name == "ours"
-            else ["--dtype", given.peer_dtype or given.dtype]
-        )
-        for name, command in found.items()
-    }
+    """The commands of the sides, which use the model in `folder`. --ours is for our sides alone."""
+    sides = {}
+    for name, command in found.items():
+        words = ["--side", role(name), folder, "--threads", str(options.threads), *more]
+        if role(name) == "ours":
+            words += ["--dtype", options.dtype]
+            if getattr(options, "ours", ""):
+                words += ["--ours", options.ours]
+        else:
+            words += ["--dtype", options.peer_dtype or options.dtype]
+        sides[name] = [*command, *words]
+    return sides
 
 
 def check_same(found: dict[str, list[str]], folder: str, tolerance: float) -> None:
-    """Raises InputError where the sides' models give log-probs that are further apart than `tolerance` (nats)."""
+    """Raises InputError if the sides' log-probs differ by more than `tolerance` (nats)."""
     sums = {}
     for name, command in found.items():
-        told = subprocess.run([*command, "--check", name, folder], capture_output=True, text=True)
-        if told.returncode:
-            raise InputError(f"{' '.join(command)}: {told.stderr.strip() or 'it failed'}")
-        sums[name] = json.loads(told.stdout)
-    first, last = list(sums.values())[0], list(sums.values())[-1]
-    if not all(
-        math.isclose(a, b, rel_tol=0, abs_tol=tolerance) for a, b in zip(first, last, strict=True)
-    ):
-        raise InputError(f"the two models do not give the same log-probs: {sums}")
+        words = [*command, "--check", role(name), folder]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            raise InputError(f"{' '.join(command)}: {done.stderr.strip() or 'it failed'}")
+        sums[name] = json.loads(done.stdout)
+    for values in sums.values():
+        for a, b in zip(sums["ours"], values, strict=True):
+            if not math.isclose(a, b, rel_tol=0, abs_tol=tolerance):
+                raise InputError(f"the models do not give the same log-probs: {sums}")
 
 
-def settings(given: argparse.Namespace) -> dict:
-    """The options of a comparison as they are recorded."""
-    chosen = {
-        name: value for name, value in vars(given).items() if name not in ("peer", "side", "check")
-    }
-    return chosen | {"peer_dtype": given.peer_dtype or given.dtype}
+def settings(options: argparse.Namespace) -> dict:
+    """The options of a comparison, as they are recorded."""
+    hidden = ("peer", "before", "side", "check")
+    chosen = {name: value for name, value in vars(options).items() if name not in hidden}
+    return chosen | {"peer_dtype": options.peer_dtype or options.dtype}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The one who measures
+# --------------------------------------------------------------------------------------------------
+# Measuring
 
 
 def alternate(
     sides: dict[str, list[str]], rounds: int, environment: dict | None = None
 ) -> dict[str, dict]:
-    """Run the sides in turn, another one beginning each round.
+    """Run the sides in turn; each round begins with another one.
 
     Returns {side: {"versions": {...}, "rows": [...], "peak_mb": ...}}.
     """
+    names, children, found = list(sides), {}, {}
+    environment = os.environ | (environment or {})
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-    children, found = {}, {}
     try:
+        # start one after the other: each on an idle machine
         for name, command in sides.items():
-            children[name] = subprocess.Popen(
-                command, env={**os.environ, **(environment or {})}, **pipes
-            )
-            found[name] = _answer(
-                name, children[name]
-            )  # one after the other: each starts on an idle machine
-        rows = {name: [] for name in sides}
-        names = list(sides)
+            children[name] = subprocess.Popen(command, env=environment, **pipes)
+            found[name] = _answer(name, children[name]) | {"rows": []}
+
+        # rounds
         for number in range(rounds):
             first = number % len(names)
             for name in names[first:] + names[:first]:
                 children[name].stdin.write("go\n")
-                rows[name].append(_answer(name, children[name]))
+                found[name]["rows"].append(_answer(name, children[name]))
+
+        # peaks
         for name, child in children.items():
             child.stdin.close()
-            found[name] |= {"rows": rows[name], **_answer(name, child)}
+            found[name] |= _answer(name, child)
             child.wait()
         return found
     finally:
@@ -258,9 +280,8 @@ def alternate(
 def _answer(name: str, child: subprocess.Popen) -> dict:
     line = child.stdout.readline()
     if not line:
-        raise SystemExit(
-            f"error: {name} ended with exit code {child.wait()}; its messages stand above"
-        )
+        code = child.wait()
+        raise SystemExit(f"error: {name} ended with exit code {code}; its messages stand above")
     return json.loads(line)
 
 
@@ -270,17 +291,24 @@ def median(rows: list[dict], key: str = "seconds") -> tuple[float, float, float]
     return statistics.median(values), min(values), max(values)
 
 
-def record(name: str, settings: dict, found: dict) -> None:
-    """Append a comparison to bench/results.jsonl: what was measured, the machine, versions and our commit."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent
-    )
+def print_ratios(found: dict[str, dict]) -> None:
+    """How many times as fast ours is as each other side."""
+    ours = median(found["ours"]["rows"])[0]
+    for name, side in found.items():
+        if name != "ours":
+            print(f"{name} / ours: {median(side['rows'])[0] / ours:.2f}", flush=True)
+
+
+def record(name: str, options: dict, found: dict) -> None:
+    """Append a comparison to bench/results.jsonl, with the machine, versions and our commit."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent)
     row = {
         "bench": name,
         "when": time.strftime("%Y-%m-%d %H:%M"),
         "commit": commit.stdout.strip(),
         **machine(),
-        "settings": settings,
+        "settings": options,
         "found": found,
     }
     with open(RESULTS, "a") as file:

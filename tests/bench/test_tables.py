@@ -201,7 +201,9 @@ def test_only_our_side_is_given_our_options():
     chosen = given(
         "--peer", "PEER", "--dtype", "bfloat16", "--peer_dtype", "float32", "--ours", "fused=true"
     )
-    found = turns.sides(turns.commands("bench.py", chosen, "trl"), chosen, "DIR", "--size", "1m")
+    found = turns.side_commands(
+        turns.commands("bench.py", chosen, "trl"), chosen, "DIR", "--size", "1m"
+    )
     ours, peer = (turns_given[2:] for turns_given in found.values())
     assert found["ours"][:2] == [sys.executable, "bench.py"] and found["trl"][:2] == [
         "PEER",
@@ -220,6 +222,13 @@ def test_only_our_side_is_given_our_options():
     assert turns.settings(chosen) == settings
     assert turns.settings(given())["peer_dtype"] == "float32"
     assert list(turns.commands("bench.py", given(), "trl")) == ["ours"]
+
+
+def test_an_earlier_revision_is_our_side_of_another_folder():
+    chosen = given("--before", "OLD", "--ours", "fused=true")
+    found = turns.side_commands(turns.commands("bench.py", chosen, "trl"), chosen, "DIR")
+    assert list(found) == ["ours", "before"]
+    assert found["before"] == [sys.executable, "OLD/bench/bench.py", *found["ours"][2:]]
 
 
 def test_options_of_ours_are_read_as_the_trainer_reads_them():
