@@ -246,10 +246,10 @@ def main(config: Config) -> None:
         )
     )
 
-    model.activation_checkpointing = run.checkpointing("dpo", model.config)
     model = shard(model, world)  # one after the other, so that whole copies do not pile up
     reference = shard(from_pretrained(config.init, world.device), world)
     optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
+    run.checkpointing(model, tokens=max(config.micro_tokens, config.context))
     start, _ = run.resume(model, optimizer)
     order = shuffled(len(train), config.seed)
     for _ in range(start * config.batch):

@@ -758,7 +758,6 @@ def main(config: Config) -> None:
     items, held_out = load_problems(config, tokenizer, model.config.context)
     run.say(f"{len(items)} problems, {config.questions} x {config.samples} completions a step")
 
-    model.activation_checkpointing = run.checkpointing("grpo", model.config)
     model = shard(model, world)  # one after the other, so that whole copies do not pile up
     regularised = config.beta and config.algorithm == "grpo"
     reference = shard(from_pretrained(config.init, world.device), world) if regularised else None
@@ -777,6 +776,7 @@ def main(config: Config) -> None:
         )
 
     reward_model = reward_of(0)
+    run.checkpointing(model, tokens=config.micro_tokens)
     start, state = run.resume(model, optimizer)
     silent = state.get("silent", 0)  # steps in a row without a signal
     total = config.iterations * config.steps

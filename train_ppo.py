@@ -319,7 +319,6 @@ def load_value(config: Config, tokenizer: Tokenizer, device) -> Transformer:
         )
     value = from_pretrained(directory, device, score="value")
     check_tokenizer(tokenizer, value, directory)
-    value.activation_checkpointing = config.activation_checkpointing
     return value
 
 
@@ -331,7 +330,6 @@ def main(config: Config) -> None:
     model = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, model, config.init)
     items, held_out = load_problems(config, tokenizer, model.config.context)
-    model.activation_checkpointing = run.checkpointing("ppo", model.config)
     model = shard(model, world)  # one after the other, so that whole copies do not pile up
     value = shard(load_value(config, tokenizer, world.device), world)
     reference = shard(from_pretrained(config.init, world.device), world) if config.beta else None
@@ -349,6 +347,7 @@ def main(config: Config) -> None:
     optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
     value_optimizer = adamw(value, config.value_lr, (0.9, config.beta2), config.weight_decay)
     others = {"value": (value, value_optimizer)}
+    run.checkpointing(model, value, tokens=config.micro_tokens)
     start, _ = run.resume(model, optimizer, others)
     order = shuffled(len(items), config.seed)
     for _ in range(start * config.questions):

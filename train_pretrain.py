@@ -14,7 +14,6 @@ starts from DeepSeek-Coder-Base (`--init`) and reads 500B tokens: 56 % math corp
     torchrun --nproc_per_node 8 train_pretrain.py --config configs/paper/pretrain.toml --init DIR --to DIR
 """
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,10 +26,9 @@ from data.shards import Mixture, Shards, windows
 from data.tokenizer import Tokenizer, check_tokenizer
 from kernels import definition
 from model import PRESETS, Layout, ModelConfig, Transformer, preset
-from runtime import optim
 from runtime.distributed import World, seeded, setup, shard
 from runtime.hf import from_pretrained
-from runtime.optim import adamw, clip_grad_norm, lr_multistep, set_lr
+from runtime.optim import Work, adamw, clip_grad_norm, lr_multistep, set_lr
 from runtime.options import option
 from runtime.run import Run, command
 
@@ -191,16 +189,16 @@ def main(config: Config) -> None:
     tokens = config.batch * config.context
     run.say(f"{parameters / 1e6:.2f} M parameters, {tokens} tokens a step")
 
-    model.activation_checkpointing = run.checkpointing("pretrain", shape)
     model.set_dropout(config.dropout)
     model = shard(model, world)
     optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
+    run.checkpointing(model, tokens=config.micro_batch * config.context)
     start, state = run.resume(model, optimizer)
     if state:
         mixture.load_state_dict(state["mixture"])
 
     for step in range(start + 1, config.steps + 1):
-        began = time.perf_counter()
+        run.phase("update")
         torch.manual_seed(seeded(config.seed, "dropout", step, world.rank))
 
         # --- a batch of windows, by the weights of the sources (2.3)
@@ -214,15 +212,14 @@ def main(config: Config) -> None:
         norm = clip_grad_norm(model, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seconds = time.perf_counter() - began
 
         # --- validate, log, save
+        run.phase("validate")
         metrics = {"loss": loss, "grad_norm": norm, "lr": rate, "tokens": step * tokens}
         metrics["sources"] = {name: sources.count(name) for name in config.data}
         if held_out and (step % config.valid_every == 0 or step == config.steps):
             metrics |= validation_losses(model, held_out, eos, config.micro_batch, world)
-        speed = optim.speed(tokens, step_flops(shape, rows, eos), seconds, world)
-        run.log(step, metrics, {"seconds": seconds, **speed})
+        run.log(step, metrics, Work(tokens, step_flops(shape, rows, eos)))
         run.checkpoint(step, model, tokenizer, optimizer, {"mixture": mixture.state_dict()})
     run.finish(model, tokenizer, {"parameters": parameters})
 

@@ -347,7 +347,6 @@ def main(config: Config) -> None:
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device, score=config.kind)
     check_tokenizer(tokenizer, model, config.init)
-    model.activation_checkpointing = run.checkpointing("reward", model.config)
 
     def load(paths: list[str]) -> tuple[list[Labelled], int]:
         parts = [load_labelled(path, config, tokenizer) for path in paths]
@@ -363,6 +362,7 @@ def main(config: Config) -> None:
     )
     model = shard(model, world)
     optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
+    run.checkpointing(model, tokens=max(config.micro_tokens, config.context))
     start, _ = run.resume(model, optimizer)
     order = shuffled(len(groups), config.seed)
     for _ in range(start * config.questions):

@@ -11,7 +11,6 @@ its end token included. The paper: 776K examples, batches of 256 sequences of 4K
     torchrun --nproc_per_node 8 train_sft.py --config configs/paper/sft.toml --init DIR --data FILE --to DIR
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -33,10 +32,9 @@ from data.io import InputError, read_jsonl
 from data.tokenizer import Tokenizer, check_tokenizer
 from kernels import definition
 from model import Transformer
-from runtime import optim
 from runtime.distributed import World, seeded, setup, shard
 from runtime.hf import from_pretrained
-from runtime.optim import adamw, clip_grad_norm, lr_linear_decay, set_lr
+from runtime.optim import Work, adamw, clip_grad_norm, lr_linear_decay, set_lr
 from runtime.options import option
 from runtime.run import Run, command
 
@@ -194,10 +192,10 @@ def main(config: Config) -> None:
         held_out, _ = load_examples(files, tokenizer, config.template, config.context)
     run.say(f"{len(examples)} examples, {left_out} longer than {config.context} tokens left out")
 
-    model.activation_checkpointing = run.checkpointing("sft", model.config)
     model.set_dropout(config.dropout)
     model = shard(model, world)
     optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
+    run.checkpointing(model, tokens=max(config.micro_tokens, config.context))
     start, _ = run.resume(model, optimizer)
     lengths = [length(example) for example in examples]
     stream = batches(lengths, config.context, config.batch, config.seed)
@@ -205,7 +203,7 @@ def main(config: Config) -> None:
         next(stream)
 
     for step in range(start + 1, config.steps + 1):
-        began = time.perf_counter()
+        run.phase("update")
         torch.manual_seed(seeded(config.seed, "dropout", step, world.rank))
 
         # --- a batch of packed sequences
@@ -220,16 +218,15 @@ def main(config: Config) -> None:
         norm = clip_grad_norm(model, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seconds = time.perf_counter() - began
 
         # --- validate, log, save
+        run.phase("validate")
         metrics = {"loss": loss, "grad_norm": norm, "lr": rate, "examples": len(batch)}
         if held_out and (step % config.valid_every == 0 or step == config.steps):
             with torch.no_grad():
                 metrics["valid_loss"] = batch_loss(model, held_out, config.micro_tokens, world)
         flops = 3 * forward_flops(model.config, batch)
-        speed = optim.speed(sum(map(length, batch)), flops, seconds, world)
-        run.log(step, metrics, {"seconds": seconds, **speed})
+        run.log(step, metrics, Work(sum(map(length, batch)), flops))
         run.checkpoint(step, model, tokenizer, optimizer)
     run.finish(model, tokenizer, {"examples": len(examples), "left_out": left_out})
 

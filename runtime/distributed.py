@@ -15,6 +15,7 @@ import kernels
 from data.io import InputError
 from kernels.compiled import compile_blocks
 from kernels.cpu import compiler
+from runtime.options import local_main
 
 
 @dataclasses.dataclass
@@ -112,6 +113,14 @@ def setup(
     return World(rank, size, where, local, bf16, compile, kernels)
 
 
+def is_first(message: str) -> bool:
+    """True on one of the processes that call this with the same message; none waits for another."""
+    if not dist.is_initialized():
+        return local_main()
+    store = dist.distributed_c10d._get_default_store()
+    return store.add(f"message {message}", 1) == 1
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Random numbers
 
@@ -190,9 +199,8 @@ def shard(model: nn.Module, world: World) -> nn.Module:
 
     mesh = init_device_mesh(world.device.type, (world.size,))
     # Inputs are not cast: the rotary angles are float32 and must stay so.
-    policy = MixedPrecisionPolicy(
-        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
+    low = {"param_dtype": dtype, "reduce_dtype": torch.float32} if dtype != torch.float32 else {}
+    policy = MixedPrecisionPolicy(**low, cast_forward_inputs=False)
     for block in model.layers:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # The root stays whole after forward: the log-prob kernel uses the LM head between forward and backward.

@@ -3,6 +3,8 @@
 import functools
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -102,22 +104,58 @@ def mfu(flops_per_second: float, world: World) -> float:
     return flops_per_second / (peak_flops(world.device) * world.size)
 
 
-def speed(tokens: int, flops: float, seconds: float, world: World) -> dict:
-    """What every trainer writes to timing.jsonl of its optimizer steps: tokens_per_second and mfu.
+@dataclass
+class Work:
+    """What a step computed, over all processes.
 
-    tokens: of the batch over all processes, no padding, a question with several completions counted once, each time
-    the batch is learned from. flops: what the mathematics needs for them (`batch.forward_flops`): a forward, of a
-    trained model a backward, twice as much. What the program does again (activations, logits, a question in several
-    micro-batches) or for nothing (padding) counts in the seconds alone.
+    tokens: those learned from, without padding; a question counts once for all its completions,
+    and each update on the same batch counts again. flops: what the mathematics of this learning
+    needs (`batch.forward_flops`; a backward takes twice a forward).
+    sampled, sampling_flops: the same of sampling, if the step sampled.
+    Work that the program repeats (activations, logits) or wastes (padding) counts in seconds only.
     """
+
+    tokens: int
+    flops: float
+    sampled: int = 0
+    sampling_flops: float = 0.0
+
+
+def speed(tokens: int, flops: float, seconds: float, world: World) -> dict:
+    """Speed of learning: tokens_per_second and mfu."""
     return {"tokens_per_second": tokens / seconds, "mfu": mfu(flops / seconds, world)}
 
 
-def memory_limit(world: World) -> float | None:
-    """Bytes that this process may hold on its GPU, but for a tenth kept free: what is free now and what it holds
-    already. None on a CPU."""
+def memory_left(world: World) -> float | None:
+    """Bytes that this process may still take on its GPU if a tenth stays free. None on a CPU."""
     if world.device.type != "cuda":
         return None
-    return 0.9 * (
-        torch.cuda.mem_get_info(world.device)[0] + torch.cuda.memory_reserved(world.device)
-    )
+    free, _ = torch.cuda.mem_get_info(world.device)
+    usable = free + torch.cuda.memory_reserved(world.device)
+    return 0.9 * usable - torch.cuda.memory_allocated(world.device)
+
+
+def learning_bytes(models: Sequence[nn.Module], tokens: int, dtype: torch.dtype) -> float:
+    """Bytes that learning takes beside the weights, if no activation is recomputed; an estimate.
+
+    models: those that are trained, one after the other. tokens: of one forward and backward pass.
+    dtype: of the matrix products.
+    """
+    # Adam's two moments and the gradient, in float32, of the part that this process holds.
+    parameters = [p for model in models for p in model.parameters() if p.requires_grad]
+    held = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in parameters)
+    return 12 * held + max(activation_bytes(model.config, tokens, dtype) for model in models)
+
+
+def activation_bytes(shape, tokens: int, dtype: torch.dtype) -> float:
+    """Bytes of the activations that a backward of `tokens` needs, for a model of this ModelConfig.
+
+    A block keeps, of each token: 4 vectors of width D (the inputs of two norms and of two matrix
+    products), queries and the output of attention three times H * E, keys and values 2 K * E,
+    the feed-forward layer 3 F; and the norms 4 D in float32. The head keeps parts of the logits.
+    """
+    heads, kv_heads = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+    block = dtype.itemsize * (4 * shape.width + 3 * heads + 2 * kv_heads + 3 * shape.ffn)
+    block += 4 * 4 * shape.width
+    logits = 0 if shape.score else min(4 * tokens * shape.vocab_size, 2e9)
+    return tokens * shape.layers * block + logits

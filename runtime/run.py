@@ -13,33 +13,39 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from data.io import InputError, atomic_write
+from runtime import optim
 from runtime.checkpoint import Checkpoints, Others, remove
-from runtime.distributed import World
-from runtime.optim import memory_limit
+from runtime.distributed import World, is_first
+from runtime.optim import Work, learning_bytes, memory_left
 from runtime.options import check, local_main, parse, read_toml, to_toml, toml_value
 
 
 def command(main: Callable, Config) -> None:
-    """Run `main(parse(Config))` as a program: InputError is one line and exit code 2; a stop by signal 130 or 143."""
-    code, message, together = 0, "", True
+    """Run `main(parse(Config))` as a program.
+
+    An error of the user (InputError, a file, a gradient that is not finite, a GPU that is too
+    small) is one line and exit code 2; a stop by SIGINT is exit code 130, by SIGTERM 143.
+    """
+    code, message, together = 0, "", False
     try:
         main(parse(Config, description=sys.modules[main.__module__].__doc__ or ""))
-    except InputError as error:
-        code, message, together = 2, f"error: {error}", False
+        together = True
+    except (InputError, OSError, FloatingPointError) as error:
+        code, message = 2, f"error: {error}"
+    except torch.OutOfMemoryError as error:
+        advice = "lower --micro_tokens, --micro_batch or --max_rows"
+        code, message = 2, f"error: {str(error).splitlines()[0]} {advice}"
     except Interrupted as stop:
-        code, message = 128 + stop.signum, str(stop)
+        code, message, together = 128 + stop.signum, str(stop), True
     except KeyboardInterrupt:
-        code, together = 130, False
-        message = (
-            "interrupted; the same command continues from the last checkpoint, if there is one"
-        )
-    if message and local_main():
+        code, message = 130, "interrupted; the same command continues from its last checkpoint"
+    if message and is_first(message):
         print(message, file=sys.stderr, flush=True)
-    if (
-        dist.is_initialized() and together
-    ):  # otherwise some may still wait in a collective: torchrun ends them
+    # After an error, other processes may still wait in a collective. torchrun ends them.
+    if dist.is_initialized() and together:
         dist.destroy_process_group()
     if code:
         sys.exit(code)
@@ -62,9 +68,8 @@ class Interrupt:
         self.signum, self._at, self._before = 0, 0.0, {}
 
     def start(self) -> "Interrupt":
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # Python handles signals nowhere else
+        # Python handles signals in the main thread only.
+        if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._before[signum] = signal.signal(signum, self._handle)
         return self
@@ -177,6 +182,8 @@ class Run:
         self.checkpoints = Checkpoints(self.directory, world, config.keep)
         self.metrics = Metrics(self.directory, world, self.total)
         self.interrupt = Interrupt()
+        self.seconds: dict[str, float] = {}  # of this step, by phase
+        self._phase, self._since = "", 0.0
         self._check_config()
 
     def _check_config(self) -> None:
@@ -199,23 +206,23 @@ class Run:
         if self.world.is_main:
             print(text, flush=True)
 
-    def checkpointing(self, stage: str, shape) -> bool:
-        """Whether blocks compute their activations again in the backward: what the option says or, where it is None, on
-        a GPU whose memory a step would not fit without, by tools/plan.py's count; then a line says so. Kept in the config.
+    def checkpointing(self, *models: nn.Module, tokens: int) -> None:
+        """Say to the trained models whether blocks recompute their activations in the backward.
 
-        shape: the model's ModelConfig; stage: the trainer's name in tools/plan.py. A collective.
+        This is --activation_checkpointing. Where that is None, they do so on a GPU without memory
+        for a forward and backward pass of `tokens`; a line says so. The decision is kept in the
+        config. Call it when all models of the run are on the device. A collective.
         """
         if self.config.activation_checkpointing is None:
             self.config.activation_checkpointing = False
-            if (limit := memory_limit(self.world)) is not None:
-                from tools import plan  # it imports the trainers
-
-                needed = plan.learning_peak(stage, self.config, shape, self.world.size)
-                on = self.world.all_sum(float(needed > limit)) > 0  # the same on every process
+            if (left := memory_left(self.world)) is not None:
+                needed = learning_bytes(models, tokens, self.world.dtype)
+                on = self.world.all_sum(float(needed > left)) > 0  # the same on every process
                 self.config.activation_checkpointing = on
-                why = f"without it a step takes {needed / 1e9:.1f} GB, by tools/plan.py, of {limit / 1e9:.1f} GB"
+                why = f"learning takes about {needed / 1e9:.1f} GB, {left / 1e9:.1f} GB are free"
                 self.say(f"activation checkpointing {'on' if on else 'off'}: {why}")
-        return self.config.activation_checkpointing
+        for model in models:
+            model.activation_checkpointing = self.config.activation_checkpointing
 
     def resume(self, model, optimizer, others: Others = None) -> tuple[int, dict]:
         """(last finished step, its state) with models and optimizers as they were then; (0, {}) at the start.
@@ -233,7 +240,32 @@ class Run:
         self.interrupt.start()
         return step, state
 
-    def log(self, step: int, metrics: dict, timing: dict) -> None:
+    def phase(self, name: str) -> None:
+        """What follows is this phase of a step, until the next phase or `log`. Its seconds count."""
+        now = time.perf_counter()
+        if self._phase:
+            self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
+        self._phase, self._since = name, now
+
+    def log(self, step: int, metrics: dict, work: Work | dict | None = None) -> None:
+        """Write a step: `metrics` to metrics.jsonl, seconds and speed to timing.jsonl.
+
+        timing.jsonl gets the seconds of each phase and of all together, and of the phases "update"
+        and "assess" the tokens and the share of peak FLOP/s (mfu). Where the step sampled, in a
+        phase "rollout": tokens sampled a second, and mfu_step, that of the whole step.
+        """
+        self.phase("")
+        seconds, self.seconds = self.seconds, {}
+        timing = {"seconds": sum(seconds.values()), **seconds} if seconds else {}
+        if isinstance(work, dict):
+            timing |= work
+        elif work is not None:
+            learning = seconds["update"] + seconds.get("assess", 0.0)
+            timing |= optim.speed(work.tokens, work.flops, learning, self.world)
+            if "rollout" in seconds and work.sampled:
+                timing["rollout_tokens_per_second"] = work.sampled / seconds["rollout"]
+                flops = work.flops + work.sampling_flops
+                timing["mfu_step"] = optim.mfu(flops / timing["seconds"], self.world)
         self.metrics.write(step, metrics, timing)
 
     def checkpoint(

@@ -64,7 +64,9 @@ def test_named_files_exist(page):
         assert (ROOT / name).exists() or (page.parent / name).exists() or "/N." in name, name
     for name in re.findall(r"`(\w+\.py)`", text):
         assert list(ROOT.rglob(name)), name
-    for name in re.findall(r"python -m ((?:data|evaluation|tools|experiments|kernels)[\w.]*)", text):
+    for name in re.findall(
+        r"python -m ((?:data|evaluation|tools|experiments|kernels)[\w.]*)", text
+    ):
         path = ROOT / name.rstrip(".").replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), name
 

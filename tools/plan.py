@@ -303,18 +303,6 @@ def check(stage: str, config) -> None:
 FILES = {"init": "-", "to": "-", "problems": ["-"], "data": ["-"], "reward_model": "-"}
 
 
-def learning_peak(stage: str, config, shape: ModelConfig, gpus: int) -> int:
-    """Bytes that a process holds at most while it learns with a trainer's own `config`, without activation
-    checkpointing, from sequences as long as the options and the model's context allow."""
-    prompt = max(1, min(Options().prompt_tokens, getattr(config, "context", shape.context) // 2))
-    length = min(
-        getattr(config, "max_new_tokens", 0), shape.context - prompt
-    )  # 0: what the context leaves
-    given = vars(config) | {"activation_checkpointing": False, "device": "cuda"}
-    options = options_of(stage)(**given, gpus=gpus, prompt_tokens=prompt, response_tokens=length)
-    return measure(stage, options, replace(shape)).held("update")
-
-
 def measure(stage: str, config, shape: ModelConfig | None = None) -> Plan:
     """Trace a step of the trainer: models as it holds them, two micro-batches, a decoding step. shape: the model's, if
     it is not the one that the options name."""
