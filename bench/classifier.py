@@ -123,7 +123,7 @@ def measure_ours(corpus: Corpus, threads: int, seed: int) -> dict[str, float]:
     )
     used = time.process_time() - used
     texts, labels = corpus.held
-    accuracy = float(((model.scores(texts) > 0.5) == labels).mean())
+    accuracy = float(((model.margins(texts) > 0) == labels).mean())
     score = corpus.megabytes / timed(lambda: model.margins(corpus.texts))[1]
     return {"train": train_seconds, "train_cpu": used, "score": score, "accuracy": accuracy}
 

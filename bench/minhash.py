@@ -27,8 +27,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.io import InputError, read_jsonl, run_cli
-from data.mine.dedup import _chunks, _shingles, signatures, similarity
-from data.mine.ngrams import unit_hashes
+from data.mine.minhash import _ngrams, signatures, similarity
+from data.mine.ngrams import batches, unit_hashes
 
 try:
     import datasketch
@@ -88,8 +88,8 @@ def main() -> None:
     size = sum(len(text.encode()) for text in texts) / 1e6
     methods = {
         "ours": lambda: signatures(texts),
-        "of which words": lambda: [unit_hashes(chunk) for chunk in _chunks(texts)],
-        "of which 5-grams": lambda: [_shingles(chunk, 5) for chunk in _chunks(texts)],
+        "of which words": lambda: [unit_hashes(batch) for batch in batches(texts)],
+        "of which 5-grams": lambda: [_ngrams(batch, 5) for batch in batches(texts)],
         "datasketch": lambda: sketch(texts),
         "datasketch, crc32": lambda: sketch(texts, zlib.crc32),
         "its 5-grams": lambda: [grams(text) for text in texts],

@@ -35,7 +35,7 @@ except ImportError:
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.mine.pages import html_text
+from data.mine.html_text import html_text
 
 WORDS = (
     "the of and to in is that for it as with be on by this are or an from at which we can have not let where each "

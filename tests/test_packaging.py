@@ -67,11 +67,15 @@ def test_every_import_is_declared():
 @pytest.mark.parametrize(
     "missing, command, words",
     [
-        (["fastwarc"], "from data.mine.pages import html_text; html_text(b'<p>x</p>')", "fastwarc"),
+        (
+            ["resiliparse"],
+            "from data.mine.html_text import html_text; html_text(b'<p>x</p>')",
+            "pip install fastwarc resiliparse",
+        ),
         (
             ["distributed", "dask"],
-            "from data.mine import loop\n"
-            "with loop.executor(loop.Config(executor='dask://127.0.0.1:1')): pass",
+            "from data.mine.run import executor\n"
+            "with executor('dask://127.0.0.1:1', 1): pass",
             "dask[distributed]",
         ),
         (

@@ -1,238 +1,233 @@
-"""The data engine, whole or a step at a time.
+"""The data engine: the whole loop, or a single step.
 
     python -m data.mine --config FILE.toml --to DIR      the whole loop (python -m data.mine --help)
-    python -m data.mine STEP --help                      a step alone, with its options
-
-A *store* is a folder of pages, {url, text, lang, date} a line, in part-00000.jsonl, part-00001.jsonl, ...
+    python -m data.mine STEP --help                      a single step, and its options
 
     pages          crawl files -> a store
-    dedup          a store -> a store without repeated URLs, texts and near-duplicates
+    dedup          a store -> a store without repeated URLs, repeated texts and near-duplicates
     train          texts of two kinds -> a classifier
-    score          a store -> each page with its score, the best first
-    domains        a round of a finished or stopped run -> its mathematical domains; asks about their URL prefixes
-    decontaminate  a store -> a store without the text of benchmarks
+    score          a store -> every page with its score, best first
+    domains        a round of a run -> its mathematical domains; asks about their URL prefixes
+    decontaminate  a store -> a store without benchmark text
+
+A store is a folder of pages in part-00000.jsonl, part-00001.jsonl, ... A page is one line,
+{url, text, lang, date}.
 """
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from data.io import InputError, jsonl_files, read_jsonl, run_cli, write_jsonl
+from data.io import InputError, jsonl_files, run_cli, write_jsonl
 from data.mine import classifier, decontaminate, dedup, domains, loop, recall, steps
-from data.mine.dedup import shard_name, shard_numbers
+from data.mine.run import executor
+from data.mine.store import page_batches, shard_name, shard_numbers
 from runtime.options import option, parse
 
 
-def shards(store: str, name: str) -> list[Path]:
-    """The shards of a store. Raises InputError where there are none."""
+def store_shards(store: str, name: str) -> list[Path]:
+    """The shards of the store that the option `name` gives. Raises InputError if it has none."""
     numbers = shard_numbers(Path(store)) if Path(store).is_dir() else []
     if not numbers:
         raise InputError(
-            f"--{name} {store or '(empty)'}: no part-00000.jsonl, ... in it; give a folder of pages"
+            f"--{name} {store}: no part-00000.jsonl, ... in this folder; give a folder of pages"
         )
     return [Path(store) / shard_name(number) for number in numbers]
 
 
-def needed(config, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name):
-            raise InputError(f"--{name} is needed (--help lists the options)")
+# ---- pages -----------------------------------------------------------------------------------
 
 
 @dataclass
 class Pages:
-    crawl: list[str] = option([], "WARC, WET or JSONL files of pages, or folders of them")
-    to: str = option("", "folder of the store")
+    crawl: list[str] = option(
+        [], "WARC, WET or JSONL files of pages, or folders of them", required=True
+    )
+    to: str = option("", "folder of the store to write", required=True)
 
 
-def pages(config: Pages) -> None:
-    needed(config, "crawl", "to")
+def extract_pages(config: Pages) -> None:
     for i, (source, file) in enumerate(loop.crawl_files(config.crawl)):
         target = Path(config.to) / shard_name(i)
         counts = steps.extract(file, str(file) == source, target)
         del counts["sha256"]
-        print(
-            f"{file} -> {target}: "
-            + ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-        )
+        texts = (f"{count} {name}" for name, count in sorted(counts.items()))
+        print(f"{file} -> {target}: {', '.join(texts)}")
+
+
+# ---- dedup -----------------------------------------------------------------------------------
 
 
 @dataclass
 class Dedup:
-    store: str = option("", "folder of pages")
-    to: str = option(
-        "",
-        "folder of those that are left; TO/drops says for each other page why, and what was kept",
-    )
-    work: str = option("", "folder of what is in between (default TO/work)")
+    store: str = option("", "folder of pages", required=True)
+    to: str = option("", "folder for the pages that are left; TO/drops: the others", required=True)
+    work: str = option("", "folder for intermediate files (default TO/work)")
     threshold: float = option(
-        0.8, "Jaccard similarity of word 5-grams from which pages are near-duplicates"
+        0.8, "near-duplicates: minimum Jaccard similarity of word 5-grams", above=0, most=1
     )
-    permutations: int = option(128, "length of a MinHash signature")
-    partitions: int = option(8, "parts of every reduce: more parts need less memory each")
-    workers: int = option(1, "processes")
+    permutations: int = option(128, "length of a MinHash signature", least=8)
+    partitions: int = option(8, "parts of every reduce; more parts need less memory", least=1)
+    workers: int = option(1, "processes", least=1)
     executor: str = option("processes", "processes, or dask://HOST:PORT")
 
 
 def deduplicate(config: Dedup) -> None:
-    needed(config, "store", "to")
     settings = dedup.Settings(
-        config.permutations, threshold=config.threshold, partitions=config.partitions
+        permutations=config.permutations,
+        threshold=config.threshold,
+        partitions=config.partitions,
     )
-    with loop.executor(config) as map:
-        found = dedup.deduplicate(
-            config.store, config.to, config.work or f"{config.to}/work", settings, map
-        )["clean"]
+    work = config.work or f"{config.to}/work"
+    with executor(config.executor, config.workers) as map:
+        counts = dedup.deduplicate(config.store, config.to, work, settings, map)["clean"]
     print(
-        f"{found['in']} pages: {found['url']} repeated URLs, {found['exact']} repeated texts, {found['near']} "
-        f"near-duplicates, {found['out']} left in {config.to}"
+        f"{counts['in']} pages: {counts['url']} repeated URLs, {counts['exact']} repeated texts, "
+        f"{counts['near']} near-duplicates, {counts['out']} left in {config.to}"
     )
+
+
+# ---- train -----------------------------------------------------------------------------------
 
 
 @dataclass
 class Train:
     positives: list[str] = option(
-        [], "JSONL files (or folders) with the text of mathematical pages"
+        [], "JSONL files or folders, text of mathematical pages", required=True
     )
-    negatives: list[str] = option([], "JSONL files (or folders) with the text of other pages")
-    to: str = option("", "file of the classifier (.npz)")
-    examples: int = option(500_000, "most of each kind")
-    width: int = option(256, "dimension of the vectors")
-    rate: float = option(0.1, "learning rate")
-    ngrams: int = option(3, "words of the longest n-gram")
-    min_count: int = option(3, "words seen fewer times have no vector of their own")
-    epochs: int = option(3, "times each example is seen")
-    buckets: int = option(2**21, "vectors that n-grams share")
+    negatives: list[str] = option([], "JSONL files or folders, text of other pages", required=True)
+    to: str = option("", "file of the classifier to write (.npz)", required=True)
+    examples: int = option(500_000, "maximum number of examples of each kind", least=1)
+    width: int = option(256, "dimension of the vectors", least=1)
+    rate: float = option(0.1, "learning rate", above=0)
+    ngrams: int = option(3, "words in the longest n-gram", least=1)
+    min_count: int = option(3, "only words seen this often have their own vector", least=1)
+    epochs: int = option(3, "passes over the examples", least=1)
+    buckets: int = option(2**21, "vectors that all n-grams share", least=1)
     seed: int = option(0, "seed of the vectors and of the order")
-    workers: int = option(1, "threads; the classifier does not depend on them")
+    workers: int = option(1, "threads; the result does not depend on their number", least=1)
 
 
 def train(config: Train) -> None:
-    needed(config, "positives", "negatives", "to")
-    kinds = [
-        loop.some_texts(
-            jsonl_files(getattr(config, name)), config.examples, config.seed, f"--{name}"
-        )
-        for name in ("positives", "negatives")
-    ]
-    model = classifier.train(*kinds, loop.settings(config), config.seed, config.workers)
+    texts = {}
+    for name in ("positives", "negatives"):
+        files = jsonl_files(getattr(config, name))
+        texts[name] = loop.sample_texts(files, config.examples, config.seed, f"--{name}")
+    positives, negatives = texts["positives"], texts["negatives"]
+    settings = loop.classifier_settings(config)
+    model = classifier.train(positives, negatives, settings, config.seed, config.workers)
     model.save(Path(config.to))
-    right = [
-        (model.margins(texts) > 0) == positive
-        for texts, positive in zip(kinds, (True, False), strict=True)
-    ]
+    right = (model.margins(positives) > 0).sum() + (model.margins(negatives) <= 0).sum()
+    count = len(positives) + len(negatives)
     print(
-        f"{config.to}: {len(kinds[0])} positives and {len(kinds[1])} negatives, of which it tells "
-        f"{100 * np.concatenate(right).mean():.1f} %"
+        f"{config.to}: trained on {len(positives)} positives and {len(negatives)} negatives; "
+        f"{100 * right / count:.1f} % of them are classified correctly"
     )
+
+
+# ---- score -----------------------------------------------------------------------------------
 
 
 @dataclass
 class Score:
-    model: str = option("", "file of a classifier")
-    store: str = option("", "folder of pages")
-    to: str = option("", "JSONL file of {score, url, text} to write, the best first")
-    explain: int = option(0, "so many n-grams that weighed most, with each page")
+    model: str = option("", "file of a classifier", required=True)
+    store: str = option("", "folder of pages", required=True)
+    to: str = option("", "JSONL file of {score, margin, url, text} to write", required=True)
+    explain: int = option(0, "also write this many of the n-grams that weighed most", least=0)
 
 
 def score(config: Score) -> None:
-    needed(config, "model", "store", "to")
-    model, rows = classifier.load(Path(config.model)), []
-    for shard in shards(config.store, "store"):
-        for some in recall.batches(shard):
-            texts = [page["text"] for page in some]
-            for page, margin in zip(some, model.margins(texts).tolist(), strict=True):
+    model = classifier.load(Path(config.model))
+    rows = []
+    for shard in store_shards(config.store, "store"):
+        for batch in page_batches(shard):
+            margins = model.margins([page["text"] for _, page in batch]).tolist()
+            for (_, page), margin in zip(batch, margins, strict=True):
                 row = {
                     "score": recall.probability(margin),
                     "margin": margin,
                     "url": page["url"],
                     "text": page["text"],
                 }
-                rows.append(
-                    row
-                    | (
-                        {"why": model.explain(page["text"], config.explain)}
-                        if config.explain
-                        else {}
-                    )
-                )
+                if config.explain:
+                    row["why"] = model.explain(page["text"], config.explain)
+                rows.append(row)
     rows.sort(key=lambda row: -row["margin"])
     write_jsonl(Path(config.to), rows)
-    print(
-        f"{config.to}: {len(rows)} pages, {sum(row['margin'] > 0 for row in rows)} with a score above 0.5"
-    )
+    count = sum(row["margin"] > 0 for row in rows)
+    print(f"{config.to}: {len(rows)} pages, {count} with a score above 0.5")
+
+
+# ---- domains ---------------------------------------------------------------------------------
 
 
 @dataclass
 class Domains:
-    run: str = option("", "run directory of python -m data.mine")
-    round: int = option(1, "round whose collection is counted")
-    annotation: str = option(
-        "", "file of URL prefixes to add answers to; none: print the table, ask nothing"
-    )
+    run: str = option("", "run directory of python -m data.mine", required=True)
+    round: int = option(1, "round whose collection is counted", least=1)
+    annotation: str = option("", "file of URL prefixes to add answers to; empty: only print")
     share: float = option(
-        0.10, "a domain of whose pages more than this share was collected is mathematical"
+        0.10, "a domain is mathematical if more than this share is collected", above=0, most=1
     )
-    pages: int = option(10, "pages that such a domain has at least")
+    pages: int = option(10, "minimum number of pages of a mathematical domain", least=1)
 
 
 def list_domains(config: Domains) -> None:
-    needed(config, "run")
-    clean = shards(f"{config.run}/clean", "run")
-    kept = [
-        Path(config.run) / f"round_{config.round}" / "kept" / f"{path.stem}.npy" for path in clean
-    ]
-    if missing := next((path for path in kept if not path.exists()), None):
-        raise InputError(
-            f"--round {config.round}: {missing} is not there; that round has collected nothing yet"
-        )
+    clean = store_shards(f"{config.run}/clean", "run")
+    folder = Path(config.run) / f"round_{config.round}" / "kept"
+    kept = [folder / f"{path.stem}.npy" for path in clean]
+    for path in kept:
+        if not path.exists():
+            raise InputError(
+                f"--round {config.round}: {path} does not exist; this round has no collection yet"
+            )
 
-    def rows():
-        for shard, chosen in zip(clean, kept, strict=True):
-            for (_, page), one in zip(read_jsonl(shard), np.load(chosen).tolist(), strict=True):
-                yield page["url"], one, page["text"].strip().partition("\n")[0]
+    def rows() -> Iterator[tuple[str, bool, str]]:
+        for shard, collected in zip(clean, kept, strict=True):
+            yield from steps.read_kept(shard, collected)
 
-    counts = domains.domain_counts((url, one) for url, one, _ in rows())
-    chosen = domains.math_domains(counts, config.share, config.pages)
-    table = domains.domain_table(counts, domains.prefix_counts(rows(), chosen), chosen)
+    counts = domains.domain_counts((url, collected) for url, collected, _ in rows())
+    names = domains.math_domains(counts, config.share, config.pages)
+    table = domains.domain_table(counts, domains.prefix_counts(rows(), names), names)
     if config.annotation:
         answers = domains.annotate(table, config.annotation)
-        print(
-            f"{config.annotation}: "
-            + ", ".join(f"{count} {name}" for name, count in answers.items())
-        )
+        texts = (f"{count} {name}" for name, count in answers.items())
+        print(f"{config.annotation}: {', '.join(texts)}")
     else:
         print(domains.table_text(table))
 
 
+# ---- decontaminate ---------------------------------------------------------------------------
+
+
 @dataclass
 class Decontaminate:
-    store: str = option("", "folder of pages")
-    benchmarks: str = option("", "folder of problem files whose text must not be left")
-    to: str = option(
-        "", "folder of the pages that are left; TO/drops names what was found in the others"
+    store: str = option("", "folder of pages", required=True)
+    benchmarks: str = option("", "folder of problem files to keep out", required=True)
+    to: str = option("", "folder for the pages that are left; TO/drops: the matches", required=True)
+    contaminated: str = option(
+        "page", "what to drop where benchmark text is found", choices=decontaminate.PARTS
     )
-    contaminated: str = option("page", "what goes where benchmark text is found: page or paragraph")
 
 
 def remove_benchmarks(config: Decontaminate) -> None:
-    needed(config, "store", "benchmarks", "to")
-    index = Path(config.to) / "benchmarks.npz"
+    to = Path(config.to)
+    index = to / "benchmarks.npz"
     decontaminate.Index.build(config.benchmarks).save(index)
     total: Counter = Counter()
-    for shard in shards(config.store, "store"):
-        files = shard, index, Path(config.to) / shard.name, Path(config.to) / "drops" / shard.name
-        total.update(decontaminate.decontaminate_shard(*files, part=config.contaminated))
+    for shard in store_shards(config.store, "store"):
+        targets = (to / shard.name, to / "drops" / shard.name)
+        total.update(decontaminate.decontaminate_shard(shard, index, *targets, config.contaminated))
     print(
-        f"{total['in']} pages: {total['dropped']} dropped, {total['cut']} cut, {total['out']} left in {config.to}"
+        f"{total['in']} pages: {total['dropped']} dropped, {total['cut']} cut, "
+        f"{total['out']} left in {config.to}"
     )
 
 
 STEPS = {
-    "pages": (Pages, pages),
+    "pages": (Pages, extract_pages),
     "dedup": (Dedup, deduplicate),
     "train": (Train, train),
     "score": (Score, score),
@@ -243,14 +238,15 @@ STEPS = {
 
 def main() -> None:
     words = sys.argv[1:]
-    if not words or words[0].startswith("--"):
+    if not words or words[0].startswith("-"):
         loop.main()
     elif words[0] in STEPS:
         Config, function = STEPS[words[0]]
-        function(parse(Config, words[1:], description=f"python -m data.mine {words[0]}"))
+        function(parse(Config, words[1:], f"python -m data.mine {words[0]}"))
     else:
         raise InputError(
-            f"{words[0]}: no such step; there are {', '.join(STEPS)}, or --config FILE for the whole"
+            f"{words[0]}: no such step; the steps are {', '.join(STEPS)}; "
+            "without a step, --config FILE runs the whole loop"
         )
 
 

@@ -1,19 +1,20 @@
-"""From the pages that were kept to the sites that are mathematical (paper 2.1): domains, their URL paths, annotation.
+"""From collected pages to mathematical sites (paper 2.1): domains, URL prefixes, annotation.
 
-A domain is the pages that share a base URL. It counts as mathematical when more than 10 % of its pages were kept. Of
-each such domain a person is shown the URL prefixes, with counts and examples, and says which hold mathematics; the
-pages under those prefixes that were not kept become positive examples of the next round.
+A domain is the set of pages with the same base URL. It is mathematical if more than 10 % of its
+pages were collected. A person then looks at the URL prefixes of these domains, with counts and
+examples, and says which of them hold mathematics. Pages under these prefixes that were not
+collected become positive examples of the next round.
 
-    domain_counts, merge_domains    one pass over the shards: {domain: [pages, kept]}
+    domain_counts, merge_domains    first pass over the shards: {domain: [pages, kept]}
     math_domains                    the 10 % rule
-    prefix_counts, merge_prefixes   a second pass, over the mathematical domains alone: {prefix: Prefix}
+    prefix_counts, merge_prefixes   second pass, over mathematical domains: {prefix: Prefix}
     domain_table, table_text        what a person sees
-    annotate, auto_annotate         the questionnaire, and a rule that stands in for the person
+    annotate, auto_annotate         the questionnaire, and a rule that replaces the person
     read_annotations, under         the annotation file, and which URLs it covers
 
-A prefix is a host, or a host and whole segments of a path: "school.example/math" covers school.example/math, /math/1
-and /math?page=1, not /mathematics. Merging is associative and in any order, so that neither the number of workers nor
-the order in which they finish changes a count or an example.
+A prefix is a host, or a host and whole segments of a path: "school.example/math" covers
+school.example/math, /math/1 and /math?page=1, but not /mathematics. Shards can be merged in any
+order, so the number of workers changes neither a count nor an example.
 """
 
 import re
@@ -24,57 +25,49 @@ from hashlib import blake2b
 from pathlib import Path
 
 from data.io import InputError, atomic_write
-from data.mine.pages import base_url
+from data.mine.store import read_json
+from data.mine.urls import SCHEME, base_url
 
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _URL = re.compile(
-    r"(?:[a-z][a-z0-9+.-]*://|//)?([^/?#]*)([^?#;]*)([?#;]?)", re.IGNORECASE
-)  # host, path, what follows
+    r"(?:[a-z][a-z0-9+.-]*://|//)?"  # scheme
+    r"([^/?#]*)([^?#;]*)([?#;]?)",  # host, path, the character after the path
+    re.IGNORECASE,
+)
 _HOST = re.compile(r"(?:[\w-]+\.)+[\w-]+")
 
 
+# ---- Domains ---------------------------------------------------------------------------------
+
+
 def _segments(url: str) -> tuple[str, list[str], bool]:
-    """(domain, segments of the path, whether the last of them is a folder or takes a query). The domain is "" where
-    the host has no dot in it."""
+    """(domain, segments of the path, is the last segment a folder or followed by a query?).
+
+    The domain is "" if the host has no dot.
+    """
     url = url.strip()
-    if not url.isprintable() or " " in url:  # white space, and what UTF-8 cannot hold
+    if not url.isprintable() or " " in url:  # white space, or characters that UTF-8 cannot hold
         url = re.sub(r"\s", "%20", url.encode("utf-8", "replace").decode())
     host, path, mark = _URL.match(url).groups()
-    return (
-        _domain(host),
-        [part for part in path.split("/") if part],
-        mark == "?" or path.endswith("/"),
-    )
+    parts = [part for part in path.split("/") if part]
+    return _domain(host), parts, mark == "?" or path.endswith("/")
 
 
-@lru_cache(2**16)  # the pages of a host come again and again
+@lru_cache(2**16)  # the same hosts come again and again
 def _domain(host: str) -> str:
     domain = base_url("//" + host)
     return domain if _HOST.fullmatch(domain) else ""
 
 
-def prefixes(url: str, depth: int = 2) -> list[str]:
-    """The prefixes that a page lies under, the domain first, at most `depth` segments of path. The name of the page
-    itself is none, unless a query follows: then all that tells pages apart is in the query.
-
-    >>> prefixes("https://www.a.example/math/algebra/1.html")
-    ['a.example', 'a.example/math', 'a.example/math/algebra']
-    >>> prefixes("http://a.example/viewtopic?t=7")
-    ['a.example', 'a.example/viewtopic']
-    """
-    domain, parts, folder = _segments(url)
-    parts = parts[:depth] if folder else parts[:-1][:depth]
-    return ["/".join([domain, *parts[:k]]) for k in range(len(parts) + 1)]
-
-
-# ---- Domains ---------------------------------------------------------------------------------------------------------
-
-
 def domain_counts(pages: Iterable[tuple[str, bool]]) -> dict[str, list[int]]:
-    """{domain: [pages, kept pages]} of (url, kept) pairs; URLs without a host are left out."""
+    """{domain: [pages, kept pages]} of (url, kept) pairs. URLs without a host are left out.
+
+    >>> domain_counts([("http://a.example/1", True), ("http://www.a.example/2", False)])
+    {'a.example': [2, 1]}
+    """
     counts: dict[str, list[int]] = {}
     for url, kept in pages:
-        if domain := _segments(url)[0]:
+        domain = _segments(url)[0]
+        if domain:
             count = counts.setdefault(domain, [0, 0])
             count[0] += 1
             count[1] += bool(kept)
@@ -82,7 +75,7 @@ def domain_counts(pages: Iterable[tuple[str, bool]]) -> dict[str, list[int]]:
 
 
 def merge_domains(tables: Iterable[dict[str, list[int]]]) -> dict[str, list[int]]:
-    """The sums of domain_counts of several shards."""
+    """The sum of the domain_counts of several shards."""
     merged: dict[str, list[int]] = {}
     for table in tables:
         for domain, (total, kept) in table.items():
@@ -93,22 +86,47 @@ def merge_domains(tables: Iterable[dict[str, list[int]]]) -> dict[str, list[int]
 
 
 def math_domains(counts: dict[str, list[int]], share: float = 0.10, minimum: int = 1) -> list[str]:
-    """Domains of at least `minimum` pages of which more than `share` were kept; most kept pages first."""
-    found = [
-        domain
-        for domain, (total, kept) in counts.items()
-        if total >= minimum and kept > share * total
-    ]
-    return sorted(found, key=lambda domain: (-counts[domain][1], domain))
+    """Domains with at least `minimum` pages, of which more than `share` were kept.
+
+    Domains with most kept pages come first.
+
+    >>> math_domains({"a.example": [10, 1], "b.example": [10, 2]})
+    ['b.example']
+    """
+    chosen = []
+    for domain, (total, kept) in counts.items():
+        if total >= minimum and kept > share * total:
+            chosen.append(domain)
+    return sorted(chosen, key=lambda domain: (-counts[domain][1], domain))
 
 
-# ---- Prefixes --------------------------------------------------------------------------------------------------------
+# ---- Prefixes --------------------------------------------------------------------------------
+
+
+def prefixes(url: str, depth: int = 2) -> list[str]:
+    """The prefixes above a page: the domain, then up to `depth` segments of the path.
+
+    The last segment names the page itself and is left out, unless a query follows: then only the
+    query distinguishes pages.
+
+    >>> prefixes("https://www.a.example/math/algebra/1.html")
+    ['a.example', 'a.example/math', 'a.example/math/algebra']
+    >>> prefixes("http://a.example/viewtopic?t=7")
+    ['a.example', 'a.example/viewtopic']
+    """
+    domain, parts, folder = _segments(url)
+    if not folder:
+        parts = parts[:-1]
+    parts = parts[:depth]
+    return ["/".join([domain, *parts[:k]]) for k in range(len(parts) + 1)]
 
 
 @dataclass
 class Prefix:
-    """Counts of the pages under a URL prefix, and examples [(url, title)] of pages that were kept and of others.
-    Prefix(**asdict(prefix)) is the same again, through JSON too."""
+    """Counts of the pages under a URL prefix, and examples (url, title) of kept and other pages.
+
+    Prefix(**asdict(prefix)) is the same object again, also after a round trip through JSON.
+    """
 
     total: int = 0
     kept: int = 0
@@ -120,11 +138,14 @@ class Prefix:
         return self.kept / self.total
 
     def keep_few(self, count: int) -> None:
-        """Only the first examples in the order of their URLs' hashes: as good as random, and the same in any order of
-        arrival."""
+        """Keep only `count` examples of each kind: the first in the order of a hash of the URL.
+
+        This is as good as random, and does not depend on the order in which examples arrive.
+        """
 
         def key(example: tuple[str, str]) -> tuple:
-            return blake2b(example[0].encode("utf-8", "replace"), digest_size=8).digest(), example
+            digest = blake2b(example[0].encode("utf-8", "replace"), digest_size=8).digest()
+            return digest, example
 
         self.kept_examples = sorted(set(map(tuple, self.kept_examples)), key=key)[:count]
         self.other_examples = sorted(set(map(tuple, self.other_examples)), key=key)[:count]
@@ -136,29 +157,36 @@ def prefix_counts(
     depth: int = 2,
     examples: int = 3,
 ) -> dict[str, Prefix]:
-    """{prefix: Prefix} of (url, kept, title) triples whose domain is among `domains`: all mathematical ones, or a part
-    of them where memory is short."""
+    """{prefix: Prefix} of (url, kept, title) triples, for the pages of these domains.
+
+    `domains` are all mathematical domains, or some of them if memory is short.
+    """
     wanted = set(domains)
-    found: dict[str, Prefix] = {}
+    result: dict[str, Prefix] = {}
     for url, kept, title in pages:
         names = prefixes(url, depth)
         if names[0] not in wanted:
             continue
         for name in names:
-            prefix = found.setdefault(name, Prefix())
+            prefix = result.setdefault(name, Prefix())
             prefix.total += 1
             prefix.kept += bool(kept)
-            some = prefix.kept_examples if kept else prefix.other_examples
-            some.append((url, title))
-            if len(some) > 50 + examples:
+            shown = prefix.kept_examples if kept else prefix.other_examples
+            shown.append((url, title))
+            if len(shown) > 50 + examples:
                 prefix.keep_few(examples)
-    for prefix in found.values():
+    for prefix in result.values():
         prefix.keep_few(examples)
-    return found
+    return result
+
+
+def read_prefixes(path: Path) -> dict[str, Prefix]:
+    """The prefix_counts of a shard, from JSON."""
+    return {name: Prefix(**fields) for name, fields in read_json(path).items()}
 
 
 def merge_prefixes(tables: Iterable[dict[str, Prefix]], examples: int = 3) -> dict[str, Prefix]:
-    """The sums of prefix_counts of several shards."""
+    """The sum of the prefix_counts of several shards."""
     merged: dict[str, Prefix] = {}
     for table in tables:
         for name, part in table.items():
@@ -171,9 +199,12 @@ def merge_prefixes(tables: Iterable[dict[str, Prefix]], examples: int = 3) -> di
     return merged
 
 
+# ---- The table for a person ------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Domain:
-    """A mathematical domain and all of its prefixes, parents before children."""
+    """A mathematical domain, with all its prefixes; a parent comes before its children."""
 
     domain: str
     total: int
@@ -182,100 +213,96 @@ class Domain:
 
     @cached_property
     def _children(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+        children: dict[str, list[str]] = {}
         for name in self.prefixes:
-            found.setdefault(name.rpartition("/")[0], []).append(name)
-        return found
+            children.setdefault(name.rpartition("/")[0], []).append(name)
+        return children
 
     def children(self, name: str) -> list[str]:
-        """The prefixes one segment longer."""
+        """The prefixes that are one segment longer."""
         return self._children.get(name, [])
 
+    def same_as_child(self, name: str) -> bool:
+        """Are all pages under this prefix also under a single longer prefix?"""
+        total = self.prefixes[name].total
+        return any(self.prefixes[child].total == total for child in self.children(name))
+
     def questions(self, minimum: int = 3, most: int = 20) -> list[str]:
-        """The prefixes worth a person's look: at least `minimum` pages and one of them kept, the `most` with most kept
-        pages. One whose pages all lie under a longer one gives way to that."""
-        names = [
-            name
-            for name, prefix in self.prefixes.items()
-            if prefix.total >= minimum
-            and prefix.kept
-            and all(self.prefixes[child].total < prefix.total for child in self.children(name))
-        ]
-        return sorted(sorted(names, key=lambda name: (-self.prefixes[name].kept, name))[:most])
+        """The prefixes that a person should see.
+
+        These have at least `minimum` pages, at least one of them kept, and there is no single
+        longer prefix with the same pages. If there are more than `most`, those with most kept
+        pages.
+        """
+        names = []
+        for name, prefix in self.prefixes.items():
+            if prefix.total >= minimum and prefix.kept and not self.same_as_child(name):
+                names.append(name)
+        names.sort(key=lambda name: (-self.prefixes[name].kept, name))
+        return sorted(names[:most])
 
 
 def domain_table(
-    counts: dict[str, list[int]], found: dict[str, Prefix], domains: Sequence[str]
+    counts: dict[str, list[int]], prefixes: dict[str, Prefix], domains: Sequence[str]
 ) -> list[Domain]:
-    """The domains, in the order given, with the prefixes found in them."""
+    """A row for each of the domains, in this order, with the prefixes on it."""
     by_domain: dict[str, list[str]] = {}
-    for name in found:
+    for name in prefixes:
         by_domain.setdefault(name.partition("/")[0], []).append(name)
-    return [
-        Domain(
-            domain,
-            *counts[domain],
-            {name: found[name] for name in sorted(by_domain.get(domain, []))},
-        )
-        for domain in domains
-    ]
+    table = []
+    for domain in domains:
+        total, kept = counts[domain]
+        names = sorted(by_domain.get(domain, []))
+        table.append(Domain(domain, total, kept, {name: prefixes[name] for name in names}))
+    return table
 
 
 def describe(name: str, prefix: Prefix) -> str:
-    """Lines for a person: counts, and examples marked + (kept) and - (not kept)."""
+    """Lines about a prefix: counts, and examples marked + (kept) and - (not kept)."""
     lines = [f"{name}   {prefix.kept} of {prefix.total} pages kept ({100 * prefix.share:.0f} %)"]
     for sign, examples in (("+", prefix.kept_examples), ("-", prefix.other_examples)):
-        lines += [f"    {sign} {url}   {' '.join(title.split())[:60]}" for url, title in examples]
+        for url, title in examples:
+            lines.append(f"    {sign} {url}   {' '.join(title.split())[:60]}")
     return "\n".join(lines)
 
 
-def table_text(table: Sequence[Domain], minimum: int = 3, most: int = 20) -> str:
-    """The whole table for a person: each domain with the prefixes worth a look and their examples."""
+def table_text(table: Sequence[Domain]) -> str:
+    """The table as text: each domain with the prefixes that a person should see."""
     lines = []
     for row in table:
-        lines.append(
-            f"{row.domain}: {row.kept} of {row.total} pages kept ({100 * row.kept / row.total:.0f} %)"
-        )
-        for name in row.questions(minimum, most):
+        share = f"{100 * row.kept / row.total:.0f} %"
+        lines.append(f"{row.domain}: {row.kept} of {row.total} pages kept ({share})")
+        for name in row.questions():
             lines.append("  " + describe(name, row.prefixes[name]).replace("\n", "\n  "))
         lines.append("")
     return "\n".join(lines)
 
 
-def table_rows(table: Sequence[Domain], minimum: int = 3, most: int = 20) -> list[dict]:
-    """The same as plain objects, for a report: {domain, total, kept, prefixes: [{prefix, total, kept, ...}]}."""
-    return [
-        {
-            "domain": row.domain,
-            "total": row.total,
-            "kept": row.kept,
-            "prefixes": [
-                {"prefix": name} | asdict(row.prefixes[name])
-                for name in row.questions(minimum, most)
-            ],
-        }
-        for row in table
-    ]
+def table_rows(table: Sequence[Domain]) -> list[dict]:
+    """The same as JSON for the report: {domain, total, kept, prefixes: [{prefix, total, ...}]}."""
+    rows = []
+    for row in table:
+        shown = [{"prefix": name} | asdict(row.prefixes[name]) for name in row.questions()]
+        rows.append({"domain": row.domain, "total": row.total, "kept": row.kept, "prefixes": shown})
+    return rows
 
 
-# ---- Annotation ------------------------------------------------------------------------------------------------------
+# ---- The annotation file ---------------------------------------------------------------------
 
-_NO = "# no: "  # how a prefix that was declined is remembered: as a comment
+_NO = "# no: "  # a declined prefix is remembered as a comment
 
 
 def _parse_prefix(text: str, where: str) -> str:
-    """A prefix as written by a person, in the spelling of `prefixes`. Raises InputError."""
-    host, _, path = _SCHEME.sub("", text, count=1).partition("/")
+    """A prefix that a person wrote, in the spelling of `prefixes`. Raises InputError."""
+    host, _, path = SCHEME.sub("", text, count=1).partition("/")
     host = base_url(host)
-    problem = (
-        "holds a space"
-        if len(text.split()) > 1
-        else "holds a query or fragment"
-        if set("?#") & set(text)
-        else "does not begin with a host"
-        if not _HOST.fullmatch(host)
-        else ""
-    )
+    problem = ""
+    if len(text.split()) > 1:
+        problem = "contains a space"
+    elif set("?#") & set(text):
+        problem = "contains a query or fragment"
+    elif not _HOST.fullmatch(host):
+        problem = "does not begin with a host"
     if problem:
         raise InputError(
             f"{where}: {text[:80]!r} {problem}; write a URL prefix such as school.example/math"
@@ -284,12 +311,16 @@ def _parse_prefix(text: str, where: str) -> str:
 
 
 def read_annotations(path: str | Path) -> list[str]:
-    """The URL prefixes of an annotation file, one a line, in order and once each. Scheme, "www." and slashes at the end
-    do not matter; what follows "#" at the start of a line or after a space is a comment. Raises InputError."""
-    return list(dict.fromkeys(name for name, yes in _decisions(path) if yes))
+    """The URL prefixes of an annotation file, in order, without repetition.
+
+    A line has one prefix. Scheme, "www." and slashes at the end do not matter. A "#" at the start
+    of a line or after a space begins a comment. Raises InputError.
+    """
+    return list(dict.fromkeys(name for name, accepted in _decisions(path) if accepted))
 
 
 def _decisions(path: str | Path) -> list[tuple[str, bool]]:
+    """(prefix, accepted or declined) for each decision in an annotation file."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
@@ -298,132 +329,28 @@ def _decisions(path: str | Path) -> list[tuple[str, bool]]:
         ) from None
     except UnicodeDecodeError:
         raise InputError(
-            f"{path}: not UTF-8 text; give a file of URL prefixes, one a line"
+            f"{path}: not UTF-8 text; give a file of URL prefixes, one on a line"
         ) from None
-    found = []
+    decisions = []
     for number, line in enumerate(lines, 1):
-        where = f"{path}:{number}"
+        text = re.split(r"(?:^|\s)#", line)[0].strip()
         if line.startswith(_NO):
-            found.append((line.removeprefix(_NO).strip(), False))
-        elif text := re.split(r"(?:^|\s)#", line)[0].strip():
-            found.append((_parse_prefix(text, where), True))
-    return found
-
-
-def annotate(
-    table: Sequence[Domain],
-    path: str | Path,
-    ask: Callable[[str], str] = input,
-    show: Callable[[str], None] = print,
-    minimum: int = 3,
-    most: int = 20,
-) -> dict[str, int]:
-    """Ask a person about the prefixes of the table (Domain.questions); each answer is in the file at `path` at once.
-
-    Prefixes that the file decides already, or that lie under one it accepts, are not asked about; so the questionnaire
-    can be left (q, Ctrl-C or end of input) and taken up again. Lines that were in the file stay. Returns counts of
-    answers {yes, no, skip} and of the questions `left`. Raises InputError for a file with a bad line.
-    """
-    decisions = _decisions(path) if Path(path).exists() else []
-    accepted, declined = [n for n, yes in decisions if yes], {n for n, yes in decisions if not yes}
-    counts = dict(yes=0, no=0, skip=0, left=0)
-    questions = [(row, name) for row in table for name in row.questions(minimum, most)]
-    asking, shown = True, None
-    for row, name in questions:
-        if name in declined or under(accepted, [name])[0]:
-            continue
-        if asking:
-            if row is not shown:
-                show(f"\n{row.domain}: {row.kept} of {row.total} pages kept")
-                shown = row
-            show(describe(name, row.prefixes[name]))
-            answer = _answer(ask)
-            asking = answer != "q"
-        if not asking:
-            counts["left"] += 1
-            continue
-        if answer == "y":
-            accepted.append(name)
-        elif answer == "n":
-            declined.add(name)
-        counts[{"y": "yes", "n": "no", "s": "skip"}[answer]] += 1
-        if answer != "s":
-            _add_line(Path(path), name if answer == "y" else _NO + name)
-    return counts
-
-
-def _answer(ask: Callable[[str], str]) -> str:
-    """y, n, s or q, asked for until it is one of them."""
-    while True:
-        try:
-            answer = ask("Mathematics? [y]es, [n]o, [s]kip, [q]uit: ").strip().lower()
-        except (EOFError, KeyboardInterrupt):
-            return "q"
-        for word in ("yes", "no", "skip", "quit"):
-            if answer and word.startswith(answer):
-                return word[0]
-
-
-def _add_line(path: Path, line: str) -> None:
-    old = (
-        path.read_text(encoding="utf-8-sig")
-        if path.exists()
-        else "# URL prefixes of mathematical pages\n"
-    )
-    with atomic_write(path) as file:
-        file.write(old + "\n" * (bool(old) and not old.endswith("\n")) + line + "\n")
-
-
-def auto_annotate(table: Sequence[Domain], share: float = 0.25, minimum: int = 3) -> list[str]:
-    """The prefixes that a rule takes for mathematical, in place of a person: those with more than `share` of their
-    pages kept. One is taken whole only if the same holds for each of its parts of `minimum` pages or more, that is the
-    prefixes right below it and the pages in none of these; of a mixed site only the part with mathematics is taken.
-    (A person reads the pages; a report of a run with this rule must say that none did.)"""
-    chosen = []
-
-    def good(total: int, kept: int) -> bool:
-        return kept > share * total
-
-    def whole(row: Domain, name: str) -> bool:
-        prefix, below = row.prefixes[name], row.children(name)
-        total = prefix.total - sum(row.prefixes[child].total for child in below)
-        kept = prefix.kept - sum(row.prefixes[child].kept for child in below)
-        return (
-            good(prefix.total, prefix.kept)
-            and (total < minimum or good(total, kept))
-            and all(whole(row, child) for child in below if row.prefixes[child].total >= minimum)
-        )
-
-    def visit(row: Domain, name: str) -> None:
-        prefix, below = row.prefixes[name], row.children(name)
-        if prefix.total < minimum:
-            return
-        same = any(
-            row.prefixes[child].total == prefix.total for child in below
-        )  # the longer prefix says more
-        if whole(row, name) and not same:
-            chosen.append(name)
-        else:
-            for child in below:
-                visit(row, child)
-
-    for row in table:
-        if row.domain in row.prefixes:
-            visit(row, row.domain)
-    return chosen
+            decisions.append((line.removeprefix(_NO).strip(), False))
+        elif text:
+            decisions.append((_parse_prefix(text, f"{path}:{number}"), True))
+    return decisions
 
 
 def write_annotations(path: str | Path, names: Iterable[str], comment: str) -> None:
-    """An annotation file of these prefixes under a comment that says where they come from."""
+    """Write an annotation file: a comment that says where the prefixes come from, the prefixes."""
+    lines = [f"# {line}" for line in comment.splitlines()]
     with atomic_write(path) as file:
-        file.write(
-            "".join(f"# {line}\n" for line in comment.splitlines())
-            + "".join(f"{name}\n" for name in names)
-        )
+        for line in [*lines, *names]:
+            file.write(f"{line}\n")
 
 
 def under(names: Iterable[str], urls: Iterable[str]) -> list[bool]:
-    """Which URLs lie under one of the prefixes. A look-up for each segment of a URL, however many prefixes there are.
+    """Is each URL under one of the prefixes? The cost does not depend on their number.
 
     >>> under(["a.example/math"], ["http://www.a.example/math/1", "http://a.example/mathematics"])
     [True, False]
@@ -433,7 +360,119 @@ def under(names: Iterable[str], urls: Iterable[str]) -> list[bool]:
     result = []
     for url in urls:
         domain, parts, _ = _segments(url)
-        result.append(
-            any("/".join([domain, *parts[:k]]) in wanted for k in depths if k <= len(parts))
-        )
+        candidates = ("/".join([domain, *parts[:k]]) for k in depths if k <= len(parts))
+        result.append(any(name in wanted for name in candidates))
     return result
+
+
+# ---- Annotation ------------------------------------------------------------------------------
+
+
+def annotate(
+    table: Sequence[Domain],
+    path: str | Path,
+    ask: Callable[[str], str] = input,
+    show: Callable[[str], None] = print,
+) -> dict[str, int]:
+    """Ask a person about the prefixes of the table; save each answer in the file `path` at once.
+
+    There is no question about a prefix that the file decides already, or that is under an accepted
+    prefix. So a person can leave the questionnaire (q, Ctrl-C or end of input) and continue later.
+    Other lines of the file stay.
+
+    Returns counts of the answers {yes, no, skip} and of the questions `left`. Raises InputError for
+    a file with a bad line.
+    """
+    accepted, declined = [], set()
+    for name, is_accepted in _decisions(path) if Path(path).exists() else []:
+        if is_accepted:
+            accepted.append(name)
+        else:
+            declined.add(name)
+    counts = dict(yes=0, no=0, skip=0, left=0)
+    asking = True
+    for row in table:
+        is_shown = False
+        for name in row.questions():
+            if name in declined or under(accepted, [name])[0]:
+                continue
+            if asking:
+                if not is_shown:
+                    show(f"\n{row.domain}: {row.kept} of {row.total} pages kept")
+                    is_shown = True
+                show(describe(name, row.prefixes[name]))
+                answer = _read_answer(ask)
+                asking = answer != "quit"
+            if not asking:
+                counts["left"] += 1
+                continue
+            counts[answer] += 1
+            if answer == "yes":
+                accepted.append(name)
+                _add_line(Path(path), name)
+            elif answer == "no":
+                declined.add(name)
+                _add_line(Path(path), _NO + name)
+    return counts
+
+
+def _read_answer(ask: Callable[[str], str]) -> str:
+    """Ask until the answer is yes, no, skip or quit, or the beginning of such a word."""
+    while True:
+        try:
+            answer = ask("Mathematics? [y]es, [n]o, [s]kip, [q]uit: ").strip().lower()
+        except (EOFError, KeyboardInterrupt):
+            return "quit"
+        for word in ("yes", "no", "skip", "quit"):
+            if answer and word.startswith(answer):
+                return word
+
+
+def _add_line(path: Path, line: str) -> None:
+    text = "# URL prefixes of mathematical pages\n"
+    if path.exists():
+        text = path.read_text(encoding="utf-8-sig")
+    if text and not text.endswith("\n"):
+        text += "\n"
+    with atomic_write(path) as file:
+        file.write(f"{text}{line}\n")
+
+
+def auto_annotate(table: Sequence[Domain], share: float = 0.25, minimum: int = 3) -> list[str]:
+    """Choose the mathematical prefixes by a rule instead of by a person.
+
+    A prefix is chosen if more than `share` of its pages were kept, and if the same is true for each
+    of its parts with at least `minimum` pages. The parts are the prefixes directly below, and the
+    pages that are in none of them. So only the mathematical part of a mixed site is chosen. (A
+    person reads the pages; a report of a run with this rule must say that nobody did.)
+    """
+    chosen = []
+
+    def is_good(total: int, kept: int) -> bool:
+        return kept > share * total
+
+    def is_whole(row: Domain, name: str) -> bool:
+        """Does the rule hold for this prefix and all its parts?"""
+        prefix = row.prefixes[name]
+        below = [(child, row.prefixes[child]) for child in row.children(name)]
+        total = prefix.total - sum(part.total for _, part in below)
+        kept = prefix.kept - sum(part.kept for _, part in below)
+        if not is_good(prefix.total, prefix.kept) or (
+            total >= minimum and not is_good(total, kept)
+        ):
+            return False
+        return all(is_whole(row, child) for child, part in below if part.total >= minimum)
+
+    def visit(row: Domain, name: str) -> None:
+        if row.prefixes[name].total < minimum:
+            return
+        if is_whole(row, name) and not row.same_as_child(name):
+            chosen.append(name)
+        else:
+            for child in row.children(name):
+                visit(row, child)
+
+    for row in table:
+        if row.domain in row.prefixes:
+            visit(row, row.domain)
+    return chosen

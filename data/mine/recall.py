@@ -1,107 +1,121 @@
-"""Recall and rank (paper 2.1): every page gets a score, and the best are collected, up to a number of tokens.
+"""Recall and rank (paper 2.1): score every page, then collect the best ones up to a token limit.
 
-The score at which to cut is found exactly and without holding the scores: each shard counts its tokens by the upper 16
-bits of the score, the counts are summed, then each counts those of the one range in which the limit falls by the lower
-16 bits.
+The cutoff score is exact, although no process holds all scores. It is found in two passes:
+
+1. Each shard counts its tokens by the upper 16 bits of the score. The sum over shards shows in
+which
+   range the limit falls.
+2. Each shard counts the tokens of that range by the lower 16 bits.
 """
 
 import functools
 import heapq
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from data.io import InputError, atomic_write, read_jsonl
+from data.io import InputError, read_jsonl
 from data.mine import classifier
 from data.mine.ngrams import unit_hashes
+from data.mine.store import page_batches, save_array
 
-# Of a page: log(p / (1 - p)), and its words and CJK characters.
+# For each page: the margin log(p / (1 - p)), and the number of words and CJK characters.
 SCORES = np.dtype([("margin", "<f4"), ("tokens", "<i8")])
 BINS = 2**16
-EDGES = np.arange(-10, 11)  # of the histogram of margins; pages beyond them count in the outer bins
-NEAREST = 3  # pages shown on either side of the cut
+EDGES = np.arange(-10, 11)  # of the histogram of margins; the outer bins also count what is beyond
+NEAREST = 3  # pages shown on each side of the cutoff
 
 
-def batches(path: Path, characters: int = 2**22) -> Iterator[list[dict]]:
-    """The pages of a shard, so many characters of text at a time."""
-    pages, size = [], 0
-    for _, page in read_jsonl(path):
-        pages.append(page)
-        size += len(page["text"])
-        if size >= characters:
-            yield pages
-            pages, size = [], 0
-    if pages:
-        yield pages
+# ---- Scores ----------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=1)
-def _classifier(path: Path, changed: int) -> classifier.Classifier:
+def _load_classifier(path: Path, modified: int) -> classifier.Classifier:
     return classifier.load(path)
 
 
-def score_shard(shard: Path, model: Path, target: Path) -> dict:
-    """A shard of pages -> SCORES [pages]. Counts: pages, tokens, and the histogram of margins [20]."""
-    known = _classifier(model, model.stat().st_mtime_ns)
+def score_shard(shard: Path, model_file: Path, target: Path) -> dict:
+    """Score the pages of a shard. Writes SCORES [pages].
+
+    Returns counts: pages, tokens, and the histogram of the margins [20].
+    """
+    model = _load_classifier(model_file, model_file.stat().st_mtime_ns)
     parts = [np.zeros(0, SCORES)]
-    for pages in batches(shard):
-        texts = [page["text"] for page in pages]
-        part = np.zeros(len(pages), SCORES)
-        part["margin"] = known.margins(texts) + np.float32(0)  # no -0, which is another key than 0
+    for batch in page_batches(shard):
+        texts = [page["text"] for _, page in batch]
+        part = np.zeros(len(batch), SCORES)
+        part["margin"] = model.margins(texts) + np.float32(0)  # -0 becomes 0: they must share a key
         part["tokens"] = unit_hashes(texts).counts
         parts.append(part)
-    found = np.concatenate(parts)
-    if not np.isfinite(found["margin"]).all():
+    scores = np.concatenate(parts)
+    if not np.isfinite(scores["margin"]).all():
         raise InputError(
-            f"{model}: its scores are not finite: the training diverged; give a lower --rate"
+            f"{model_file}: the scores are not finite because the training diverged; "
+            "give a lower --rate"
         )
-    save(target, found)
-    histogram = np.histogram(np.clip(found["margin"], EDGES[0], EDGES[-1]), EDGES)[0]
+    save_array(target, scores)
+    margins = np.clip(scores["margin"], EDGES[0], EDGES[-1])
     return {
-        "pages": len(found),
-        "tokens": int(found["tokens"].sum()),
-        "histogram": histogram.tolist(),
+        "pages": len(scores),
+        "tokens": int(scores["tokens"].sum()),
+        "histogram": np.histogram(margins, EDGES)[0].tolist(),
     }
 
 
-def save(target: Path, values: np.ndarray) -> None:
-    with atomic_write(target, "wb") as file:
-        np.save(file, values)
+def probability(margin: float) -> float:
+    """The probability p of a margin log(p / (1 - p)).
+
+    >>> probability(0.0)
+    0.5
+    """
+    if margin >= 0:
+        return 1 / (1 + math.exp(-margin))
+    return math.exp(margin) / (1 + math.exp(margin))
 
 
-# ---- The cut ---------------------------------------------------------------------------------------------------------
+# ---- The cutoff ------------------------------------------------------------------------------
 
 
-def keys(margins: np.ndarray) -> np.ndarray:
-    """uint32 in the same order as the float32 margins."""
+def margin_keys(margins: np.ndarray) -> np.ndarray:
+    """Map float32 margins to uint32 keys that have the same order."""
     bits = np.ascontiguousarray(margins, np.float32).view(np.uint32)
     return np.where(bits >> 31, ~bits, bits | np.uint32(2**31))
 
 
-def margin(key: int) -> float:
-    """The margin with this key."""
+def key_margin(key: int) -> float:
+    """The margin that has this key: the inverse of margin_keys.
+
+    >>> key_margin(int(margin_keys(np.array([-1.5]))[0]))
+    -1.5
+    """
     bits = key ^ 2**31 if key >> 31 else ~key & 0xFFFFFFFF
     return float(np.uint32(bits).view(np.float32))
 
 
-def tokens_by_key(scores: Path, upper: int | None, target: Path) -> dict:
-    """Scores -> int64 [2, K]: bins and their tokens. The bins are the upper halves of the keys or, with `upper`, the
-    lower halves of the keys that have it as their upper half."""
-    found = np.load(scores)
-    key = keys(found["margin"])
-    chosen = np.ones(len(key), bool) if upper is None else key >> 16 == upper
-    bins = (key[chosen] >> 16 if upper is None else key[chosen] & 0xFFFF).astype(np.int64)
-    used, index = np.unique(bins, return_inverse=True)
-    tokens = np.zeros(len(used), np.int64)
-    np.add.at(tokens, index, found["tokens"][chosen])
-    save(target, np.stack([used, tokens]))
+def tokens_by_key(scores_file: Path, upper: int | None, target: Path) -> dict:
+    """Count the tokens of a shard by key. Writes int64 [2, K]: bins, and the tokens in each bin.
+
+    A bin is the upper half of a key. With `upper`, only keys with this upper half are counted, and
+    a bin is the lower half of a key.
+    """
+    scores = np.load(scores_file)
+    keys, tokens = margin_keys(scores["margin"]), scores["tokens"]
+    if upper is None:
+        bins = keys >> 16
+    else:
+        inside = keys >> 16 == upper
+        bins, tokens = keys[inside] & 0xFFFF, tokens[inside]
+    used, index = np.unique(bins.astype(np.int64), return_inverse=True)
+    sums = np.zeros(len(used), np.int64)
+    np.add.at(sums, index, tokens)
+    save_array(target, np.stack([used, sums]))
     return {"bins": len(used)}
 
 
 def sum_bins(paths: Iterable[Path]) -> np.ndarray:
-    """int64 [BINS]: the sum of what tokens_by_key wrote."""
+    """The sum of the counts that tokens_by_key wrote for several shards: int64 [BINS]."""
     total = np.zeros(BINS, np.int64)
     for path in paths:
         used, tokens = np.load(path)
@@ -110,73 +124,87 @@ def sum_bins(paths: Iterable[Path]) -> np.ndarray:
 
 
 def fill(tokens: np.ndarray, limit: int) -> tuple[int, int]:
-    """Taking bins from the last one down while all that was taken is at most `limit`: (the first bin that does not fit
-    or -1, the tokens taken)."""
+    """Take bins from the last to the first while the total is at most `limit`.
+
+    Returns (the first bin that does not fit, or -1 if all fit; the tokens taken).
+
+    >>> fill(np.array([5, 1, 2]), 4)
+    (0, 3)
+    """
     taken = np.cumsum(tokens[::-1])
     count = int(np.searchsorted(taken, limit, side="right"))
     return len(tokens) - 1 - count, int(taken[count - 1]) if count else 0
 
 
-def cutoff(coarse: np.ndarray, fine, limit: int) -> float:
-    """The least margin of the pages to collect: those with it and above have at most `limit` tokens, and would have
-    more with the next one. `coarse` is the sum of tokens_by_key, `fine(upper)` that of one range. Raises InputError
-    where all pages would be collected, or none."""
+def cutoff(coarse: np.ndarray, fine: Callable[[int], np.ndarray], limit: int) -> float:
+    """The lowest margin to collect.
+
+    Pages with this margin or more have at most `limit` tokens; with the next lower margin they
+    would have more. `coarse` [BINS] counts tokens by upper half, fine(upper) [BINS] by lower half.
+    Raises InputError if the limit would collect all pages, or none.
+    """
     upper, taken = fill(coarse, limit)
     if upper < 0:
         raise InputError(
-            f"--keep_tokens {limit}: the pages have {taken} tokens, so all would be collected; give less"
+            f"--keep_tokens {limit}: the pages have {taken} tokens, so all would be collected; "
+            "give a smaller number"
         )
-    lower, within = fill(fine(upper), limit - taken)
-    if not taken + within:
-        raise InputError(f"--keep_tokens {limit}: the best page alone has more tokens; give more")
-    return margin((upper << 16) + lower + 1)
+    lower, taken_inside = fill(fine(upper), limit - taken)
+    if not taken + taken_inside:
+        raise InputError(
+            f"--keep_tokens {limit}: the best page alone has more tokens; give a larger number"
+        )
+    return key_margin((upper << 16) + lower + 1)
+
+
+# ---- The collection --------------------------------------------------------------------------
 
 
 def collect_shard(
-    shard: Path, scores: Path, least: float, before: Path | None, target: Path
+    shard: Path, scores_file: Path, least: float, before: Path | None, target: Path
 ) -> dict:
-    """A shard -> bool [pages]: those with a margin of at least `least`. Counts: pages, collected, those of them that
-    were collected in the round before, tokens, and the pages nearest to the cut on either side."""
-    found = np.load(scores)
-    kept = found["margin"] >= np.float32(least)
-    save(target, kept)
-    nearest = {}
+    """Collect the pages of a shard with a margin of at least `least`. Writes bool [pages].
+
+    `before` is what the round before wrote. Returns counts: pages, collected pages, those of them
+    that were collected in the round before, their tokens, and the pages nearest to the cutoff.
+    """
+    scores = np.load(scores_file)
+    margins = scores["margin"]
+    kept = margins >= np.float32(least)
+    save_array(target, kept)
+
+    # The lines nearest to the cutoff, on either side.
+    lines = {}
     for name, side in (("kept", kept), ("dropped", ~kept)):
         rows = np.flatnonzero(side)
-        nearest[name] = set(
-            rows[
-                np.argsort(np.abs(found["margin"][rows] - least), kind="stable")[:NEAREST]
-            ].tolist()
-        )
-    shown = {name: [] for name in nearest}
+        order = np.argsort(np.abs(margins[rows] - least), kind="stable")
+        lines[name] = set(rows[order[:NEAREST]].tolist())
+
+    # Their margin, URL and beginning, for the report.
+    shown: dict[str, list] = {name: [] for name in lines}
     for line, page in read_jsonl(shard):
         for name in shown:
-            if line - 1 in nearest[name]:
-                value, start = (
-                    float(found["margin"][line - 1]),
-                    " ".join(page["text"].split())[:200],
-                )
-                shown[name].append([value, page["url"], start])
-    again = int((kept & np.load(before)).sum()) if before else 0
+            if line - 1 in lines[name]:
+                beginning = " ".join(page["text"].split())[:200]
+                shown[name].append([float(margins[line - 1]), page["url"], beginning])
     return {
         "pages": len(kept),
         "collected": int(kept.sum()),
-        "again": again,
-        "tokens": int(found["tokens"][kept].sum()),
+        "again": int((kept & np.load(before)).sum()) if before else 0,
+        "tokens": int(scores["tokens"][kept].sum()),
         "nearest": shown,
     }
 
 
 def nearest(parts: Iterable[dict], least: float) -> dict[str, list]:
-    """The pages nearest to the cut, of several shards' counts."""
-    found: dict[str, list] = {"kept": [], "dropped": []}
+    """The pages nearest to the cutoff over all shards, from the counts of collect_shard."""
+    result: dict[str, list] = {"kept": [], "dropped": []}
+
+    def distance(row: list) -> tuple:
+        margin, url, _ = row
+        return abs(margin - least), url
+
     for part in parts:
         for name, rows in part["nearest"].items():
-            found[name] = heapq.nsmallest(
-                NEAREST, found[name] + rows, key=lambda row: (abs(row[0] - least), row[1])
-            )
-    return found
-
-
-def probability(value: float) -> float:
-    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
+            result[name] = heapq.nsmallest(NEAREST, result[name] + rows, key=distance)
+    return result

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from data.io import InputError, atomic_write, jsonl_files, run_cli
-from data.mine.decontaminate import GRAM, SHORTEST, Index, Item, Match
+from data.mine.benchmark_files import Item
+from data.mine.decontaminate import GRAM, SHORTEST, Index, Match
 from data.mine.ngrams import Hashes, ngram_hashes, unit_hashes, units
 from data.problems import benchmarks
 from data.problems.problem import Problem

@@ -1,4 +1,4 @@
-"""data/mine/classifier.py against plain SGD, one text at a time in float64, and against the fastText library."""
+"""classifier.py against simple SGD (one text at a time, float64) and the fastText library."""
 
 import functools
 import random
@@ -22,7 +22,7 @@ OTHER = "market game price the team news money of 新 闻".split()
 
 
 def make_texts(words: list[str], count: int, seed: int, length: int = 30) -> list[str]:
-    """Texts half of whose words are of the kind, the others of either or of no other text."""
+    """Texts with half of the words of this kind; the other words are of both kinds or rare."""
     draw = random.Random(seed)
     rare = [f"rare{seed}{i}" for i in range(200)]
     pick = [words, MATH + OTHER, MATH + OTHER + rare]
@@ -36,13 +36,13 @@ POSITIVES, NEGATIVES = make_texts(MATH, 40, 1), make_texts(OTHER, 45, 2)
 
 
 def features(text: str, words: set[str], settings: Settings) -> list:
-    """The features of a text: kept words by themselves, n-grams by their bucket."""
+    """The features of a text: kept words as strings, n-grams as bucket numbers."""
     parts = [*text.split(), "</s>"]  # these texts have no CJK character inside a word
     found = [part for part in parts if part in words]
     for n in range(2, settings.ngrams + 1):
         for i in range(len(parts) - n + 1):
-            hashes = unit_hashes([" ".join(parts[i : i + n])], "space").values
-            found.append(int(dict(bucket_numbers(hashes, n, settings.buckets))[n][0]))
+            gram = unit_hashes([" ".join(parts[i : i + n])], "space")
+            found.append(int(dict(bucket_numbers(gram, settings))[n][0]))
     return found
 
 
@@ -55,7 +55,7 @@ def kept_words(texts: list[str], settings: Settings) -> set[str]:
 
 
 def plain_sgd(positives, negatives, settings, seed) -> dict:
-    """The logit's weight of each feature after SGD as fastText has it, with two output vectors."""
+    """The weight of each feature after SGD as in fastText, with two output vectors."""
     texts = [*positives, *negatives]
     words = kept_words(texts, settings)
     bags = [features(text, words, settings) for text in texts]
@@ -85,7 +85,7 @@ def test_training_is_plain_sgd(block, monkeypatch):
     monkeypatch.setattr(classifier, "_BLOCK", block)
     found = train(POSITIVES, NEGATIVES, SMALL, seed=3)
     wanted = plain_sgd(POSITIVES, NEGATIVES, SMALL, seed=3)
-    assert max(map(abs, wanted.values())) > 0.5  # it has learned something
+    assert max(map(abs, wanted.values())) > 0.5  # it has learned
     words = {f: w for f, w in wanted.items() if isinstance(f, str)}
     assert len(found.words) == len(words)
     values, known = Table(found.words, found.word_weights).find(
@@ -100,7 +100,7 @@ def test_training_is_plain_sgd(block, monkeypatch):
     assert set(np.flatnonzero(found.bucket_weights)) <= set(buckets)
 
 
-def test_rate_falls_with_the_words_passed():
+def test_rate_falls_with_the_words_that_are_done():
     settings = Settings(rate=1.0, epochs=2)
     (first, rates), (second, later) = classifier.schedule(np.array([1, 2, 5]), settings, 0)
     sizes = np.array([1, 2, 5])
@@ -108,7 +108,7 @@ def test_rate_falls_with_the_words_passed():
     assert later[2] == 1 - (16 - sizes[second[2]]) / 16
 
 
-def test_threads_and_the_grouping_of_texts_change_nothing(monkeypatch):
+def test_threads_and_batches_change_nothing(monkeypatch):
     monkeypatch.setattr(classifier, "_SLICE", 16)
     one = train(POSITIVES, NEGATIVES, SMALL, seed=1)
     monkeypatch.setattr(classifier, "_COUNTED", 100)
@@ -119,7 +119,7 @@ def test_threads_and_the_grouping_of_texts_change_nothing(monkeypatch):
     assert (train(POSITIVES, NEGATIVES, SMALL, seed=2).word_weights != one.word_weights).all()
 
 
-def test_scores_are_those_of_a_plain_mean():
+def test_margins_are_plain_means():
     found = train(POSITIVES, NEGATIVES, SMALL)
     words = kept_words(POSITIVES + NEGATIVES, SMALL)
     table = Table(found.words, found.word_weights)
@@ -132,7 +132,7 @@ def test_scores_are_those_of_a_plain_mean():
         "数",
         " \n",
     ]
-    for text, margin, score in zip(texts, found.margins(texts), found.scores(texts), strict=True):
+    for text, margin in zip(texts, found.margins(texts), strict=True):
         weights = [
             table.find(unit_hashes([f], "space").values)[0][0]
             if isinstance(f, str)
@@ -141,22 +141,22 @@ def test_scores_are_those_of_a_plain_mean():
         ]
         mean = np.mean(weights) if weights else 0.0
         assert margin == pytest.approx(mean, rel=1e-5, abs=1e-6)
-        assert score == pytest.approx(1 / (1 + np.exp(-mean)), abs=1e-6)
 
 
 def test_margins_do_not_saturate():
-    """Where the classifier is sure, scores are 1 or 0 and margins still differ, in the same order."""
+    """Where probabilities are 1 or 0, margins still differ, in the same order."""
     few = trained()
     sure = replace(
         few, word_weights=few.word_weights * 100, bucket_weights=few.bucket_weights * 100
     )
     texts = [*make_texts(MATH, 300, 13), *make_texts(OTHER, 300, 14), "", "theorem " * 1000]
-    margins, scores = sure.margins(texts), sure.scores(texts)
-    assert margins.dtype == scores.dtype == np.float32 and np.isfinite(margins).all()
+    margins = sure.margins(texts)
+    scores = classifier._sigmoid(margins)
+    assert margins.dtype == np.float32 and np.isfinite(margins).all()
     assert (scores == 1).sum() > 50 and len(np.unique(scores)) < 0.9 * len(np.unique(margins))
     assert (
         len(np.unique(margins)) >= len(set(texts)) - 5
-    )  # a few have no known word, or the same ones
+    )  # a few have no known word, or the same words
     assert (np.diff(scores[np.argsort(margins)]) >= 0).all()
     assert scores.min() >= 0 and scores.max() <= 1
     np.testing.assert_allclose(margins, 100 * few.margins(texts), rtol=1e-4, atol=1e-4)
@@ -164,7 +164,7 @@ def test_margins_do_not_saturate():
 
 @hypothesis_settings(max_examples=30, deadline=None)
 @given(order=st.permutations(range(12)), batch=st.sampled_from([1, 40, 400, 10**6]))
-def test_a_score_does_not_depend_on_its_neighbours(order, batch):
+def test_a_margin_does_not_depend_on_other_texts(order, batch):
     texts = [*make_texts(MATH, 6, 5, 80), "", *make_texts(OTHER, 5, 6, 80)]
     before, ngrams._BATCH = ngrams._BATCH, batch
     try:
@@ -180,16 +180,16 @@ def trained() -> classifier.Classifier:
     return train(POSITIVES, NEGATIVES, SMALL)
 
 
-def test_it_tells_new_texts_apart():
+def test_new_texts_are_classified():
     texts = make_texts(MATH, 100, 7) + make_texts(OTHER, 100, 8)
     models = [trained(), *(train(POSITIVES, NEGATIVES, SMALL, seed=seed) for seed in range(1, 6))]
-    right = [(model.scores(texts) > 0.5) == np.repeat([True, False], 100) for model in models]
+    right = [(model.margins(texts) > 0) == np.repeat([True, False], 100) for model in models]
     assert np.mean(right, 0)[[len(text.split()) > 9 for text in texts]].mean() > 0.85
 
 
 @pytest.mark.parametrize("rate, width", [(0.1, 256), (0.5, 64)])
 def test_as_accurate_as_the_library(rate, width, tmp_path):
-    """Within half a point in the mean over seeds: with (0.1, 256) hardly trained, with (0.5, 64) well."""
+    """The mean accuracy differs by half a point at most: barely trained (0.1, 256), or well."""
     fasttext = pytest.importorskip(
         "fasttext", reason="needs the fasttext package: pip install fasttext"
     )
@@ -217,33 +217,31 @@ def test_as_accurate_as_the_library(rate, width, tmp_path):
             seed=seed,
             verbose=0,
         )
-        # the method of the library's Python class fails under NumPy 2; the one that it calls does not
+        # The method of the library's Python class fails with NumPy 2, so call the method inside.
         found = [
             dict((b, a) for a, b in library.f.predict(text + "\n", 2, 0.0, "strict"))
             for text in texts
         ]
-        theirs.append([one["__label__math"] for one in found])
-        ours.append(
-            train(
-                positives, negatives, Settings(width=width, rate=rate, buckets=2**16), seed
-            ).scores(texts)
-        )
+        theirs.append([row["__label__math"] for row in found])
+        chosen = Settings(width=width, rate=rate, buckets=2**16)
+        model = train(positives, negatives, chosen, seed)
+        ours.append(classifier._sigmoid(model.margins(texts)))
     accuracy = [((np.array(scores) > 0.5) == labels).mean() for scores in (ours, theirs)]
     assert accuracy[1] > 0.9 and abs(accuracy[0] - accuracy[1]) <= 0.005
     assert np.corrcoef(np.mean(ours, 0), np.mean(theirs, 0))[0, 1] > 0.97
 
 
-def test_a_rare_word_has_no_number_but_its_ngrams_do():
+def test_a_rare_word_has_no_weight_but_its_ngrams_do():
     settings = Settings(width=4, buckets=10_000, min_count=3)
     found = train(["a a a b"], ["c c c"], settings)
     hashes = unit_hashes(["a b c"], "space").values
     assert sorted(found.words.tolist()) == sorted([int(hashes[0]), int(hashes[2])])
-    bigram = dict(bucket_numbers(hashes[:2], 2, settings.buckets))[2]
+    bigram = dict(bucket_numbers(unit_hashes(["a b"], "space"), settings))[2]
     assert found.bucket_weights[bigram] != 0
     assert np.count_nonzero(found.bucket_weights) == 10  # aa ab b/ aaa aab ab/ cc c/ ccc cc/
 
 
-def test_explained_shares_are_the_logit():
+def test_explained_shares_sum_to_the_margin():
     text = POSITIVES[3]
     shares = trained().explain(text, 10**6)
     assert sum(share for _, share in shares) == pytest.approx(
@@ -280,7 +278,7 @@ def test_table_is_a_dictionary(keys, others):
     assert found.tolist() == [3 * keys.index(int(key)) if int(key) in keys else 0 for key in asked]
 
 
-def test_table_where_all_want_one_slot():
+def test_table_with_many_collisions():
     keys = np.arange(1, 200, dtype=np.uint64) | np.uint64(2**64 - 2**32)
     found, known = Table(keys[::2], np.arange(100)).find(keys)
     assert known.tolist() == [i % 2 == 0 for i in range(199)] and found[::2].tolist() == list(
@@ -289,7 +287,7 @@ def test_table_where_all_want_one_slot():
 
 
 @given(st.lists(st.integers(0, 20), max_size=80), st.integers(1, 5))
-def test_counted_words_are_those_of_a_counter(values, least):
+def test_count_words(values, least):
     before, classifier._COUNTED = classifier._COUNTED, 7
     try:
         found = count_words(np.array(values, np.uint64), least)
@@ -306,14 +304,14 @@ def test_saved_and_loaded(tmp_path):
     back = load(path)
     assert (
         back.settings == trained().settings
-        and (back.scores(POSITIVES) == trained().scores(POSITIVES)).all()
+        and (back.margins(POSITIVES) == trained().margins(POSITIVES)).all()
     )
     first = path.read_bytes()
     back.save(path)
     assert path.read_bytes() == first and list(path.parent.iterdir()) == [path]
 
 
-def test_a_file_that_is_no_classifier(tmp_path):
+def test_a_file_that_is_not_a_classifier(tmp_path):
     whole = tmp_path / "whole.npz"
     trained().save(whole)
     data = whole.read_bytes()

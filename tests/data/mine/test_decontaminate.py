@@ -1,7 +1,6 @@
-"""data/mine/decontaminate.py against sets of tuples in Python, and on planted questions of real benchmarks."""
+"""decontaminate.py against sets of tuples in Python, and with planted questions of benchmarks."""
 
-import csv
-import gzip
+import functools
 import json
 import random
 import re
@@ -12,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.io import InputError, write_jsonl
-from data.mine import decontaminate
-from data.mine.decontaminate import Index, Item, decontaminate_shard, read_benchmarks
+from data.mine import decontaminate, store
+from data.mine.benchmark_files import Item, read_benchmarks
+from data.mine.decontaminate import Index, decontaminate_shard
 from data.mine.ngrams import unit_hashes
-from data.problems import readers
 
 TEN = "one two three four five six seven eight nine ten"
 
 
-def index(folder, *rows, **options):
+def index(folder, *rows):
     write_jsonl(folder / "b.jsonl", rows)
-    return Index.build(folder, **options)
+    return Index.build(folder)
 
 
 # ---- The rule --------------------------------------------------------------------------------------------------------
@@ -49,8 +48,8 @@ def index(folder, *rows, **options):
         ("a b c d e f g h", []),
         (
             "小明有三个苹果，小红有五个",
-            [("question", "小明有三个苹果,小红有五个")],
-        ),  # as NFKC writes it
+            [("question", "小明有三个苹果,小红有五个")],  # NFKC changes the comma
+        ),
         ("他说小明有３个苹果", []),
         ("小明有三个苹果。小红", []),  # nine characters
         ("", []),
@@ -79,31 +78,13 @@ def test_the_rule(tmp_path, text, found):
     }
 
 
-def test_what_lies_between_two_matches_is_in_neither(tmp_path):
+def test_text_between_two_matches_is_in_neither(tmp_path):
     letters = "a b c d e f g h i j k"
     known = index(tmp_path, {"question": f"{TEN} and {letters}"})
     assert [match.text for match in known.matches([f"{TEN} or {letters}"])[0]] == [TEN, letters]
     assert [match.text for match in known.matches([f"{TEN} and {letters}"])[0]] == [
         f"{TEN} and {letters}"
     ]
-
-
-def test_short_answers_may_be_left_out(tmp_path):
-    rows = (
-        {"question": "what is it", "answer": "1, 2, 3"},
-        {"question": f"{TEN} so", "answer": f"well {TEN}"},
-    )
-    assert [
-        len(found)
-        for found in index(tmp_path, *rows).matches(["1 2 3", "what is it", f"well {TEN}"])
-    ] == [1, 1, 2]
-    known = index(tmp_path, *rows, short_answers=False)
-    assert [len(found) for found in known.matches(["1 2 3", "what is it", f"well {TEN}"])] == [
-        0,
-        1,
-        2,
-    ]
-    assert known.counts["ignored"] == 1
 
 
 ALPHABET = "a b c d e 数 学 题".split()
@@ -145,7 +126,7 @@ def test_against_sets_of_tuples(tmp_path_factory, items, pages, cut, planted):
     found = known.matches(texts)
     for page, here, there in zip(pages, found, wanted, strict=True):
         assert bool(here) == bool(there) and {int(match.id) for match in here} <= there
-        for match in here:  # what is called a match is in both
+        for match in here:  # a match is in both texts
             units, item = match.text.split(), items[int(match.id)]
             assert tuple(units) in grams(page, len(units)) and tuple(units) in grams(
                 item, len(units)
@@ -161,8 +142,8 @@ def test_against_sets_of_tuples(tmp_path_factory, items, pages, cut, planted):
     )
 
 
-def test_a_collision_of_hashes_is_no_match(tmp_path, monkeypatch):
-    """With hashes that are all the same, everything is found by hash, and only what is equal is a match."""
+def test_a_hash_collision_is_not_a_match(tmp_path, monkeypatch):
+    """All hashes are the same, so everything is a hit, but only equal text is a match."""
     monkeypatch.setattr(
         decontaminate, "ngram_hashes", lambda units, n: _same(decontaminate_ngrams(units, n))
     )
@@ -188,7 +169,7 @@ def _same(hashes):
     )
 )
 def test_units_are_those_of_the_hashes(text):
-    """The regular expression that verifies, and the table that hashes, split alike."""
+    """The regular expression that checks hits splits as the hashes do."""
     units = decontaminate._units(text)
     hashes = unit_hashes([text]).values
     assert len(hashes) == len(units)
@@ -199,7 +180,7 @@ def test_units_are_those_of_the_hashes(text):
 
 
 def disguised(rng, question):
-    """The question with other case, punctuation, line breaks and full-width digits."""
+    """The question with a different case, punctuation, line breaks and full-width digits."""
     question = question.upper() if rng.random() < 0.5 else question.swapcase()
     question = re.sub(
         r"[,.?!'’，。？！、]", lambda _: rng.choice([" ", "\n", " - ", "……", "; "]), question
@@ -211,7 +192,7 @@ def disguised(rng, question):
 
 
 def documents(count):
-    """Real English text that comes with Python."""
+    """Real English text, which comes with Python."""
     from pydoc_data.topics import topics
 
     texts = [text for _, text in sorted(topics.items()) if len(text) > 500]
@@ -220,7 +201,7 @@ def documents(count):
 
 @pytest.fixture(scope="module")
 def benchmarks(real, tmp_path_factory):
-    """A folder with GSM8K's test set and MGSM in Chinese, their index, and their questions."""
+    """GSM8K's test set and the Chinese MGSM: their folder, their index, and their questions."""
     folder = tmp_path_factory.mktemp("benchmarks")
     for name in ("gsm8k/test.jsonl", "mgsm/mgsm_zh.tsv"):
         (folder / name).parent.mkdir()
@@ -257,7 +238,7 @@ def test_real_solutions_are_found_with_marks_and_without(benchmarks, real):
 
 
 def test_other_chinese_problems_by_brute_force(real, tmp_path):
-    """Of another Chinese benchmark's questions exactly those are found that sets of tuples find."""
+    """On another Chinese benchmark, the index finds the same questions as sets of tuples."""
     (tmp_path / "mgsm_zh.tsv").symlink_to(real("mgsm/mgsm_zh.tsv").resolve())
     known = Index.build(tmp_path)
     lines = real("deepseek-math-eval/cmath/test.jsonl").read_text().splitlines()
@@ -276,130 +257,6 @@ def test_other_chinese_problems_by_brute_force(real, tmp_path):
     assert sum(wanted[:-5]) < 20 and all(wanted[-5:])
 
 
-# ---- Files -----------------------------------------------------------------------------------------------------------
-
-
-def test_formats(tmp_path):
-    def write(name, text):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-
-    lines = '{"question": "Q1", "answer": "A1", "id": "one", "grade": "no"}\n\n{"problem": "Q2", "golden": 2.5}\n'
-    write("a.jsonl", lines)
-    write("b.jsonl.gz", gzip.compress(lines.encode()))
-    write("g.jsonl", '{"question": "Q", "answer": "<<1+1=2>>2\\n#### 2"}')
-    write(
-        "math/algebra/1.json",
-        '{"problem": "P", "level": "Level 1", "type": "Algebra", "solution": "S"}',
-    )
-    write(
-        "bbh.json",
-        '{"canary": "c", "examples": [{"input": "I1", "target": "T1"}, {"input": "I2", "target": "T2"}]}',
-    )
-    write(
-        "list.json",
-        '[{"input": "I", "output": ["O1", "O2"], "other": {"solution": "S", "source": "no"}}]',
-    )
-    chat = '{"id": "0", "messages": [{"role": "user", "content": "C"}], "answer": "18"}'
-    write("chat.jsonl", chat + '\n{"question": "x"}')
-    write(
-        "svamp.json",
-        '[{"ID": "c", "Body": "B.", "Question": "Q?", "Answer": 3.0, "Equation": "no"}]',
-    )
-    write("plain.tsv", "Q1\t18\nQ2\t19\n")
-    write("header.csv", "Question,Options,Answer\nQ1,no,A1\n")
-    write("mmlu.csv", "Q1,no,no,no,no,A\n")
-    write("README.md", "not a benchmark")
-    with open(tmp_path / "mawps.csv", "w", newline="") as file:
-        csv.writer(file).writerow(["Question", "Numbers", "Equation", "Answer"])
-        csv.writer(file).writerow(["number0 + number1 ?", "1 2", "+ number0 number1", "3"])
-    items, counts = read_benchmarks(tmp_path)
-    found = {}
-    for item in items:
-        found.setdefault(item.benchmark, []).append(tuple(item[1:]))
-    two = [
-        ("one", "question", "Q1"),
-        ("one", "answer", "A1"),
-        ("2", "problem", "Q2"),
-        ("2", "golden", "2.5"),
-    ]
-    assert found == {
-        "a.jsonl": two,
-        "b.jsonl.gz": two,
-        "g.jsonl": [
-            ("1", "question", "Q"),
-            ("1", "answer", "<<1+1=2>>2\n#### 2"),
-            ("1", "answer", "2\n#### 2"),
-        ],
-        "math/algebra/1.json": [("1", "problem", "P"), ("1", "solution", "S")],
-        "bbh.json": [
-            ("1", "input", "I1"),
-            ("1", "target", "T1"),
-            ("2", "input", "I2"),
-            ("2", "target", "T2"),
-        ],
-        "list.json": [
-            ("1", "input", "I"),
-            ("1", "output", "O1"),
-            ("1", "output", "O2"),
-            ("1", "solution", "S"),
-        ],
-        "chat.jsonl": [("0", "content", "C"), ("0", "answer", "18"), ("2", "question", "x")],
-        "svamp.json": [("c", "question", "B. Q?"), ("c", "answer", "3")],
-        "plain.tsv": [
-            ("1", "question", "Q1"),
-            ("1", "answer", "18"),
-            ("2", "question", "Q2"),
-            ("2", "answer", "19"),
-        ],
-        "header.csv": [("2", "question", "Q1"), ("2", "answer", "A1")],
-        "mmlu.csv": [("1", "question", "Q1"), ("1", "answer", "A")],
-        "mawps.csv": [("mawps-1", "question", "1 + 2?"), ("mawps-1", "answer", "3")],
-    }
-    assert counts == {"files": 12, "passed_over": 1, "problems": 17, "texts": len(items)}
-
-
-@pytest.mark.parametrize(
-    "name", ["gsm8k/test.jsonl", "word-problems/SVAMP.json", "word-problems/mawps_fold0.csv"]
-)
-def test_what_problems_load_reads_is_read_here(real, tmp_path, name):
-    (tmp_path / real(name).name).symlink_to(real(name).resolve())
-    texts = {item.text for item in read_benchmarks(tmp_path)[0]}
-    loaded = readers.load(real(name))
-    assert all(problem.question in texts for problem in loaded)
-    if name.startswith("gsm8k"):
-        assert all(
-            any(text.startswith(problem.solution) for text in texts) for problem in loaded[:50]
-        )
-
-
-@pytest.mark.parametrize(
-    "name, content, message",
-    [
-        (None, None, "nowhere: no such folder"),
-        ("README.md", "text", "holds no benchmark"),
-        ("a.jsonl", "", "a.jsonl: holds no problem"),
-        ("a.json", "[]", "a.json: holds no problem"),
-        ("a.csv", "", "a.csv: holds no problem"),
-        ("a.jsonl", '{"question": "Q"}\n{"question": "Q"\n', "a.jsonl:2: not valid JSON"),
-        ("a.jsonl", '{"question": "Q"}\n{"answer": "A"}\n', "a.jsonl: problem 2 has no question"),
-        ("a.jsonl", '{"question": "Q"}\n3\n', "a.jsonl: problem 2 has no question"),
-        ("a.jsonl.gz", b"no gzip", "a.jsonl.gz: cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b"{}", mtime=0)[:-9], "a.jsonl.gz: cannot be read"),
-        ("a.jsonl", b"\xff\xfe", "a.jsonl: not UTF-8"),
-    ],
-)
-def test_bad_benchmarks_are_named(tmp_path, name, content, message):
-    folder = tmp_path / ("folder" if name else "nowhere")
-    if name:
-        folder.mkdir()
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(InputError, match=re.escape(message)) as error:
-        Index.build(folder)
-    assert "\n" not in str(error.value)
-
-
 def test_bad_index(tmp_path):
     with pytest.raises(InputError, match="index.npz: cannot be read"):
         Index.load(tmp_path / "index.npz")
@@ -415,7 +272,7 @@ def test_bad_index(tmp_path):
 # ---- Shards ----------------------------------------------------------------------------------------------------------
 
 
-def test_shard(tmp_path):
+def test_shard(tmp_path, monkeypatch):
     (tmp_path / "benchmarks").mkdir()
     known = index(
         tmp_path / "benchmarks", {"question": TEN, "id": 5}, {"question": "x equals seven"}
@@ -429,8 +286,10 @@ def test_shard(tmp_path):
     source = tmp_path / "part-00000.jsonl"
     files = source, tmp_path / "index.npz", tmp_path / "to.jsonl", tmp_path / "drops.jsonl"
     write_jsonl(source, pages)
-    for batch in (1, 100, 2**22):
-        counts = decontaminate_shard(*files, batch=batch)
+    for size in (1, 100, 2**22):
+        batches = functools.partial(store.page_batches, characters=size)
+        monkeypatch.setattr(decontaminate, "page_batches", batches)
+        counts = decontaminate_shard(*files)
         assert counts == {"in": 40, "out": 38, "dropped": 2, "cut": 0, "benchmark b.jsonl": 2}
         left = [json.loads(line) for line in (tmp_path / "to.jsonl").read_text().splitlines()]
         assert left == pages[:7] + pages[8:30] + pages[31:]
@@ -441,7 +300,7 @@ def test_shard(tmp_path):
             {"line": 8, "url": "u7", "page": True, "matches": [first, second]},
             {"line": 31, "url": "u30", "page": True, "matches": [first]},
         ]
-    # another index under the same name is seen
+    # A new index with the same name is used.
     index(tmp_path / "benchmarks", {"question": "page 3 of many"}).save(tmp_path / "index.npz")
     counts = decontaminate_shard(*files)
     assert counts["dropped"] == 1
@@ -456,7 +315,7 @@ def test_shard(tmp_path):
         decontaminate_shard(*files)
 
 
-def test_only_paragraphs_with_a_match_go(tmp_path):
+def test_only_paragraphs_with_a_match_are_cut(tmp_path):
     (tmp_path / "benchmarks").mkdir()
     known = index(tmp_path / "benchmarks", {"question": TEN, "id": 5})
     known.save(tmp_path / "index.npz")
@@ -475,7 +334,7 @@ def test_only_paragraphs_with_a_match_go(tmp_path):
     counts = decontaminate_shard(*files, part="paragraph")
     assert counts == {"in": 6, "out": 3, "dropped": 3, "cut": 1, "benchmark b.jsonl": 4}
     left = [json.loads(line) for line in (tmp_path / "to.jsonl").read_text().splitlines()]
-    # what a paragraph break hides goes with the page, also where it comes together only by the cut
+    # A match across paragraphs drops the page, also if only the cut brings them together.
     assert left == [
         {"url": "0", "text": "before\n\nafter"},
         {"url": "2", "text": ""},

@@ -1,3 +1,5 @@
+"""domains.py on a small crawl: counts, prefixes, the questionnaire, the rule."""
+
 import itertools
 import json
 from dataclasses import asdict
@@ -84,11 +86,11 @@ def test_table_shows_what_a_person_needs():
     assert school.questions() == [
         "school.example",
         "school.example/math",
-    ]  # nothing speaks for the news
+    ]  # no page of the news was kept
     assert school.questions(most=1) == ["school.example"] and school.questions(minimum=9) == [
         "school.example"
     ]
-    # /book holds what /book/one holds: the longer one is asked about.
+    # /book has the same pages as /book/one: the question is about the longer prefix.
     assert rows["sums.example"].questions() == [
         "sums.example",
         "sums.example/book/one",
@@ -100,7 +102,7 @@ def test_table_shows_what_a_person_needs():
     assert "- https://www.School.example/math/7.html   Fractions 7" in text
     assert (
         text.count("    + https://www.School.example/math/") == 2 * 3
-    )  # three of the domain, three of the prefix
+    )  # three for the domain, three for the prefix
     plain = json.loads(json.dumps(D.table_rows(table())))
     assert plain[1]["prefixes"][1]["prefix"] == "school.example/math"
     assert sorted(title for _, title in plain[1]["prefixes"][1]["other_examples"]) == [
@@ -160,7 +162,7 @@ def test_under_is_a_comparison_of_segments(names, urls, end):
     assert found == [any(url[: len(name)] == name for name in clean) for url in plain]
 
 
-def test_under_knows_hosts():
+def test_under_compares_hosts():
     urls = [
         "http://a.example/x",
         "http://www.a.example",
@@ -203,7 +205,7 @@ def test_annotation_file(tmp_path):
 @pytest.mark.parametrize(
     "line, reason",
     [
-        ("school.example/math notes", "holds a space"),
+        ("school.example/math notes", "contains a space"),
         ("school.example/math?page=1", "query"),
         ("mathematics", "host"),
         ("/math", "host"),
@@ -238,7 +240,7 @@ def test_every_prefix_can_be_written_and_read(tmp_path_factory, parts):
 
 
 def run(path, answers, rows=None):
-    """Run the questionnaire with these answers; returns (counts, what was shown)."""
+    """Run the questionnaire with these answers. Returns (counts, the text shown)."""
     shown, left = [], iter(answers)
 
     def ask(prompt):
@@ -248,13 +250,13 @@ def run(path, answers, rows=None):
         return answer
 
     counts = D.annotate(rows or table(), path, ask, shown.append)
-    assert next(left, None) is None, "not all answers were asked for"
+    assert next(left, None) is None, "some answers were not used"
     return counts, "\n".join(shown)
 
 
 def test_questionnaire(tmp_path):
     path = tmp_path / "math.txt"
-    # sums, school, school/math, almost/a; all of sums.example covers its parts
+    # Questions: sums, school, school/math, almost/a. Accepting sums.example covers its prefixes.
     counts, shown = run(path, ["Y", "no", "what?", "", "yes", "s"])
     assert counts == {"yes": 2, "no": 1, "skip": 1, "left": 0}
     assert D.read_annotations(path) == ["sums.example", "school.example/math"]
@@ -262,14 +264,14 @@ def test_questionnaire(tmp_path):
         "sums.example/viewtopic   " not in shown
         and "school.example/math   6 of 8 pages kept (75 %)" in shown
     )
-    # Again: only what was passed over is asked.
+    # Again: the only question is about the skipped prefix.
     counts, shown = run(path, ["n"])
     assert counts == {"yes": 0, "no": 1, "skip": 0, "left": 0} and "almost.example/a" in shown
     assert run(path, []) == ({"yes": 0, "no": 0, "skip": 0, "left": 0}, "")
 
 
 @pytest.mark.parametrize("stop", ["q", EOFError, KeyboardInterrupt])
-def test_questionnaire_keeps_what_was_answered(tmp_path, stop):
+def test_questionnaire_keeps_answers_when_it_stops(tmp_path, stop):
     path = tmp_path / "math.txt"
     path.write_text("# mine\nother.example/x", encoding="utf-8")  # no newline at the end
     counts, _ = run(path, ["n", "y", stop])
@@ -297,8 +299,8 @@ def test_questionnaire_refuses_a_bad_file(tmp_path):
         run(path, [])
 
 
-def test_auto_takes_only_the_mathematical_part():
-    # Not all of school.example, though more than the share would do for the whole: its news are no mathematics.
+def test_auto_chooses_only_the_mathematical_part():
+    # Enough of school.example was kept, but its news pages are not mathematics.
     assert D.auto_annotate(table(), share=0.15) == ["sums.example", "school.example/math"]
     assert D.auto_annotate(table(), share=0.15, minimum=9) == []
     assert D.auto_annotate(table(), share=0.8) == ["sums.example/book/one"]
@@ -328,8 +330,8 @@ def test_auto_prefixes_are_apart_and_above_the_share(pages, share):
     ]
     rows = table(pages)
     names = D.auto_annotate(rows, share)
-    for one, other in itertools.permutations(names, 2):
-        assert not D.under([one], ["http://" + other])[0]
+    for name, other in itertools.permutations(names, 2):
+        assert not D.under([name], ["http://" + other])[0]
     for name in names:
         inside = [kept for url, kept, _ in pages if name in D.prefixes(url)]
         assert sum(inside) > share * len(inside) and len(inside) >= 3

@@ -1,10 +1,12 @@
-"""data/mine/formulas.py: MathML, AsciiMath and delimiters against LaTeX written by hand."""
+"""mathml.py, asciimath.py and latex.py against LaTeX written by hand."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.mine.formulas import asciimath, attribute, mathml, normal_delimiters, tidy
+from data.mine.asciimath import asciimath
+from data.mine.latex import normal_delimiters, tidy
+from data.mine.mathml import attribute, mathml
 
 A, B, N, X, I = "<mi>a</mi>", "<mi>b</mi>", "<mi>n</mi>", "<mi>x</mi>", "<mi>i</mi>"  # noqa: E741
 ONE, TWO = "<mn>1</mn>", "<mn>2</mn>"
@@ -71,7 +73,7 @@ def row(*parts):
         ),
         ("<m:mfrac xmlns:m='m'><m:mn>1</m:mn><m:mi>x</m:mi></m:mfrac>", r"\frac{1}{x}"),
         (f"<mfrac>{A}<mfrac>{B}{N}</mfrac></mfrac><mspace/>{X}", r"\frac{a}{\frac{b}{n}} x"),
-        (f"<mfrac>{ONE}</mfrac><msup>{A}", "1a"),  # parts and ends that are missing
+        (f"<mfrac>{ONE}</mfrac><msup>{A}", "1a"),  # missing parts and ends
     ],
 )
 def test_mathml(markup, latex):
@@ -99,7 +101,7 @@ def test_mathml(markup, latex):
         max_size=40,
     ).map("".join)
 )
-def test_mathml_takes_anything(markup):
+def test_mathml_accepts_anything(markup):
     assert isinstance(mathml(markup), str)
 
 
@@ -145,14 +147,14 @@ def test_asciimath(source, latex):
     ).map(" ".join)
     | st.text(max_size=20)
 )
-def test_asciimath_takes_anything(source):
+def test_asciimath_accepts_anything(source):
     assert isinstance(asciimath(source), str)
 
 
 def test_asciimath_nested_without_end():
     assert asciimath("(" * 3000) == "(" * 3000
     rows = ",".join(f"[{i}]" for i in range(100))
-    assert asciimath(f"({rows}x)") == f"({rows}x)"  # not tried in every way that it could be split
+    assert asciimath(f"({rows}x)") == f"({rows}x)"  # fast: it does not try every way to split
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,7 @@ def test_delimiters(text, expected):
     assert normal_delimiters(expected) == expected
 
 
-def test_delimiters_left_open_take_no_time():
+def test_open_delimiters_take_no_time():
     for piece in ("\\(", "\\[", "$", "$$ ", "\\begin{align}"):
         assert normal_delimiters((piece + " x ") * 20_000)
 

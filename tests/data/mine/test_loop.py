@@ -1,5 +1,7 @@
-"""The data engine as a whole: recall.py's exact cut, the steps of loop.py, and a small web mined from end to end, with
-one worker and several, killed, on a Dask cluster, repeated."""
+"""The data engine: the exact cutoff, the steps, and a small web that is mined as a whole.
+
+The web is mined with one worker and with several, killed, on a Dask cluster, and repeated.
+"""
 
 import io
 import json
@@ -23,10 +25,13 @@ from hypothesis import strategies as st
 
 from data.io import InputError, read_jsonl, write_jsonl
 from data.mine import __main__ as commands
-from data.mine import domains, loop, recall, report, steps
+from data.mine import domains, loop, recall, report, steps, store
+from data.mine.pages import read_pages
+from data.mine.run import executor
 from data.shards import Shards
 from data.tokenizer import Tokenizer, train
 from data.world import web as synthetic_web
+from runtime.options import to_toml
 
 ROOT = Path(__file__).parents[3]
 PAGES, FILES = 480, 6
@@ -40,9 +45,9 @@ floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 @given(st.lists(floats, min_size=2))
 def test_keys_are_in_the_order_of_the_margins(values):
     margins = np.array(values, np.float32) + np.float32(0)
-    keys = recall.keys(margins).astype(np.int64)
+    keys = recall.margin_keys(margins).astype(np.int64)
     assert (np.sign(np.diff(keys)) == np.sign(np.diff(margins.astype(np.float64)))).all()
-    assert [recall.margin(int(key)) for key in keys] == margins.tolist()
+    assert [recall.key_margin(int(key)) for key in keys] == margins.tolist()
 
 
 def cut(margins, tokens, limit, folder) -> float:
@@ -52,7 +57,7 @@ def cut(margins, tokens, limit, folder) -> float:
         scores = np.zeros(len(margins[i::2]), recall.SCORES)
         scores["margin"], scores["tokens"] = margins[i::2], tokens[i::2]
         paths.append(folder / f"{i}.npy")
-        recall.save(paths[-1], scores)
+        store.save_array(paths[-1], scores)
 
     def bins(upper):
         for i, path in enumerate(paths):
@@ -62,7 +67,7 @@ def cut(margins, tokens, limit, folder) -> float:
     return recall.cutoff(bins(None), bins, limit)
 
 
-# few different values, some of which share their upper 16 bits, so that there are ties and both passes are needed
+# A few values, some with the same upper 16 bits: so there are ties, and both passes are needed.
 close = st.sampled_from(
     [1.0, 1.0 + 2**-20, 1.0 + 2**-15, 2.0, -1.0, -1.0 - 2**-20, 0.0, 17.5, -3e-39]
 )
@@ -73,7 +78,7 @@ pages = st.lists(st.tuples(floats | close, st.integers(1, 50)), min_size=1, max_
 
 @given(pages=pages, limit=st.integers(1, 900))
 def test_the_cut_keeps_as_many_tokens_as_fit(pages, limit, tmp_path_factory):
-    """Against sorting: pages of the same score are all taken or all left."""
+    """Against sorting. Pages with the same score are collected together or not at all."""
     margins = np.array([margin for margin, _ in pages], np.float32) + np.float32(0)
     tokens = np.array([count for _, count in pages])
     by_score = Counter()
@@ -95,7 +100,7 @@ def test_the_cut_keeps_as_many_tokens_as_fit(pages, limit, tmp_path_factory):
     elif not kept:
         with pytest.raises(
             InputError,
-            match=f"--keep_tokens {limit}: the best page alone has more tokens; give more",
+            match=f"--keep_tokens {limit}: the best page alone has more tokens",
         ):
             cut(margins, tokens, limit, folder)
     else:
@@ -108,7 +113,7 @@ def test_collect_shard(tmp_path):
     write_jsonl(tmp_path / "part.jsonl", rows)
     scores = np.zeros(6, recall.SCORES)
     scores["margin"], scores["tokens"] = [3, -2, 0.5, 1, 4, -1], [1, 2, 4, 8, 16, 32]
-    recall.save(tmp_path / "scores.npy", scores)
+    store.save_array(tmp_path / "scores.npy", scores)
     np.save(tmp_path / "before.npy", np.array([True, True, False, True, False, False]))
     files = (
         tmp_path / "part.jsonl",
@@ -136,7 +141,7 @@ def test_collect_shard(tmp_path):
 
 
 def test_examples_of_a_round(tmp_path):
-    """Annotated and not collected: positives, for good. Neither: negatives."""
+    """Annotated but not collected: positives, in all later rounds. Neither: negatives."""
     urls = [
         "http://a.example/math/1",
         "http://a.example/math/2",
@@ -180,24 +185,24 @@ def test_examples_of_a_round(tmp_path):
     assert drawn[0] == drawn[2] != drawn[1] and all(900 < count < 1100 for count in drawn)
 
 
-def test_some_texts(tmp_path):
+def test_sample_texts(tmp_path):
     for i in (0, 1):
         write_jsonl(tmp_path / f"{i}.jsonl", ({"text": f"{i} {j}"} for j in range(50)))
     paths = [tmp_path / "0.jsonl", tmp_path / "1.jsonl"]
-    few = loop.some_texts(paths, 20, 7, "--positives x")
-    assert len(set(few)) == 20 and few == loop.some_texts(paths[::-1], 20, 7, "")
-    assert few == loop.some_texts(paths, 100, 7, "")[:20] and few != loop.some_texts(
+    few = loop.sample_texts(paths, 20, 7, "--positives x")
+    assert len(set(few)) == 20 and few == loop.sample_texts(paths[::-1], 20, 7, "")
+    assert few == loop.sample_texts(paths, 100, 7, "")[:20] and few != loop.sample_texts(
         paths, 20, 8, ""
     )
-    assert sorted(loop.some_texts(paths, 1000, 7, "")) == sorted(
+    assert sorted(loop.sample_texts(paths, 1000, 7, "")) == sorted(
         f"{i} {j}" for i in (0, 1) for j in range(50)
     )
     write_jsonl(paths[0], [])
-    with pytest.raises(InputError, match="--positives x: no text in it"):
-        loop.some_texts(paths[:1], 5, 0, "--positives x")
+    with pytest.raises(InputError, match="--positives x: no text"):
+        loop.sample_texts(paths[:1], 5, 0, "--positives x")
     write_jsonl(paths[0], [{"text": "a"}, {"page": "b"}])
-    with pytest.raises(InputError, match=re.escape(f"{paths[0]}:2: no text in it")):
-        loop.some_texts(paths, 5, 0, "")
+    with pytest.raises(InputError, match=re.escape(f"{paths[0]}:2: no text")):
+        loop.sample_texts(paths, 5, 0, "")
 
 
 def test_partitioned_domains_are_all_domains(tmp_path):
@@ -221,7 +226,7 @@ def test_partitioned_domains_are_all_domains(tmp_path):
     found = {
         name: row
         for part in range(4)
-        for name, row in steps.read_json(tmp_path / f"{part}.json").items()
+        for name, row in store.read_json(tmp_path / f"{part}.json").items()
     }
     assert found == {name: whole[name] for name in domains.math_domains(whole, 0.2, 5)} and found
     assert sum(one["domains"] for one in counts) == len(whole) == 40
@@ -233,7 +238,7 @@ def test_partitioned_domains_are_all_domains(tmp_path):
 
 @pytest.fixture(scope="module")
 def web(tmp_path_factory) -> Path:
-    """A web in English and Chinese, in six files; and a tokenizer."""
+    """A web in English and Chinese, in six files, and a tokenizer."""
     folder = tmp_path_factory.mktemp("web")
     made = synthetic_web.Web(domains=40, seed=3, levels=[1, 2], benchmark=12)
     pages = [made.page(i) for i in range(PAGES)]
@@ -275,8 +280,8 @@ def config(web: Path, to: Path, **options) -> loop.Config:
 
 
 def mined(config: loop.Config) -> Path:
-    loop.check(config)
-    with loop.executor(config) as map:
+    loop.check_config(config)
+    with executor(config.executor, config.workers) as map:
         loop.mine(config, map)
     return Path(config.to)
 
@@ -287,7 +292,7 @@ def whole(web, tmp_path_factory) -> Path:
 
 
 def result(to: Path) -> dict[str, bytes]:
-    """All that a run is for."""
+    """The files of a run that must always be the same."""
     files = [
         *to.glob("corpus/**/*.jsonl"),
         *to.glob("shards/*"),
@@ -338,7 +343,7 @@ def test_a_web_is_mined(web, whole):
         for k in (1, 2, 3)
     ]
     assert again == [(kept[i] & kept[i + 1]).sum() / kept[i + 1].sum() for i in (0, 1)]
-    # the token shards hold the corpus, in order
+    # The token shards contain the corpus, in order.
     tokenizer, shards = Tokenizer.load(web / "tokenizer"), Shards(whole / "shards", verify=True)
     ids = [
         token for page in corpus for token in (*tokenizer.encode(page["text"]), tokenizer.eos_id)
@@ -346,7 +351,7 @@ def test_a_web_is_mined(web, whole):
     assert shards.read(0, len(shards)).tolist() == ids and found["shards"]["documents"] == len(
         corpus
     )
-    # each round's corpus is there, the last is the corpus
+    # Every round has a corpus, and the last one is the corpus.
     last = f"round_{len(rows)}"
     assert [p.read_bytes() for p in sorted((whole / last / "corpus").glob("*.jsonl"))] == [
         p.read_bytes() for p in sorted((whole / "corpus").glob("*.jsonl"))
@@ -364,7 +369,7 @@ def test_a_web_is_mined(web, whole):
         assert part in text
 
 
-def test_workers_partitions_and_when_the_tokenizer_comes_change_nothing(web, whole, tmp_path):
+def test_workers_partitions_and_a_late_tokenizer_change_nothing(web, whole, tmp_path):
     options = dict(workers=3, partitions=3, tokenizer="")
     to = mined(config(web, tmp_path / "run", **options))
     assert not (to / "shards").exists()
@@ -373,7 +378,7 @@ def test_workers_partitions_and_when_the_tokenizer_comes_change_nothing(web, who
 
 
 def run_child(options: dict, output: str) -> None:
-    """main() in a process of its own."""
+    """A run, for another process."""
     with open(output, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -404,7 +409,7 @@ def test_killed_ten_times(web, whole, tmp_path):
         process.join()
         assert process.exitcode == -signal.SIGKILL
         killed.append(markers())
-    assert killed == sorted(killed)  # it went on from where it was
+    assert killed == sorted(killed)  # every run continued
     process = start()
     process.join()
     assert process.exitcode == 0, (tmp_path / "output").read_text()
@@ -424,8 +429,10 @@ def test_on_a_dask_cluster(web, whole, tmp_path):
 
 
 def test_prefixes_by_hand_and_one_round_after_the_other(web, tmp_path, monkeypatch):
-    """--annotate file: a round, a look at the domains, the next round in the same folder; --annotate ask asks between
-    the rounds, and its answers, kept in the manifest, are all that the other needs to come to the same."""
+    """--annotate ask, and --annotate file with the same answers, give the same corpus.
+
+    With "file", a person runs a round, annotates, and runs the next round in the same folder.
+    """
     asked = tmp_path / "asked"
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\nn\n" * 200))
     mined(config(web, asked, annotate="ask", rounds=2))
@@ -448,7 +455,7 @@ def test_prefixes_by_hand_and_one_round_after_the_other(web, tmp_path, monkeypat
 
 
 def test_repeat(web, whole, tmp_path):
-    """From the manifest alone; and what has changed since is named."""
+    """A run is repeated from its manifest. An error names what has changed."""
     words = [
         sys.executable,
         "-m",
@@ -471,7 +478,7 @@ def test_repeat(web, whole, tmp_path):
     seed, crawl = web / "seed.jsonl", web / "crawl" / "5.warc.gz"
     for path, message in (
         (seed, f"input {seed} has changed"),
-        (crawl, f"crawl file {crawl} is not the one"),
+        (crawl, f"crawl file {crawl} differs"),
     ):
         before = path.read_bytes()
         path.write_bytes(before + b"\n")
@@ -484,12 +491,12 @@ def test_repeat(web, whole, tmp_path):
     broken["corpus"]["part-00002.jsonl"] = "0"
     (tmp_path / "old.json").write_text(json.dumps(broken))
     with pytest.raises(
-        InputError, match=r"corpus/part-00002.jsonl and 0 more came out different \(with the same"
+        InputError, match=r"corpus/part-00002.jsonl and 0 more files differ \(with the same"
     ):
         report.compare(tmp_path / "old.json", tmp_path / "again" / "manifest.json")
     broken["version"] = 0
     (tmp_path / "old.json").write_text(json.dumps(broken))
-    with pytest.raises(InputError, match="of version 0, this code writes 1"):
+    with pytest.raises(InputError, match="has version 0, this code writes 1"):
         report.read_manifest(tmp_path / "old.json")
 
 
@@ -498,7 +505,7 @@ def test_repeat(web, whole, tmp_path):
     [
         (dict(positives=[]), "--positives is needed"),
         (dict(positives=["{to}/none.jsonl"]), "--positives .*none.jsonl: does not exist"),
-        (dict(positives=["{to}/empty.jsonl"]), "--positives .*empty.jsonl: no text in it"),
+        (dict(positives=["{to}/empty.jsonl"]), "--positives .*empty.jsonl: no text"),
         (dict(benchmarks="{to}/nowhere"), "nowhere"),
         (dict(crawl=["{to}/nowhere"]), "--crawl .*nowhere: does not exist"),
         (dict(crawl=["{to}/empty.jsonl"]), "--crawl: no page in 1 files"),
@@ -507,11 +514,11 @@ def test_repeat(web, whole, tmp_path):
             "--keep_tokens 1000000000: the pages have .* so all would be collected",
         ),
         (dict(keep_tokens=[3]), "--keep_tokens 3: the best page alone"),
-        (dict(keep_tokens=[0]), "--keep_tokens 0: must be at least 1"),
-        (dict(annotate="nobody"), "--annotate nobody: unknown; choose one of file, ask, auto"),
-        (dict(contaminated="line"), "--contaminated line: unknown; choose one of page, paragraph"),
-        (dict(stop=1.5), "--stop 1.5: give a share"),
-        (dict(workers=0), "--workers must be at least 1"),
+        (dict(keep_tokens=[0]), "--keep_tokens 0: out of range; give an integer at least 1"),
+        (dict(annotate="nobody"), "--annotate nobody: unknown; choose file, ask or auto"),
+        (dict(contaminated="line"), "--contaminated line: unknown; choose page or paragraph"),
+        (dict(stop=1.5), "--stop 1.5: out of range; give a finite number above 0 and at most 1"),
+        (dict(workers=0), "--workers 0: out of range"),
         (dict(truth="{to}/none"), "--truth .*none: does not exist"),
         (dict(executor="slurm"), "--executor slurm: unknown; give processes or dask://HOST:PORT"),
         (
@@ -537,15 +544,15 @@ def test_bad_input(web, tmp_path, changes, message):
 
 def test_every_page_holds_benchmark_text(web, tmp_path):
     pages = (
-        page
-        for path in sorted((web / "crawl").iterdir())
-        for page in steps.read_pages(path, Counter())
+        page for path in sorted((web / "crawl").iterdir()) for page in read_pages(path, Counter())
     )
     write_jsonl(
         tmp_path / "bench" / "all.jsonl",
         ({"question": page["text"], "answer": "1"} for page in pages),
     )
-    with pytest.raises(InputError, match="--benchmarks .*bench: every page holds text of it"):
+    with pytest.raises(
+        InputError, match="--benchmarks .*bench: every page contains benchmark text"
+    ):
         mined(
             config(
                 web,
@@ -558,14 +565,14 @@ def test_every_page_holds_benchmark_text(web, tmp_path):
 
 
 def test_another_run_in_the_folder(web, whole):
-    with pytest.raises(InputError, match="holds a run with other options or files"):
+    with pytest.raises(InputError, match="contains a run with other options or files"):
         mined(replace(config(web, whole, round_corpora=True), seed=1))
 
 
 def test_disk_full(web, tmp_path):
-    """A limit on the size of files stands in for it: the step is named, and with more room the command goes on."""
+    """A limit on file size simulates a full disk. The error names the step; later the run continues."""
     (tmp_path / "run.toml").write_text(
-        loop.to_toml(replace(config(web, tmp_path / "run", rounds=1), repeat=""))
+        to_toml(replace(config(web, tmp_path / "run", rounds=1), repeat=""))
     )
     words = [sys.executable, "-m", "data.mine", "--config", str(tmp_path / "run.toml")]
 
@@ -575,7 +582,7 @@ def test_disk_full(web, tmp_path):
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert re.search(
-        r"error: .*/done/\S+.json: step stopped: File too large.*the same command goes on",
+        r"error: .*/done/\S+.json: step stopped: File too large.*run the same command again",
         done.stderr,
     )
     subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
@@ -583,7 +590,7 @@ def test_disk_full(web, tmp_path):
 
 
 def test_steps_alone(web, whole, tmp_path, monkeypatch, capsys):
-    """A step by its own command does what the loop does."""
+    """The command of a step does what the loop does."""
 
     def step(*words) -> str:
         monkeypatch.setattr(sys, "argv", ["data.mine", *map(str, words)])
@@ -624,9 +631,7 @@ def test_steps_alone(web, whole, tmp_path, monkeypatch, capsys):
         tmp_path / "model.npz",
         *(f"--{name}={value}" for name, value in options.items()),
     )
-    assert re.search(r"100 positives and \d+ negatives, of which it tells (9\d|100)\.\d %", out), (
-        out
-    )
+    assert re.search(r"100 positives and \d+ negatives; (9\d|100)\.\d % of them", out), out
     out = step(
         "score",
         "--model",
@@ -670,9 +675,9 @@ def test_steps_alone(web, whole, tmp_path, monkeypatch, capsys):
     assert corpus == [pages[page["url"]] for page in corpus] and len(pages) > len(corpus)
     for words, message in (
         (["score"], "--model is needed"),
-        (["sort"], "sort: no such step; there are pages, dedup"),
+        (["sort"], "sort: no such step; the steps are pages, dedup"),
         (["dedup", "--store", tmp_path, "--to", "x"], "no shards part-00000.jsonl"),
-        (["domains", "--run", whole, "--round", 9], "has collected nothing yet"),
+        (["domains", "--run", whole, "--round", 9], "has no collection yet"),
     ):
         with pytest.raises(InputError, match=message):
             step(*words)

@@ -1,4 +1,4 @@
-"""data/mine/ngrams.py against a plain split in Python, over random text of many scripts."""
+"""ngrams.py against a simple split in Python, on random text in many scripts."""
 
 import re
 
@@ -17,7 +17,7 @@ text = st.text(st.sampled_from(ALPHABET), max_size=40)
 
 
 def plain_units(text: str, kind: str) -> list[str]:
-    """The definition, a character at a time."""
+    """The definition of units, one character at a time."""
     if kind == "word":
         text = normalize(text)
     units, word = [], ""
@@ -43,17 +43,17 @@ def plain_units(text: str, kind: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["space", "word"])
 @given(texts=st.lists(text, max_size=6))
-def test_units_are_those_of_a_plain_split(kind, texts):
-    found = unit_hashes(texts, kind)
+def test_unit_hashes_are_those_of_a_plain_split(kind, texts):
+    hashes = unit_hashes(texts, kind)
     wanted = [plain_units(text, kind) for text in texts]
-    assert found.counts.tolist() == [len(units) for units in wanted]
+    assert hashes.counts.tolist() == [len(units) for units in wanted]
     flat = [unit for units in wanted for unit in units]
     alone = {unit: unit_hashes([unit], kind).values for unit in set(flat)}
-    assert all(len(hashes) == 1 for hashes in alone.values())
+    assert all(len(values) == 1 for values in alone.values())
     assert len({int(h[0]) for h in alone.values()}) == len(
         alone
     )  # different units, different hashes
-    assert found.values.tolist() == [int(alone[unit][0]) for unit in flat]
+    assert hashes.values.tolist() == [int(alone[unit][0]) for unit in flat]
 
 
 @given(texts=st.lists(text, max_size=6), n=st.integers(1, 5))
@@ -77,7 +77,7 @@ def plain_mix(x: int) -> int:
 
 
 def plain_hash(unit: str) -> int:
-    """The definition, eight bytes at a time."""
+    """The definition of a hash, eight bytes at a time."""
     data, m = unit.encode(), 0x9E3779B97F4A7C15
     parts = [int.from_bytes(data[i : i + 8], "little") for i in range(0, len(data), 8)]
     value = plain_mix((parts[0] + len(data) * m) * m % 2**64)
@@ -93,7 +93,7 @@ def plain_hash(unit: str) -> int:
 @given(
     st.lists(st.text("abc\u00e9\u0431", min_size=1, max_size=40), min_size=1), st.integers(1, 99)
 )
-def test_hashes_are_those_of_the_definition_in_batches_of_any_size(words, batch):
+def test_hashes_follow_the_definition_for_every_batch_size(words, batch):
     grams = ngram_hashes(unit_hashes([" ".join(words), *words]), 3).values.tolist()
     before, ngrams._BATCH = ngrams._BATCH, 8 * batch
     try:
@@ -105,7 +105,7 @@ def test_hashes_are_those_of_the_definition_in_batches_of_any_size(words, batch)
 
 
 @given(text, st.sampled_from(["space", "word"]))
-def test_units_themselves(text, kind):
+def test_units_are_those_of_a_plain_split(text, kind):
     assert units(text, kind) == plain_units(text, kind)
 
 
@@ -125,17 +125,12 @@ def test_long_words_differ_in_every_byte():
     assert len(np.unique(unit_hashes([" ".join(words)]).values)) == len(words)
 
 
-def test_example_of_the_docstring():
-    found = unit_hashes(["A b.", "数学 a"])
-    assert found.counts.tolist() == [2, 3] and found[0][0] == found[1][2]
-
-
 def test_no_texts():
     assert len(unit_hashes([])) == 0 and len(ngram_hashes(unit_hashes([]), 3)) == 0
 
 
-def test_hashes_are_the_same_for_ever():
-    """Shards of hashes are kept on disk: a change here would make them wrong without a word."""
+def test_hashes_never_change():
+    """Hashes are stored on disk. A change would make stored hashes wrong without a warning."""
     assert unit_hashes(["one"]).values.tolist() == [FIXED["one"]]
     assert ngram_hashes(unit_hashes(["one two 数"]), 3).values.tolist() == [FIXED["one two 数"]]
 

@@ -1,4 +1,4 @@
-"""data/mine/pages.py: records against a plain reader of their files, damage at every place, and text with formulas."""
+"""pages.py: records of crawl files, and damage at every place."""
 
 import gzip
 import json
@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.io import InputError, read_jsonl, write_jsonl
-from data.mine import pages
-from data.mine.pages import base_url, html_text, language, read_pages
+from data.mine import html_text, pages
+from data.mine.pages import read_pages
 
 needs_libraries = pytest.mark.skipif(
-    pages.HTMLTree is None, reason="fastwarc or resiliparse is not installed"
+    html_text.HTMLTree is None, reason="fastwarc or resiliparse is not installed"
 )
 
 
@@ -30,7 +30,7 @@ def read(tmp_path, data: bytes, name="file"):
     counts = Counter()
     found = list(read_pages(path, counts))
     parts = set(counts) - {"records"}
-    assert counts["records"] == sum(counts[part] for part in parts)  # nothing goes uncounted
+    assert counts["records"] == sum(counts[part] for part in parts)  # every record is counted
     assert counts["pages"] == len(found)
     return found, dict(counts)
 
@@ -119,7 +119,7 @@ def test_what_becomes_of_records(tmp_path, pack):
         "malformed": 1,
     }
     assert found[0] == page(0) and found[-1] == page(8)
-    assert [(one["url"][13:], one["text"], one["lang"]) for one in found[1:5]] == [
+    assert [(row["url"][13:], row["text"], row["lang"]) for row in found[1:5]] == [
         ("g", "small", ""),
         ("0", "c", ""),
         ("1", "数学 is fun，因为数学很有意思", "zh"),
@@ -143,7 +143,7 @@ DAMAGE = {
 @needs_libraries
 @pytest.mark.parametrize("pack", PACKED)
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_record_takes_no_other_with_it(tmp_path, pack, damage):
+def test_a_damaged_record_does_not_harm_others(tmp_path, pack, damage):
     for at in (2, 0):
         parts = [record(i) for i in range(6)]
         parts[at] = DAMAGE[damage](parts[at])
@@ -165,9 +165,9 @@ def test_damaged_gzip_members(tmp_path):
         b"\x1f\x8b\x08\x00" + bytes(100),
     ):
         found, counts = read(tmp_path, b"".join(parts[:2]) + damaged + b"".join(parts[3:]))
-        assert [one["url"][-1] for one in found] == list("01345")
+        assert [row["url"][-1] for row in found] == list("01345")
         assert counts == {"records": 6, "pages": 5, "malformed": 1}
-    padded = parts[0] + bytes(1000) + parts[1]  # zeros are no damage
+    padded = parts[0] + bytes(1000) + parts[1]  # zeros are not damage
     assert read(tmp_path, padded)[1] == {"records": 2, "pages": 2}
 
 
@@ -179,7 +179,7 @@ def test_cut_at_every_place(tmp_path, pack):
     for cut in range(20, len(data), 3):
         found, counts = read(tmp_path, data[:cut])
         assert found == [page(0), page(1)][: len(found)]
-        assert counts["records"] <= 2 + (len(found) == 2)  # a member may lack but its checksum
+        assert counts["records"] <= 2 + (len(found) == 2)  # perhaps only a checksum is missing
         whole[len(found)] += 1
     assert all(whole.values())
 
@@ -214,7 +214,7 @@ def test_arc(tmp_path):
     parts = [first, arc("http://e.org/a", b"<p>one"), arc("http://e.org/b", b"<p>two")]
     for pack in PACKED.values():
         found, counts = read(tmp_path, pack(parts))
-        assert [(one["url"], one["text"], one["date"]) for one in found] == [
+        assert [(row["url"], row["text"], row["date"]) for row in found] == [
             ("http://e.org/a", "one", "2014-02-16"),
             ("http://e.org/b", "two", "2014-02-16"),
         ]
@@ -260,11 +260,11 @@ def test_jsonl(tmp_path):
             expected,
             {"records": 6, "pages": 3, "empty": 1, "malformed": 2},
         )
-    found, counts = read(tmp_path, gzip.compress(data)[:-30])  # the last line is not whole
+    found, counts = read(tmp_path, gzip.compress(data)[:-30])  # the last line is incomplete
     assert found == expected[: len(found)] and counts["truncated"] == 1
 
 
-def test_a_line_too_long_is_not_held(tmp_path, monkeypatch):
+def test_a_very_long_line_is_not_kept_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "_LARGEST", 10**6)
     monkeypatch.setattr(pages, "_PIECE", 2**16)
     line = b'{"text": "%s"}\n'
@@ -276,7 +276,7 @@ def test_a_line_too_long_is_not_held(tmp_path, monkeypatch):
     ]
     for packed in (b"".join(parts), gzip.compress(b"".join(parts))):
         found, counts = read(tmp_path, packed)
-        assert [len(one["text"]) for one in found] == [1, 500_000]
+        assert [len(row["text"]) for row in found] == [1, 500_000]
         assert counts == {"records": 4, "pages": 2, "malformed": 2}
 
 
@@ -286,14 +286,14 @@ def test_text_that_utf8_cannot_hold(tmp_path):
         b'{"text": "a \\ud800 b", "url": "http://e.org/\\udfff"}\n{"text": "\\ud83d\\ude00"}\n',
     )
     write_jsonl(tmp_path / "out.jsonl", found)
-    assert [one["text"] for _, one in read_jsonl(tmp_path / "out.jsonl")] == [
+    assert [row["text"] for _, row in read_jsonl(tmp_path / "out.jsonl")] == [
         "a ? b",
         "\N{GRINNING FACE}",
     ]
 
 
 @needs_libraries
-def test_headers_without_end_take_no_time(tmp_path):
+def test_endless_headers_take_no_time(tmp_path):
     began = time.process_time()
     for data in (
         b"WARC/1.0\r\n" * 20_000,
@@ -303,7 +303,7 @@ def test_headers_without_end_take_no_time(tmp_path):
         count = data.count(b"WARC")
         assert read(tmp_path, data) == ([], {"records": count, "malformed": count})
     assert read(tmp_path, b"\x1f\x8b\x08\0" * 10_000)[0] == []
-    assert time.process_time() - began < 5  # 20 s and more where every header is sought to the end
+    assert time.process_time() - began < 5  # 20 s and more if every search goes to the end
 
 
 @needs_libraries
@@ -313,7 +313,7 @@ def test_records_without_an_address(tmp_path):
         for i, kind in enumerate(("response", "conversion"))
     ]
     found, counts = read(tmp_path, b"".join(parts))
-    assert [one["url"] for one in found] == [""] and counts == {
+    assert [row["url"] for row in found] == [""] and counts == {
         "records": 2,
         "pages": 1,
         "not_html": 1,
@@ -324,7 +324,7 @@ def test_other_input(tmp_path):
     assert read(tmp_path, b"") == ([], {})
     for data in (b"part-00000.parquet\n", gzip.compress(b"hello"), b"%PDF-1.4", b"[]"):
         (tmp_path / "odd").write_bytes(data)
-        with pytest.raises(InputError, match="odd: neither WARC, WET, ARC nor JSONL"):
+        with pytest.raises(InputError, match="odd: not WARC, WET, ARC or JSONL"):
             list(read_pages(tmp_path / "odd", Counter()))
     assert read(tmp_path, b"\x1f\x8b\x08\x00 and no more")[1] == {"records": 1, "malformed": 1}
     with pytest.raises(InputError, match="nowhere: cannot be read"):
@@ -334,15 +334,15 @@ def test_other_input(tmp_path):
 
 
 def test_missing_packages(tmp_path, monkeypatch):
-    monkeypatch.setattr(pages, "HTMLTree", None)
+    monkeypatch.setattr(html_text, "HTMLTree", None)
     with pytest.raises(InputError, match="pip install fastwarc resiliparse"):
-        html_text("<p>x")
+        html_text.html_text("<p>x")
     (tmp_path / "x.warc").write_bytes(record(0))
     with pytest.raises(InputError, match="pip install fastwarc resiliparse"):
         list(read_pages(tmp_path / "x.warc", Counter()))
     with pytest.raises(
         InputError, match="pip install fastwarc resiliparse"
-    ):  # no row is lost without a word
+    ):  # rows are not lost silently
         read(tmp_path, b'{"html": "<p>x"}')
 
 
@@ -350,16 +350,17 @@ def test_jsonl_needs_no_packages(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"text": "$x$", "url": "http://e.org"}\n')
     code = (
         "import sys; sys.modules.update(fastwarc=None, resiliparse=None)\n"
-        "from collections import Counter; from data.mine.pages import HTMLTree, read_pages\n"
+        "from collections import Counter; from data.mine.html_text import HTMLTree\n"
+        "from data.mine.pages import read_pages\n"
         f"print(HTMLTree, [p['text'] for p in read_pages({str(tmp_path / 'x.jsonl')!r}, Counter())])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout == "None ['$x$']\n"
 
 
-# --- real files ---------------------------------------------------------------------------------------------------
+# ---- Real files ------------------------------------------------------------------------------
 
-# records by type and pages, counted by hand and with warcio, where that reads the file
+# Records by type, and pages. Counted by hand, and with warcio if it can read the file.
 FILES = {
     "commoncrawl/whirlwind.warc": dict(records=4, pages=1, other=3),
     "commoncrawl/whirlwind.warc.gz": dict(records=4, pages=1, other=3),
@@ -393,7 +394,7 @@ FILES = {
 
 
 def inflated(path: Path) -> bytes:
-    """All that can be decompressed of a file."""
+    """Everything in a file that can be decompressed."""
     data, out = path.read_bytes(), b""
     if data[:2] != b"\x1f\x8b":
         return data
@@ -418,17 +419,16 @@ def test_real_files(real, name):
     )
     begins = re.findall(lines, data, re.MULTILINE)
     assert counts["records"] == len(begins)
-    for one in found:
-        assert one["url"].encode() in data and re.fullmatch(r"\d{4}-\d\d-\d\d", one["date"])
-        assert one["text"].strip() == one["text"] != ""
-        assert "jsonl" in name or not re.search("<script|\n\n\n", one["text"])
+    for row in found:
+        assert row["url"].encode() in data and re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"])
+        assert row["text"].strip() == row["text"] != ""
+        assert "jsonl" in name or not re.search("<script|\n\n\n", row["text"])
 
 
 @needs_libraries
 @pytest.mark.parametrize("name", FILES)
 def test_real_files_cut_and_damaged(real, tmp_path, name):
-    """Cut anywhere, a file has the first of its pages; damaged anywhere, at most one page reads otherwise than it did,
-    and all records are counted."""
+    """A cut file has the first of the pages. Damage changes at most one page. Every record counts."""
     data, draw = real("warc/" + name).read_bytes(), random.Random(name)
     whole = list(read_pages(real("warc/" + name), Counter()))
     for _ in range(4):
@@ -439,12 +439,12 @@ def test_real_files_cut_and_damaged(real, tmp_path, name):
         odd, at = bytearray(data), draw.randrange(20, len(data))
         odd[at : at + draw.randrange(50)] = draw.randbytes(draw.randrange(50))
         found, _ = read(tmp_path, bytes(odd))
-        assert sum(one not in whole for one in found) <= 1
+        assert sum(row not in whole for row in found) <= 1
 
 
 @needs_libraries
 def test_a_folder_of_all_kinds(tmp_path):
-    """Files that are no crawl are named; they stop none of the others from being read."""
+    """Files of other kinds raise an error that names them; the other files are read."""
     files = {
         "a.warc": record(0),
         "b.warc.gz": gzip.compress(record(1)),
@@ -477,197 +477,7 @@ def test_a_folder_of_all_kinds(tmp_path):
 @needs_libraries
 def test_every_real_file_is_known(real):
     folder = real("warc")
-    there = {str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file()}
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert there == set(FILES) | {"commoncrawl/CC-MAIN-2024-22.warc.paths.gz"}
-    with pytest.raises(InputError, match="paths.gz: neither"):
+    with pytest.raises(InputError, match="paths.gz: not WARC"):
         list(read_pages(folder / "commoncrawl/CC-MAIN-2024-22.warc.paths.gz", Counter()))
-
-
-# --- text ---------------------------------------------------------------------------------------------------------
-
-MATHML = "<mrow><mi>x</mi><mo>&lt;</mo><msup><mi>y</mi><mn>2</mn></msup></mrow>"
-NOTE = '<annotation encoding="application/x-tex">x \\lt y^2</annotation>'
-KATEX = (
-    '<span class="katex"><span class="katex-mathml"><math display="WAY"><semantics>'
-    f'{MATHML}{NOTE}</semantics></math></span><span class="katex-html" aria-hidden="true"><span>x</span>'
-    "<span>&lt;y2</span></span></span>"
-)
-WIKI = (
-    '<span class="mwe-math-element"><span class="mwe-math-mathml-WAY" style="display: none;"><math alttext="n">'
-    rf'<semantics>{MATHML}<annotation encoding="application/x-tex">{{\displaystyle x&lt;z}}</annotation>'
-    '</semantics></math></span><img src="/media/math/render/svg/0" class="mwe-math-fallback-image-WAY" '
-    r'alt="{\displaystyle x&lt;z}"></span>'
-)
-
-
-@needs_libraries
-@pytest.mark.parametrize(
-    "markup, latex",
-    [
-        ("$x&lt;y$", "$x<y$"),
-        (r"\(x\)", "$x$"),
-        (r"\[x\]", "$$x$$"),
-        (r"\begin{align}a&amp;=b\end{align}", r"$$\begin{aligned} a&=b \end{aligned}$$"),
-        (
-            '<span class="MathJax_Preview">x</span><span class="MathJax">x</span><script type="math/tex">x<y</script>',
-            "$x<y$",
-        ),
-        ('<script type="math/tex; mode=display">% <![CDATA[\nx<y %]]></script>', "\n$$x<y$$\n"),
-        (f'<script type="math/mml"><math>{MATHML}</math></script>', "$x<y^2$"),
-        ('<script type="math/asciimath">x/2</script>', r"$\frac{x}{2}$"),
-        (f"<math>{MATHML}</math>", "$x<y^2$"),
-        (f"<m:math xmlns:m='m'>{MATHML}</m:math>", "$x<y^2$"),
-        (f'<math display="block">{MATHML}</math>', "\n$$x<y^2$$\n"),
-        (f"<math alttext='q'>{MATHML}</math>", "$q$"),
-        (f"<math><semantics>{MATHML}{NOTE}</semantics></math>", r"$x \lt y^2$"),
-        (KATEX, r"$x \lt y^2$"),
-        (KATEX.replace("WAY", "block"), "\n" + r"$$x \lt y^2$$" + "\n"),
-        ('<span class="katex"><span class="katex-html">x2</span></span>', "x2"),
-        (WIKI, "$x<z$"),
-        (
-            '<img class="mwe-math-fallback-image-display" src="/math/0.svg" alt="{\\displaystyle x}">',
-            "\n$$x$$\n",
-        ),
-        (
-            f'<mjx-container><mjx-math></mjx-math><mjx-assistive-mml><math display="block">{MATHML}</math></mjx-assistive-mml>'
-            "</mjx-container>",
-            "\n$$x<y^2$$\n",
-        ),
-        (
-            '<img src="https://s0.wp.com/latex.php?latex=x%5E2%2By&amp;bg=fff" alt="x^2+y" class="latex">',
-            "$x^2+y$",
-        ),
-        ('<img src="https://latex.codecogs.com/gif.latex?%5Cinline%20x+y">', "$x+y$"),
-        (
-            '<img src="https://www.zhihu.com/equation?tex=E%3Dmc" alt="E=mc"> by latex',
-            "$E=mc$ by latex",
-        ),
-        ('<img class="tex" src="/math/0.png" alt="$a_1$">', "$a_1$"),
-        ('<img src="/math/cat.png" alt="a cat">', ""),
-        ('<span data-latex="x_1"><i>x</i><b data-latex="no">1</b></span>', "$x_1$"),
-        ('<span class="ztext-math" data-tex="\\pi">&pi;</span>', r"$\pi$"),
-        ("`ls`", "`ls`"),
-        ('<script src="/ASCIIMathML.js"></script>`x/2`', r"$\frac{x}{2}$"),
-    ],
-)
-def test_formulas_are_kept_once(markup, latex):
-    text = html_text(f"<html><body><p>before {markup} after</p></body></html>")
-    assert re.sub(r" *\n *", "\n", text) == re.sub(
-        r" *\n *", "\n", f"before {latex} after"
-    ).replace("  ", " ")
-    assert html_text(f"<p>before {markup} after</p>".encode()) == text
-
-
-@needs_libraries
-def test_paragraphs_and_what_is_left_out():
-    text = html_text("""<html><head><title>T</title><style>p {}</style><script>var x = "$y$";</script></head><body>
-        <nav><a href=/>Home</a></nav><div class="navbar">links</div><h1>Title</h1><p>One\n  two<br>three</p><p>Four</p>
-        <ul><li>a<li>b</ul><pre>  code\n    more</pre><img alt="a cat" src="c"><noscript>no</noscript>
-        <div class="sidebar">side</div><footer>foot</footer></body></html>""")
-    assert text == "Title\n\nOne two\nthree\n\nFour\n\n  • a\n  • b\n  code\n    more"
-    assert html_text("<body class='sidebar'><p>all of it</p></body>") == "all of it"
-    assert html_text("") == html_text(b"<p></p>") == "" and html_text("math") == "math"
-
-
-@needs_libraries
-def test_encodings():
-    for encoding in ("utf-8", "gb2312", "big5", "gb18030"):
-        body = "<p>勾股定理：直角三角形斜邊".replace("邊", "邊" if encoding != "gb2312" else "边")
-        expected = body[3:]
-        assert html_text(body.encode(encoding), encoding) == expected
-        meta = f'<meta charset="{encoding}">'
-        assert html_text((meta + body).encode(encoding)) == expected
-    assert (
-        html_text("<p>café".encode())
-        == html_text("<p>café".encode("latin-1"), "iso-8859-1")
-        == "café"
-    )
-    assert html_text(b"\xef\xbb\xbf<p>\xc3\xa9", "latin-1") == "é"
-    assert html_text(b"<p>\xff\xfe\xfa ok", "no such encoding")
-    assert html_text("<p>half \ud800 a pair") == "half ? a pair"
-
-
-@needs_libraries
-@settings(max_examples=60)
-@given(
-    st.lists(
-        st.sampled_from(
-            [
-                "<math>",
-                "</math>",
-                "<script type='math/tex'>",
-                "</script>",
-                "<img class=tex alt='x'",
-                ">",
-                "<mi>",
-                "$",
-                "\\(",
-                "`",
-                "<p>",
-                "x",
-                "&lt;",
-                "latex.php?latex=",
-                "\0",
-                "\ud7ff",
-            ]
-        ),
-        max_size=30,
-    ).map("".join)
-)
-def test_any_markup_gives_text(html):
-    assert isinstance(html_text(html), str)
-    assert isinstance(html_text(html.encode()), str)
-
-
-@needs_libraries
-def test_markup_left_open_takes_no_time():
-    for piece in (
-        "<math>",
-        "<math ",
-        "<script type=math/tex>",
-        "<script math/",
-        "<img ",
-        "<img tex",
-        "<p data-tex=x>",
-        "$$",
-        "\\begin{align}",
-        "`",
-    ):
-        assert isinstance(html_text(piece * 10_000 + "latex"), str)
-    for piece in ("annotation tex ", "<", "a", "<mrow>"):
-        assert isinstance(html_text("<math>" + "<" + piece * 10_000 + "</math>"), str)
-
-
-def test_language():
-    assert (
-        language("plain text", "en-US") == "en"
-        and language("plain", "zho") == "zh"
-        and language("", None) == ""
-    )
-    assert language("这是一道数学题", "en") == "zh"
-    assert (
-        language("これは数学の問題です", "") == "ja" and language("이것은 수학 문제", "en") == "ko"
-    )
-    assert language("设 $f(x)=x^2+1$ 为函数，求导数", "") == "zh"
-    assert language("Only one word, 数学, is Chinese in this sentence of English", "en") == "en"
-    assert language("x", "unknown language") == "" and language("x", "fr;q=0.5") == "fr"
-
-
-@pytest.mark.parametrize(
-    "url, host",
-    [
-        ("https://www.Example.ORG:8080/a?b#c", "example.org"),
-        ("http://user:pw@math.se./q", "math.se"),
-        ("example.com/to?u=http://b.org/", "example.com"),
-        ("example.com/path", "example.com"),
-        ("//cdn.x.io/", "cdn.x.io"),
-        ("<http://example.com/>", "example.com"),
-        ("http://www.com", "com"),
-        ("http://[::1]:80/", "::1"),
-        ("http://[bad/", ""),
-        ("", ""),
-        ("HTTPS://WWW.数学.CN/", "数学.cn"),
-    ],
-)
-def test_base_url(url, host):
-    assert base_url(url) == host
