@@ -1,16 +1,18 @@
-"""The classifier beside the fastText library on the same text: training, scoring, held-out accuracy (paper 2.1).
+"""The classifier beside the fastText library on the same text: training, scoring, accuracy (paper
+2.1).
 
     python bench/classifier.py [--repeats 5] [--texts 3000] [--threads 2]
 
-Two pairs of classes, in texts of about 3.5 kB. "documentation" is real: the docstrings of installed packages, those of
-sympy and mpmath against the others'. "synthetic" is made by data.world.synthetic: pages of mathematics against general ones,
-partly Chinese, which the library is given with spaces between characters, so that both have the same words to read.
-A tenth of each class is held out. In every repeat both train on the same texts with the paper's settings and the same
-number of threads (the library also writes and reads its file, and ours shuffles), then both score all of the text in
-one thread, the one that begins alternating. The library scores in three ways: a call a text from Python, one call for
-all of them, and one call for a file of them (its `test`, which also compares labels); ours is compared with each.
-Seconds of training are those of a clock, their processor time beside them; MB/s of scoring are by the processor's
-time, so that what else runs on the machine counts less. Needs the fasttext package (pip install fasttext).
+Two pairs of classes, in texts of about 3.5 kB. "documentation" is real: docstrings of sympy and
+mpmath against those of other packages. "synthetic" is made by data.world.synthetic: pages of
+mathematics against general ones, partly Chinese. The library gets them with spaces between
+characters, so that both read the same words. A tenth of each class is held out.
+
+In every repeat both train on the same texts with the paper's settings and threads (the library also
+writes and reads its file; ours shuffles), then both score all text in one thread. They take turns
+to begin. The library scores in three ways: a call for each text, a call for all of them, and a call
+for a file (its `test`, which also compares labels). Seconds of training are those of a clock, with
+the processor's beside them. MB/s of scoring use the processor's time. Needs fasttext-wheel.
 """
 
 import argparse
@@ -40,23 +42,22 @@ from data.mine.ngrams import units
 from data.world.synthetic import document
 
 LENGTH = 3500  # characters of a text
-MATH, OTHER = (
-    ("sympy", "mpmath"),
-    ("matplotlib", "networkx", "numpy", "torch", "transformers", "hypothesis", "PIL"),
-)
+MATH = ("sympy", "mpmath")
+OTHER = ("matplotlib", "networkx", "numpy", "torch", "transformers", "hypothesis", "PIL")
 
 
 def documentation(packages: tuple[str, ...], count: int) -> list[str]:
-    """Texts made of the docstrings of packages, white space made single spaces."""
-    found, specs = [], [importlib.util.find_spec(package) for package in packages]
-    for spec in filter(None, specs):
+    """Texts made of the docstrings of packages, with single spaces."""
+    found = []
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            continue
         for path in sorted(Path(spec.origin).parent.rglob("*.py")):
             text = " ".join(docstrings(path).split())
-            found += [
-                text[i : i + LENGTH]
-                for i in range(0, len(text), LENGTH)
-                if len(text) - i > LENGTH // 4
-            ]
+            for i in range(0, len(text), LENGTH):
+                if len(text) - i > LENGTH // 4:
+                    found.append(text[i : i + LENGTH])
     random.Random(0).shuffle(found)
     return found[:count]
 
@@ -86,16 +87,19 @@ class Corpus:
     negatives: list[str]
 
     @property
-    def given(self) -> tuple[list[str], list[str]]:
-        return tuple(part[: len(part) * 9 // 10] for part in (self.positives, self.negatives))
+    def training(self) -> tuple[list[str], list[str]]:
+        """Nine tenths of each class."""
+        positives = self.positives[: len(self.positives) * 9 // 10]
+        negatives = self.negatives[: len(self.negatives) * 9 // 10]
+        return positives, negatives
 
     @property
-    def held(self) -> tuple[list[str], np.ndarray]:
-        """Texts, and whether each is mathematical."""
-        positives, negatives = (
-            part[len(part) * 9 // 10 :] for part in (self.positives, self.negatives)
-        )
-        return positives + negatives, np.repeat([True, False], [len(positives), len(negatives)])
+    def held_out(self) -> tuple[list[str], np.ndarray]:
+        """(the other texts, True for those about mathematics)."""
+        positives = self.positives[len(self.positives) * 9 // 10 :]
+        negatives = self.negatives[len(self.negatives) * 9 // 10 :]
+        labels = np.repeat([True, False], [len(positives), len(negatives)])
+        return positives + negatives, labels
 
     @functools.cached_property
     def texts(self) -> list[str]:
@@ -103,13 +107,10 @@ class Corpus:
 
     @functools.cached_property
     def spaced(self) -> "Corpus":
-        """The same words with a space between any two: for the library, to which a run of CJK is one word."""
-        return Corpus(
-            *(
-                [" ".join(units(text, "space")) for text in part]
-                for part in (self.positives, self.negatives)
-            )
-        )
+        """The same words with spaces: the library takes a run of Chinese characters for a word."""
+        positives = [" ".join(units(text, "space")) for text in self.positives]
+        negatives = [" ".join(units(text, "space")) for text in self.negatives]
+        return Corpus(positives, negatives)
 
     @functools.cached_property
     def megabytes(self) -> float:
@@ -119,10 +120,10 @@ class Corpus:
 def measure_ours(corpus: Corpus, threads: int, seed: int) -> dict[str, float]:
     used = time.process_time()
     model, train_seconds = timed(
-        lambda: train(*corpus.given, Settings(), seed, threads), time.perf_counter
+        lambda: train(*corpus.training, Settings(), seed, threads), time.perf_counter
     )
     used = time.process_time() - used
-    texts, labels = corpus.held
+    texts, labels = corpus.held_out
     accuracy = float(((model.margins(texts) > 0) == labels).mean())
     score = corpus.megabytes / timed(lambda: model.margins(corpus.texts))[1]
     return {"train": train_seconds, "train_cpu": used, "score": score, "accuracy": accuracy}
@@ -134,14 +135,13 @@ def measure_library(fasttext, corpus: Corpus, threads: int, seed: int) -> dict[s
         path = Path(folder) / "rows.txt"
 
         def write_rows(positives: list[str], negatives: list[str]) -> None:
-            rows = [f"__label__math {text}" for text in positives] + [
-                f"__label__other {text}" for text in negatives
-            ]
+            rows = [f"__label__math {text}" for text in positives]
+            rows += [f"__label__other {text}" for text in negatives]
             random.Random(seed).shuffle(rows)
             path.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
         def library_train():
-            write_rows(*corpus.given)
+            write_rows(*corpus.training)
             return fasttext.train_supervised(
                 str(path),
                 dim=settings.width,
@@ -158,38 +158,56 @@ def measure_library(fasttext, corpus: Corpus, threads: int, seed: int) -> dict[s
         used = time.process_time()
         model, train_seconds = timed(library_train, time.perf_counter)
         row = {"train": train_seconds, "train_cpu": time.process_time() - used}
-        call = (
-            model.f
-        )  # what the methods of the library's Python class call: those fail under NumPy 2
-        texts, labels = corpus.held
-        found = [
-            dict((b, a) for a, b in call.predict(text + "\n", 2, 0.0, "strict")) for text in texts
-        ]
-        row["accuracy"] = float(
-            (([one.get("__label__math", 0.0) > 0.5 for one in found]) == labels).mean()
-        )
+
+        # model.f is what the library's Python methods call; those fail under NumPy 2
+        texts, labels = corpus.held_out
+        predicted = []
+        for text in texts:
+            shares = {
+                label: share for share, label in model.f.predict(f"{text}\n", 2, 0.0, "strict")
+            }
+            predicted.append(shares.get("__label__math", 0.0) > 0.5)
+        row["accuracy"] = float((np.array(predicted) == labels).mean())
+
         lines = [text + "\n" for text in corpus.texts]
         write_rows(corpus.positives, corpus.negatives)
-        for way, function in (
-            ("score", lambda: [call.predict(line, 1, 0.0, "strict") for line in lines]),
-            ("score_list", lambda: call.multilinePredict(lines, 1, 0.0, "strict")),
-            ("score_file", lambda: call.test(str(path), 1, 0.0)),
-        ):
-            row[way] = megabytes / timed(function)[1]
+        ways = {
+            "score": lambda: [model.f.predict(line, 1, 0.0, "strict") for line in lines],
+            "score_list": lambda: model.f.multilinePredict(lines, 1, 0.0, "strict"),
+            "score_file": lambda: model.f.test(str(path), 1, 0.0),
+        }
+        for name, way in ways.items():
+            row[name] = megabytes / timed(way)[1]
         return row
 
 
 def measure(fasttext, corpus: Corpus, repeats: int, threads: int) -> dict[str, dict[str, float]]:
-    """Medians over the repeats, of ours and the library's."""
+    """Medians over the repeats, of ours and of the library."""
     functions = {"ours": measure_ours, "library": functools.partial(measure_library, fasttext)}
     rows: dict[str, list] = {"ours": [], "library": []}
     for repeat in range(repeats):
         for name in sorted(functions, reverse=repeat % 2 == 1):
             rows[name].append(functions[name](corpus, threads, repeat))
-    return {
-        name: {what: statistics.median(row[what] for row in found) for what in found[0]}
-        for name, found in rows.items()
-    }
+    medians: dict[str, dict[str, float]] = {}
+    for name, found in rows.items():
+        medians[name] = {key: statistics.median(row[key] for row in found) for key in found[0]}
+    return medians
+
+
+def report(found: dict[str, dict[str, float]], threads: int) -> None:
+    """Print the medians; a ratio above 1 says that ours is faster."""
+    ours, library = found["ours"], found["library"]
+    print(f"{'':30}{'ours':>10}{'fastText':>10}{'ratio':>8}")
+    for label, key in ((f"train (s, {threads} threads)", "train"), ("  processor", "train_cpu")):
+        a, b = ours[key], library[key]
+        print(f"{label:30}{a:10.2f}{b:10.2f}{b / a:8.2f}")
+    labels = {"score": "score (MB/s), a call for a text", "score_list": "  a call for all"}
+    labels["score_file"] = "  a call for a file"
+    for key, label in labels.items():
+        a, b = ours["score"], library[key]
+        print(f"{label:30}{a:10.2f}{b:10.2f}{a / b:8.2f}")
+    a, b = ours["accuracy"], library["accuracy"]
+    print(f"{'accuracy, held out':30}{a:10.4f}{b:10.4f}", flush=True)
 
 
 def main() -> None:
@@ -204,38 +222,20 @@ def main() -> None:
         raise InputError("fastText is missing: pip install fasttext-wheel") from None
     import torch  # before the clock runs
 
+    count = options.texts
     corpora = {
-        "documentation": Corpus(
-            documentation(MATH, options.texts), documentation(OTHER, options.texts)
-        ),
-        "synthetic": Corpus(synthetic("math", options.texts), synthetic("general", options.texts)),
+        "documentation": Corpus(documentation(MATH, count), documentation(OTHER, count)),
+        "synthetic": Corpus(synthetic("math", count), synthetic("general", count)),
     }
     results = {}
     for name, corpus in corpora.items():
-        if min(len(corpus.positives), len(corpus.negatives)) < 10:
-            raise InputError(
-                f"{name}: fewer than 10 texts of a class; install sympy and matplotlib"
-            )
-        results[name] = found = measure(fasttext, corpus, options.repeats, options.threads)
-        ours, library = found["ours"], found["library"]
-        print(
-            f"{name}: {len(corpus.positives)} + {len(corpus.negatives)} texts, {corpus.megabytes:.1f} MB, "
-            f"medians of {options.repeats}"
-        )
-        print(f"{'':30}{'ours':>10}{'fastText':>10}{'ratio':>8}")
-        for label, mine, its in (
-            (f"train (s, {options.threads} threads)", "train", "train"),
-            ("  processor seconds", "train_cpu", "train_cpu"),
-            ("score (MB/s), a call a text", "score", "score"),
-            ("  one call for all", "score", "score_list"),
-            ("  one call for a file", "score", "score_file"),
-        ):
-            a, b = ours[mine], library[its]
-            print(f"{label:30}{a:10.2f}{b:10.2f}{(a / b if 'score' in mine else b / a):8.2f}")
-        print(
-            f"{'accuracy, held out':30}{ours['accuracy']:10.4f}{library['accuracy']:10.4f}",
-            flush=True,
-        )
+        counts = len(corpus.positives), len(corpus.negatives)
+        if min(counts) < 10:
+            raise InputError(f"{name}: too few texts; install sympy and matplotlib")
+        results[name] = measure(fasttext, corpus, options.repeats, options.threads)
+        size = f"{counts[0]} + {counts[1]} texts, {corpus.megabytes:.1f} MB"
+        print(f"{name}: {size}, medians of {options.repeats}")
+        report(results[name], options.threads)
     machine = {
         "machine": platform.machine(),
         "cores": os.cpu_count(),

@@ -1,10 +1,11 @@
-"""A crawl of real text with the truth about it: the docstrings of installed packages, a page for each module.
+"""A crawl of real text with known labels: the docstrings of installed packages, a page per module.
 
     python bench/documentation.py --to DIR
     python -m data.mine --config DIR/mine.toml --benchmarks BENCHMARKS --to RUN
 
-DIR/crawl/PACKAGE.jsonl holds pages https://PACKAGE.example/path/of/module, DIR/truth.jsonl calls those of sympy and
-mpmath mathematics, and DIR/seed/positives.jsonl is a tenth of mpmath's and of sympy's core, which the crawl then lacks.
+DIR/crawl/PACKAGE.jsonl has pages https://PACKAGE.example/path/of/module. DIR/truth.jsonl labels
+those of sympy and mpmath as mathematics. DIR/seed/positives.jsonl is a tenth of sympy's core and a
+third of mpmath, which the crawl then lacks.
 """
 
 import argparse
@@ -36,35 +37,33 @@ SHORTEST = 400  # characters of a page
 
 
 def docstrings(path: Path) -> str:
-    """All docstrings of a file, one paragraph or more each; nothing where it cannot be parsed."""
+    """All docstrings of a file; nothing if it cannot be parsed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError, RecursionError):
         return ""
-    nodes = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-    ]
-    return "\n\n".join(filter(None, map(ast.get_docstring, nodes)))
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+    texts = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
+    return "\n\n".join(filter(None, texts))
 
 
 def modules(package: str) -> Iterator[dict]:
-    """The pages of a package, in the order of their names; none where it is not installed."""
+    """The pages of a package by name; none if it is not installed."""
     spec = importlib.util.find_spec(package)
     root = Path(spec.origin).parent if spec and spec.origin else None
     for path in sorted(root.rglob("*.py")) if root else ():
         text = docstrings(path)
         if len(text) >= SHORTEST:
             name = path.relative_to(root.parent).with_suffix("").as_posix()
-            yield {
-                "url": f"https://{package.lower()}.example/{name.partition('/')[2]}",
-                "text": text,
-                "lang": "en",
-                "date": "",
-            }
+            url = f"https://{package.lower()}.example/{name.partition('/')[2]}"
+            yield {"url": url, "text": text, "lang": "en", "date": ""}
+
+
+def path_of(package: str, page: dict) -> str:
+    """The path of a page's module, e.g. sympy/core/add."""
+    return f"{package}/{page['url'].partition('.example/')[2]}"
 
 
 def main() -> None:
@@ -77,19 +76,14 @@ def main() -> None:
     for package in (*MATH, *OTHER):
         pages = list(modules(package))
         if package in MATH:
-            own = [
-                page
-                for page in pages
-                if f"{package}/{page['url'].partition('.example/')[2]}".startswith(SEED)
-            ]
-            seed += own[::10] if package == "sympy" else own[::3]
+            inside = [page for page in pages if path_of(package, page).startswith(SEED)]
+            seed += inside[::10] if package == "sympy" else inside[::3]
             pages = [page for page in pages if page not in seed]
             tokens += sum(len(page["text"].split()) for page in pages)
         if pages:
             write_jsonl(to / "crawl" / f"{package}.jsonl", pages)
-        truth += [
-            {"url": page["url"], "kind": "math" if package in MATH else "other"} for page in pages
-        ]
+        kind = "math" if package in MATH else "other"
+        truth += [{"url": page["url"], "kind": kind} for page in pages]
         print(f"{package}: {len(pages)} pages")
     if not seed:
         raise InputError(f"none of {', '.join(MATH)} is installed; pip install sympy mpmath")

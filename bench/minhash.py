@@ -1,13 +1,13 @@
-"""MinHash signatures beside datasketch's on the same texts: words in lower case, 5-grams, 128 permutations, one core.
+"""MinHash signatures beside datasketch: words in lower case, 5-grams, 128 permutations, one core.
 
     python bench/minhash.py [--texts FILE.jsonl] [--megabytes 4] [--repeats 5]
 
-Without --texts the text is the source of Python's standard library, in pieces of 3.9 kB. Each repeat signs all texts
-with every method in turn, beginning with another one each time; datasketch is given its fastest way in, all n-grams
-of a text at once (update_batch), with the hash that it comes with and with a C hash of Python (zlib.crc32), and its
-words are split by the plainest regular expression. Times are of the processor, so that others on the machine count
-less; medians are printed, and the ratio of medians. The estimates of all methods are compared with the exact similarity
-of neighbouring texts, of which every second is an edited copy of the one before.
+Without --texts the text is the source of Python's standard library, in pieces of 3.9 kB. Each
+repeat signs all texts with every method in turn and begins with another one. datasketch is used in
+its fastest way, all n-grams of a text at once (update_batch), with its own hash and with a C hash
+of Python (zlib.crc32); its words come from the simplest regular expression. Times are of the
+processor: medians, and the ratio of medians. The estimates of all methods are compared with the
+exact similarity of neighboring texts, of which every second is an edited copy of the one before.
 """
 
 import argparse
@@ -68,12 +68,21 @@ def grams(text: str) -> set[bytes]:
 
 def sketch(texts: list[str], hash=None) -> np.ndarray:
     options = {} if hash is None else {"hashfunc": hash}
-    return np.array(
-        [
-            one.digest()
-            for one in datasketch.MinHash.generator(map(grams, texts), num_perm=128, **options)
-        ]
-    )
+    made = datasketch.MinHash.generator(map(grams, texts), num_perm=128, **options)
+    return np.array([one.digest() for one in made])
+
+
+def measure(methods: dict, repeats: int) -> tuple[dict[str, list[float]], dict]:
+    """(method -> seconds of each repeat, method -> its last result)."""
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    results, names = {}, list(methods)
+    for repeat in range(repeats):
+        first = repeat % len(names)
+        for name in names[first:] + names[:first]:
+            began = time.process_time()
+            results[name] = methods[name]()
+            seconds[name].append(time.process_time() - began)
+    return seconds, results
 
 
 def main() -> None:
@@ -81,10 +90,10 @@ def main() -> None:
     parser.add_argument("--texts", help="JSONL of pages")
     parser.add_argument("--megabytes", type=float, default=4, help="of text to sign")
     parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
+    options = parser.parse_args()
     if datasketch is None:
         raise InputError("datasketch is not installed; pip install datasketch")
-    texts = edited(load(given.texts, given.megabytes), random.Random(0))
+    texts = edited(load(options.texts, options.megabytes), random.Random(0))
     size = sum(len(text.encode()) for text in texts) / 1e6
     methods = {
         "ours": lambda: signatures(texts),
@@ -94,55 +103,39 @@ def main() -> None:
         "datasketch, crc32": lambda: sketch(texts, zlib.crc32),
         "its 5-grams": lambda: [grams(text) for text in texts],
     }
-    seconds, results = {name: [] for name in methods}, {}
-    for repeat in range(given.repeats):
-        names = list(methods)
-        for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
-            began = time.process_time()
-            results[name] = methods[name]()
-            seconds[name].append(time.process_time() - began)
+    seconds, results = measure(methods, options.repeats)
+
+    # exact similarities
     sets = [grams(text) for text in texts]
     pairs = [(i - 1, i) for i in range(1, len(texts), 2) if sets[i - 1] | sets[i]]
     exact = np.array([len(sets[i] & sets[j]) / len(sets[i] | sets[j]) for i, j in pairs])
     first, second = np.array(pairs).T
+
+    # report
     print(
-        f"{len(texts)} texts, {size:.1f} MB; seconds of the processor, median of {given.repeats} (least to most)"
+        f"{len(texts)} texts, {size:.1f} MB; seconds of the processor, median of {options.repeats} "
+        "(least to most)"
     )
     ours, found = statistics.median(seconds["ours"]), {}
     for name, times in seconds.items():
         median = statistics.median(times)
-        row = {
-            "seconds": median,
-            "MB/s": size / median,
-            "texts/s": len(texts) / median,
-            "ratio": median / ours,
-        }
+        row = {"seconds": median, "MB/s": size / median, "texts/s": len(texts) / median}
+        row["ratio"] = median / ours
         error = ""
         if name in ("ours", "datasketch", "datasketch, crc32"):
-            misses = similarity(results[name][first], results[name][second]) - exact
-            row["rms error"] = float(np.sqrt(np.mean(misses**2)))
+            estimates = similarity(results[name][first], results[name][second])
+            row["rms error"] = float(np.sqrt(np.mean((estimates - exact) ** 2)))
             error = f"   rms error {row['rms error']:.4f}"
         found[name] = row
         print(
-            f"{name:18} {median:7.3f} s ({min(times):.3f} to {max(times):.3f}) {row['MB/s']:7.1f} MB/s "
-            f"{row['texts/s']:8.0f} texts/s   {row['ratio']:6.2f} x ours{error}"
+            f"{name:18} {median:7.3f} s ({min(times):.3f} to {max(times):.3f}) "
+            f"{row['MB/s']:7.1f} MB/s {row['texts/s']:8.0f} texts/s   "
+            f"{row['ratio']:6.2f} x ours{error}"
         )
-    versions = {
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "datasketch": datasketch.__version__,
-    }
-    print(
-        json.dumps(
-            {
-                "MB": size,
-                "texts": len(texts),
-                "methods": found,
-                "versions": versions,
-                "machine": platform.machine(),
-            }
-        )
-    )
+    versions = {"python": platform.python_version(), "numpy": np.__version__}
+    versions["datasketch"] = datasketch.__version__
+    values = {"MB": size, "texts": len(texts), "methods": found, "versions": versions}
+    print(json.dumps(values | {"machine": platform.machine()}))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The data engine on a built-in web and on one ten times as large: seconds of each step, and the memory that it took.
+"""The data engine on a built-in web and on one ten times as large: seconds and memory of each step.
 
     python bench/mining.py [--pages 2000] [--times 10]
 
-Both runs have shards of 1,000 pages, one process, the same number of examples, and partitions in proportion to the
-pages, which is how memory stays what it was. Peak memory is the resident set of the process and includes Python with
-its libraries, which is measured by itself. The steps' rates, per core, are what docs/mining.md multiplies out to a
-crawl of 40 billion pages.
+Both runs have shards of 1,000 pages, one process, the same number of examples, and partitions in
+proportion to the pages, which keeps the memory constant. Peak memory is the resident set of the
+process with Python and its libraries, which are also measured alone. docs/mining.md multiplies the
+rates of the steps, per core, to a crawl of 40 billion pages.
 """
 
 import argparse
@@ -27,38 +27,23 @@ IMPORTS = "import data.mine.loop, torch"
 
 
 def peak(words: list[str]) -> float:
-    """MB of the largest resident set of a command. Raises CalledProcessError where it fails."""
+    """MB of the largest resident set of a command. Raises CalledProcessError if it fails."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, env=environment
-    )
+    command = [sys.executable, *words]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise subprocess.CalledProcessError(status, words)
     return usage.ru_maxrss / 1024
 
 
-def one(folder: Path, pages: int, partitions: int) -> dict:
-    """Make a web, mine it; the memory, the seconds and sizes."""
+def mine(folder: Path, pages: int, partitions: int) -> dict:
+    """Make a web and mine it. Returns memory, seconds and sizes."""
     web, to = folder / "web", folder / "run"
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "data.world.web",
-            "--to",
-            web,
-            "--pages",
-            str(pages),
-            "--domains",
-            str(max(40, pages // 25)),
-            "--seed_pages",
-            str(EXAMPLES),
-        ],
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    words = ["-m", "data.world.web", "--to", web, "--pages", pages]
+    words += ["--domains", max(40, pages // 25), "--seed_pages", EXAMPLES]
+    command = [sys.executable, *map(str, words)]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     options = dict(
         crawl=web / "crawl",
         positives=web / "seed" / "positives.jsonl",
@@ -78,7 +63,9 @@ def one(folder: Path, pages: int, partitions: int) -> dict:
     steps: dict[str, float] = {}
     for line in (to / "timing.jsonl").read_text().splitlines():
         row = json.loads(line)
-        name = row["step"].rsplit("_", 1)[0] if row["step"][-1].isdigit() else row["step"]
+        name = row["step"]
+        if name[-1].isdigit():  # a step of a round
+            name = name.rsplit("_", 1)[0]
         steps[name] = steps.get(name, 0.0) + row["seconds"]
     report = json.loads((to / "report.json").read_text())
     text = sum(path.stat().st_size for path in (to / "pages").glob("*.jsonl"))
@@ -103,22 +90,20 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=2000)
     parser.add_argument("--times", type=int, default=10)
     options = parser.parse_args()
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    )
+    name = platform.processor() or platform.machine()
+    print(f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(f"memory of Python with the imports: {peak(['-c', IMPORTS]):.0f} MB")
     for factor in (1, options.times):
         with tempfile.TemporaryDirectory() as folder:
-            found = one(Path(folder), factor * options.pages, 2 * factor)
+            found = mine(Path(folder), factor * options.pages, 2 * factor)
+        pages, seconds = found["pages"], found["seconds"]
         print(
-            f"\n{found['pages']:,} pages ({found['crawl MB']:.1f} MB of WARC, {found['text MB']:.1f} MB of text), "
-            f"{found['partitions']} partitions: {found['MB']:.0f} MB, {sum(found['seconds'].values()):.0f} s, "
-            f"{found['run MB']:.0f} MB on disk"
+            f"\n{pages:,} pages ({found['crawl MB']:.1f} MB of WARC, {found['text MB']:.1f} MB of "
+            f"text), {found['partitions']} partitions: {found['MB']:.0f} MB, "
+            f"{sum(seconds.values()):.0f} s, {found['run MB']:.0f} MB on disk"
         )
-        for name, seconds in found["seconds"].items():
-            print(
-                f"    {name:<14} {seconds:8.2f} s   {1e6 * seconds / found['pages']:8.0f} us a page"
-            )
+        for name, value in seconds.items():
+            print(f"    {name:<14} {value:8.2f} s   {1e6 * value / pages:8.0f} us a page")
 
 
 if __name__ == "__main__":

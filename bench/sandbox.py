@@ -2,9 +2,10 @@
 
     python bench/sandbox.py [--programs 200] [--repeats 5] [--workers 1,2]
 
-Programs differ (numbers are drawn), so that no cache knows them. In every repeat the kinds and settings run in turn.
-programs/s: by the clock, the median over repeats, and the best. CPU ms: user and system time of the server and its
-programs for one program, which another load of the machine changes less; 1000 / CPU ms is what one free core can do.
+Programs differ (numbers are drawn), so no cache knows them. In every repeat the kinds and settings
+run in turn. programs/s: by the clock, the median over repeats, and the best. CPU ms: user and
+system time of the server and its programs for one program, which other load changes less; 1000 /
+CPU ms is what one free core can do.
 """
 
 import argparse
@@ -22,11 +23,14 @@ from data.sandbox.sandbox import Sandbox
 
 KINDS = {
     "print(1)": "print({a})",
-    "arithmetic": "total = 0\nfor i in range({a}, {a} + 1000):\n    total += i * i % {b}\nprint(total)",
+    "arithmetic": "total = 0\nfor i in range({a}, {a} + 1000):\n"
+    "    total += i * i % {b}\nprint(total)",
     "Rational": "from sympy import Rational\nprint(Rational({a}, {b}) + Rational(1, 3))",
     "quadratic": "from sympy import *\nx = symbols('x')\nprint(solve(x**2 - {s} * x + {p}, x))",
-    "linear system": "from sympy import *\nx, y = symbols('x y')\nprint(solve([x + y - {s}, {a} * x - y], [x, y]))",
-    "imports": "import re, heapq, hashlib, datetime, typing\nprint(hashlib.md5(b'{a}').hexdigest())",
+    "linear system": "from sympy import *\nx, y = symbols('x y')\n"
+    "print(solve([x + y - {s}, {a} * x - y], [x, y]))",
+    "imports": "import re, heapq, hashlib, datetime, typing\n"
+    "print(hashlib.md5(b'{a}').hexdigest())",
 }
 SETTINGS = {
     "all": (),
@@ -37,7 +41,7 @@ SETTINGS = {
 
 
 def programs(kind: str, count: int, start: int) -> list[str]:
-    """`count` different programs of a kind; other starts, other programs."""
+    """`count` different programs of a kind. Another start gives other programs."""
     found = []
     for i in range(start, start + count):
         a, b = i + 2, 3 * i + 7
@@ -64,27 +68,30 @@ def main() -> None:
     options = parser.parse_args()
     if options.programs < 1 or options.repeats < 1:
         raise InputError("--programs and --repeats must be at least 1")
+    load = os.getloadavg()
     print(
-        f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()}"
+        f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, {load}"
     )
-    rows = [
-        (workers, kind, "all") for workers in map(int, options.workers.split(",")) for kind in KINDS
-    ]
-    rows += [
-        (rows[-1][0], kind, setting)
-        for setting in list(SETTINGS)[1:]
-        for kind in ("print(1)", "quadratic")
-    ]
-    sandboxes, found = {}, {row: [] for row in rows}
+    rows = []  # (workers, kind, setting)
+    counts = list(map(int, options.workers.split(",")))
+    for workers in counts:
+        rows += [(workers, kind, "all") for kind in KINDS]
+    for setting in list(SETTINGS)[1:]:
+        rows += [(counts[-1], kind, setting) for kind in ("print(1)", "quadratic")]
+
+    sandboxes: dict[tuple[int, str], Sandbox] = {}
+    found: dict[tuple, list] = {row: [] for row in rows}
     try:
+        # start
         for workers, _, setting in rows:
             if (workers, setting) not in sandboxes:
                 start = time.perf_counter()
-                sandboxes[workers, setting] = Sandbox(workers, _without=SETTINGS[setting])
-                print(
-                    f"{workers} workers, {setting}: started in {time.perf_counter() - start:.2f} s: "
-                    f"{', '.join(sandboxes[workers, setting].isolation)}"
-                )
+                sandbox = Sandbox(workers, _without=SETTINGS[setting])
+                sandboxes[workers, setting] = sandbox
+                seconds, active = time.perf_counter() - start, ", ".join(sandbox.isolation)
+                print(f"{workers} workers, {setting}: started in {seconds:.2f} s: {active}")
+
+        # measure
         for repeat in range(options.repeats):
             for row in rows:
                 workers, kind, setting = row
@@ -93,16 +100,16 @@ def main() -> None:
                 before, start = server_seconds(sandbox), time.perf_counter()
                 results = sandbox.run_many(texts)
                 seconds = time.perf_counter() - start
-                assert all(result.status == "ok" for result in results), [
-                    r for r in results if r.status != "ok"
-                ][0]
+                failed = [result for result in results if result.status != "ok"]
+                assert not failed, failed[0]
                 found[row].append((seconds, server_seconds(sandbox) - before))
     finally:
         for sandbox in sandboxes.values():
             sandbox.close()
-    print(
-        f"\n{'workers':>7}  {'program':<14} {'protections':<20} {'programs/s':>10} {'best':>6} {'CPU ms':>7}"
-    )
+
+    # report
+    print(f"\n{'workers':>7}  {'program':<14} {'protections':<20}", end="")
+    print(f" {'programs/s':>10} {'best':>6} {'CPU ms':>7}")
     for (workers, kind, setting), times in found.items():
         rates = [options.programs / seconds for seconds, _ in times]
         cost = statistics.median(cpu for _, cpu in times) * 1000 / options.programs

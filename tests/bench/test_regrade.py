@@ -2,12 +2,12 @@
 
 import json
 
-from bench.regrade import labelled, trajectories
+from bench.regrade import labeled, trajectories
 from data.sandbox.sandbox import Sandbox
 
 
 def test_labels_of_published_solutions(real):
-    assert labelled(real("gsm8k/example_model_solutions.jsonl")) == (5276, [])
+    assert labeled(real("gsm8k/example_model_solutions.jsonl")) == (5276, [])
 
 
 def test_tool_integrated_solutions_run_to_what_they_report(real):
@@ -26,8 +26,8 @@ def test_differences_are_found(tmp_path):
     wrong = solution | {"is_correct": False}
     models = ("6b_finetuning", "6b_verification", "175b_finetuning")
     row = {"ground_truth": "A: 7", **dict.fromkeys(models, solution), "175b_verification": wrong}
-    (tmp_path / "labelled.jsonl").write_text(json.dumps(row))
-    total, (one,) = labelled(tmp_path / "labelled.jsonl")
+    (tmp_path / "labeled.jsonl").write_text(json.dumps(row))
+    total, (one,) = labeled(tmp_path / "labeled.jsonl")
     assert total == 4 and (one["model"], one["label"], one["ours"]) == (
         "175b_verification",
         False,
