@@ -1,17 +1,18 @@
 """DPO (paper A.1.4): direct preference optimization on pairs of a right and a wrong completion of the SFT model.
 
-    rollout.py samples completions of training questions from the SFT model and judges them by the rule
-    `pairs` draws (right, wrong) pairs of each question's completions
-    a step minimises -log sigmoid(reward of the right one - reward of the wrong one), the mean over its pairs (eq. 12)
+    rollout.py samples completions of training questions from the SFT model, and the rule judges them
+    `draw_pairs` draws (right, wrong) pairs from the completions of each question
+    for step in 1..M:
+        a batch of pairs
+        minimize -log sigmoid(reward of the right one - reward of the wrong one)      eq. 12
 
-where a completion's implicit reward is beta times the mean over its tokens of log(policy / reference), and the
-reference is the model of --init, frozen. Ordinary DPO has the sum in place of the mean: --length_normalize false.
+The implicit reward of a completion is beta times the mean over its tokens of log(policy / reference). The reference is
+the model of --init, frozen. Ordinary DPO has the sum in place of the mean: --length_normalize false.
 
     python rollout.py --model runs/demo/sft/model --problems runs/demo/data/train.jsonl --to runs/samples.jsonl
     python train_dpo.py --init runs/demo/sft/model --data runs/samples.jsonl --to runs/dpo
 """
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,15 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from batch import Group, forward_flops, micro_batches, pack_completions, token_logprobs
+from batch import Group, forward_flops, hidden_states, logprobs, micro_batches, pack_completions
 from data.io import InputError
 from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sample
 from rollout import Rollout, load_samples
-from runtime import optim
 from runtime.distributed import World, seeded, setup, shard, shuffled
 from runtime.hf import from_pretrained
-from runtime.optim import adamw, clip_grad_norm, lr_linear_decay
+from runtime.optim import Work, adamw, clip_grad_norm, lr_linear_decay, set_lr
 from runtime.options import option
 from runtime.run import Run, command
 
@@ -65,7 +65,7 @@ class Config:
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Pairs
 
 
@@ -86,82 +86,86 @@ class Pair:
         return len(self.prompt) + len(self.right.ids) + len(self.wrong.ids)
 
 
-def pairs(one: Rollout, count: int, context: int, seed: int) -> tuple[list[Pair], int]:
-    """Up to `count` different pairs of a group, drawn by (seed, problem id) from all that it has; and how many of those
-    are left out because prompt and completion are longer than `context`.
+def draw_pairs(rollout: Rollout, count: int, context: int, seed: int) -> tuple[list[Pair], int]:
+    """Up to `count` different pairs of a question, and how many pairs are left out as longer than `context`.
 
-    A completion that was sampled twice counts once. A group that is all right or all wrong has no pair.
+    The draw depends on (seed, problem id) alone. A completion that was sampled twice counts once. A group that is all
+    right or all wrong has no pair.
     """
-    kinds: list[dict[tuple, Sample]] = [{}, {}]  # wrong, right
-    for sample, right in zip(one.samples, one.rule or one.rewards, strict=True):
-        if any(sample.mask):  # else nothing in it is the policy's
-            kinds[right > 0].setdefault(tuple(sample.ids), sample)
-    longest = context - len(one.prompt)
-    wrong, right = (
-        [sample for ids, sample in kind.items() if len(ids) <= longest] for kind in kinds
-    )
-    draw = np.random.default_rng(seeded(seed, "pairs", one.problem.id))
-    drawn = draw.permutation(len(right) * len(wrong))[:count].tolist()
-    found = [Pair(one.prompt, right[i // len(wrong)], wrong[i % len(wrong)]) for i in drawn]
-    return found, len(kinds[0]) * len(kinds[1]) - len(right) * len(wrong)
+    right: dict[tuple, Sample] = {}
+    wrong: dict[tuple, Sample] = {}
+    for sample, verdict in zip(rollout.samples, rollout.rule or rollout.rewards, strict=True):
+        if any(sample.mask):  # the policy chose at least one token
+            kind = right if verdict > 0 else wrong
+            kind.setdefault(tuple(sample.ids), sample)
+    possible = len(right) * len(wrong)
+
+    # Keep completions that fit, and draw from all pairs of them.
+    longest = context - len(rollout.prompt)
+    rights = [sample for ids, sample in right.items() if len(ids) <= longest]
+    wrongs = [sample for ids, sample in wrong.items() if len(ids) <= longest]
+    fitting = len(rights) * len(wrongs)
+    order = np.random.default_rng(seeded(seed, "pairs", rollout.problem.id)).permutation(fitting)
+    pairs = []
+    for number in order[:count].tolist():
+        i, j = divmod(number, len(wrongs))
+        pairs.append(Pair(rollout.prompt, rights[i], wrongs[j]))
+    return pairs, possible - fitting
 
 
-def load_pairs(paths: list[str], config: Config, tokenizer: Tokenizer) -> tuple[list[Pair], dict]:
-    """The pairs of some files; and counts of them, of their questions, and of pairs left out. Raises InputError."""
-    rollouts = [one for path in paths for _, one in load_samples(path, tokenizer, config.init)]
-    drawn = [pairs(one, config.pairs, config.context, config.seed) for one in rollouts]
-    found, left_out = [pair for own, _ in drawn for pair in own], sum(count for _, count in drawn)
-    if not found:
-        reason = f"no question has a right and a wrong completion of at most {config.context} tokens with the prompt"
-        advice = (
-            "raise --context"
-            if left_out
-            else "sample more of each, or other problems (rollout.py --samples)"
-        )
-        raise InputError(f"{', '.join(paths)}: {reason}; {advice}")
-    return found, {
-        "pairs": len(found),
-        "questions": sum(bool(own) for own, _ in drawn),
-        "left_out": left_out,
-    }
+def load_pairs(
+    paths: list[str], config: Config, tokenizer: Tokenizer
+) -> tuple[list[Pair], dict[str, int]]:
+    """The pairs of some rollout files, and the counts of pairs, of their questions and of pairs left out.
+
+    Raises InputError where no question has a pair.
+    """
+    pairs: list[Pair] = []
+    questions = left_out = 0
+    for path in paths:
+        for _, rollout in load_samples(path, tokenizer, config.init):
+            drawn, longer = draw_pairs(rollout, config.pairs, config.context, config.seed)
+            pairs += drawn
+            questions += bool(drawn)
+            left_out += longer
+    if not pairs:
+        what = f"a right and a wrong completion of at most {config.context} tokens with the prompt"
+        advice = "sample more of each, or other problems (rollout.py --samples)"
+        advice = "raise --context" if left_out else advice
+        raise InputError(f"{', '.join(paths)}: no question has {what}; {advice}")
+    return pairs, {"pairs": len(pairs), "questions": questions, "left_out": left_out}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Equation 12. Completions come in pairs: right, wrong, right, wrong ... Tensors [N] hold their tokens one behind the
-# other, [2P] a value of each completion; lengths, a list of 2P numbers, says how many tokens each has.
+# ----------------------------------------------------------------------------------------------------
+# Equation 12. The completions of P pairs come as right, wrong, right, wrong ... Tensors [N] hold their
+# tokens one after the other, tensors [2P] a value of each completion; `lengths` holds 2P numbers of tokens.
 
 
 def per_completion(values: Tensor, lengths: list[int]) -> Tensor:
-    """Sums [2P] of values [N] over each completion's tokens."""
+    """Sums [2P] of values [N] over the tokens of each completion."""
     return torch.stack([part.sum() for part in values.split(lengths)])
 
 
 def implicit_rewards(logp: Tensor, ref_logp: Tensor, weight: Tensor, lengths: list[int]) -> Tensor:
-    """r(o) [2P] = sum_t weight_t (log pi_t - log ref_t); weight [N] is beta / |o| for eq. 12, beta for ordinary DPO."""
+    """r(o) = sum over tokens of weight * (logp - ref_logp), [2P].
+
+    logp, ref_logp [N]: log-probs in nats. weight [N]: beta / |o| for eq. 12, beta for ordinary DPO.
+    """
     return per_completion(weight * (logp - ref_logp), lengths)
 
 
 def dpo_loss(rewards: Tensor, count: int) -> Tensor:
-    """Eq. 12, to minimise: the sum over these pairs of -log sigmoid(r(o+) - r(o-)), over `count`, those of the batch.
+    """Eq. 12 to minimize: the sum of -log sigmoid(r(right) - r(wrong)), divided by `count`, the pairs of the batch.
 
-    rewards [2P]. Where the policy is the reference this is log 2 a pair.
+    rewards [2P] -> loss []. Its gradient with respect to logp is -weight * sigmoid(r(wrong) - r(right)) / count for
+    the tokens of the right completion, and plus the same for those of the wrong one. Eq. 14 as printed lacks beta and
+    the mean over tokens, so it is not the gradient of eq. 12.
+
+    >>> round(dpo_loss(torch.tensor([0.0, 0.0]), count=1).item(), 4)  # the policy is the reference: log 2
+    0.6931
     """
-    right, wrong = rewards.view(-1, 2).unbind(1)
+    right, wrong = rewards.view(-1, 2).unbind(1)  # [P]
     return -F.logsigmoid(right - wrong).sum() / count
-
-
-def dpo_coefficient(rewards: Tensor, weight: Tensor, lengths: list[int], count: int) -> Tensor:
-    """The gradient of eq. 12 is the sum over tokens of this coefficient [N] times grad log pi: minus d loss / d logp.
-
-        o+:   weight_t sigmoid(r(o-) - r(o+)) / count        o-:   minus the same
-
-    with weight beta / |o|. Eq. 14 as printed is not the gradient of eq. 12: it lacks the factor beta, and the mean over
-    tokens inside the sigmoid, where it has each token's own log-ratio.
-    """
-    right, wrong = rewards.view(-1, 2).unbind(1)
-    doubt = torch.sigmoid(wrong - right) / count  # near 0 once the pair is told apart
-    each = torch.stack([doubt, -doubt], dim=1).flatten()
-    return weight * each.repeat_interleave(torch.tensor(lengths, device=each.device))
 
 
 METRICS = (
@@ -175,107 +179,106 @@ METRICS = (
 )
 
 
-def pair_loss(
-    model, reference, chosen: list[Pair], config: Config, count: int
-) -> tuple[Tensor, Tensor]:
-    """The part of some pairs in the loss of `count` pairs, and in METRICS [7], detached."""
-    samples = [sample for pair in chosen for sample in (pair.right, pair.wrong)]
+def pair_loss(policy, reference, pairs: list[Pair], config: Config, count: int):
+    """The part of some pairs in the loss of `count` pairs, and their part in METRICS [7], without gradient."""
+    samples = []
+    for pair in pairs:
+        samples += [pair.right, pair.wrong]
     lengths = [len(sample.ids) for sample in samples]
-    batch = pack_completions([pair.group for pair in chosen], device=model.device)
-    mask = torch.tensor(
-        [own for sample in samples for own in sample.mask], device=model.device
-    ).float()
-    mean = (
-        mask / per_completion(mask, lengths)[batch.completion]
-    )  # [N]: 1 / |o|; 0 where a tool wrote
-    weight = config.beta * (mean if config.length_normalize else mask)
-    logp, _ = token_logprobs(model, batch)
+    batch = pack_completions([pair.group for pair in pairs], device=policy.device)
+
+    # Log-probs of all completion tokens under policy and reference.
+    logp, _ = logprobs(hidden_states(policy, batch), policy.head_weight, batch.targets)  # [N]
     with torch.no_grad():
-        ref_logp, _ = token_logprobs(reference, batch)
-    rewards = implicit_rewards(logp, ref_logp, weight, lengths)
+        hidden = hidden_states(reference, batch)
+        ref_logp, _ = logprobs(hidden, reference.head_weight, batch.targets)  # [N]
+
+    # Only tokens that the policy chose count: 1 / |o| for them, 0 for what a tool wrote.
+    mask = torch.tensor(np.concatenate([sample.mask for sample in samples]), device=policy.device)
+    mask = mask.float()  # [N]
+    mean = mask / per_completion(mask, lengths)[batch.completion]
+    weight = config.beta * (mean if config.length_normalize else mask)
+    rewards = implicit_rewards(logp, ref_logp, weight, lengths)  # [2P]
     loss = dpo_loss(rewards, count)
-    right, wrong = rewards.detach().view(-1, 2).unbind(1)
+
+    right, wrong = rewards.detach().view(-1, 2).unbind(1)  # [P]
     logp_right, logp_wrong = per_completion(mean * logp.detach(), lengths).view(-1, 2).unbind(1)
     parts = [(right > wrong).float(), right - wrong, right, wrong, logp_right, logp_wrong]
     return loss, torch.stack([loss.detach(), *(part.sum() / count for part in parts)])
 
 
-def dpo_gradient(model, reference, chosen: list[Pair], config: Config, world: World) -> dict:
-    """Accumulate the gradient of the mean loss over all processes' pairs (where gradients are on); returns METRICS.
+def batch_loss(policy, reference, pairs: list[Pair], config: Config, world: World) -> dict:
+    """METRICS of a batch over all processes. Adds up the gradient of its loss where gradients are on.
 
     Every process holds all pairs and takes its share of the micro-batches, in equal number.
     """
     total = torch.zeros(len(METRICS), device=world.device)
-    for micro in micro_batches([pair.tokens for pair in chosen], config.micro_tokens, world.size)[
-        world.rank
-    ]:
-        loss, parts = pair_loss(
-            model, reference, [chosen[i] for i in micro or [0]], config, len(chosen)
-        )
+    sizes = [pair.tokens for pair in pairs]
+    for micro in micro_batches(sizes, config.micro_tokens, world.size)[world.rank]:
+        # The processes call a sharded model equally often, so one without pairs runs without effect.
+        part = [pairs[i] for i in micro or [0]]
+        loss, values = pair_loss(policy, reference, part, config, len(pairs))
         if torch.is_grad_enabled():
-            (
-                loss if micro else 0.0 * loss
-            ).backward()  # nothing left for this process: run along without loss
+            (loss if micro else 0.0 * loss).backward()
         if micro:
-            total += parts
+            total += values
     return dict(zip(METRICS, world.all_sum(total).tolist(), strict=True))
 
 
-@torch.no_grad()
-def validate(model, reference, held_out: list[Pair], config: Config, world: World) -> dict:
-    """Loss, accuracy and margin of held-out pairs."""
-    found = dpo_gradient(model, reference, held_out, config, world)
-    return {f"valid_{name}": found[name] for name in ("loss", "accuracy", "margin")}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Training
 
 
 def main(config: Config) -> None:
     world = setup(config.device, config.kernels, config.bf16, config.compile)
     run = Run(config, world)
-    tokenizer = Tokenizer.load(config.init)
-    model = from_pretrained(config.init, world.device)
-    check_tokenizer(tokenizer, model, config.init)
-    train, counts = load_pairs(config.data, config, tokenizer)
-    valid = load_pairs([config.valid], config, tokenizer)[0] if config.valid else []
-    run.say(
-        "{pairs} pairs of {questions} questions; {left_out} possible ones were too long".format(
-            **counts
-        )
-    )
 
-    model = shard(model, world)  # one after the other, so that whole copies do not pile up
+    # --- pairs, policy and reference
+    tokenizer = Tokenizer.load(config.init)
+    policy = from_pretrained(config.init, world.device)
+    check_tokenizer(tokenizer, policy, config.init)
+    pairs, counts = load_pairs(config.data, config, tokenizer)
+    held_out = load_pairs([config.valid], config, tokenizer)[0] if config.valid else []
+    run.say(f"{counts['pairs']} pairs of {counts['questions']} questions")
+    run.say(f"{counts['left_out']} possible pairs are too long")
+
+    policy = shard(policy, world)
     reference = shard(from_pretrained(config.init, world.device), world)
-    optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
-    run.checkpointing(model, tokens=max(config.micro_tokens, config.context))
-    start, _ = run.resume(model, optimizer)
-    order = shuffled(len(train), config.seed)
+    optimizer = adamw(policy, config.lr, (0.9, config.beta2), config.weight_decay)
+    run.checkpointing(policy, tokens=max(config.micro_tokens, config.context))
+    start, _ = run.resume(policy, optimizer)
+    order = shuffled(len(pairs), config.seed)
     for _ in range(start * config.batch):
         next(order)
 
     for step in range(start + 1, config.steps + 1):
-        began = time.perf_counter()
-        rate = config.lr * lr_linear_decay(step, config.warmup, config.steps, config.decay)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        chosen = [train[next(order)] for _ in range(config.batch)]
-        metrics = dpo_gradient(model, reference, chosen, config, world)
-        metrics |= {"grad_norm": clip_grad_norm(model, config.max_grad_norm), "lr": rate}
+        run.phase("update")
+
+        # --- a batch of pairs
+        batch = [pairs[next(order)] for _ in range(config.batch)]
+
+        # --- the gradient of eq. 12
+        metrics = batch_loss(policy, reference, batch, config, world)
+
+        # --- one step of AdamW
+        factor = lr_linear_decay(step, config.warmup, config.steps, config.decay)
+        rate = set_lr(optimizer, config.lr * factor)
+        norm = clip_grad_norm(policy, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        flops = (3 + 1) * forward_flops(
-            model.config, [pair.group for pair in chosen]
-        )  # the reference: forward only
-        speed = optim.speed(
-            sum(pair.tokens for pair in chosen), flops, time.perf_counter() - began, world
-        )
-        if valid and (step % config.valid_every == 0 or step == config.steps):
-            metrics |= validate(model, reference, valid, config, world)
-        run.log(step, metrics, {"seconds": time.perf_counter() - began, **speed})
-        run.checkpoint(step, model, tokenizer, optimizer)
-    run.finish(model, tokenizer, counts)
+
+        # --- validate, log, save
+        run.phase("validate")
+        metrics |= {"grad_norm": norm, "lr": rate}
+        if held_out and (step % config.valid_every == 0 or step == config.steps):
+            with torch.no_grad():
+                found = batch_loss(policy, reference, held_out, config, world)
+            metrics |= {f"valid_{name}": found[name] for name in ("loss", "accuracy", "margin")}
+        # A forward and a backward of the policy (3), a forward of the reference (1).
+        flops = (3 + 1) * forward_flops(policy.config, [pair.group for pair in batch])
+        run.log(step, metrics, Work(sum(pair.tokens for pair in batch), flops))
+        run.checkpoint(step, policy, tokenizer, optimizer)
+    run.finish(policy, tokenizer, counts)
 
 
 if __name__ == "__main__":

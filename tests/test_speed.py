@@ -239,7 +239,7 @@ def test_a_question_is_read_once_and_the_reference_reads_once(mu, tiny):
     pairs = train_dpo.load_pairs([f"{root}/samples.jsonl"], config, tiny.tokenizer)[0][:3]
     once = sum(pair.tokens - 2 for pair in pairs)
     found = fed_tokens(
-        lambda: train_dpo.dpo_gradient(policy, reference, pairs, config, world), policy, reference
+        lambda: train_dpo.batch_loss(policy, reference, pairs, config, world), policy, reference
     )
     assert found == [once, once]
     config = train_reward.Config(kind="process", init=str(root / "base"))

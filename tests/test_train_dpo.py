@@ -36,12 +36,10 @@ from runtime.hf import from_pretrained, save_pretrained
 from train_dpo import (
     Config,
     Pair,
-    dpo_coefficient,
-    dpo_gradient,
+    batch_loss,
     dpo_loss,
     implicit_rewards,
     load_pairs,
-    validate,
 )
 
 POINTS = [
@@ -87,7 +85,7 @@ def ids_of(found: list[Pair]) -> list[tuple]:
 def test_pairs_by_hand():
     one = group([[1], [2, 2], [3], [4, 4, 4], [2, 2], [8]], [0.0, 1.0, 1.0, 0.0, 1.0, 1.0])
     one.samples[5].mask = [False]  # a tool's answer, not the policy's
-    found, left_out = train_dpo.pairs(one, 9, 100, seed=0)
+    found, left_out = train_dpo.draw_pairs(one, 9, 100, seed=0)
     assert left_out == 0 and all(pair.prompt == [5, 6, 7] for pair in found)
     assert sorted(ids_of(found)) == [
         ((2, 2), (1,)),
@@ -95,11 +93,11 @@ def test_pairs_by_hand():
         ((3,), (1,)),
         ((3,), (4, 4, 4)),
     ]
-    found, left_out = train_dpo.pairs(one, 9, 5, seed=0)  # of context 5 the prompt leaves 2
+    found, left_out = train_dpo.draw_pairs(one, 9, 5, seed=0)  # of context 5 the prompt leaves 2
     assert left_out == 2 and sorted(ids_of(found)) == [((2, 2), (1,)), ((3,), (1,))]
-    assert train_dpo.pairs(one, 9, 3, seed=0) == ([], 4)
+    assert train_dpo.draw_pairs(one, 9, 3, seed=0) == ([], 4)
     for alike in (0.0, 1.0):
-        assert train_dpo.pairs(group([[1], [2]], [alike, alike]), 9, 100, seed=0) == ([], 0)
+        assert train_dpo.draw_pairs(group([[1], [2]], [alike, alike]), 9, 100, seed=0) == ([], 0)
 
 
 @given(
@@ -111,7 +109,7 @@ def test_pairs_are_right_and_wrong_and_not_repeated(drawn, count):
         n: right for n, right in drawn
     }  # a text is right or wrong, however often it was sampled
     one = group([[n] for n, _ in drawn], [float(said[n]) for n, _ in drawn])
-    found = ids_of(train_dpo.pairs(one, count, 100, seed=0)[0])
+    found = ids_of(train_dpo.draw_pairs(one, count, 100, seed=0)[0])
     rights = sum(said.values())
     assert len(set(found)) == len(found) == min(count, rights * (len(said) - rights))
     assert all(said[right[0]] and not said[wrong[0]] for right, wrong in found)
@@ -120,7 +118,7 @@ def test_pairs_are_right_and_wrong_and_not_repeated(drawn, count):
 def test_pairs_hang_on_seed_and_problem_alone():
     def drawn(id, seed):
         one = group([[n] for n in range(20)], [float(n % 2) for n in range(20)], id)
-        return ids_of(train_dpo.pairs(one, 5, 100, seed)[0])
+        return ids_of(train_dpo.draw_pairs(one, 5, 100, seed)[0])
 
     assert drawn("a", 0) == drawn("a", 0)
     assert drawn("a", 0) != drawn("b", 0) and drawn("a", 0) != drawn("a", 1)
@@ -129,13 +127,13 @@ def test_pairs_hang_on_seed_and_problem_alone():
 def test_the_rule_decides_not_a_reward_model():
     one = group([[1], [2]], [0.9, 0.3])
     one.rule = [0.0, 1.0]
-    assert ids_of(train_dpo.pairs(one, 1, 100, 0)[0]) == [((2,), (1,))]
+    assert ids_of(train_dpo.draw_pairs(one, 1, 100, 0)[0]) == [((2,), (1,))]
 
 
 def test_pairs_of_a_file_are_as_sampled(tiny, samples):
     config = Config(pairs=2, context=40)
     found, counts = load_pairs([f"{tiny.root}/samples.jsonl"], config, tiny.tokenizer)
-    own = [train_dpo.pairs(one, 2, 40, 0) for one in samples]
+    own = [train_dpo.draw_pairs(one, 2, 40, 0) for one in samples]
     assert ids_of(found) == [pair for part, _ in own for pair in ids_of(part)]
     assert counts == {
         "pairs": len(found),
@@ -168,6 +166,14 @@ def made_up(length_normalize: bool, beta: float = 1.7):
         return (inputs @ theta).log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
     return policy, theta, ref_logp, weight, lengths
+
+
+def dpo_coefficient(rewards, weight, lengths, count):
+    """Minus d loss / d logp of eq. 12 by formula, [N]: weight * sigmoid(r(o-) - r(o+)) / count, with its sign."""
+    right, wrong = rewards.view(-1, 2).unbind(1)
+    doubt = torch.sigmoid(wrong - right) / count
+    each = torch.stack([doubt, -doubt], dim=1).flatten()
+    return weight * each.repeat_interleave(torch.tensor(lengths))
 
 
 @pytest.mark.parametrize("length_normalize", [True, False])
@@ -289,15 +295,15 @@ def test_gradient_of_the_model(tiny, all_pairs, length_normalize, beta, micro_to
     expected = naive(model, reference, chosen, config)
     expected["loss"].backward()
     wanted = gradients(model)
-    found = dpo_gradient(model, reference, chosen, config, World())
+    found = batch_loss(model, reference, chosen, config, World())
     assert found == pytest.approx(
         {name: value.item() for name, value in expected.items()}, rel=1e-4
     )
     assert 0.01 < found["loss"] and 0 < found["accuracy"] < 1  # the test saw something
     assert_close(gradients(model), wanted)
     assert all(p.grad is None for p in reference.parameters())
-    held_out = validate(model, reference, chosen, config, World())
-    assert held_out == {f"valid_{name}": found[name] for name in ("loss", "accuracy", "margin")}
+    with torch.no_grad():
+        assert batch_loss(model, reference, chosen, config, World()) == found
     assert all(p.grad is None for p in model.parameters())
 
 

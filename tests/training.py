@@ -522,7 +522,7 @@ def all_gradients(root: Path, world: World, micro: int = 1) -> dict[str, dict]:
     pairs = train_dpo.load_pairs([f"{root}/samples.jsonl"], config, tokenizer)[0][
         :5
     ]  # two micro-batches and one
-    measures = train_dpo.dpo_gradient(model, reference, pairs, config, world)
+    measures = train_dpo.batch_loss(model, reference, pairs, config, world)
     found["dpo"] = gradients(model) | {
         name: torch.tensor(value) for name, value in measures.items()
     }

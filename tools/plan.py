@@ -415,7 +415,7 @@ def _learn(stage: str, config, model: Transformer, reference: Transformer | None
     elif stage == "reward":
         train_reward.reward_gradient(model, items, config, META)
     else:
-        train_dpo.dpo_gradient(model, reference, items, config, META)
+        train_dpo.batch_loss(model, reference, items, config, META)
 
 
 def _reinforce(

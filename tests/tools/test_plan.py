@@ -99,7 +99,7 @@ class Real:
         elif self.stage == "reward":
             train_reward.reward_gradient(self.model, items, config, world)
         elif self.stage == "dpo":
-            train_dpo.dpo_gradient(self.model, self.reference, items, config, world)
+            train_dpo.batch_loss(self.model, self.reference, items, config, world)
         elif self.stage == "grpo":
             batches = train_grpo.make_batches(items, config, self.reference, world)
             train_grpo.grpo_gradient(self.model, batches, config, True)
