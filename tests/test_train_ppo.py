@@ -12,6 +12,7 @@ from training import (
     PROBLEMS,
     assert_close,
     assert_same_run,
+    assert_same_start,
     gradients,
     logprobs,
     made_up_rollouts,
@@ -521,18 +522,15 @@ def test_the_run_itself(runs, tiny):
 
 
 def test_two_processes_train_the_same_models(runs, together):
-    """Two steps, four updates; see test_train_grpo.py for why not more."""
+    """Until the first update; see test_train_grpo.py."""
     out, _ = runs
-    found, expected = metrics(together / "ppo"), metrics(out / "whole")
-    assert len(found) == len(expected) == 11
-    for step, tolerance in ((0, 1e-5), (1, 1e-4), (2, 1e-2)):
-        assert found[step] == pytest.approx(expected[step], rel=tolerance, abs=tolerance / 10)
-    for number in (1, 2):
-        one, two = (
-            load_rollouts(at / "rollouts" / f"step_{number:06d}.jsonl")
-            for at in (out / "whole", together / "ppo")
-        )
-        assert [s.ids for r in one for s in r.samples] == [s.ids for r in two for s in r.samples]
+    rows = metrics(together / "ppo"), metrics(out / "whole")
+    assert_same_start(*rows, later=("clip_fraction", "value_clip_fraction", "ratio"))
+    one, two = (
+        load_rollouts(at / "rollouts" / "step_000001.jsonl")
+        for at in (out / "whole", together / "ppo")
+    )
+    assert [s.ids for r in one for s in r.samples] == [s.ids for r in two for s in r.samples]
     assert (together / "ppo" / "value_model" / "model.safetensors").exists()
 
 

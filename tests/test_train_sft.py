@@ -12,6 +12,7 @@ from training import (
     QUESTIONS,
     assert_close,
     assert_same_run,
+    assert_same_start,
     logprobs,
     metrics,
     one_error,
@@ -19,7 +20,6 @@ from training import (
     refusal,
     run,
     start,
-    weights,
 )
 
 import train_sft
@@ -181,10 +181,7 @@ def test_gradients_do_not_depend_on_micro_batches_or_processes(alone, together):
 
 
 def test_two_processes_train_the_same_model(runs, together):
-    out, _ = runs
-    for found, expected in zip(metrics(together / "sft"), metrics(out / "whole"), strict=True):
-        assert found == pytest.approx(expected, rel=1e-5)
-    assert_close(weights(together / "sft" / "model"), weights(out / "whole" / "model"), 1e-3)
+    assert_same_start(metrics(together / "sft"), metrics(runs[0] / "whole"))
 
 
 LINE = '{"question": "Q?", "response": "R.", "format": "cot"}\n'
