@@ -1,136 +1,379 @@
-"""Sampling with a KV cache: groups, ragged prompts, tool calls. Tokens in, tokens out.
+"""Sampling with a KV cache. Tokens in, tokens out.
 
-How a call runs: every prompt is prefilled once, packed with others, and its keys and values are copied (forked) to its
-G samples; on a GPU they are stored once and shared. All running samples decode one token a step in one batch. A
-finished row leaves the batch (the last row takes its place) and a waiting sample is admitted: at once on a CPU, so that
-no step is spent on a row that is done; on a GPU every few steps (decoding.py, the device's side of a step). What a CPU
-computes, from ids to the drawn token, is C++ where there is a compiler (kernels/cpu/decoder.py), else PyTorch.
+    waiting --- admit ---> running --- retire ---> finished
 
-A sample's random numbers depend on (seed, key of its prompt, number of the sample, position) alone: the same seed gives
-the same samples whatever the batch size, the order of the prompts or the number of processes.
+Each prompt goes through the model once, packed with others (prefill). Its keys and values are copied to its G samples
+(fork). Then all running samples get one token a step, in one batch. A finished sample leaves the batch at once, and a
+waiting one takes its place.
+
+`Scheduler` decides which samples run. `Decoder` holds the KV cache and computes tokens. It is the definition that the
+decoders in kernels/ repeat faster.
+
+The random numbers of a sample depend only on the seed, the key of its prompt, its number and the position. So the same
+seed gives the same samples for every batch size, order of prompts and number of processes.
 
     python generate.py --model runs/demo/grpo/model --prompt "Question: ..." --samples 4
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-import kernels
-from data.io import InputError
-from decoding import Rows, Running, mix64
-from kernels.cpu.decoder import CpuDecoder
-from kernels.cpu.decoder import decoder as cpu_decoder
-from model import KVCache, Layout, ModelConfig, Transformer
-from runtime.hf import from_pretrained
+from batch import micro_batches
+from data.io import InputError, run_cli
+from kernels import definition
+from model import KVCache, Layout, Transformer
+from runtime.options import check, option
 
-PACK, PACK_CPU = (
-    16_384,
-    512,
-)  # tokens of prompts in one forward; in C++ so few that they stay in a core's cache
-SHARED = (
-    "cuda",
-)  # devices whose cache holds the prompt of a group once, which makes steps of fixed shapes possible
+PACK = 16_384  # tokens of prompts in one forward
+Draws = tuple[list[list[int]], list[list[float]]]  # ids and log-probs, [B][n] each
 
 
 @dataclass
 class Sampling:
-    """How to sample. temperature 0 is greedy; top_p 1 keeps the whole distribution (what RL rollouts need)."""
+    """How to sample. top_p 1 keeps the whole distribution, as RL rollouts need. Raises InputError."""
 
-    samples: int = 1  # G
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 256
+    samples: int = option(1, "completions of each prompt", least=1)  # G
+    temperature: float = option(1.0, "0 is greedy", least=0)
+    top_p: float = option(1.0, "share of the probability that is kept", above=0, most=1)
+    max_new_tokens: int = option(256, "most tokens of a completion", least=1)
     stop: tuple[str, ...] = ()
-    seed: int = 0
+    seed: int = option(0, "seed of the random numbers")
 
     def __post_init__(self):
-        if self.samples < 1 or self.max_new_tokens < 1:
-            raise InputError("samples and max_new_tokens must be at least 1")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise InputError(
-                f"temperature {self.temperature} must be >= 0 and top_p {self.top_p} in (0, 1]"
-            )
+        check(self, partial=True)
         if not all(self.stop):
             raise InputError("a stop string must not be empty")
 
 
 @dataclass
 class Sample:
-    """One completion. `ids` end with EOS when finish is "eos"; `mask` is False where a tool, not the model, wrote it.
+    """One completion. Where a tool wrote an id, mask is False and its log-prob 0."""
 
-    logprobs are float32 log-probs of each id under the distribution it was drawn from (temperature and top_p applied;
-    under temperature 1 when greedy), 0 where mask is False. finish: "eos", "stop" (a stop string) or "length".
-    """
-
-    ids: list[int]
-    logprobs: list[float]
+    ids: list[int]  # with EOS at the end when finish is "eos"
+    logprobs: list[float]  # as drawn, after temperature and top_p; temperature 1 when greedy
     mask: list[bool]
-    finish: str
+    finish: str  # "eos", "stop" (a stop string) or "length"
 
 
-# Called with [(prompt index, sample number, ids so far)] of the rows that just wrote a stop string; returns for each
-# the ids to append (a tool's output: the row goes on from the same cache) or None (the row is finished).
+# Called with (index of the prompt, number of the sample, ids so far) of all samples that just wrote a stop string.
+# Returns for each the output of a tool, as ids, behind which the sample continues, or None: the sample is finished.
 ToolHook = Callable[[list[tuple[int, int, list[int]]]], list[list[int] | None]]
 
 
-class _StopStrings:
-    """Finds stop strings in what a row wrote; only ids whose bytes could end one are looked at closely."""
+# ---------------------------------------------------------------------------------------------------------------------
+# Random numbers and draws
 
-    def __init__(self, tokenizer, stop: tuple[str, ...], vocab_size: int):
-        self.tokenizer, self.stop = tokenizer, tuple(s.encode() for s in stop)
-        last = {s[-1] for s in self.stop}
-        ends = [
-            any(b in last for b in tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)
-        ]
-        self.maybe = ends[:vocab_size] + [False] * (vocab_size - len(ends))  # [V]
-        self.reach = (
-            max(map(len, self.stop), default=0) + 1
-        )  # ids to look back: each holds a byte at least
 
-    def found(self, ids: list[int], n: int) -> bool:
-        """Did the n-th id complete a stop string?"""
-        if not self.maybe[ids[n - 1]]:
-            return False
-        near = ids[max(0, n - self.reach) : n]
-        before, text = (
-            len(self.tokenizer.decode_bytes(near[:-1])),
-            self.tokenizer.decode_bytes(near),
-        )
+def mix64(x: Tensor) -> Tensor:
+    """A step of splitmix64 on int64 tensors, whose arithmetic wraps: random numbers without a state."""
+    x = x + -7046029254386353131
+    x = (x ^ shift(x, 30)) * -4658895280553007687
+    x = (x ^ shift(x, 27)) * -7723592293110705685
+    return x ^ shift(x, 31)
+
+
+def shift(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # logical, not arithmetic
+
+
+def uniform(streams: Tensor, positions: Tensor) -> Tensor:
+    """Float64 numbers in [0, 1), [B]: streams [B] names the samples, positions [B] counts their tokens."""
+    return shift(mix64(streams + mix64(positions)), 11).double() * 2.0**-53
+
+
+def sample_tokens(
+    logits: Tensor, temperature: float, top_p: float, u: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Draw by inverting the cumulative distribution: logits [B, V], u [B] in [0, 1) -> ids [B], log-probs [B]."""
+    if temperature == 0:
+        logprobs, ids = torch.log_softmax(logits, dim=-1).max(dim=-1)
+        return ids, logprobs
+    logprobs = torch.log_softmax(logits / temperature, dim=-1)  # [B, V]
+    if top_p < 1:
+        # Keep the most likely tokens, up to the one with which their sum reaches top_p.
+        ordered, order = logprobs.exp().sort(dim=-1, descending=True)
+        beyond = ordered.cumsum(dim=-1) - ordered >= top_p
+        removed = torch.zeros_like(beyond).scatter_(1, order, beyond)
+        logprobs = torch.log_softmax(logprobs.masked_fill(removed, -torch.inf), dim=-1)
+    cumulative = logprobs.exp().cumsum(dim=-1)  # [B, V]
+    total = cumulative[:, -1:]
+    ids = torch.searchsorted(cumulative, (u[:, None] * total.double()).to(total.dtype), right=True)
+    # u * total can round up to total. Then the last id with any probability is meant.
+    ids = torch.minimum(ids, (cumulative < total).sum(dim=-1, keepdim=True))
+    return ids[:, 0], logprobs.gather(1, ids)[:, 0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The decoder
+
+
+@dataclass
+class Sequence:
+    """A sample that waits or runs."""
+
+    prompt: int  # index of the prompt
+    number: int  # which of the G samples
+    prompt_tokens: int
+    limit: int  # most ids
+    stream: int  # names its random numbers
+    cached: int  # tokens in the cache, of prompt and ids together
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    mask: list[bool] = field(default_factory=list)  # up to the last id that a tool wrote
+    searched: int = 0  # ids among which no end was found
+
+    @property
+    def unread(self) -> int:
+        """Ids that are not in the cache: the newest one, and more behind the output of a tool."""
+        return self.prompt_tokens + len(self.ids) - self.cached
+
+    def resume(self, n: int, output: list[int]) -> None:
+        """Continue behind the first n ids and the output of a tool."""
+        self.ids = self.ids[:n] + output
+        self.logprobs = self.logprobs[:n] + [0.0] * len(output)
+        self.mask += [True] * (n - len(self.mask)) + [False] * len(output)
+        self.cached = self.prompt_tokens + n - 1
+        self.searched = len(self.ids)
+
+    def sample(self, n: int, finish: str) -> Sample:
+        mask = self.mask + [True] * (n - len(self.mask))
+        return Sample(self.ids[:n], self.logprobs[:n], mask, finish)
+
+
+@dataclass
+class Room:
+    """What a decoder must have room for."""
+
+    rows: int  # samples that run at the same time
+    tokens: int  # of the longest prompt and completion together
+    prompts: int  # different prompts
+    samples: int  # of each prompt
+    prompt_tokens: int  # of the longest prompt
+    new_tokens: int  # of the longest completion
+
+
+@definition
+def make_decoder(model: Transformer, sampling: Sampling, room: Room) -> "Decoder":
+    """The decoder of a call of `generate`."""
+    dtype = model.compute_dtype or model.embed.weight.dtype
+    cache = KVCache(model.config, room.rows, room.tokens, model.device, dtype)
+    return Decoder(model, sampling, cache)
+
+
+class Decoder:
+    """Computes the tokens of running sequences. Row b of the cache belongs to running[b]."""
+
+    pack = PACK
+
+    def __init__(self, model: Transformer, sampling: Sampling, cache):
+        self.model, self.sampling, self.cache = model, sampling, cache
+        self.device = model.device
+        # prompt -> keys [layers, K, L, E], values [layers, K, L, E], logits of the next token [V]
+        self.prompts: dict[int, tuple] = {}
+
+    def free_prompts(self) -> int:
+        """How many more prompts there is room for."""
+        return self.cache.rows
+
+    def prefill(self, prompts: dict[int, list[int]]) -> None:
+        """Run prompts through the model, and keep what their samples need until `release`."""
+        indices, lengths = list(prompts), [len(ids) for ids in prompts.values()]
+        for members in micro_batches(lengths, self.pack)[0]:
+            batch = {indices[i]: prompts[indices[i]] for i in members}
+            self.prefill_packed(batch)
+
+    def prefill_packed(self, prompts: dict[int, list[int]]) -> None:
+        """Prefill in one forward."""
+        lengths = [len(ids) for ids in prompts.values()]
+        ids = torch.tensor([i for ids in prompts.values() for i in ids], device=self.device)
+        results = zip(*self.forward(ids, lengths), strict=True)
+        self.prompts.update(zip(prompts, results, strict=True))
+
+    def forward(self, ids: Tensor, lengths: list[int]) -> tuple:
+        """Packed prompts, ids [T] -> keys and values [layers, K, L, E] and next logits [V] of each."""
+        store: list[tuple[Tensor, Tensor]] = []
+        hidden = self.model(ids, Layout(lengths, device=self.device), store)  # [T, D]
+        ends = torch.tensor(lengths, device=self.device).cumsum(0) - 1
+        logits = self.model.logits(hidden[ends]).float()  # [prompts, V]
+        keys = torch.stack([k for k, _ in store]).transpose(1, 2)  # [layers, K, T, E]
+        values = torch.stack([v for _, v in store]).transpose(1, 2)
+        return keys.split(lengths, dim=2), values.split(lengths, dim=2), logits
+
+    def release(self, prompt: int) -> None:
+        """No sequence of this prompt waits any more."""
+        del self.prompts[prompt]
+
+    def fork(self, running: list[Sequence], start: int) -> Draws:
+        """Add rows for running[start:], with copies of the keys and values of their prompts.
+
+        Returns the first token of each, as `step`.
+        """
+        new, row = running[start:], start
+        for prompt, count in Counter(s.prompt for s in new).items():  # its samples are neighbors
+            keys, values, _ = self.prompts[prompt]
+            self.cache.put(row, row + count, keys, values)
+            row += count
+        logits = torch.stack([self.prompts[s.prompt][2] for s in new])  # [B, V]
+        return self.draw(logits, new)
+
+    def step(self, running: list[Sequence]) -> Draws:
+        """Feed the next token of each row and draw the one behind it. Returns the draws of n steps, here of one."""
+        ids = torch.tensor([s.ids[-s.unread] for s in running], device=self.device)
+        lengths = [s.cached for s in running]
+        longest = max(lengths) + 1
+        logits = self.forward_step(ids, torch.tensor(lengths, device=self.device), longest)
+        return self.draw(logits, running)
+
+    def forward_step(self, ids: Tensor, lengths: Tensor, longest: int) -> Tensor:
+        """ids [B] behind `lengths` [B] tokens -> logits [B, V]. longest: the largest length after the step."""
+        hidden = self.model.decode(ids, self.cache, lengths, longest)  # [B, D]
+        return self.model.logits(hidden).float()
+
+    def draw(self, logits: Tensor, sequences: list[Sequence]) -> Draws:
+        streams = torch.tensor([s.stream for s in sequences], device=self.device)
+        positions = [s.cached + 1 - s.prompt_tokens for s in sequences]
+        positions = torch.tensor(positions, device=self.device)
+        ids, logprobs = self.draw_tokens(logits, streams, positions)  # [B]
+        return ids[:, None].tolist(), logprobs[:, None].tolist()
+
+    def draw_tokens(self, logits: Tensor, streams: Tensor, positions: Tensor):
+        u = uniform(streams, positions)
+        return sample_tokens(logits, self.sampling.temperature, self.sampling.top_p, u)
+
+    def rewind(self, row: int, sequence: Sequence) -> None:
+        """The row's sequence was resumed behind the output of a tool."""
+
+    def remove(self, row: int, running: list[Sequence]) -> None:
+        """The row's sequence is finished. The last row moves into its place."""
+        last = len(running) - 1
+        if row != last:
+            self.cache.move(last, row, running[last].cached)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The scheduler
+
+
+class Scheduler:
+    """Which sequences wait and which run. running[b] is row b of the decoder."""
+
+    def __init__(self, decoder: Decoder, prompts: list, waiting: list[Sequence], room: Room):
+        self.decoder, self.prompts, self.room = decoder, prompts, room
+        self.waiting = deque(waiting)
+        self.running: list[Sequence] = []
+
+    def admit(self) -> list[Sequence]:
+        """Waiting sequences that start now: as many as there are free rows, and room for their prompts."""
+        free = self.room.rows - len(self.running)
+        enough = max(1, self.room.rows // 8)  # a large batch waits for several free rows
+        if self.running and free < min(len(self.waiting), enough):
+            return []
+        new, unseen = [], {}
+        while self.waiting and len(new) < free:
+            prompt = self.waiting[0].prompt
+            if prompt not in self.decoder.prompts and prompt not in unseen:
+                if len(unseen) == self.decoder.free_prompts():
+                    break
+                unseen[prompt] = self.prompts[prompt]
+            new.append(self.waiting.popleft())
+        if unseen:
+            self.decoder.prefill(unseen)
+        return new
+
+    def advance(self) -> range:
+        """Start waiting sequences, or else run a step. Returns the rows that got tokens."""
+        first = 0
+        if new := self.admit():
+            first = len(self.running)
+            self.running += new
+            ids, logprobs = self.decoder.fork(self.running, first)
+            for sequence in new:
+                if sequence.number == self.room.samples - 1:
+                    self.decoder.release(sequence.prompt)
+        else:
+            ids, logprobs = self.decoder.step(self.running)
+        rows = range(first, len(self.running))
+        for row, draws, logps in zip(rows, ids, logprobs, strict=True):
+            sequence = self.running[row]
+            known = sequence.unread - 1  # ids that a tool wrote: draws in their places are dropped
+            sequence.ids += draws[known:]
+            sequence.logprobs += logps[known:]
+            sequence.cached += len(draws)
+        return rows
+
+    def call_tool(self, on_stop: ToolHook, ended: dict[int, tuple[int, str]]) -> None:
+        """Let a tool answer the rows that wrote a stop string and may write more.
+
+        ended: row -> (number of ids, finish). A row that continues is taken out.
+        """
+        rows, stopped = [], []
+        for row, (n, finish) in ended.items():
+            sequence = self.running[row]
+            if finish == "stop" and n < sequence.limit:
+                rows.append(row)
+                stopped.append((sequence.prompt, sequence.number, sequence.ids[:n]))
+        outputs = on_stop(stopped) if stopped else []
+        for row, output in zip(rows, outputs, strict=True):
+            if output is None:
+                continue
+            n, _ = ended.pop(row)
+            sequence = self.running[row]
+            sequence.resume(n, output[: sequence.limit - n])
+            self.decoder.rewind(row, sequence)
+            if len(sequence.ids) == sequence.limit:
+                ended[row] = sequence.limit, "length"
+
+    def retire(self, row: int) -> Sequence:
+        """Take a finished sequence out. The last row moves into its place."""
+        self.decoder.remove(row, self.running)
+        sequence, self.running[row] = self.running[row], self.running[-1]
+        self.running.pop()
+        return sequence
+
+
+class Ends:
+    """What ends a sequence: EOS, a stop string, or its limit."""
+
+    def __init__(self, eos: set[int], tokenizer, stop: tuple[str, ...]):
+        self.eos, self.tokenizer = eos, tokenizer
+        self.stop = [string.encode() for string in stop]
+        self.most_ids = max(map(len, self.stop), default=0) + 1  # each id holds a byte or more
+        self.watched = set(eos)
+        # Only ids with the last byte of a stop string can complete one.
+        last = {string[-1] for string in self.stop}
+        for i in range(tokenizer.vocab_size if stop else 0):
+            if not last.isdisjoint(tokenizer.decode_bytes([i])):
+                self.watched.add(i)
+
+    def find(self, sequence: Sequence) -> tuple[int, str] | None:
+        """(number of ids, finish) if the sequence has ended."""
+        new = sequence.ids[sequence.searched : sequence.limit]
+        if not self.watched.isdisjoint(new):
+            for n, i in enumerate(new, sequence.searched + 1):
+                if i in self.eos:
+                    return n, "eos"
+                if i in self.watched and self.completes_stop(sequence.ids[:n]):
+                    return n, "stop"
+        sequence.searched += len(new)
+        return (sequence.limit, "length") if sequence.searched == sequence.limit else None
+
+    def completes_stop(self, ids: list[int]) -> bool:
+        """Does the last id complete a stop string?"""
+        ids = ids[-self.most_ids :]
+        text = self.tokenizer.decode_bytes(ids)
+        before = len(self.tokenizer.decode_bytes(ids[:-1]))
         return any(text.find(s, max(0, before - len(s) + 1)) >= 0 for s in self.stop)
 
 
-def _prefill(
-    model: Transformer, decoder: CpuDecoder | None, prompts: list[list[int]], budget: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Keys and values [layers, K, L, E] and next logits [V] of each prompt, in packed forwards of ~`budget` tokens."""
-    first = 0
-    while first < len(prompts):
-        last, tokens = first, 0
-        while last < len(prompts) and (last == first or tokens + len(prompts[last]) <= budget):
-            tokens += len(prompts[last])
-            last += 1
-        lengths, store = [len(p) for p in prompts[first:last]], []
-        ids = torch.tensor([i for p in prompts[first:last] for i in p], device=model.device)
-        layout, ends = Layout(lengths, device=model.device), torch.tensor(lengths).cumsum(0) - 1
-        if decoder:
-            dtype = decoder.cache_dtype
-            cache = KVCache(
-                model.config, len(lengths), max(lengths), dtype=dtype, block=decoder.block
-            )
-            logits = decoder.forward(
-                cache, ids, layout.document, layout.positions, max(lengths), ends
-            )
-            keys, values = cache.keys.unbind(1), cache.values.unbind(1)
-        else:
-            logits = model.logits(model(ids, layout, store)[ends.to(ids.device)]).float()
-            parts = (torch.stack(part).transpose(1, 2) for part in zip(*store, strict=True))
-            keys, values = (part.split(lengths, dim=2) for part in parts)
-        yield from zip(keys, values, logits, strict=True)
-        first = last
+def eos_ids(model: Transformer, tokenizer) -> set[int]:
+    """Ids that end a completion: those of the model's generation settings, and the tokenizer's EOS."""
+    stated = model.config.eos_id
+    stated = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    return {*stated, tokenizer.eos_id}
 
 
 @torch.inference_mode()
@@ -145,210 +388,97 @@ def generate(
     progress: Callable[[int], None] | None = None,
     on_sample: Callable[[int, int, Sample], None] | None = None,
 ) -> list[list[Sample]]:
-    """Complete every prompt (token ids) `sampling.samples` times: the result is indexed [prompt][sample number].
+    """Complete every prompt (token ids) `sampling.samples` times: the result is indexed [prompt][number].
 
-    `keys` names the random stream of each prompt (default: its index). `max_rows` bounds the batch and with it the
-    cache; the samples do not depend on it. `progress` is called with the number of samples that finished,
-    `on_sample` with (prompt index, sample number, sample) of each, while others are still being written.
-    Raises InputError for an empty prompt, or one that leaves no room in the model's context.
+    max_rows: how many samples run at the same time, which bounds the cache. The samples do not depend on it.
+    keys: names the random numbers of each prompt (default: its index).
+    on_stop: a tool that may answer stop strings, see ToolHook.
+    progress: called with the number of samples that have just finished.
+    on_sample: called with (index of the prompt, number, sample) of each sample when it has finished.
+    Raises InputError for an empty prompt, or one that fills the model's context.
     """
-    config, device, G = model.config, model.device, sampling.samples
-    for i, prompt in enumerate(prompts):
-        if not 0 < len(prompt) < config.context:
-            raise InputError(
-                f"prompt {i} has {len(prompt)} tokens; it must have 1 to {config.context - 1} "
-                f"(the model's context is {config.context})"
-            )
+    context, G = model.config.context, sampling.samples
     if max_rows < 1:
         raise InputError(f"max_rows {max_rows} must be at least 1")
     if not prompts:
         return []
-    eos = set(eos_ids(model, tokenizer))
-    stops = _StopStrings(tokenizer, sampling.stop, config.vocab_size) if sampling.stop else None
-    seed = mix64(torch.tensor(sampling.seed))
-    keys = torch.tensor(list(range(len(prompts))) if keys is None else keys, dtype=torch.int64)
-    streams = mix64(mix64(keys + seed)[:, None] + torch.arange(G))  # [prompts, G]
-    limits = [min(sampling.max_new_tokens, config.context - len(p)) for p in prompts]
-    dtype, lengths = model.compute_dtype or model.embed.weight.dtype, [len(p) for p in prompts]
-    shared = device.type in SHARED and not kernels.reference
-    decoder = None if shared else cpu_decoder(model)
-    dtype, block = (decoder.cache_dtype, decoder.block) if decoder else (dtype, 1)
-    cache = make_cache(
-        config, min(max_rows, len(prompts) * G), G, lengths, limits, device, dtype, shared, block
+    keys = list(range(len(prompts))) if keys is None else keys
+    streams = mix64(torch.tensor(keys) + mix64(torch.tensor(sampling.seed)))  # [Q]
+    streams = mix64(streams[:, None] + torch.arange(G)).tolist()  # [Q][G]
+
+    waiting = []
+    for index, ids in enumerate(prompts):
+        L = len(ids)
+        if not 0 < L < context:
+            needs = f"it must have 1 to {context - 1} (the model's context is {context})"
+            raise InputError(f"prompt {index} has {L} tokens; {needs}")
+        limit = min(sampling.max_new_tokens, context - L)
+        for number, stream in enumerate(streams[index]):
+            waiting.append(Sequence(index, number, L, limit, stream, cached=L - 1))
+    room = Room(
+        rows=min(max_rows, len(waiting)),
+        tokens=max(s.prompt_tokens + s.limit for s in waiting),
+        prompts=len(prompts),
+        samples=G,
+        prompt_tokens=max(s.prompt_tokens for s in waiting),
+        new_tokens=max(s.limit for s in waiting),
     )
-    ends = torch.tensor([i in eos for i in range(config.vocab_size)], device=device)
-    watch = ends | torch.tensor(stops.maybe, device=device) if stops else ends
-    longest = max(map(sum, zip(lengths, limits, strict=True)))
-    rows = Rows(model, cache, sampling, ends, watch, longest, max(limits), decoder)
-    results: list[list[Sample | None]] = [[None] * G for _ in prompts]
-    waiting = deque((p, g) for p in range(len(prompts)) for g in range(G))
-    prefilled: dict[int, tuple[Tensor | None, Tensor | None, Tensor]] = {}
-    places = list(range(cache.prompts or len(prompts)))  # for prompts in the cache: those not taken
-    place: dict[int, int] = {}  # of the prompts with samples that run or will
-    left = [G] * len(prompts)  # samples that have not finished
+    ends = Ends(eos_ids(model, tokenizer), tokenizer, sampling.stop)
+    scheduler = Scheduler(make_decoder(model, sampling, room), prompts, waiting, room)
+    results: list[list] = [[None] * G for _ in prompts]  # [Q][G]
 
-    def ending(owner: Running, ids: list[int]) -> tuple[int, str] | None:
-        """(tokens, finish) of a row that has written ids; None if it goes on."""
-        for n in range(owner.seen + 1, len(ids) + 1):
-            if ids[n - 1] in eos:
-                return n, "eos"
-            if stops and stops.found(ids, n):
-                return n, "stop"
-        owner.seen = len(ids)
-        return (len(ids), "length") if len(ids) >= owner.limit else None
-
-    def collect() -> None:
-        """Look at what was written since the last time: rows that are done leave, tools are run, their rows go on."""
-        flagged, finish, called = rows.flagged(), {}, []
-        for row, ids in flagged:
-            if end := ending(rows.owner[row], ids):
-                finish[row] = ids[: end[0]], end[1]
-                if end[1] == "stop" and end[0] < rows.owner[row].limit:
-                    called.append(row)
-        if called and on_stop is not None:
-            asked = [
-                (rows.owner[row].prompt, rows.owner[row].sample, finish[row][0]) for row in called
-            ]
-            for row, answer in zip(called, on_stop(asked), strict=True):
-                if answer is not None:
-                    n = len(finish.pop(row)[0])
-                    rows.give(row, n, answer[: rows.owner[row].limit - n])
-        if not finish:
-            return
-        done = sorted(finish, reverse=True)
-        for row, logp in zip(done, rows.logprobs[done].tolist(), strict=True):
-            owner, (ids, why) = rows.owner[row], finish[row]
-            sample = Sample(ids, logp[: len(ids)], owner.mask(len(ids)), why)
-            results[owner.prompt][owner.sample] = sample
-            left[owner.prompt] -= 1
-            if not left[owner.prompt]:
-                places.append(place.pop(owner.prompt))
+    while scheduler.waiting or scheduler.running:
+        rows = scheduler.advance()
+        # Rows that wrote EOS, a stop string or their last id have ended.
+        ended = {}
+        for row in rows:
+            if end := ends.find(scheduler.running[row]):
+                ended[row] = end
+        # Where a tool answers a stop string, the row continues.
+        if on_stop:
+            scheduler.call_tool(on_stop, ended)
+        # The other ended rows leave the batch.
+        for row in sorted(ended, reverse=True):
+            sequence = scheduler.retire(row)
+            sample = sequence.sample(*ended[row])
+            results[sequence.prompt][sequence.number] = sample
             if on_sample:
-                on_sample(owner.prompt, owner.sample, sample)
-        rows.remove(done)
-        if progress:
-            progress(len(finish))
-
-    def admit() -> list[tuple[int, int]]:
-        """(prompt, sample) of those whose turn it is: as many as there are free rows, and places for their prompts."""
-        batch, free = [], rows.capacity - rows.count
-        if rows.count and free < min(len(waiting), max(1, rows.capacity // 8)):
-            return batch
-        while waiting and len(batch) < free:
-            prompt = waiting[0][0]
-            if prompt not in place:
-                if not places:
-                    break
-                place[prompt] = places.pop()
-            batch.append(waiting.popleft())
-        return batch
-
-    while waiting or rows.count:
-        if waiting and (batch := admit()):
-            # Prompts not seen yet are prefilled; every sample gets a copy of its keys and values, or shares them.
-            new = [p for p in dict.fromkeys(p for p, _ in batch) if p not in prefilled]
-            packed = _prefill(
-                model, decoder, [prompts[p] for p in new], PACK_CPU if decoder else PACK
-            )
-            for p, (k, v, logits) in zip(new, packed, strict=True):
-                if cache.prompts:
-                    cache.put_prompt(place[p], k, v)
-                    k = v = None
-                prefilled[p] = k, v, logits
-            start = rows.count
-            if not cache.prompts:
-                row = start
-                for p, n in Counter(
-                    p for p, _ in batch
-                ).items():  # a prompt's samples stand side by side
-                    cache.put(row, row + n, *prefilled[p][:2])
-                    row += n
-            else:
-                cache.prompt_of[start : start + len(batch)] = torch.tensor(
-                    [place[p] for p, _ in batch], device=device
-                )
-            owners = [Running(p, g, len(prompts[p]), limits[p]) for p, g in batch]
-            rows.add(owners, torch.stack([streams[p, g] for p, g in batch]))
-            logits = torch.stack([prefilled[p][2] for p, _ in batch])
-            for p in {p for p, g in batch if g == G - 1}:
-                del prefilled[p]
-            rows.draw(start, rows.count, logits)
-        else:
-            rows.run()
-        collect()
+                on_sample(sequence.prompt, sequence.number, sample)
+        if progress and ended:
+            progress(len(ended))
     return results
 
 
-def make_cache(
-    config: ModelConfig,
-    rows: int,
-    samples: int,
-    lengths: list[int],
-    limits: list[int],
-    device,
-    dtype,
-    shared: bool,
-    block: int = 1,
-) -> KVCache:
-    """The KV cache of a call: `rows` running samples of prompts of these lengths, each with its limit of new tokens.
-
-    A row holds its prompt and what it writes; or, `shared`, a prompt is stored once, in one of four times the places
-    that prompts need to fill the batch: the last samples of a group keep theirs to the end.
-    """
-    if not shared:
-        return KVCache(
-            config,
-            rows,
-            max(map(sum, zip(lengths, limits, strict=True))),
-            device,
-            dtype,
-            block=block,
-        )
-    prompts = min(len(lengths), rows, 4 * -(-rows // samples))
-    return KVCache(config, rows, max(limits), device, dtype, prompts, max(lengths))
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
 
 
-def eos_ids(model: Transformer, tokenizer) -> list[int]:
-    """Ids that end a completion: the model's generation settings and the tokenizer's own EOS."""
-    stated = model.config.eos_id
-    stated = stated if isinstance(stated, list) else [] if stated is None else [stated]
-    return sorted({*stated, tokenizer.eos_id})
+@dataclass
+class Config(Sampling):
+    model: str = option("", "directory of a model in Hugging Face format", required=True)
+    prompt: str = option("", "text to complete", required=True)
+    stop: list[str] = option([], "strings that end a completion")
+    kernels: str = option("fast", "plain: run by definitions alone", choices=("fast", "plain"))
 
 
 def main() -> None:
-    import argparse
-
     from data.tokenizer import Tokenizer
+    from runtime.distributed import setup, use_kernels
+    from runtime.hf import from_pretrained
+    from runtime.options import parse
 
-    parser = argparse.ArgumentParser(
-        description="Sample completions of a prompt from a model directory."
-    )
-    parser.add_argument("--model", required=True, help="Hugging Face model directory")
-    parser.add_argument("--prompt", required=True, help="text to complete")
-    parser.add_argument("--samples", type=int, default=1)
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
-    parser.add_argument("--top_p", type=float, default=1.0)
-    parser.add_argument("--max_new_tokens", type=int, default=256)
-    parser.add_argument(
-        "--stop", action="append", default=[], help="stop string; may be given several times"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    tokenizer, model = Tokenizer.load(args.model), from_pretrained(args.model)
-    if torch.cuda.is_available():
-        model = model.to("cuda", torch.bfloat16)
-    sampling = Sampling(
-        args.samples, args.temperature, args.top_p, args.max_new_tokens, tuple(args.stop), args.seed
-    )
-    prompt = ([tokenizer.bos_id] if tokenizer.add_bos else []) + tokenizer.encode(args.prompt)
-    for number, sample in enumerate(generate(model, tokenizer, [prompt], sampling)[0]):
-        print(
-            f"--- sample {number}: {len(sample.ids)} tokens, {sample.finish}, log-prob {sum(sample.logprobs):.3f}"
-        )
+    config = parse(Config, description=__doc__)
+    world = setup(kernels=config.kernels)
+    tokenizer = Tokenizer.load(config.model)
+    model = from_pretrained(config.model, world.device, world.dtype)
+    use_kernels(model.config, world)
+    bos = [tokenizer.bos_id] if tokenizer.add_bos else []
+    prompt = bos + tokenizer.encode(config.prompt)
+    for number, sample in enumerate(generate(model, tokenizer, [prompt], config)[0]):
+        tokens, logp = len(sample.ids), sum(sample.logprobs)
+        print(f"--- sample {number}: {tokens} tokens, {sample.finish}, log-prob {logp:.3f}")
         print(tokenizer.decode(sample.ids))
 
 
 if __name__ == "__main__":
-    from data.io import run_cli
-
     run_cli(main)

@@ -11,7 +11,6 @@ Everything here is a definition in plain PyTorch. kernels/ computes the function
 Shapes: B rows, T tokens, D width, H heads, K key/value heads, E head width, F feed-forward width, V vocabulary.
 """
 
-import functools
 import math
 from dataclasses import dataclass
 
@@ -23,7 +22,6 @@ from torch.utils.checkpoint import checkpoint
 
 from data.io import InputError
 from kernels import definition
-from kernels.decode_attention import Prefix, append, decode_attention, prefix_tiles, rows_per_tile
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
@@ -151,67 +149,22 @@ class Layout:
 
 
 class KVCache:
-    """Keys and values of decoding rows: per layer two tensors [rows, K, capacity, E].
+    """Keys and values [layers, rows, K, capacity, E] of the tokens so far. The rows in use are the first ones."""
 
-    Rows in use are always the first ones: who drops a row moves the last one into its place (`move`). With `prompts`, a
-    prompt lies once in prompt_keys, prompt_values [layers, prompts, K, prompt_capacity, E] however many rows belong to
-    it (prompt_of [rows]), and rows hold only what comes after. With a `block` of more than one token, for
-    kernels/cpu/decoder.py, the keys of a head lie as [capacity / block, E, block], and `place` [rows] says where a row
-    lies: to move it is to say so.
-    """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        rows: int,
-        capacity: int,
-        device="cpu",
-        dtype=torch.float32,
-        prompts: int = 0,
-        prompt_capacity: int = 0,
-        block: int = 1,
-    ):
-        def zeros(*size, dtype=dtype):
-            return torch.zeros(size, device=device, dtype=dtype)
-
-        capacity += -capacity % block
+    def __init__(self, config: ModelConfig, rows: int, capacity: int, device="cpu", dtype=None):
         shape = config.layers, rows, config.kv_heads, capacity, config.head_width
-        self.rows, self.capacity, self.prompts = rows, capacity, prompts
-        self.place = np.arange(rows) if block > 1 else None
-        new = zeros if block == 1 else functools.partial(torch.empty, device=device, dtype=dtype)
-        self.keys, self.values = new(*shape), new(*shape)
-        if prompts:
-            shape = config.layers, prompts, config.kv_heads, prompt_capacity, config.head_width
-            self.prompt_keys, self.prompt_values = zeros(*shape), zeros(*shape)
-            self.prompt_lengths, self.prompt_of = (
-                zeros(n, dtype=torch.int64) for n in (prompts, rows)
-            )
+        self.rows, self.capacity = rows, capacity
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
 
     def put(self, start: int, stop: int, keys: Tensor, values: Tensor) -> None:
-        """Write a prefilled prompt, [layers, K, L, E] each, to the front of rows: the fork of a group is this copy."""
-        rows = slice(start, stop)
-        if self.place is not None and (np.diff(place := self.place[rows]) == 1).all():
-            rows = slice(
-                place[0], place[0] + stop - start
-            )  # a copy of one piece is several times as fast
-        elif self.place is not None:
-            rows = torch.from_numpy(place)
-        self.keys[:, rows, :, : keys.shape[2]] = keys[:, None]
-        self.values[:, rows, :, : values.shape[2]] = values[:, None]
-
-    def put_prompt(self, place: int, keys: Tensor, values: Tensor) -> None:
-        """Write a prefilled prompt, [layers, K, L, E] each, where all of its rows read it."""
-        self.prompt_lengths[place] = keys.shape[2]
-        self.prompt_keys[:, place, :, : keys.shape[2]] = keys
-        self.prompt_values[:, place, :, : values.shape[2]] = values
+        """Write the L tokens of a prompt, [layers, K, L, E] each, to the front of rows start to stop."""
+        L = keys.shape[2]
+        self.keys[:, start:stop, :, :L] = keys[:, None]
+        self.values[:, start:stop, :, :L] = values[:, None]
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Put a row, its first `length` tokens, in the place of another, and say which prompt is its."""
-        if self.place is not None:
-            self.place[[source, target]] = self.place[[target, source]]
-            return
-        if self.prompts:
-            self.prompt_of[target] = self.prompt_of[source]
+        """Copy the first `length` tokens of a row to another row."""
         self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
         self.values[:, target, :, :length] = self.values[:, source, :, :length]
 
@@ -300,6 +253,28 @@ def attention(qkv: Tensor, rope: Tensor, layout: Layout, heads: int) -> Tensor:
     return torch.cat(outputs).to(qkv.dtype)
 
 
+def attend_cached(qkv: Tensor, rope: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, seen):
+    """Attention of one new token a row over its cache -> [B, H * E].
+
+    qkv [B, H + 2K, E]: queries, keys and values before rotation. rope [2, B, 1, E/2]: cos and sin.
+    keys, values [rows, K, capacity, E]: receive the new key and value behind the `lengths` [B] tokens of each row.
+    seen [B, longest]: which places of a row its new token sees.
+    """
+    (B, heads, E), K = qkv.shape, keys.shape[1]
+    H = heads - 2 * K
+    q, k, v = qkv.split([H, K, K], dim=1)
+    q, k = rotate(q, *rope), rotate(k, *rope)
+    rows, longest = torch.arange(B, device=q.device), seen.shape[1]
+    keys[rows, :, lengths] = k.to(keys.dtype)
+    values[rows, :, lengths] = v.to(values.dtype)
+    keys, values = keys[:B, :, :longest], values[:B, :, :longest]
+    q = q.reshape(B, K, H // K, E)  # the query heads that share a key head side by side
+    scores = q / math.sqrt(E) @ keys.transpose(2, 3)  # [B, K, H/K, longest]
+    scores = scores.to(torch.promote_types(q.dtype, torch.float32))
+    weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(dim=-1)
+    return (weights.to(values.dtype) @ values).reshape(B, H * E)
+
+
 class Attention(nn.Module):
     """Weights of grouped-query attention: H query heads share K key/value heads; one matrix makes q, k and v."""
 
@@ -318,37 +293,6 @@ class Attention(nn.Module):
             return qkv
         q, k, v = qkv.split([self.H, self.K, self.K], dim=1)
         return torch.cat([self.q_norm(q), self.k_norm(k), v], dim=1)
-
-    def attend_cached(self, qkv: Tensor, rope, cache: KVCache, layer: int, places, mask) -> Tensor:
-        """One new token a row, qkv [B, H + 2K, E]: writes its key and value at `places` [B * K] of the
-        layer's cache, seen as [rows * K * capacity, E], and attends over the row -> [B, H * E]."""
-        q, k, v = qkv.split([self.H, self.K, self.K], dim=1)
-        q, k = rotate(q, *rope), rotate(k, *rope)
-        B, longest = q.shape[0], mask.shape[-1]
-        for whole, new in ((cache.keys[layer], k), (cache.values[layer], v)):
-            whole.view(-1, self.E).index_copy_(0, places, new.reshape(-1, self.E).to(whole.dtype))
-        keys, values = cache.keys[layer, :B, :, :longest], cache.values[layer, :B, :, :longest]
-        q = q.view(
-            B, self.K, self.H // self.K, self.E
-        )  # heads of a group side by side: no key is ever repeated
-        scores = (
-            torch.matmul(q * self.E**-0.5, keys.transpose(2, 3)).float().add_(mask)
-        )  # [B, K, H/K, longest]
-        out = torch.matmul(torch.softmax(scores, dim=-1).to(values.dtype), values)
-        return out.reshape(B, -1)
-
-    def attend_shared(
-        self, qkv: Tensor, rope, cache: KVCache, layer: int, prefix: tuple, own: Tensor
-    ) -> Tensor:
-        """`attend_cached` where prompts are stored once: rows have written own[0] [B] tokens, own[1] with
-        the new one; prefix: (prompt of each row [B], prefix_tiles)."""
-        q = append(qkv, *rope, own[0], cache.keys[layer], cache.values[layer])
-        prompts = Prefix(
-            cache.prompt_keys[layer], cache.prompt_values[layer], cache.prompt_lengths, *prefix
-        )
-        return decode_attention(q, cache.keys[layer], cache.values[layer], own[1], prompts).flatten(
-            1
-        )
 
 
 @definition
@@ -396,9 +340,9 @@ class Block(nn.Module):
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.dropout and torch.is_grad_enabled() else x
 
-    def decode(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache, *given) -> Tensor:
-        attend = self.attn.attend_shared if cache.prompts else self.attn.attend_cached
-        return self.after(x, attend(self.before(x), rope, cache, *given))
+    def decode(self, x: Tensor, rope: Tensor, cache: tuple, lengths: Tensor, seen: Tensor):
+        """x [B, D] -> [B, D], one new token a row; cache: keys and values of this layer."""
+        return self.after(x, attend_cached(self.before(x), rope, *cache, lengths, seen))
 
 
 class Transformer(nn.Module):
@@ -494,35 +438,15 @@ class Transformer(nn.Module):
         return hidden if len(shape) == 1 else hidden.view(*shape, -1)
 
     def decode(self, ids: Tensor, cache: KVCache, lengths: Tensor, longest: int) -> Tensor:
-        """One decoding step: ids [B] of the cache's first B rows, which hold `lengths` [B] tokens -> hidden [B, D].
+        """A step with a cache: ids [B] of its first B rows, which hold `lengths` [B] tokens -> hidden states [B, D].
 
-        `longest` is the largest length after the step (a plain int: no synchronisation with the device).
+        Writes the keys and values of the new tokens into the cache. longest: the largest length after the step.
         """
-        x = self.embedded(ids)
-        cos, sin = self.rope_table(longest)[:, lengths, None]  # [B, 1, E/2]
-        rope = cos, sin
-        if cache.prompts:
-            of = cache.prompt_of[: len(ids)]
-            own = (lengths - cache.prompt_lengths[of]).clamp(min=0)  # 0: rows not in use
-            tiles = prefix_tiles(
-                of, cache.prompts, rows_per_tile(len(ids), self.config.heads, self.config.kv_heads)
-            )
-            for layer, block in enumerate(self.layers):
-                x = block.decode(x, rope, cache, layer, (of, tiles), (own, own + 1))
-            return self.norm(x)
-        K, capacity = self.config.kv_heads, cache.capacity
-        head = torch.arange(ids.shape[0] * K, device=ids.device).view(
-            -1, K
-        )  # row * K + number of the head
-        places = (head * capacity + lengths[:, None]).flatten()
-        seen = (
-            torch.arange(longest, device=ids.device) <= lengths[:, None]
-        )  # the new token included
-        mask = torch.zeros(seen.shape, device=ids.device).masked_fill_(~seen, -torch.inf)[
-            :, None, None
-        ]
-        for layer, block in enumerate(self.layers):
-            x = block.decode(x, rope, cache, layer, places, mask)
+        x = self.embedded(ids)  # [B, D]
+        rope = self.rope_table(longest)[:, lengths, None]  # [2, B, 1, E/2]
+        seen = torch.arange(longest, device=ids.device) <= lengths[:, None]  # [B, longest]
+        for block, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            x = block.decode(x, rope, (keys, values), lengths, seen)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -98,9 +98,9 @@ def floor_bytes(config, small: bool, itemsize: int) -> int:
 def ours(side: str, folder: str, small: bool) -> None:
     import torch
 
-    import decoding
-    import generate as generator
+    import kernels
     from generate import Sampling, generate
+    from kernels.triton.decoder import GpuDecoder
     from runtime.hf import from_pretrained
 
     class Ids:
@@ -109,10 +109,11 @@ def ours(side: str, folder: str, small: bool) -> None:
         eos_id, vocab_size = -1, SIZES[small][1]
 
     device, dtype = device_and_dtype()
-    generator.SHARED = () if side == "plain" else (device,)
-    if side == "steps":
-        decoding.Rows.replay = lambda rows, B: rows.advance(B, rows.longest)
     model = from_pretrained(folder, device, dtype)
+    setting = kernels.Setting(model.config, torch.device(device), dtype == torch.bfloat16)
+    kernels.use("plain" if side == "plain" else "fast", setting)
+    if side == "steps":
+        GpuDecoder.replay = GpuDecoder.advance
     model.config.eos_id = None
     *_, samples, _, new, size = SIZES[small]
     rate, least = copy_bandwidth(size), floor_bytes(model.config, small, dtype.itemsize)

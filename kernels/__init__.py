@@ -42,6 +42,8 @@ MODULES = (
     "kernels.cpu.block",
     "kernels.flex_attention",
     "kernels.packed_attention",
+    "kernels.cpu.decoder",
+    "kernels.triton.decoder",
 )
 
 definitions: dict[str, Callable] = {}  # name -> the plain function
@@ -95,6 +97,7 @@ class Accelerator:
     repeats; their helpers are found from their code. takes: says of a call's arguments whether it can compute them.
     available: says of a device whether it can be used there, and may return a sentence that says why not.
     cases: makes arguments for the check by numbers; tensors that require a gradient get one.
+    error: makes the check in place of `cases`, where a call returns no tensors: the largest error of a function.
     """
 
     function: Callable
@@ -102,7 +105,8 @@ class Accelerator:
     stands_for: tuple[str, ...]
     takes: Callable[..., bool]
     available: Callable[[torch.device], bool | str]
-    cases: Callable[[Setting], Iterable[tuple]]
+    cases: Callable[[Setting], Iterable[tuple]] | None
+    error: Callable[[Callable, Setting], float] | None = None
 
     @property
     def name(self) -> str:
@@ -119,7 +123,8 @@ class Accelerator:
 def accelerator(
     computes: str,
     *,
-    cases: Callable[[Setting], Iterable[tuple]],
+    cases: Callable[[Setting], Iterable[tuple]] | None = None,
+    error: Callable[[Callable, Setting], float] | None = None,
     takes: Callable[..., bool] = lambda *args, **kwargs: True,
     available: Callable[[torch.device], bool | str] = lambda device: True,
     stands_for: Iterable[str] = (),
@@ -128,7 +133,7 @@ def accelerator(
 
     def register(function: Callable) -> Callable:
         names = tuple(dict.fromkeys((computes, *stands_for)))
-        accelerators.append(Accelerator(function, computes, names, takes, available, cases))
+        accelerators.append(Accelerator(function, computes, names, takes, available, cases, error))
         return function
 
     return register
@@ -242,7 +247,10 @@ def _wrong(one: Accelerator, setting: Setting) -> str:
     if one.name in _failed or key in _right:
         return _failed.get(one.name, "")
     try:
-        worst = difference(definitions[one.computes], one, setting)
+        if one.error:
+            worst = one.error(one.function, setting)
+        else:
+            worst = difference(definitions[one.computes], one, setting)
     except Exception as error:  # a compiler or a driver may fail in any way
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         _failed[one.name] = f"{one.name} fails ({reason}): running {one.computes} as it stands"

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,22 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import decoding
-import generate as gen
+import kernels
 from data.io import InputError
 from data.tokenizer import train
-from decoding import mix64, sample_tokens, uniform
-from generate import Sampling, _prefill, eos_ids, generate
-from model import KVCache, ModelConfig, Transformer
+from generate import (
+    Decoder,
+    Room,
+    Sampling,
+    eos_ids,
+    generate,
+    make_decoder,
+    mix64,
+    sample_tokens,
+    uniform,
+)
+from kernels.triton.decoder import GpuDecoder, SharedCache
+from model import ModelConfig, Transformer
 from runtime.hf import save_pretrained
 
 ROOT = Path(__file__).parents[1]
@@ -157,14 +167,20 @@ def test_log_probs_are_those_of_full_forwards(temperature, top_p):
 
 
 def test_prefill_in_several_packs():
-    model = random_model(2)
-    made = list(_prefill(model, None, PROMPTS, 8))
-    assert len(made) == len(PROMPTS)
-    for prompt, (keys, values, logits) in zip(PROMPTS, made, strict=True):
-        ((keys_alone, values_alone, logits_alone),) = _prefill(model, None, [prompt], 10**6)
-        assert keys.shape == values.shape == (2, 2, len(prompt), 8)
-        torch.testing.assert_close((keys, values, logits), (keys_alone, values_alone, logits_alone))
-        torch.testing.assert_close(logits, model.logits(model(torch.tensor(prompt)))[-1])
+    model, room = random_model(2), Room(7, 20, 7, 1, 13, 7)
+    prompts = dict(enumerate(PROMPTS))
+    with kernels.plain():
+        together = make_decoder(model, Sampling(), room)
+        together.pack = 8
+        together.prefill(prompts)
+        assert sorted(together.prompts) == list(range(len(PROMPTS)))
+        for i, prompt in prompts.items():
+            alone = make_decoder(model, Sampling(), room)
+            alone.prefill({i: prompt})
+            keys, values, logits = together.prompts[i]
+            assert keys.shape == values.shape == (2, 2, len(prompt), 8)
+            torch.testing.assert_close(together.prompts[i], alone.prompts[i])
+            torch.testing.assert_close(logits, model.logits(model(torch.tensor(prompt)))[-1])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -231,21 +247,22 @@ def test_sampled_pairs_have_the_frequencies_of_the_model():
 # What a call costs
 
 
-def count_calls(model, monkeypatch):
-    """(prompts that were prefilled, rows of each decoding step), filled while the model runs."""
+def count_calls(decoder, monkeypatch):
+    """(prompts that were prefilled, rows of each decoding step), filled while a decoder of this class runs."""
     prefilled, steps = [], []
-    forward, decode = model.forward, model.decode
+    prefill, name = decoder.prefill, "advance" if decoder is GpuDecoder else "forward_step"
+    step = getattr(decoder, name)
 
-    def counting_forward(ids, layout, store):
-        prefilled.extend(map(tuple, (part.tolist() for part in ids.split(layout.lengths.tolist()))))
-        return forward(ids, layout, store)
+    def counting_prefill(self, prompts):
+        prefilled.extend(map(tuple, prompts.values()))
+        return prefill(self, prompts)
 
-    def counting_decode(ids, *rest):
-        steps.append(len(ids))
-        return decode(ids, *rest)
+    def counting_step(self, rows, *rest):
+        steps.append(rows if isinstance(rows, int) else len(rows))
+        return step(self, rows, *rest)
 
-    monkeypatch.setattr(model, "forward", counting_forward)
-    monkeypatch.setattr(model, "decode", counting_decode)
+    monkeypatch.setattr(decoder, "prefill", counting_prefill)
+    monkeypatch.setattr(decoder, name, counting_step)
     return prefilled, steps
 
 
@@ -256,8 +273,9 @@ def test_no_step_is_spent_on_a_finished_row(max_rows, monkeypatch):
         Sampling(5, max_new_tokens=9, stop=("e",), seed=3),
         [],
     )
-    prefilled, steps = count_calls(model, monkeypatch)
-    results = generate(model, LETTERS, PROMPTS, sampling, max_rows, progress=finished.append)
+    prefilled, steps = count_calls(Decoder, monkeypatch)
+    with kernels.plain():
+        results = generate(model, LETTERS, PROMPTS, sampling, max_rows, progress=finished.append)
     lengths = [len(s.ids) for group in results for s in group]
     assert len(set(lengths)) > 5 and 1 in lengths
     assert sorted(prefilled) == sorted(
@@ -276,10 +294,10 @@ def test_no_step_is_spent_on_a_finished_row(max_rows, monkeypatch):
 
 def test_eos_ends_a_sample_and_belongs_to_it():
     model = random_model(8, eos_id=[4, 6])
-    assert eos_ids(model, LETTERS) == [4, 6, 11]
-    assert eos_ids(random_model(8, eos_id=6), LETTERS) == [6, 11] and eos_ids(
+    assert eos_ids(model, LETTERS) == {4, 6, 11}
+    assert eos_ids(random_model(8, eos_id=6), LETTERS) == {6, 11} and eos_ids(
         random_model(8), LETTERS
-    ) == [11]
+    ) == {11}
     samples = [
         s for g in generate(model, LETTERS, PROMPTS, Sampling(8, max_new_tokens=12)) for s in g
     ]
@@ -458,12 +476,25 @@ def test_tool_output_is_cut_at_the_limit():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The device's side of a step: looked at now and then, fixed shapes, prompts stored once
+# The decoder of GPUs, here on a CPU: tokens of several steps at once, fixed shapes, prompts stored once
 
 
-def decoding_by(monkeypatch, poll, shared, device="cpu"):
-    monkeypatch.setitem(decoding.POLL, device, poll)
-    monkeypatch.setattr(gen, "SHARED", (device,) if shared else ())
+def on_gpu(monkeypatch, steps, made=None, prompts=None):
+    """Inside: `generate` decodes as on a GPU, with so many steps at once.
+
+    made: receives the decoders. prompts: places for prompts.
+    """
+    monkeypatch.setattr(GpuDecoder, "steps", steps)
+
+    def make(model, sampling, room):
+        room = replace(room, prompts=prompts or room.prompts)
+        cache = SharedCache(model.config, room, "cpu", model.embed.weight.dtype)
+        decoder = GpuDecoder(model, sampling, cache, room)
+        if made is not None:
+            made.append(decoder)
+        return decoder
+
+    return kernels.using({"generate.make_decoder": make})
 
 
 CASES = [  # Sampling's changes, max_rows, tool
@@ -476,18 +507,17 @@ CASES = [  # Sampling's changes, max_rows, tool
 
 
 @pytest.mark.parametrize("case", range(len(CASES)))
-@pytest.mark.parametrize(
-    ("poll", "shared"), [(3, False), (8, False), (1, True), (3, True), (8, True)]
-)
-def test_samples_do_not_depend_on_how_often_one_looks(case, poll, shared, monkeypatch):
+@pytest.mark.parametrize("steps", [1, 3, 8])
+def test_samples_do_not_depend_on_the_decoder(case, steps, monkeypatch):
     """EOS, limits, stop strings, tools and rows that wait, over ragged prompts: ids, log-probs, masks, finishes."""
     (changes, max_rows, tool), model = CASES[case], random_model(9 + case, qk_norm=case == 1)
     sampling, finished = Sampling(max_new_tokens=21, **changes), []
-    expected = generate(model, LETTERS, PROMPTS, sampling, max_rows, on_stop=tool)
-    decoding_by(monkeypatch, poll, shared)
-    found = generate(
-        model, LETTERS, PROMPTS, sampling, max_rows, on_stop=tool, progress=finished.append
-    )
+    with kernels.plain():
+        expected = generate(model, LETTERS, PROMPTS, sampling, max_rows, on_stop=tool)
+    with on_gpu(monkeypatch, steps):
+        found = generate(
+            model, LETTERS, PROMPTS, sampling, max_rows, on_stop=tool, progress=finished.append
+        )
     same(found, expected)
     assert sum(finished) == sampling.samples * len(PROMPTS)
     finishes = {s.finish for group in found for s in group}
@@ -496,35 +526,35 @@ def test_samples_do_not_depend_on_how_often_one_looks(case, poll, shared, monkey
         assert any(False in s.mask for group in found for s in group)
 
 
-def test_a_tool_is_asked_once_whatever_was_written_beyond(monkeypatch):
-    """A row that went on for up to seven tokens behind its stop string goes back to it; the tool sees nothing else."""
+def test_a_tool_is_called_once_whatever_was_written_beyond(monkeypatch):
+    """A row that ran on for up to seven tokens behind its stop string goes back to it; the tool sees nothing else."""
     model, sampling = random_model(9), Sampling(4, 1.2, max_new_tokens=20, stop=("a", "c"), seed=2)
-    asked = {}
-    for poll in (1, 8):
-        decoding_by(monkeypatch, poll, True)
-        asked[poll] = []
+    calls = {}
+    for steps in (1, 8):
+        calls[steps] = []
 
-        def hook(stopped, calls=asked[poll]):
+        def hook(stopped, calls=calls[steps]):
             calls.extend((prompt, sample, tuple(ids)) for prompt, sample, ids in stopped)
             return answers_of(stopped)
 
-        generate(model, LETTERS, PROMPTS, sampling, 5, on_stop=hook)
-    assert sorted(asked[1]) == sorted(asked[8]) and len(set(asked[8])) == len(asked[8]) > 20
-    assert all(ids[-1] in (0, 2) for _, _, ids in asked[8])
+        with on_gpu(monkeypatch, steps):
+            generate(model, LETTERS, PROMPTS, sampling, 5, on_stop=hook)
+    assert sorted(calls[1]) == sorted(calls[8]) and len(set(calls[8])) == len(calls[8]) > 20
+    assert all(ids[-1] in (0, 2) for _, _, ids in calls[8])
 
 
-def test_steps_have_few_shapes_and_none_is_wasted_on_all_rows(monkeypatch):
-    """Batch sizes are powers of two up to max_rows, each prompt is written once, and looks end with the longest row."""
+def test_steps_have_few_shapes_and_end_with_the_longest_row(monkeypatch):
+    """Batch sizes are powers of two up to max_rows, and each prompt is written once."""
     model, sampling = random_model(7), Sampling(5, max_new_tokens=40, seed=3)
-    decoding_by(monkeypatch, 2, True)
-    prefilled, steps = count_calls(model, monkeypatch)
-    results = generate(model, LETTERS, PROMPTS, sampling, 6)
+    prefilled, steps = count_calls(GpuDecoder, monkeypatch)
+    with on_gpu(monkeypatch, 2):
+        results = generate(model, LETTERS, PROMPTS, sampling, 6)
     assert sorted(prefilled) == sorted(map(tuple, PROMPTS))
     assert set(steps) == {1, 2, 4, 6}
     assert sum(steps) >= sum(len(s.ids) - 1 for group in results for s in group)
     steps.clear()
-    decoding_by(monkeypatch, 8, True)
-    (group,) = generate(model, LETTERS, [[1, 2]], Sampling(temperature=0, max_new_tokens=6))
+    with on_gpu(monkeypatch, 8):
+        (group,) = generate(model, LETTERS, [[1, 2]], Sampling(temperature=0, max_new_tokens=6))
     assert len(steps) == 5 == len(group[0].ids) - 1  # not 8
 
 
@@ -532,50 +562,26 @@ def test_places_of_prompts_are_used_again(monkeypatch):
     """Room for two prompts: the third waits until all samples of another are done, and gets its place."""
     model, sampling = random_model(4), Sampling(3, max_new_tokens=12, seed=11)
     prompts = [[i % 11, i % 7] + [1] * (i % 5) for i in range(30)]
-    expected = generate(model, LETTERS, prompts, sampling, 6)
-    fill = gen.make_cache(model.config, 64, 16, [5] * 99, [7] * 99, "meta", torch.float32, True)
-    assert (fill.rows, fill.prompts, fill.capacity) == (
-        64,
-        16,
-        7,
-    )  # four times the four prompts that fill the rows
+    with kernels.plain():
+        expected = generate(model, LETTERS, prompts, sampling, 6)
+    fill = SharedCache(model.config, Room(64, 12, 99, 16, 5, 7), "meta", torch.float32)
+    assert (fill.rows, fill.prompts, fill.capacity) == (64, 16, 7)  # four times the four that fill
     made = []
-
-    def cache(*args):
-        assert (
-            args[5] == 6 and args[2] == 12 and args[6] == 6
-        )  # prompts, new tokens, tokens of the longest prompt
-        made.append(KVCache(*args[:5], 2, args[6]))
-        return made[-1]
-
-    monkeypatch.setattr(gen, "KVCache", cache)
-    decoding_by(monkeypatch, 3, True)
-    same(generate(model, LETTERS, prompts, sampling, 6), expected)
-    assert made[0].prompt_keys.shape == (2, 2, 2, 6, 8)
+    with on_gpu(monkeypatch, 3, made, prompts=2):
+        same(generate(model, LETTERS, prompts, sampling, 6), expected)
+    (decoder,) = made
+    assert decoder.cache.prompt_keys.shape == (2, 2, 2, 6, 8)
+    assert sorted(decoder.places) == [0, 1] and not decoder.prompts
 
 
 def test_a_step_reads_no_value_of_the_device():
     """On the meta device no tensor has values: a step that asked for one would fail. Hence a CUDA graph can hold it."""
-    shape = random_model(0).config
+    shape, room = random_model(0).config, Room(4, 14, 2, 2, 5, 9)
     with torch.device("meta"):
         model = Transformer(shape)
-        cache = KVCache(shape, 4, 9, "meta", torch.float32, 2, 5)
-        tables = torch.zeros(2, shape.vocab_size, dtype=torch.bool)
+        cache = SharedCache(shape, room, "meta", torch.float32)
     for temperature, top_p in ((1.0, 1.0), (0.7, 0.9), (0.0, 1.0)):
-        rows = decoding.Rows(model, cache, Sampling(2, temperature, top_p), *tables, 14, 9)
-        rows.advance(4, 14)
-
-
-def test_the_readable_path_copies_prompts(monkeypatch):
-    model, sampling, made = random_model(4), Sampling(2, max_new_tokens=9, seed=1), []
-    monkeypatch.setattr(
-        gen, "KVCache", lambda *args, **block: made.append(KVCache(*args, **block)) or made[-1]
-    )
-    decoding_by(monkeypatch, 1, True)
-    shared = generate(model, LETTERS, PROMPTS, sampling)
-    monkeypatch.setattr(gen.kernels, "reference", True)
-    same(generate(model, LETTERS, PROMPTS, sampling), shared)
-    assert [cache.prompts for cache in made] == [7, 0]
+        GpuDecoder(model, Sampling(2, temperature, top_p), cache, room).advance(4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
@@ -586,13 +592,14 @@ def test_graphs_give_the_samples_of_single_steps(monkeypatch):
     def run():
         return generate(model, LETTERS, PROMPTS, sampling, 12, on_stop=answers_of)
 
+    kernels.use("fast", kernels.Setting(model.config, model.device))
     replayed = run()
-    monkeypatch.setattr(decoding.Rows, "replay", lambda rows, B: rows.advance(B, rows.longest))
-    same(run(), replayed)
-    decoding_by(monkeypatch, 1, False, "cuda")  # plain PyTorch, prompts copied
-    same(run(), replayed)
+    with monkeypatch.context() as patch:
+        patch.setattr(GpuDecoder, "replay", GpuDecoder.advance)
+        same(run(), replayed)
+    with kernels.plain():
+        same(run(), replayed)
     model.to(torch.bfloat16)
-    monkeypatch.undo()
     finishes = {s.finish for group in run() for s in group}
     assert finishes <= {"eos", "stop", "length"} and len(finishes) > 1
 
@@ -767,4 +774,5 @@ def test_command(tmp_path):
         f"--- sample {i}: {len(s.ids)} tokens, {s.finish}, log-prob {sum(s.logprobs):.3f}\n{tokenizer.decode(s.ids)}\n"
         for i, s in enumerate(group)
     )
-    assert done.stdout.decode() == expected
+    first, _, rest = done.stdout.decode().partition("\n")
+    assert first.startswith("accelerators: ") and rest == expected

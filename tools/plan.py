@@ -29,9 +29,9 @@ import train_sft
 from batch import cut_group, micro_batches, token_logprobs, token_scores, token_values
 from data.io import InputError, run_cli
 from data.problems.problem import Problem
-from decoding import sample_tokens
-from generate import PACK, PACK_CPU, Sample, make_cache
+from generate import PACK, Room, Sample, sample_tokens
 from kernels.cpu import decoder as cpu_decoder
+from kernels.triton.decoder import SharedCache
 from model import PRESETS, KVCache, Layout, ModelConfig, Transformer, preset
 from rollout import Rollout
 from runtime.distributed import World
@@ -465,31 +465,29 @@ def _reinforce(
     longest = min(config.max_new_tokens, plan.shape.context - prompt)
     completions = prompts * group
     plan.decoded, plan.decode_steps = rows, math.ceil(completions * mean / rows)
-    shape = (
-        plan.shape,
-        rows,
-        group,
-        [prompt] * prompts,
-        [longest] * prompts,
-        META.device,
-        sampler.dtype,
-    )
+    room = Room(rows, prompt + longest, prompts, group, prompt, longest)
+    cpu = config.device == "cpu"
+    in_cpp = cpu and cpu_decoder.suits(plan.shape)
+    place = META.device, sampler.dtype
     with ledger.of_kind("cache"), ledger.phase("rollout"):
-        cpu = config.device == "cpu"
-        block = cpu_decoder.block(plan.shape) if cpu else 1
-        cache = make_cache(*shape, shared=not cpu, block=block)
-    matrices = int(plan.shape.flops(1, 1, 0) / 2) if block > 1 else 0
+        if in_cpp:
+            cache = cpu_decoder.BlockCache(plan.shape, rows, room.tokens, *place)
+        elif cpu:
+            cache = KVCache(plan.shape, rows, room.tokens, *place)
+        else:
+            cache = SharedCache(plan.shape, room, *place)
+    matrices = int(plan.shape.flops(1, 1, 0) / 2) if in_cpp else 0
     packed = ledger.new(matrices, torch.float32, "weights")  # CpuDecoder's copy
-    with ledger.of_kind(
-        ELSEWHERE
-    ):  # for the operations of a step: on a GPU a kernel that meta tensors do not run
-        whole = make_cache(*shape, shared=False)
+    # A GPU's step is a kernel that meta tensors do not run. The plain decoder's operations stand for it.
+    with ledger.of_kind(ELSEWHERE):
+        whole = KVCache(plan.shape, rows, room.tokens, *place)
     before = ledger.flops
     with torch.no_grad(), ledger.phase("rollout"):
         ledger.new(
             max(p.numel() for p in model.module.parameters()), torch.float32, "gathered"
         )  # gather_into
-        at_once = min(-(-rows // group), max(1, (PACK_CPU if block > 1 else PACK) // prompt))
+        pack = cpu_decoder.PACK if in_cpp else PACK
+        at_once = min(-(-rows // group), max(1, pack // prompt))
         _prefill(sampler.module, prompt, at_once)
         prefill = ledger.flops - before
         _decode(sampler.module, whole, config.temperature, prompt + longest)
@@ -503,7 +501,7 @@ def _reinforce(
         weights -= plan.shape.vocab_size * plan.shape.width * sampler.dtype.itemsize
     token = 2 * cache.keys.nbytes / (cache.rows * cache.capacity)
     plan.cache_capacity = cache.capacity
-    together = min(group, rows) if cache.prompts else 1  # rows that read a prompt at once
+    together = 1 if cpu else min(group, rows)  # rows that read a prompt at once
     cached = completions * (mean * prompt / together + mean * (mean - 1) / 2)
     plan.decode_bytes = plan.decode_steps * weights + token * cached
     del cache, whole, packed

@@ -256,7 +256,7 @@ static inline uint64_t mix(uint64_t x) {  // splitmix64
     return x ^ (x >> 31);
 }
 
-// Draw an id a row from logits [B, padded(V)] (lost), as decoding.sample_tokens does, by the random number of (stream,
+// Draw an id a row from logits [B, padded(V)] (lost), as generate.sample_tokens does, by the random number of (stream,
 // position): ids and log-probs [B]. temperature 0 is greedy, with log-probs under temperature 1.
 extern "C" void draw(float *logits, int64_t B, int64_t V, float temperature, const int64_t *stream, const int64_t *position,
                      int64_t *ids, float *logprobs, int threads) {

@@ -1,19 +1,22 @@
-"""Sampling on a CPU: a prefill, a decoding step, a draw are one call of C++ each (decoder.cpp).
-
-Transformer.decode and decoding.sample_tokens are the definitions: the same numbers up to rounding. Without a C++
-compiler, and for models that it does not suit (see `block`), PyTorch does it.
-"""
+"""Sampling on a CPU in C++ (decoder.cpp): a prefill, a decoding step and a draw are one call each."""
 
 import ctypes
 from ctypes import c_float, c_int64, c_void_p
 
+import numpy as np
 import torch
 from torch import Tensor
 
-import kernels
-from kernels.cpu import native
+from generate import Decoder, Room, Sampling
+from kernels import accelerator
+from kernels.cpu import available, native
+from kernels.decoding import DEFINITIONS, sampling_error
+from model import ModelConfig, Transformer
 
-LARGEST = 400_000_000  # weights: of a larger model a step is mostly arithmetic anyway, and their copy takes its memory
+# Weights of the largest model. Of a larger one a step is mostly arithmetic, and the copy of its weights takes memory.
+LARGEST = 400_000_000
+PACK = 512  # tokens of prompts at once: they stay in a core's cache
+
 LAYER = (
     "attn_norm",
     "qkv_bias",
@@ -47,83 +50,115 @@ class Cache(ctypes.Structure):
     ]
 
 
-def block(config) -> int:
-    """Tokens whose keys lie together in the cache of a model of this shape (model.KVCache), on a CPU: the lanes of a
-    vector, or 1 where PyTorch decodes because the model has no LM head, its heads are not whole vectors wide, or there
-    is no compiler."""
-    weights = config.flops(1, 1, 0) / 2
-    if kernels.reference or config.score or weights > LARGEST or native() is None:
-        return 1
-    lanes = native().lanes()
-    return 1 if config.head_width % lanes else lanes
+def suits(config: ModelConfig) -> bool:
+    """Is there C++ for a model of this shape? Its heads must be whole vectors wide."""
+    if config.score or config.flops(1, 1, 0) / 2 > LARGEST or native() is None:
+        return False
+    return config.head_width % native().lanes() == 0
 
 
-def decoder(model) -> "CpuDecoder | None":
-    """The decoder of a float32 model on a CPU, or None where PyTorch decodes."""
-    embed = model.embed.weight
-    float32 = embed.dtype == torch.float32 and model.compute_dtype in (None, torch.float32)
-    return (
-        CpuDecoder(model, native())
-        if embed.is_cpu and float32 and block(model.config) > 1
-        else None
-    )
+def takes(model: Transformer, sampling: Sampling, room: Room) -> bool:
+    weight = model.embed.weight
+    float32 = weight.dtype == torch.float32 and model.compute_dtype in (None, torch.float32)
+    return weight.device.type == "cpu" and float32 and suits(model.config)
 
 
-class CpuDecoder:
-    """Prefill, steps and draws with a model as it is now: later changes of its weights do not reach it.
+@accelerator(
+    "generate.make_decoder",
+    stands_for=DEFINITIONS,
+    available=available,
+    takes=takes,
+    error=sampling_error,
+)
+def make_decoder(model: Transformer, sampling: Sampling, room: Room) -> "CpuDecoder":
+    cache = BlockCache(model.config, room.rows, room.tokens, dtype=cache_dtype(model))
+    return CpuDecoder(model, sampling, cache)
 
-    A matrix [N, D] is copied into panels [ceil(N / panel), D, panel], a column an output; logits are as wide as the
-    panels, [., width], and what stands behind their first V means nothing. Keys lie in blocks of tokens (KVCache).
+
+def cache_dtype(model: Transformer) -> torch.dtype:
+    """The type of keys and values: bfloat16 where matrix products are in it."""
+    rounded = model.layers[0].attn.qkv.multiply == torch.bfloat16
+    return torch.bfloat16 if rounded else torch.float32
+
+
+class BlockCache:
+    """A KV cache for C++: the keys of a head lie as [capacity / lanes, E, lanes], `lanes` tokens side by side.
+
+    place [rows]: where each row lies. To move a row, only its place is changed.
     """
 
-    def __init__(self, model, lib: ctypes.CDLL):
-        config = model.config
-        self.model, self.lib, self.panel, self.block = model, lib, lib.panel(), lib.lanes()
+    def __init__(self, config: ModelConfig, rows: int, capacity: int, device="cpu", dtype=None):
+        capacity += -capacity % native().lanes()
+        shape = config.layers, rows, config.kv_heads, capacity, config.head_width
+        self.rows, self.capacity = rows, capacity
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.place = np.arange(rows)
+
+    def put(self, start: int, stop: int, keys: Tensor, values: Tensor) -> None:
+        """As KVCache.put; keys in blocks."""
+        place = self.place[start:stop]
+        # A copy of one piece is several times as fast.
+        together = (np.diff(place) == 1).all()
+        rows = slice(place[0], place[0] + stop - start) if together else torch.from_numpy(place)
+        L = keys.shape[2]
+        self.keys[:, rows, :, :L] = keys[:, None]
+        self.values[:, rows, :, :L] = values[:, None]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        self.place[[source, target]] = self.place[[target, source]]
+
+
+class CpuDecoder(Decoder):
+    """Decodes with the weights as they are now: later changes do not reach it.
+
+    A matrix [N, D] is copied into panels [ceil(N / panel), D, panel], a column for each output. Logits [B, width] are
+    as wide as the panels; only the first V of a row have a meaning.
+    """
+
+    pack = PACK
+
+    def __init__(self, model: Transformer, sampling: Sampling, cache: BlockCache):
+        super().__init__(model, sampling, cache)
+        config, lib = model.config, native()
+        self.lib, self.panel = lib, lib.panel()
         self.width = -(-config.vocab_size // self.panel) * self.panel
+        # The processor's matrix unit takes widths that are multiples of 32.
         wide = config.width, config.heads * config.head_width, config.ffn
-        rounded = model.layers[0].attn.qkv.multiply == torch.bfloat16
-        self.cache_dtype = torch.bfloat16 if rounded else torch.float32
-        self.tiles = (
-            rounded and not any(n % 32 for n in wide) and bool(lib.tiles())
-        )  # the processor's matrix unit
+        rounded = cache_dtype(model) == torch.bfloat16
+        self.tiles = rounded and not any(n % 32 for n in wide) and bool(lib.tiles())
         self.kept: list[Tensor] = []  # what C++ points to
         self.layers = (Layer * config.layers)()
         for layer, block in zip(self.layers, model.layers, strict=True):
             attn, mlp = block.attn, block.mlp
-            for name, tensor in zip(
-                LAYER,
-                (
-                    block.attn_norm.weight,
-                    self.padded(attn.qkv.bias),
-                    attn.q_norm and attn.q_norm.weight,
-                    attn.k_norm and attn.k_norm.weight,
-                    self.padded(attn.out.bias),
-                    block.mlp_norm.weight,
-                    self.product(attn.qkv),
-                    self.product(attn.out),
-                    self.product(mlp.gate_up, gated=True),
-                    self.product(mlp.down),
-                ),
-                strict=True,
-            ):
-                setattr(layer, name, self.pointer(tensor))
+            layer.attn_norm = self.pointer(block.attn_norm.weight)
+            layer.qkv_bias = self.pointer(self.padded(attn.qkv.bias))
+            layer.q_norm = self.pointer(attn.q_norm and attn.q_norm.weight)
+            layer.k_norm = self.pointer(attn.k_norm and attn.k_norm.weight)
+            layer.out_bias = self.pointer(self.padded(attn.out.bias))
+            layer.mlp_norm = self.pointer(block.mlp_norm.weight)
+            layer.qkv = self.pointer(self.product(attn.qkv))
+            layer.out = self.pointer(self.product(attn.out))
+            layer.gate_up = self.pointer(self.product(mlp.gate_up, gated=True))
+            layer.down = self.pointer(self.product(mlp.down))
         self.shape = Model(
-            config.width,
-            config.layers,
-            config.heads,
-            config.kv_heads,
-            config.head_width,
-            config.ffn,
-            config.vocab_size,
-            self.tiles,
-            config.norm_eps,
-            self.pointer(model.embed.weight),
-            self.pointer(model.norm.weight),
-            self.pointer(self.panels(model.head_weight)),
-            ctypes.addressof(self.layers),
+            D=config.width,
+            layers=config.layers,
+            H=config.heads,
+            K=config.kv_heads,
+            E=config.head_width,
+            F=config.ffn,
+            V=config.vocab_size,
+            bfloat16=self.tiles,
+            eps=config.norm_eps,
+            embed=self.pointer(model.embed.weight),
+            norm=self.pointer(model.norm.weight),
+            head=self.pointer(self.panels(model.head_weight)),
+            layer=ctypes.addressof(self.layers),
         )
         self.threads = torch.get_num_threads()
         self.scratch = torch.empty(0)
+        self.index = torch.arange(cache.rows)
 
     def pointer(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
@@ -142,9 +177,11 @@ class CpuDecoder:
         return self.padded(weight).unflatten(0, (-1, self.panel)).transpose(1, 2)
 
     def product(self, linear, gated: bool = False) -> Tensor:
-        """The panels of a layer's matrix, rounded to the dtype of the products where that is another; for the matrix
-        unit in bfloat16, with pairs of inputs side by side, [., D / 2, panel, 2]. `gated`: of gate and up, [2 F, D], a
-        panel holds the gates and the ups of the same outputs."""
+        """The panels of a layer's matrix, rounded to the type of the products.
+
+        For the matrix unit they are in bfloat16, pairs of inputs side by side: [., D / 2, panel, 2].
+        gated: of gate and up, [2 F, D], a panel holds the gates and the ups of the same outputs.
+        """
         weight = linear.weight.detach().to(linear.multiply or linear.weight.dtype)
         if gated:
             half = self.panel // 2
@@ -154,12 +191,35 @@ class CpuDecoder:
             return self.panels(weight.float())
         return self.padded(weight).view(-1, self.panel, weight.shape[1] // 2, 2).transpose(1, 2)
 
-    def forward(
-        self, cache, ids: Tensor, rows: Tensor, positions: Tensor, longest: int, last: Tensor
+    def forward(self, ids: Tensor, lengths: list[int]):
+        count, longest = len(lengths), max(lengths)
+        cache = BlockCache(self.model.config, count, longest, dtype=self.cache.keys.dtype)
+        counts = torch.tensor(lengths)
+        rows = torch.arange(count).repeat_interleave(counts)
+        ends = counts.cumsum(0)
+        positions = torch.arange(len(ids)) - (ends - counts)[rows]
+        logits = self.run(cache, ids, rows, positions, longest, ends - 1)
+        return cache.keys.unbind(1), cache.values.unbind(1), logits
+
+    def forward_step(self, ids: Tensor, lengths: Tensor, longest: int) -> Tensor:
+        B = len(ids)
+        places = torch.from_numpy(self.cache.place[:B])
+        return self.run(self.cache, ids, places, lengths, longest, self.index[:B])
+
+    def run(
+        self,
+        cache: BlockCache,
+        ids: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        longest: int,
+        last: Tensor,
     ) -> Tensor:
         """ids [T] at `positions` (below `longest`) of the cache's `rows` -> logits [L, width] of the tokens `last` [L].
-        Their keys and values are written into the cache, which holds those of all tokens before them. Raises IndexError
-        for an id that the model has not."""
+
+        Their keys and values are written into the cache, which holds those of all tokens before them.
+        Raises IndexError for an id that is not in the vocabulary.
+        """
         c, table = self.model.config, self.model.rope_table(longest)  # [2, positions, E / 2]
         token = 2 * c.width + (2 * c.heads + 2 * c.kv_heads) * c.head_width + c.ffn + 5 * self.panel
         thread = 2 * cache.capacity + 48 * (
@@ -192,21 +252,12 @@ class CpuDecoder:
             raise IndexError(f"token id {ids[wrong]} is none of the model's {self.shape.V}")
         return logits
 
-    def draw(
-        self, logits: Tensor, temperature: float, streams: Tensor, positions: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """decoding.sample_tokens without top_p: logits [B, width] (lost) -> ids [B], log-probs [B]."""
+    def draw_tokens(self, logits: Tensor, streams: Tensor, positions: Tensor):
+        temperature = self.sampling.temperature
+        if temperature and self.sampling.top_p < 1:
+            return super().draw_tokens(logits[:, : self.shape.V], streams, positions)
         ids, logprobs = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
-        logits, streams, positions = (x.contiguous() for x in (logits, streams, positions))
-        self.lib.draw(
-            logits.data_ptr(),
-            len(logits),
-            self.shape.V,
-            temperature,
-            streams.data_ptr(),
-            positions.data_ptr(),
-            ids.data_ptr(),
-            logprobs.data_ptr(),
-            self.threads,
-        )
+        pointers = logits.data_ptr(), len(logits), self.shape.V, temperature
+        inputs = streams.data_ptr(), positions.data_ptr()
+        self.lib.draw(*pointers, *inputs, ids.data_ptr(), logprobs.data_ptr(), self.threads)
         return ids, logprobs

@@ -268,7 +268,8 @@ def test_a_point_that_takes_long_is_content_with_three_steps():
 
 def test_counted_cache_is_that_of_the_rows_at_once():
     """8 rows of 6 + 5 tokens, though 12 completions are sampled."""
-    cache = KVCache(SMALL.model, 8, 11, block=cpu_decoder.block(SMALL.model))
+    suits = cpu_decoder.suits(SMALL.model)
+    cache = (cpu_decoder.BlockCache if suits else KVCache)(SMALL.model, 8, 11)
     assert (
         counts(SMALL, gpu=False)["bytes"]["rollout"]["cache"]
         == cache.keys.nbytes + cache.values.nbytes

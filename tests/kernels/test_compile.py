@@ -19,7 +19,8 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from kernels import advantage, decode_attention, head_loss, kl, logprob, policy_loss
+from kernels import advantage, head_loss, kl, logprob, policy_loss
+from kernels.triton import decode_attention
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 FLOATS = ["old_logp", "ref_logp", "advantage", "weight", "logp", "lse", "entropy", "grad", "slope", "sums", "value",

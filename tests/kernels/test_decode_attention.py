@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.decode_attention import Prefix, append, decode_attention, prefix_tiles
+from kernels.triton.decode_attention import Prefix, append, decode_attention, prefix_tiles
 from model import rotate
 
 # B, H, K, E, capacity of the own parts, prompts, tokens of a prompt at most
@@ -129,5 +129,3 @@ def test_errors():
             decode_attention(*wrong)
     with pytest.raises(ValueError, match="prefix keys"):
         decode_attention(q, keys, values, lengths, prefix._replace(of=prefix.of[1:]))
-    with pytest.raises(ValueError, match="backend"):
-        decode_attention(q, keys, values, lengths, prefix, backend="cuda")

@@ -10,13 +10,13 @@ import torch
 from test_decode_attention import SHAPES, by_hand, inputs
 
 from bench.kernels_gpu import check
-from kernels import decode_attention as attention
 from kernels.advantage import group_advantage, process_advantage
-from kernels.decode_attention import Prefix, decode_attention
 from kernels.head_loss import cross_entropy, head_policy_loss, policy_loss_from_logits
 from kernels.kl import kl
 from kernels.logprob import linear_logprob, logprob_from_logits
 from kernels.policy_loss import policy_loss
+from kernels.triton import decode_attention as attention
+from kernels.triton.decode_attention import Prefix, decode_attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

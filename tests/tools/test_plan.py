@@ -12,6 +12,7 @@ import training
 from torch.profiler import ProfilerActivity, profile
 
 import generate
+import kernels
 import model as model_module
 import runtime.run
 import train_dpo
@@ -24,7 +25,8 @@ from batch import forward_flops, pack_completions, token_logprobs, token_scores
 from data.io import InputError
 from generate import Sampling
 from kernels.logprob import CHUNK_BYTES
-from model import KVCache, ModelConfig, Transformer, preset
+from kernels.triton.decoder import GpuDecoder, SharedCache
+from model import ModelConfig, Transformer, preset
 from runtime.distributed import World, setup, shard
 from runtime.hf import save_pretrained
 from runtime.optim import activation_bytes, adamw
@@ -245,24 +247,29 @@ def test_nothing_is_left_in_the_ledger(directory):
 @pytest.mark.parametrize(
     "device", ["cpu", "cuda"]
 )  # where the prompt of a group is stored in every row, and once
-def test_cache_is_the_one_that_the_generator_makes(device, directory, monkeypatch):
+def test_cache_is_the_one_that_the_generator_makes(device, directory):
     config = options("grpo", directory, "--gpus", "2", "--device", device, "--max_rows", "7")
     found = plan.measure("grpo", config)
-    made = []
-
-    def cache(*args, **block):
-        made.append(KVCache(*args, **block))
-        return made[-1]
 
     class Tokenizer:
         eos_id, vocab_size = 502, 503
 
-    monkeypatch.setattr(generate, "KVCache", cache)
-    monkeypatch.setattr(generate, "SHARED", ("cpu",) if device == "cuda" else ())
     sampling, model = Sampling(samples=6, max_new_tokens=60), Transformer(SHAPE)
     model.compute_dtype = torch.bfloat16 if device == "cuda" else None
-    generate.generate(model, Tokenizer(), [[1] * 30, [2] * 30], sampling, max_rows=7)
-    (real,) = made
+    made = []
+
+    def make_decoder(model, sampling, room):
+        if device == "cuda":
+            cache = SharedCache(model.config, room, "cpu", model.compute_dtype)
+            made.append(GpuDecoder(model, sampling, cache, room))
+        else:
+            with kernels.plain():
+                made.append(generate.make_decoder(model, sampling, room))
+        return made[-1]
+
+    with kernels.using({"generate.make_decoder": make_decoder}):
+        generate.generate(model, Tokenizer(), [[1] * 30, [2] * 30], sampling, max_rows=7)
+    real = made[0].cache
     held = [x.nbytes for x in vars(real).values() if torch.is_tensor(x)]
     assert len(held) == (6 if device == "cuda" else 2)
     assert found.phases["rollout"]["cache"] == sum(held)

@@ -1,4 +1,4 @@
-"""kernels/cpu/decoder.py: the C++ of sampling on a CPU against the model in float64 and against PyTorch's own path."""
+"""kernels/cpu/decoder.py: the C++ of sampling against the model in float64 and against the plain decoder."""
 
 import os
 import platform
@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 
 import generate as gen
 import kernels
-from decoding import sample_tokens, uniform
-from generate import Sampling, generate
+from generate import Sampling, generate, sample_tokens, uniform
+from kernels import cpu
 from kernels.cpu import decoder as cpu_decoder
-from model import KVCache, ModelConfig, Transformer
+from kernels.cpu.decoder import BlockCache, CpuDecoder, cache_dtype, suits, takes
+from model import ModelConfig, Transformer
 
-pytestmark = pytest.mark.skipif(
-    cpu_decoder.native() is None, reason="no C++ compiler that takes cpu_decoder.cpp"
-)
+pytestmark = pytest.mark.skipif(cpu.native() is None, reason="no C++ compiler")
 
 # Widths that are no multiple of a panel, groups of 1 to 5 query heads, every kind of weight that a family has.
 FAMILIES = {
@@ -64,6 +63,11 @@ def random_model(**shape):
     return model.requires_grad_(False)
 
 
+def decoder_of(model, rows=1, capacity=60, sampling=None):
+    cache = BlockCache(model.config, rows, capacity, dtype=cache_dtype(model))
+    return CpuDecoder(model, sampling or Sampling(), cache)
+
+
 def documents(vocabulary, lengths, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(vocabulary, (n,), generator=generator) for n in lengths]
@@ -77,7 +81,7 @@ def run(decoder, cache, tokens, rows, starts):
         [torch.arange(start, start + len(t)) for t, start in zip(tokens, starts, strict=True)]
     )
     longest = int(positions.max()) + 1
-    logits = decoder.forward(cache, ids, where, positions, longest, torch.arange(len(ids)))
+    logits = decoder.run(cache, ids, where, positions, longest, torch.arange(len(ids)))
     return logits[:, : decoder.shape.V].split([len(t) for t in tokens])
 
 
@@ -85,15 +89,13 @@ def run(decoder, cache, tokens, rows, starts):
 def test_prefill_and_steps_give_the_logits_of_the_model_in_float64(family):
     """Three rows of a cache, in any order: their prompts in one call, then the rest a token a step."""
     model = random_model(**FAMILIES[family])
-    decoder, texts = cpu_decoder.decoder(model), documents(model.config.vocab_size, (41, 33, 25))
+    decoder, texts = decoder_of(model), documents(model.config.vocab_size, (41, 33, 25))
     exact = Transformer(model.config).double()
     exact.load_state_dict(model.state_dict())
     expected = [exact.logits(exact(text)) for text in texts]
-    cache, rows, starts = KVCache(model.config, 4, 41, block=decoder.block), [2, 0, 3], [17, 1, 16]
-    (
-        cache.keys.fill_(torch.nan),
-        cache.values.fill_(torch.nan),
-    )  # what a row held before must not be seen
+    cache, rows, starts = BlockCache(model.config, 4, 41), [2, 0, 3], [17, 1, 16]
+    for held in (cache.keys, cache.values):
+        held.fill_(torch.nan)  # what a row held before must not be seen
     found = [
         [part]
         for part in run(
@@ -121,7 +123,7 @@ def test_prefill_and_steps_give_the_logits_of_the_model_in_float64(family):
 
 def keys_of(cache):
     """The keys of a cache in the order of tokens, [layers, rows, K, capacity, E]."""
-    E, lanes = cache.keys.shape[-1], cpu_decoder.native().lanes()
+    E, lanes = cache.keys.shape[-1], cpu.native().lanes()
     return (
         cache.keys.unflatten(3, (-1, lanes))
         .flatten(4)
@@ -153,24 +155,24 @@ def test_products_of_bfloat16(family):
     exact.load_state_dict(model.state_dict())
     plain = exact.logits(exact(text))
     model.multiply_in(torch.bfloat16)
-    decoder = cpu_decoder.decoder(model)
+    decoder = decoder_of(model)
     for block, ours in zip(exact.layers, model.layers, strict=True):
         block.attn.qkv, block.attn.out = Rounded(ours.attn.qkv), Rounded(ours.attn.out)
         block.mlp.gate_up, block.mlp.down = Rounded(ours.mlp.gate_up), Rounded(ours.mlp.down)
     rounded = exact.logits(exact(text))
-    found = run(decoder, KVCache(model.config, 1, 60, block=decoder.block), [text], [0], [0])[0]
+    found = run(decoder, BlockCache(model.config, 1, 60), [text], [0], [0])[0]
     if decoder.tiles:
         assert (found - rounded).abs().mean() < 0.1 * (rounded - plain).abs().mean()
         assert (found - rounded).abs().max() < 0.05
     assert 0 < (found - plain).abs().mean() < 0.03
-    assert decoder.cache_dtype == torch.bfloat16
-    cache = KVCache(model.config, 1, 60, dtype=torch.bfloat16, block=decoder.block)
+    cache = decoder.cache
+    assert cache.keys.dtype == torch.bfloat16
     again = run(decoder, cache, [text], [0], [0])[0]
     assert 0 < (again - found).abs().mean() < 0.03
     store = []
     model(text, store=store)
-    exact = None, *store[0]
-    for stored, theirs in ((cache.values[0, 0], exact[2]), (keys_of(cache)[0, 0], exact[1])):
+    keys, values = store[0]
+    for stored, theirs in ((cache.values[0, 0], values), (keys_of(cache)[0, 0], keys)):
         torch.testing.assert_close(
             stored[:, :60].float(), theirs.transpose(0, 1), rtol=2**-6, atol=2**-6
         )
@@ -180,12 +182,12 @@ def test_products_of_bfloat16(family):
 def test_a_row_has_the_same_bits_alone_among_others_and_with_more_threads(family, dtype):
     model = random_model(**FAMILIES[family])
     model.multiply_in(dtype)
-    decoder, texts = cpu_decoder.decoder(model), documents(46, range(1, 41))
+    decoder, texts = decoder_of(model), documents(46, range(1, 41))
     decoder.threads = 1
     rows = list(range(40))
 
     def fresh():
-        return KVCache(model.config, 40, 48, dtype=decoder.cache_dtype, block=decoder.block)
+        return BlockCache(model.config, 40, 48, dtype=cache_dtype(model))
 
     alone = [run(decoder, fresh(), [text], [row], [0])[0] for row, text in enumerate(texts)]
     for decoder.threads in (1, 2, 3):
@@ -200,17 +202,14 @@ def test_a_row_has_the_same_bits_alone_among_others_and_with_more_threads(family
         assert torch.equal(torch.cat([last[n][row - n] for n in range(row + 1)]), alone[row])
 
 
-def drawing(vocabulary):
-    """A decoder for draws alone: of the model only the size of its vocabulary counts."""
+def draws(logits, temperature, streams, positions):
+    """A decoder's draws from logits [B, V]: behind them stands what must never be drawn."""
     shape = dict(width=32, layers=1, heads=1, kv_heads=1, ffn=16, head_width=32)
-    return cpu_decoder.decoder(Transformer(ModelConfig(vocabulary, **shape)))
-
-
-def draws(decoder, logits, temperature, streams, positions):
-    """The decoder's draws from logits [B, V]: behind them stands what must never be drawn."""
+    model = Transformer(ModelConfig(logits.shape[1], **shape))
+    decoder = decoder_of(model, sampling=Sampling(temperature=temperature))
     padded = torch.full((len(logits), decoder.width), 1e9)
     padded[:, : logits.shape[1]] = logits
-    return decoder.draw(padded, temperature, streams, positions)
+    return decoder.draw_tokens(padded, streams, positions)
 
 
 @settings(max_examples=60)
@@ -227,13 +226,13 @@ def test_a_draw_is_where_the_cumulative_distribution_passes_the_random_number(
     logits = spread * torch.randn(20, vocabulary, generator=generator)
     streams = torch.randint(-(2**63), 2**63 - 1, (20,), generator=generator)
     positions = torch.randint(0, 4096, (20,), generator=generator)
-    ids, logprobs = draws(drawing(vocabulary), logits, temperature, streams, positions)
+    ids, logprobs = draws(logits, temperature, streams, positions)
     p = (logits.double() / temperature).softmax(-1)
     reached, u = p.cumsum(-1).gather(1, ids[:, None])[:, 0], uniform(streams, positions)
     drawn = p.gather(1, ids[:, None])[:, 0]
     assert ((reached - drawn - 1e-6 <= u) & (u <= reached + 1e-6)).all()
     torch.testing.assert_close(logprobs.double(), drawn.log(), rtol=1e-6, atol=1e-6)
-    greedy, of = draws(drawing(vocabulary), logits, 0.0, streams, positions)
+    greedy, of = draws(logits, 0.0, streams, positions)
     assert torch.equal(greedy, logits.argmax(-1))
     torch.testing.assert_close(of, logits.log_softmax(-1).amax(-1), rtol=1e-6, atol=1e-6)
 
@@ -242,7 +241,7 @@ def test_draws_are_those_of_sample_tokens():
     generator = torch.Generator().manual_seed(0)
     logits, positions = torch.randn(4000, 61, generator=generator), torch.arange(4000)
     streams = torch.full((4000,), 77)
-    ids, logprobs = draws(drawing(61), logits, 0.8, streams, positions)
+    ids, logprobs = draws(logits, 0.8, streams, positions)
     expected, of = sample_tokens(logits.clone(), 0.8, 1.0, uniform(streams, positions))
     assert torch.equal(ids, expected)
     torch.testing.assert_close(logprobs, of, rtol=0, atol=2e-6)
@@ -253,10 +252,10 @@ def test_ids_without_probability_are_never_drawn():
     logits = torch.full((5000, 70), -torch.inf)
     logits[:, 3], logits[:, 40] = 0.0, 0.0
     streams, positions = torch.zeros(5000, dtype=torch.int64), torch.arange(5000)
-    ids, logprobs = draws(drawing(70), logits, 1.0, streams, positions)
+    ids, logprobs = draws(logits, 1.0, streams, positions)
     assert set(ids.tolist()) == {3, 40} and 2300 < (ids == 3).sum() < 2700
     assert logprobs.tolist() == pytest.approx([-0.6931472] * 5000, abs=1e-6)
-    assert set(draws(drawing(70), logits, 0.0, streams, positions)[0].tolist()) == {3}
+    assert set(draws(logits, 0.0, streams, positions)[0].tolist()) == {3}
 
 
 @pytest.mark.parametrize("wrong", [-1, 97])
@@ -295,11 +294,8 @@ def test_samples_are_those_of_pytorch(temperature, top_p, stop, monkeypatch):
             for s in group
         ]
 
-    forwards = []
-    forward = cpu_decoder.CpuDecoder.forward
-    monkeypatch.setattr(
-        cpu_decoder.CpuDecoder, "forward", lambda *a: forwards.append(1) or forward(*a)
-    )
+    forwards, run = [], CpuDecoder.run
+    monkeypatch.setattr(CpuDecoder, "run", lambda *a: forwards.append(1) or run(*a))
     found = samples(7)
     assert forwards
     for rows in (1, 30):
@@ -308,28 +304,30 @@ def test_samples_are_those_of_pytorch(temperature, top_p, stop, monkeypatch):
             "bit for bit"
         )
     forwards.clear()
-    monkeypatch.setattr(kernels, "reference", True)
-    for ours, theirs in zip(found, samples(7), strict=True):
+    with kernels.plain():
+        plain = samples(7)
+    for ours, theirs in zip(found, plain, strict=True):
         assert (ours.ids, ours.mask, ours.finish) == (theirs.ids, theirs.mask, theirs.finish)
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=2e-5)
-    assert not forwards, "the readable path goes through PyTorch"
+    assert not forwards
     assert len({s.finish for s in found}) > 1 or not temperature
     assert any(not all(s.mask) for s in found) == bool(stop)
 
 
-def test_who_is_left_to_pytorch(monkeypatch):
+def test_which_models_it_takes(monkeypatch):
+    def taken(model):
+        return takes(model, None, None)
+
     shape = FAMILIES["llama"]
-    assert cpu_decoder.decoder(random_model(**shape)) is not None
-    assert cpu_decoder.decoder(random_model(**{**shape, "head_width": 6})) is None, (
-        "heads of no whole vectors"
-    )
-    assert cpu_decoder.decoder(random_model(**shape, score="outcome")) is None
-    assert cpu_decoder.decoder(random_model(**shape).double()) is None
+    assert taken(random_model(**shape))
+    assert not taken(random_model(**{**shape, "head_width": 6})), "heads of no whole vectors"
+    assert not taken(random_model(**shape, score="outcome"))
+    assert not taken(random_model(**shape).double())
     half = random_model(**shape)
     half.compute_dtype = torch.bfloat16
-    assert cpu_decoder.decoder(half) is None
+    assert not taken(half)
     monkeypatch.setattr(cpu_decoder, "LARGEST", 1000)
-    assert cpu_decoder.decoder(random_model(**shape)) is None
+    assert not suits(half.config)
 
 
 def test_weights_are_rounded_as_they_are_multiplied():
@@ -338,13 +336,11 @@ def test_weights_are_rounded_as_they_are_multiplied():
     for store in (False, True):
         model = random_model(**FAMILIES["llama"])
         model.multiply_in(torch.bfloat16, store=store)
-        decoder = cpu_decoder.decoder(model)
-        cache = KVCache(model.config, 1, 9, block=decoder.block)
-        logits += run(decoder, cache, documents(97, (9,)), [0], [0])
+        cache = BlockCache(model.config, 1, 9)
+        logits += run(decoder_of(model), cache, documents(97, (9,)), [0], [0])
     assert torch.equal(*logits)
-    exact = run(
-        cpu_decoder.decoder(random_model(**FAMILIES["llama"])), cache, documents(97, (9,)), [0], [0]
-    )[0]
+    decoder = decoder_of(random_model(**FAMILIES["llama"]))
+    exact = run(decoder, cache, documents(97, (9,)), [0], [0])[0]
     assert 0 < (logits[0] - exact).abs().max() < 0.1
 
 
@@ -358,7 +354,8 @@ def test_without_a_compiler_pytorch_samples_and_a_line_says_so(cxx, said, tmp_pa
         (tmp_path / "c++").write_text(cxx)
         (tmp_path / "c++").chmod(0o755)
     code = (
-        "import torch; from generate import *; from model import *\n"
+        "import torch, kernels; from generate import *; from model import *\n"
+        "kernels.use('fast', kernels.Setting(preset('1m', 300)))\n"
         "class Ids: eos_id, vocab_size = 8, 9\n"
         "model = Transformer(ModelConfig(9, width=32, layers=1, heads=1, kv_heads=1, ffn=16))\n"
         "print(len(generate(model, Ids(), [[1]], Sampling(2, max_new_tokens=3))[0]))\n"

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 
-from kernels import float_of, use_triton
 from kernels.triton import jit, tl, triton
 
 PROGRAMS = (
@@ -175,6 +174,11 @@ def _merge_kernel(
     tl.store(merged + query * E + e, value, mask=e < E)
 
 
+def _by_triton(x: torch.Tensor, backend: str | None) -> bool:
+    """Launch Triton, or compute with PyTorch, as tests do on a CPU? backend: "triton" or "torch", None by device."""
+    return x.is_cuda if backend is None else backend == "triton"
+
+
 def blocks(queries: int, E: int, itemsize: int) -> dict:
     """Sizes of a program of _partial_kernel for so many queries: no register is spilled, 2 fit a multiprocessor."""
     M, width = (max(16, triton.next_power_of_2(n)) for n in (queries, E))
@@ -236,7 +240,9 @@ def _attention_torch(q, keys, values, lengths, prefix):
         keys = torch.cat([prefix.keys[prefix.of], keys], dim=2)
         values = torch.cat([prefix.values[prefix.of], values], dim=2)
     q = q.view(B, K, H // K, E)  # heads of a group side by side: no key is repeated
-    scores = torch.matmul(q * E**-0.5, keys.transpose(2, 3)).to(float_of(q))
+    scores = torch.matmul(q * E**-0.5, keys.transpose(2, 3)).to(
+        torch.promote_types(q.dtype, torch.float32)
+    )
     scores = scores.masked_fill(~seen[:, None, None], -torch.inf)
     return torch.matmul(torch.softmax(scores, dim=-1).to(values.dtype), values).view(B, H, E)
 
@@ -272,7 +278,7 @@ def decode_attention(
         raise ValueError(
             f"prefix keys {list(prefix.keys.shape)} of {list(prefix.of.shape)} must be [P, {K}, L, {E}]"
         )
-    attention = _attention_triton if use_triton(q, backend) else _attention_torch
+    attention = _attention_triton if _by_triton(q, backend) else _attention_torch
     return attention(q, keys, values, lengths, prefix)
 
 
@@ -333,7 +339,7 @@ def append(
     """
     (B, heads, E), K = qkv.shape, keys.shape[1]
     H = heads - 2 * K
-    if use_triton(qkv, backend):
+    if _by_triton(qkv, backend):
         q, qkv = qkv.new_empty(B, H, E), qkv.contiguous()
         _append_kernel[(B, heads)](
             *(qkv, cos.contiguous(), sin.contiguous(), lengths, q, keys, values),
@@ -341,7 +347,7 @@ def append(
             num_warps=1,
         )
         return q
-    a, b = qkv[:, : H + K].to(float_of(qkv)).chunk(2, dim=-1)
+    a, b = qkv[:, : H + K].to(torch.promote_types(qkv.dtype, torch.float32)).chunk(2, dim=-1)
     rotated = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(qkv.dtype)
     place = (
         torch.arange(B, device=qkv.device)[:, None],

@@ -1,0 +1,89 @@
+"""What the decoders in this folder stand for, and the check of their numbers."""
+
+from collections.abc import Callable
+
+import torch
+
+import kernels
+from batch import pack_completions, token_logprobs
+from generate import Sampling, generate
+from kernels import Setting
+from model import Transformer
+
+# The definitions that a decoder repeats. What these use is found from their code.
+DEFINITIONS = (
+    "generate.Decoder",
+    "model.Transformer.forward",
+    "model.Transformer.decode",
+    "model.Transformer.embedded",
+    "model.Transformer.rope_table",
+    "model.Transformer.logits",
+    "model.Transformer.head_weight",
+    "model.Block",
+    "model.Attention",
+    "model.MLP",
+    "model.RMSNorm",
+    "model.Linear",
+)
+
+PROMPTS = [[5], [3, 1, 4, 1, 5, 9, 2, 6, 5], [7, 8, 9, 7, 8]]
+SAMPLINGS = (  # samples, temperature, top_p, new tokens
+    Sampling(3, 1.0, 1.0, 7, seed=1),
+    Sampling(2, 0.7, 0.8, 4, seed=2),
+    Sampling(2, 0.0, 1.0, 5),
+)
+
+
+class _Ids:
+    """The least that `generate` needs of a tokenizer. No id ends a sample."""
+
+    eos_id = -1
+
+
+def sampling_error(make_decoder: Callable, setting: Setting) -> float:
+    """The largest error of sampled log-probs, as a share of the largest value.
+
+    They are compared with those of a forward pass. In float32 the plain decoder must also draw the same ids.
+    """
+    model = random_model(setting)
+    exact = setting.device.type == "cpu" and not setting.bf16
+    worst = 0.0
+    for sampling in SAMPLINGS:
+        with kernels.using({"generate.make_decoder": make_decoder}):
+            groups = generate(model, _Ids(), PROMPTS, sampling, max_rows=4)
+        with kernels.plain(), torch.no_grad():
+            if exact:
+                expected = generate(model, _Ids(), PROMPTS, sampling, max_rows=4)
+            else:
+                expected = groups
+            ids = [[sample.ids for sample in group] for group in groups]
+            batch = pack_completions(list(zip(PROMPTS, ids, strict=True)), False, setting.device)
+            forward = token_logprobs(model, batch, sampling.temperature or 1.0)[0].cpu()
+        if ids != [[sample.ids for sample in group] for group in expected]:
+            return float("inf")
+        found, plain = (
+            torch.tensor([p for group in some for sample in group for p in sample.logprobs])
+            for some in (groups, expected)
+        )
+        right = forward if sampling.top_p == 1 else plain
+        for other in (right, plain):
+            worst = max(worst, float((found - other).abs().max() / right.abs().max()))
+    return worst if worst == worst else float("inf")
+
+
+def random_model(setting: Setting) -> Transformer:
+    """A small model whose distributions are uneven and depend on the whole context."""
+    model = Transformer(setting.shape).requires_grad_(False)
+    draw = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        noise = torch.randn(weight.shape, generator=draw)
+        if weight.dim() == 1:
+            weight += 0.3 * noise
+        else:
+            weight.copy_(noise * weight.shape[1] ** -0.5)
+    model.config.eos_id = None
+    if setting.device.type == "cpu" and setting.bf16:
+        model.multiply_in(torch.bfloat16, store=True)
+    elif setting.bf16:
+        model.to(torch.bfloat16)
+    return model.to(setting.device)
