@@ -1,15 +1,16 @@
-"""The paper's benchmarks: where their files lie, how they are solved and scored, how many problems they have.
+"""The paper's benchmarks: where their files are, how they are solved and scored, how many problems
+they have.
 
-    python -m data.problems.benchmarks --data DIR      which are there, and their counts
+    python -m data.problems.benchmarks --data DIR      lists the benchmarks in a folder
 
-`find` and `load` work on a data folder that the user names. docs/data.md says where each set is published.
+docs/data.md says where each set is published.
 """
 
-import argparse
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.io import InputError, run_cli
+from data.io import CommandParser, InputError, run_cli
 from data.problems.problem import Problem
 from data.problems.readers import load as load_file
 
@@ -19,25 +20,19 @@ class Benchmark:
     name: str
     title: str
     lang: str
-    kind: str  # of its problems: data.problems.problem.KINDS
-    files: tuple[
-        str, ...
-    ]  # places under a data folder where it may lie; the first that exists is taken
-    count: int  # problems as published
-    formats: tuple[str, ...]  # ways of solving that the paper reports: cot, pot, tool; code; proof
-    shots: (
-        int  # exemplars of the paper's few-shot evaluation, or what is usual where it does not say
-    )
-    exemplars: str  # set of data/problems/exemplars.toml
+    kind: str  # of the problems: one of data.problems.problem.KINDS
+    files: tuple[str, ...]  # places in a data folder; the first that exists is used
+    count: int  # number of problems as published
+    formats: tuple[str, ...]  # that the paper reports: cot, pot, tool; code; proof
+    shots: int  # exemplars in the paper's few-shot evaluation, or the usual number
+    exemplars: str  # the name of a set in data/problems/exemplars.toml
     max_new_tokens: int = 1024
-    average: str = (
-        "problems"  # a score is the mean over "problems", or over the means of its "sections"
-    )
-    paper: str = ""  # tables that report it; "" for a set that the paper does not use
+    average: str = "problems"  # or "sections": the score is the mean of the sections' means
+    paper: str = ""  # the tables that report it; "" for a set that the paper does not use
 
 
 def _deepseek(*paths: str) -> tuple[str, ...]:
-    """Files of the paper's own evaluation, in a folder of that name or as that folder itself."""
+    """The places of files of the paper's evaluation: with the name of its folder, and without."""
     return *(f"deepseek-math-eval/{path}" for path in paths), *paths
 
 
@@ -231,7 +226,7 @@ _LIST = (
         2048,
         paper="3, 9",
     ),
-    # Not the paper's; the first is another set than its SAT of May 2023.
+    # The paper does not use these two. The first is not the SAT of May 2023.
     Benchmark(
         "agieval_sat",
         "AGIEval SAT-Math",
@@ -259,65 +254,64 @@ BENCHMARKS = {benchmark.name: benchmark for benchmark in _LIST}
 
 
 def get(name: str) -> Benchmark:
+    """The benchmark of this name. Raises InputError."""
     if name not in BENCHMARKS:
         raise InputError(f"benchmark {name!r}: unknown; there are {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]
 
 
 def find(name: str, folder: str | Path) -> Path | None:
-    """Where a benchmark lies in a data folder (a file, or a folder of files), None where it is absent."""
-    return next(
-        (path for place in get(name).files if (path := Path(folder) / place).exists()), None
-    )
+    """The file or folder of a benchmark in a data folder, or None if it is absent."""
+    paths = [Path(folder) / place for place in get(name).files]
+    return next((path for path in paths if path.exists()), None)
 
 
 def load(name: str, folder: str | Path, bad: list[str] | None = None) -> list[Problem]:
-    """A benchmark's test problems. Raises InputError where it is absent, and with file and line for a bad record; with
-    a list `bad`, bad records are left out and their messages appended to it."""
+    """The test problems of a benchmark.
+
+    Raises InputError if the benchmark is absent, and for a bad record with file and line. With a
+    list `bad`, bad records are left out and their messages are appended to the list.
+    """
     benchmark, path = get(name), find(name, folder)
     if path is None:
         raise InputError(
             f"{folder}: {benchmark.title} is not there; put it at {' or '.join(benchmark.files)} "
-            "(docs/data.md says where it is published)"
+            "(docs/data.md says where to get it)"
         )
     problems = load_file(path, bad)
-    if wrong := next((problem for problem in problems if problem.kind != benchmark.kind), None):
-        raise InputError(
-            f"{path}: problem {wrong.id} is of kind {wrong.kind}, {benchmark.title} has {benchmark.kind}; "
-            "another file stands in its place"
-        )
+    for problem in problems:
+        if problem.kind != benchmark.kind:
+            raise InputError(
+                f"{path}: problem {problem.id} is of kind {problem.kind}, {benchmark.title} has "
+                f"{benchmark.kind}; this is another file"
+            )
     if name == "mbpp":  # 1 to 10 are for prompts, 511 to 974 for training
-        problems = [
-            problem for problem in problems if 11 <= int(problem.id.removeprefix("mbpp-")) <= 510
-        ]
+        return [p for p in problems if 11 <= int(p.id.removeprefix("mbpp-")) <= 510]
     return problems
 
 
 def section(problem: Problem) -> str:
-    """The part of a benchmark that a problem belongs to: a subject of MMLU or MATH, a grade of CMATH, a task of BBH,
-    whose puzzles of three, five and seven objects are one task (so that it has 23, as the paper says)."""
+    """The part of a benchmark that a problem belongs to: a subject of MMLU or MATH, a grade of
+    CMATH, a task of BBH. In BBH the puzzles of three, five and seven objects are a single task, so
+    that it has 23 tasks, as in the paper."""
     parts = problem.source.split("/")
     name = parts[1] if len(parts) > 1 else parts[0]
-    return (
-        name.replace("_three_objects", "")
-        .replace("_five_objects", "")
-        .replace("_seven_objects", "")
-    )
+    return re.sub("_(three|five|seven)_objects", "", name)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data.problems.benchmarks", description="Which benchmarks are there."
+    parser = CommandParser(
+        prog="python -m data.problems.benchmarks",
+        description="List the benchmarks in a data folder.",
     )
-    parser.add_argument("--data", type=Path, required=True, help="data folder")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data folder")
     folder = parser.parse_args(arguments).data
     print(f"{'name':<17} {'published':>9} {'found':>6} {'bad':>4}  place")
     for name, benchmark in BENCHMARKS.items():
         path, bad = find(name, folder), []
-        found = len(load(name, folder, bad)) if path else 0
-        print(
-            f"{name:<17} {benchmark.count:>9} {found:>6} {len(bad):>4}  {path or 'absent: ' + benchmark.files[0]}"
-        )
+        count = len(load(name, folder, bad)) if path else 0
+        place = path or f"absent: {benchmark.files[0]}"
+        print(f"{name:<17} {benchmark.count:>9} {count:>6} {len(bad):>4}  {place}")
         for message in bad[:5]:
             print(f"    {message}")
 

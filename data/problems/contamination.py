@@ -1,17 +1,18 @@
-"""Contamination: which problems of the benchmarks stand in what a model was trained on.
+"""Contamination: which problems of the benchmarks occur in the training data of a model.
 
-The rule is the data engine's (data/mine/decontaminate.py, paper 2.1): a 10-gram of a benchmark text, or a text of 3 to
-9 grams as a whole. Here nothing is dropped; the overlap is reported beside the score, and the score of the problems
-that the training data lacks beside that of those it has.
+The rule is that of the data engine (data/mine/decontaminate.py, paper 2.1): the data has a 10-gram
+of a benchmark text, or the whole of a text with 3 to 9 grams. Nothing is removed here. The
+evaluation reports the overlap beside the score, and compares the score of the problems that the
+training data has with the score of the others.
 
     python -m data.problems.contamination --benchmarks DIR [FILE ...] --to FILE.json
-        --shards DIR [DIR ...] --tokenizer DIR   token shards (of data/shards.py) and the tokenizer they were made with
+        --shards DIR [DIR ...] --tokenizer DIR   token shards (data/shards.py) and their tokenizer
         --corpus FILE [FILE ...]                 JSONL of text, or of question and response
 
-`--benchmarks` takes problem files and data folders, of which the benchmarks of data/problems/benchmarks.py are read.
+`--benchmarks` takes problem files and data folders. In a data folder it reads the benchmarks of
+data/problems/benchmarks.py.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.io import InputError, atomic_write, jsonl_files, run_cli
+from data.io import CommandParser, InputError, at_least, atomic_write, jsonl_files, run_cli
 from data.mine.benchmark_files import Item
 from data.mine.decontaminate import GRAM, SHORTEST, Index, Match
 from data.mine.ngrams import Hashes, ngram_hashes, unit_hashes, units
@@ -29,49 +30,50 @@ from data.problems.readers import load as load_problems
 from data.shards import Shards, texts
 from data.tokenizer import Tokenizer
 
-_BATCH = 2**22  # characters looked up at a time
-_TOKENS = 2**20  # tokens decoded at a time
-_REPEAT = (
-    256  # tokens of a document's part that its next part begins with, more than ten words have
-)
+_BATCH = 2**22  # characters that are looked up at a time
+_TOKENS = 2**20  # tokens that are decoded at a time
+_REPEAT = 256  # tokens that two parts of a long document share: more than ten words have
 
 
-# ---- Overlap ---------------------------------------------------------------------------------------------------------
+# ---- Overlap -------------------------------------------------------------------------------------
 
 
 def overlap(
     problems: dict[str, list[Problem]], documents: Iterable[tuple[str, str]], examples: int = 5
 ) -> dict:
-    """Which problems of each benchmark, by name, have something in common with the documents: (place, text) each, read
-    once and not kept.
+    """Which problems have something in common with the documents.
 
-    Returns {documents, characters, benchmarks: {name: {problems, question: {problems, share, short, whole},
-    question_or_solution: {problems, share}, overlapping: {id: [fields]}, examples: [{id, field, shared, place}]}}}.
-    A question is its text without options, and the formal statement where it has one; a solution the worked one that
-    the benchmark gives: an answer alone ("18") says nothing. Of the questions that are found, `short` ones have 3 to 9
-    grams, and `whole` ones have nothing that was not seen, be it in several places; shorter questions are never
-    found."""
-    if empty := next((name for name, some in problems.items() if not some), None):
-        raise InputError(f"benchmark {empty}: holds no problem; give one with at least one")
-    items = [
-        item
-        for name, some in problems.items()
-        for problem in some
-        for item in _texts(name, problem)
-    ]
+    problems: benchmark -> its problems. documents: (place, text) each; they are read once.
+    Raises InputError for a benchmark without problems.
+
+    Returns {documents, characters, benchmarks}, where benchmarks has for each name {problems,
+    question: {problems, share, short, whole}, question_or_solution: {problems, share},
+    overlapping: {id: [fields]}, examples: [{id, field, shared, place}]}.
+
+    - The text of a question has no options, but the formal statement if there is any.
+    - A solution is a worked solution. An answer alone ("18") says nothing.
+    - `short` counts overlapping questions with 3 to 9 grams. Shorter questions never overlap.
+    - `whole` counts overlapping questions of which every gram occurs somewhere.
+    """
+    items = []
+    for name, some in problems.items():
+        if not some:
+            raise InputError(f"benchmark {name}: holds no problem; give a file with at least one")
+        for problem in some:
+            items += _texts(name, problem)
     index = Index.of(items, {})
     places: list[str] = []
-    # for every gram of the index the first place where it was seen, as a row of `places`
+    # For each gram of the index: the first place where it occurs (a row of `places`), or -1
     seen = {size: np.full(len(grams), -1, np.int64) for size, grams in index.grams.items()}
     count = characters = 0
     for batch in _batches(documents):
-        count, characters = count + len(batch), characters + sum(len(text) for _, text in batch)
-        for (place, _), found in zip(
-            batch, index.matches([text for _, text in batch]), strict=True
-        ):
-            if found:
+        texts = [text for _, text in batch]
+        count += len(batch)
+        characters += sum(map(len, texts))
+        for (place, _), matches in zip(batch, index.matches(texts), strict=True):
+            if matches:
                 places.append(place)
-                _mark(index, found, seen, len(places) - 1)
+                _mark(index, matches, seen, len(places) - 1)
     return {
         "documents": count,
         "characters": characters,
@@ -103,12 +105,14 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, s
         yield batch
 
 
-def _mark(index: Index, found: list[Match], seen: dict[int, np.ndarray], place: int) -> None:
-    """Note the place of the grams in some matches. A match names one text that has them; this marks them for all."""
-    hashes = unit_hashes([match.text for match in found])
-    for own in map(hashes.__getitem__, range(len(found))):
-        size = min(len(own), GRAM)
-        grams = ngram_hashes(Hashes(own, np.array([0, len(own)])), size).values
+def _mark(index: Index, matches: list[Match], seen: dict[int, np.ndarray], place: int) -> None:
+    """Set the place of the grams in some matches. A match names only one of the texts with its
+    grams; this sets the place for all of them."""
+    hashes = unit_hashes([match.text for match in matches])
+    for k in range(len(matches)):
+        words = hashes[k]
+        size = min(len(words), GRAM)
+        grams = ngram_hashes(Hashes(words, np.array([0, len(words)])), size).values
         rows = np.minimum(np.searchsorted(index.grams[size], grams), len(seen[size]) - 1)
         rows = rows[index.grams[size][rows] == grams]
         seen[size][rows[seen[size][rows] < 0]] = place
@@ -121,12 +125,13 @@ def _report(
     places: list[str],
     examples: int,
 ) -> dict:
-    result = {
+    """The figures of `overlap` for each benchmark."""
+    collected = {
         name: {"overlapping": {}, "short": set(), "whole": set(), "examples": []}
         for name in problems
     }
-    for item, size, rows in _found(index, seen):
-        benchmark = result[item.benchmark]
+    for item, size, rows in _overlapping(index, seen):
+        benchmark = collected[item.benchmark]
         fields = benchmark["overlapping"].setdefault(item.id, [])
         if item.field == "question":
             benchmark["short"].update([item.id] * (size < GRAM))
@@ -145,31 +150,32 @@ def _report(
                     "place": places[rows[first]],
                 }
             )
-    for name, found in result.items():
-        total, questions = (
-            len(problems[name]),
-            sum("question" in fields for fields in found["overlapping"].values()),
-        )
+    result = {}
+    for name, benchmark in collected.items():
+        total, overlapping = len(problems[name]), benchmark["overlapping"]
+        questions = sum("question" in fields for fields in overlapping.values())
         result[name] = {
             "problems": total,
             "question": {
                 "problems": questions,
                 "share": questions / total,
-                "short": len(found["short"]),
-                "whole": len(found["whole"]),
+                "short": len(benchmark["short"]),
+                "whole": len(benchmark["whole"]),
             },
             "question_or_solution": {
-                "problems": len(found["overlapping"]),
-                "share": len(found["overlapping"]) / total,
+                "problems": len(overlapping),
+                "share": len(overlapping) / total,
             },
-            "overlapping": found["overlapping"],
-            "examples": found["examples"],
+            "overlapping": overlapping,
+            "examples": benchmark["examples"],
         }
     return result
 
 
-def _found(index: Index, seen: dict[int, np.ndarray]) -> Iterator[tuple[Item, int, np.ndarray]]:
-    """(text, size of its grams, the place of each or -1) of the index's texts of which a gram was seen."""
+def _overlapping(
+    index: Index, seen: dict[int, np.ndarray]
+) -> Iterator[tuple[Item, int, np.ndarray]]:
+    """(text, size of the grams, place of each gram or -1) of the texts with a gram that occurs."""
     for start in range(0, len(index.items), 4096):
         some = index.items[start : start + 4096]
         hashes = unit_hashes([item.text for item in some])
@@ -178,46 +184,48 @@ def _found(index: Index, seen: dict[int, np.ndarray]) -> Iterator[tuple[Item, in
             size = min(len(hashes[i]), GRAM)
             if size < SHORTEST:
                 continue
-            own = grams[size][i]
-            rows = np.searchsorted(index.grams[size], own)
+            rows = np.searchsorted(index.grams[size], grams[size][i])
             if (seen[size][rows] >= 0).any():
                 yield item, size, seen[size][rows]
 
 
-def beside(records: list[dict], found: dict) -> dict:
-    """What stands beside a score: {problems, share, short, whole} of `overlap`'s questions of that benchmark, and the
-    accuracy of the "clean" problems and of the "overlapping" ones, {problems, accuracy} each.
+def beside(records: list[dict], figures: dict) -> dict:
+    """The figures beside a score: {problems, share, short, whole} of the questions that overlap,
+    and {problems, accuracy} of the "clean" and of the "overlapping" problems.
 
-    records are eval.py's ({id, attempts: [{right}]}). The accuracy is the mean over problems of the share of right
-    attempts; None where there is no problem, or where proofs were not checked."""
+    records: of eval.py, {id, attempts: [{right}]}. figures: what `overlap` says about the
+    benchmark. The accuracy is the mean over problems of the share of right attempts. It is None
+    without problems, and if proofs were not checked.
+    """
     parts: dict[str, list[float | None]] = {"clean": [], "overlapping": []}
     for record in records:
         right = [attempt["right"] for attempt in record["attempts"]]
         share = None if None in right else sum(right) / len(right)
-        parts[
-            "overlapping" if "question" in found["overlapping"].get(record["id"], ()) else "clean"
-        ].append(share)
-    return found["question"] | {
-        name: {
-            "problems": len(shares),
-            "accuracy": None if None in shares or not shares else sum(shares) / len(shares),
-        }
-        for name, shares in parts.items()
-    }
+        overlaps = "question" in figures["overlapping"].get(record["id"], ())
+        parts["overlapping" if overlaps else "clean"].append(share)
+    result = dict(figures["question"])
+    for name, shares in parts.items():
+        known = shares and None not in shares
+        accuracy = sum(shares) / len(shares) if known else None
+        result[name] = {"problems": len(shares), "accuracy": accuracy}
+    return result
 
 
-# ---- Documents -------------------------------------------------------------------------------------------------------
+# ---- Documents -----------------------------------------------------------------------------------
 
 
 def shard_documents(directory, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
-    """(place, text) of the documents of token shards, whose end is the manifest's eos_id. A document longer than
-    2^20 tokens comes in parts that overlap. Raises InputError for shards of another tokenizer."""
+    """(place, text) of the documents in token shards, which end with the manifest's eos_id.
+
+    A document of more than 2^20 tokens comes in parts that overlap. Raises InputError for shards of
+    another tokenizer.
+    """
     shards = Shards(directory)
     shards.check(tokenizer.hash)
     size, eos = shards.manifest["vocab_size"], shards.manifest["eos_id"]
     piece = [tokenizer.decode_bytes([id]) for id in range(size)].__getitem__
 
-    def text(ids: np.ndarray) -> str:  # what tokenizer.decode gives, faster
+    def text(ids: np.ndarray) -> str:  # the same as tokenizer.decode, but faster
         return b"".join(map(piece, ids.tolist())).decode("utf-8", "replace")
 
     document, kept = 1, np.zeros(0, np.int64)
@@ -234,7 +242,7 @@ def shard_documents(directory, tokenizer: Tokenizer) -> Iterator[tuple[str, str]
 
 
 def corpus_documents(paths: Iterable) -> Iterator[tuple[str, str]]:
-    """(place, text) of the lines of JSONL files, or folders of them: text, or question and response."""
+    """(place, text) of each line of JSONL files and folders: text, or question and response."""
     for path in jsonl_files(paths):
         for number, text in enumerate(texts(path), 1):
             yield f"{path}, document {number}", text
@@ -243,85 +251,76 @@ def corpus_documents(paths: Iterable) -> Iterator[tuple[str, str]]:
 def documents(
     shards: Iterable, tokenizer: Tokenizer | None, corpus: Iterable = ()
 ) -> Iterator[tuple[str, str]]:
-    """Those of folders of token shards, then those of JSONL files: what `overlap` reads."""
+    """(place, text) of the documents in folders of token shards, then in JSONL files."""
     for directory in shards:
         yield from shard_documents(directory, tokenizer)
     yield from corpus_documents(corpus)
 
 
 def read_problems(paths: Iterable) -> dict[str, list[Problem]]:
-    """Problems by name: of a data folder those benchmarks of data/problems/benchmarks.py that are there, of another folder or a
-    file its problems under the name of the path. Raises InputError."""
+    """name -> problems: the benchmarks in a data folder, or the problems of a file or of another
+    folder under the name of the path. Raises InputError."""
     result: dict[str, list[Problem]] = {}
     for path in map(Path, paths):
-        names = [
-            name for name in benchmarks.BENCHMARKS if path.is_dir() and benchmarks.find(name, path)
-        ]
-        found = {name: benchmarks.load(name, path) for name in names} or {
-            path.stem: load_problems(path)
-        }
-        if twice := result.keys() & found.keys():
-            raise InputError(
-                f"{path}: {sorted(twice)[0]} was given already; name every benchmark once"
-            )
-        result |= found
+        names = benchmarks.BENCHMARKS if path.is_dir() else ()
+        names = [name for name in names if benchmarks.find(name, path)]
+        loaded = {name: benchmarks.load(name, path) for name in names}
+        loaded = loaded or {path.stem: load_problems(path)}
+        if twice := result.keys() & loaded.keys():
+            raise InputError(f"{path}: {sorted(twice)[0]} comes twice; name every benchmark once")
+        result |= loaded
     return result
 
 
-# ---- Command ---------------------------------------------------------------------------------------------------------
+# ---- Command -------------------------------------------------------------------------------------
 
 
 def table(result: dict) -> str:
-    """A line for each benchmark."""
+    """A result of `overlap` as a table with a line for each benchmark."""
     lines = [
-        f"{'benchmark':<20} {'problems':>8} {'question':>8} {'share':>7} {'(short)':>7} {'(whole)':>7} "
-        f"{'or solution':>11} {'share':>7}"
+        f"{'benchmark':<20} {'problems':>8} {'question':>8} {'share':>7} {'(short)':>7} "
+        f"{'(whole)':>7} {'or solution':>11} {'share':>7}"
     ]
     for name, row in result["benchmarks"].items():
         question, both = row["question"], row["question_or_solution"]
         lines.append(
-            f"{name:<20} {row['problems']:>8} {question['problems']:>8} {question['share']:>7.2%} "
-            f"{question['short']:>7} {question['whole']:>7} "
+            f"{name:<20} {row['problems']:>8} {question['problems']:>8} "
+            f"{question['share']:>7.2%} {question['short']:>7} {question['whole']:>7} "
             f"{both['problems']:>11} {both['share']:>7.2%}"
         )
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(
-        prog="python -m data.problems.contamination", description="Benchmarks in training data."
+    parser = CommandParser(
+        prog="python -m data.problems.contamination",
+        description="Find problems of benchmarks in training data.",
     )
-    parser.add_argument(
-        "--benchmarks", nargs="+", required=True, help="problem files, or data folders"
-    )
-    parser.add_argument("--shards", nargs="+", default=[], help="folders of token shards")
-    parser.add_argument(
-        "--tokenizer", help="folder of the tokenizer.json of the shards, such as the model's"
-    )
-    parser.add_argument(
-        "--corpus", nargs="+", default=[], help="JSONL of text, or question and response; folders"
-    )
-    parser.add_argument(
-        "--examples", type=int, default=5, help="examples to give of each benchmark"
-    )
-    parser.add_argument("--to", required=True, help="file to write")
+    text = "problem files, or data folders"
+    parser.add_argument("--benchmarks", nargs="+", required=True, metavar="PATH", help=text)
+    text = "folders of token shards"
+    parser.add_argument("--shards", nargs="+", default=[], metavar="DIR", help=text)
+    parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer of the shards")
+    text = "JSONL of text, or question and response; folders"
+    parser.add_argument("--corpus", nargs="+", default=[], metavar="PATH", help=text)
+    text = "number of examples for each benchmark (default: 5)"
+    parser.add_argument("--examples", type=at_least(0), default=5, metavar="N", help=text)
+    parser.add_argument("--to", required=True, metavar="FILE", help="file to write")
     options = parser.parse_args(arguments)
     if not options.shards and not options.corpus:
-        raise InputError("nothing to look in: give --shards DIR or --corpus FILE")
+        raise InputError("nothing to search: give --shards DIR or --corpus FILE")
     if options.shards and not options.tokenizer:
-        raise InputError("--shards needs --tokenizer DIR, to turn tokens into text")
+        raise InputError("--shards needs --tokenizer DIR, to decode the tokens")
     problems = read_problems(options.benchmarks)
     tokenizer = Tokenizer.load(options.tokenizer) if options.shards else None
     began = time.perf_counter()
-    result = overlap(
-        problems, documents(options.shards, tokenizer, options.corpus), options.examples
-    )
+    read = documents(options.shards, tokenizer, options.corpus)
+    result = overlap(problems, read, options.examples)
     seconds = time.perf_counter() - began
     with atomic_write(options.to) as file:
         json.dump(result, file, ensure_ascii=False, indent=1)
-    print(
-        f"{result['documents']} documents, {result['characters'] / 1e6:.1f} million characters in {seconds:.1f} s"
-    )
+    millions = result["characters"] / 1e6
+    print(f"{result['documents']} documents, {millions:.1f} million characters in {seconds:.1f} s")
     print(table(result))
     return result
 

@@ -1,7 +1,7 @@
-r"""Problem files: what a problem is, and reading it from our JSONL and from the files that benchmarks are published in.
+r"""Reads problems from our JSONL and from the files in which benchmarks are published.
 
-`load` tells the kind of a file from its content. Each kind has a function that makes a problem of a row; a row that
-lacks something it needs is an InputError that names file, line and field.
+`load` recognizes the kind of a file by its content. For each kind a function makes a problem from
+a row. A row without a field that it needs is an InputError, which names file, line and field.
 """
 
 import csv
@@ -19,10 +19,12 @@ from data.problems.templates import WordTemplate, parse_number
 
 
 def load(path, bad: list[str] | None = None) -> list[Problem]:
-    """Problems of a file, or of all files in a folder and those below it.
+    """The problems of a file, or of all files in a folder and in the folders below it.
 
-    Raises InputError naming file and line for what cannot be read, and for a file without problems. With a list `bad`,
-    a record that cannot be used is left out and its message appended to the list; a broken file is an error still."""
+    Raises InputError with file and line for what cannot be read, and for a file without problems.
+    With a list `bad`, a record that cannot be used is left out, and its message is appended to the
+    list. A broken file is still an error.
+    """
     path = Path(path)
     problems = []
     for file in _files(path) if path.is_dir() else [path]:
@@ -41,11 +43,12 @@ def load(path, bad: list[str] | None = None) -> list[Problem]:
 
 
 def save(path, problems: Iterable[Problem]) -> int:
-    """Write problems as JSONL (atomically), without empty fields; returns how many."""
+    """Write problems as JSONL, without empty fields, the whole file or nothing. Returns how
+    many."""
     return write_jsonl(path, map(as_row, problems))
 
 
-# ---- Files and their records -----------------------------------------------------------------------------------------
+# ---- Files and their records ---------------------------------------------------------------------
 
 _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".csv", ".tsv")
 
@@ -76,8 +79,10 @@ def _text(path: Path) -> str:
 
 
 def _records(path: Path, text: str) -> tuple[Iterable[tuple[int, object]], Callable]:
-    """The records of a file as (line, record), and the function that makes a problem of one. A record is an object, the
-    text of an object, or the cells of a table's row."""
+    """(the records of a file as (line, record), the function that makes a problem of a record).
+
+    A record is an object, the text of an object, or the cells of a row.
+    """
     start = text.lstrip()[:1]
     if start == "[":
         records = list(_list_records(path, text))
@@ -96,11 +101,8 @@ def _records(path: Path, text: str) -> tuple[Iterable[tuple[int, object]], Calla
     if "\t" in text.split("\n", 1)[0]:
         return _table(text, "\t"), _mgsm_table
     rows = _table(text, ",")
-    if (
-        rows
-        and "Question" not in rows[0][1]
-        and any(re.fullmatch(r"\s*[A-D]\s*", cells[-1]) for _, cells in rows)
-    ):
+    letters = any(re.fullmatch(r"\s*[A-D]\s*", cells[-1]) for _, cells in rows)
+    if letters and "Question" not in rows[0][1]:
         return rows, _mmlu
     return ((line, (count, row)) for line, count, row in _header_table(path, text)), _word_problem
 
@@ -117,14 +119,15 @@ def _header_table(path: Path, text: str) -> Iterator[tuple[int, int, dict]]:
     needed = ("Question", "Numbers", "Equation", "Answer")
     if missing := [name for name in needed if name not in (reader.fieldnames or ())]:
         raise InputError(
-            f"{path}:1: no column {missing[0]!r}; give JSONL, the CSV of MAWPS/ASDiv or the JSON of SVAMP"
+            f"{path}:1: no column {missing[0]!r}; "
+            "give JSONL, the CSV of MAWPS/ASDiv or the JSON of SVAMP"
         )
     for count, row in enumerate(reader, 1):
         yield reader.line_num, count, row
 
 
 def _list_records(path: Path, text: str) -> Iterator[tuple[int, object]]:
-    """A JSON list of objects, read one by one so that an error has its line."""
+    """The objects of a JSON list. They are parsed separately, so that an error has a line."""
     decoder, position = json.JSONDecoder(), text.index("[") + 1
     while True:
         position = re.compile(r"[\s,]*").match(text, position).end()
@@ -141,7 +144,7 @@ def _list_records(path: Path, text: str) -> Iterator[tuple[int, object]]:
 
 
 def _object(record, where: str):
-    """The object of a line's text; what is read already stays as it is."""
+    """The object in the text of a line. A record that is parsed already is returned as it is."""
     if isinstance(record, str):
         try:
             record = json.loads(record)
@@ -157,7 +160,8 @@ def _object(record, where: str):
 
 
 def _reader(records: Iterable) -> Callable:
-    """The function that makes problems of a file's objects, told by the fields of the first that can be read."""
+    """The function that makes problems of the objects of a file. The fields of the first object
+    that can be parsed decide."""
     for record in records:
         try:
             row = _object(record, "")
@@ -165,13 +169,13 @@ def _reader(records: Iterable) -> Callable:
             continue
         if isinstance(row, dict):
             return next(
-                (parse for names, parse in _TOLD_BY if names <= set(row)),
+                (parse for names, parse in _BY_FIELDS if names <= set(row)),
                 _gsm8k if "####" in str(row.get("answer")) else _ours,
             )
     return _ours
 
 
-# ---- Fields ----------------------------------------------------------------------------------------------------------
+# ---- Fields --------------------------------------------------------------------------------------
 
 
 def _field(row: dict, name: str, where: str) -> str:
@@ -187,35 +191,33 @@ def _field(row: dict, name: str, where: str) -> str:
 
 def _list_field(row: dict, name: str, where: str) -> list[str]:
     value = row.get(name)
-    if not isinstance(value, list) or not value or not all(str(one).strip() for one in value):
+    if not isinstance(value, list) or not value or not all(str(item).strip() for item in value):
         raise InputError(
             f"{where}: {name!r} must be a list without empty entries; correct it or remove the line"
         )
-    return [str(one).strip() for one in value]
+    return [str(item).strip() for item in value]
 
 
 def _letter(label: str, choices: list[str], where: str, several: bool = False) -> str:
-    """The letter of an answer, "(B)" or "B", which must be that of an option; "ACD" where several are to be chosen."""
+    """The letter of an answer, "(B)" or "B"; with `several` also "ACD". It must belong to an
+    option."""
     letters = re.sub(r"[() .,]", "", label)
-    if (
-        not letters
-        or set(letters) - set(LETTERS[: len(choices)])
-        or len(letters) > (len(choices) if several else 1)
-    ):
+    unknown = set(letters) - set(LETTERS[: len(choices)])
+    if not letters or unknown or len(letters) > (len(choices) if several else 1):
         raise InputError(
-            f"{where}: answer {label!r} is not the letter of one of the {len(choices)} options; "
+            f"{where}: answer {label!r} is not the letter of any of the {len(choices)} options; "
             "correct it or remove the line"
         )
     return "".join(sorted(set(letters)))
 
 
 def _lettered(options: list[str], where: str) -> list[str]:
-    """Options without the "(A)", "A)" or "A." that each begins with."""
+    """The options without the "(A)", "A)" or "A." at their start."""
     for letter, option in zip(LETTERS, options, strict=False):
         if not re.match(rf"\(?{letter}[).]\s*\S", option):
             raise InputError(
-                f"{where}: option {option[:20]!r} does not begin with ({letter}) and go on; correct it or "
-                "remove the problem"
+                f"{where}: option {option[:20]!r} does not begin with ({letter}) and a text; "
+                "correct it or remove the problem"
             )
     return [re.split(r"[).]", option, maxsplit=1)[1].strip() for option in options]
 
@@ -224,7 +226,7 @@ def _lang(text: str) -> str:
     return "zh" if is_chinese(text) else "en"
 
 
-# ---- A problem of a record -------------------------------------------------------------------------------------------
+# ---- A problem of a record -----------------------------------------------------------------------
 
 
 def _ours(row: dict, path: Path, line: int) -> Problem:
@@ -234,13 +236,12 @@ def _ours(row: dict, path: Path, line: int) -> Problem:
         raise InputError(f"{where}: 'kind' must be one of {', '.join(KINDS)} and 'task' an object")
     choices = _list_field(row, "choices", where) if kind == "choice" else []
     answer = "" if kind in ("code", "proof") else _field(row, "answer", where)
-    if kind in ("code", "proof"):
-        for name in (
-            ("prompt", "tests")
-            if kind == "code"
-            else ("header", "formal_statement", "informal_statement")
-        ):
-            _field(task, name, where)
+    needed = {
+        "code": ("prompt", "tests"),
+        "proof": ("header", "formal_statement", "informal_statement"),
+    }
+    for name in needed.get(kind, ()):
+        _field(task, name, where)
     return Problem(
         id=str(row.get("id", f"{path.stem}-{line}")),
         question=_field(row, "question", where),
@@ -255,7 +256,7 @@ def _ours(row: dict, path: Path, line: int) -> Problem:
 
 
 def _gsm8k_marked(row: dict, path: Path, line: int) -> tuple[Problem, str]:
-    """(problem, its solution with the <<expression=value>> marks of the calculator)."""
+    """(problem, solution with the <<expression=value>> marks of the calculator)."""
     where = f"{path}:{line}"
     marked, found, answer = _field(row, "answer", where).rpartition("####")
     answer = answer.strip().replace(",", "")
@@ -274,7 +275,7 @@ def _gsm8k(row: dict, path: Path, line: int) -> Problem:
 
 
 def gsm8k_rows(path) -> Iterator[tuple[Problem, str]]:
-    """(problem, its solution with the calculator's marks) of a GSM8K file."""
+    """(problem, solution with the calculator's marks) of each row of a GSM8K file."""
     for line, row in read_jsonl(path):
         yield _gsm8k_marked(row, Path(path), line)
 
@@ -297,7 +298,7 @@ def _word_problem(record: tuple[int, dict], path: Path, line: int) -> Problem:
 
 
 def word_problem_rows(path) -> Iterator[tuple[int, dict, WordTemplate]]:
-    """(number of the row, the row, its template) of a MAWPS/ASDiv CSV."""
+    """(number of the row, the row, the template) of each row of a MAWPS/ASDiv CSV."""
     for line, count, row in _header_table(Path(path), _text(Path(path))):
         yield count, row, _template(row, f"{path}:{line}")
 
@@ -316,8 +317,8 @@ def _template(row: dict, where: str) -> WordTemplate:
 
 
 def _math(row: dict, path: Path, line: int) -> Problem:
-    r"""MATH: {problem, level, type, solution with \boxed{}}, each in a file of its own or one a line; OCW courses:
-    {problem, solution, answer}, without a level."""
+    r"""MATH: {problem, level, type, solution with \boxed{}}, in a file for each problem or on a
+    line. OCW courses: {problem, solution, answer}, without a level."""
     where, solution = f"{path}:{line}", str(row.get("solution") or "")
     question, level = _field(row, "problem", where), row.get("level")
     if level is None:
@@ -332,16 +333,14 @@ def _math(row: dict, path: Path, line: int) -> Problem:
                 f"{where}: no \\boxed{{}} in 'solution'; add the answer or remove the problem"
             )
     subject = str(row.get("type") or row.get("subject") or path.parent.name)
-    name = (
-        row.get("unique_id")
-        or row.get("id")
-        or (f"{path.parent.name}/{path.stem}" if path.suffix == ".json" else f"{path.stem}-{line}")
-    )
+    place = f"{path.parent.name}/{path.stem}" if path.suffix == ".json" else f"{path.stem}-{line}"
+    name = row.get("unique_id") or row.get("id") or place
     return Problem(f"math-{name}", question, answer, solution or None, f"math/{subject}/{level}")
 
 
 def _through_last_box(solution: str) -> str:
-    """The solution up to the end of its last box, so that what is said after it cannot take the place of the answer."""
+    """The solution up to the end of the last box, so that the text after it cannot be the
+    answer."""
     start = max(solution.rfind(r"\boxed"), solution.rfind(r"\fbox"))
     if start < 0:
         return ""
@@ -373,25 +372,25 @@ def _sat(row: dict, path: Path, line: int) -> Problem:
 
 
 def _agieval(row: dict, path: Path, line: int) -> Problem:
-    """AGIEval: {passage, question, options, label} of a choice; {question, answer} of a cloze, whose several answers
-    "$5$;$10$" are those of the blanks in order."""
+    """AGIEval: {passage, question, options, label} of a choice, {question, answer} of a cloze.
+    Several answers "$5$;$10$" of a cloze are the answers of the blanks in order."""
     where, source = f"{path}:{line}", f"agieval/{path.stem}"
     question = _field(row, "question", where).rstrip("\\\n ")
     question = f"{row['passage'].strip()}\n{question}" if row.get("passage") else question
     lang = "zh" if path.stem.startswith("gaokao") else _lang(question)
-    shared = {"id": f"{path.stem}-{line}", "question": question, "source": source, "lang": lang}
+    common = {"id": f"{path.stem}-{line}", "question": question, "source": source, "lang": lang}
     if not row.get("options") and not row.get("label"):
         blanks = [blank.strip() for blank in _field(row, "answer", where).split(";")]
-        return Problem(answer=blanks[0] if len(blanks) == 1 else _in_order(blanks), **shared)
+        return Problem(answer=blanks[0] if len(blanks) == 1 else _in_order(blanks), **common)
     choices = _lettered(_list_field(row, "options", where), where)
-    label = _letter(
-        _field(row, "label", where), choices, where, several=True
-    )  # seven of Gaokao-MathQA have several
-    return Problem(answer=label, kind="choice", choices=tuple(choices), **shared)
+    # Seven problems of Gaokao-MathQA have several right options.
+    label = _letter(_field(row, "label", where), choices, where, several=True)
+    return Problem(answer=label, kind="choice", choices=tuple(choices), **common)
 
 
 def _in_order(blanks: list[str]) -> str:
-    """Answers of several blanks as a tuple, which data.answers compares in order; a bare list it would not."""
+    """The answers of several blanks as a tuple, which data.answers compares in order (unlike a
+    list)."""
     return "$(" + ", ".join(blank.strip("$") for blank in blanks) + ")$"
 
 
@@ -411,7 +410,7 @@ def _mmlu_stem(row: dict, path: Path, line: int) -> Problem:
 
 
 def _mmlu(cells: list[str], path: Path, line: int) -> Problem:
-    """MMLU: question, options A to D, letter; the subject is the file's name."""
+    """MMLU: question, options A to D, letter. The subject is the name of the file."""
     where, subject = f"{path}:{line}", re.sub(r"_(?:dev|val|test)$", "", path.stem)
     if len(cells) != 6 or not all(cell.strip() for cell in cells):
         raise InputError(
@@ -442,12 +441,13 @@ def _cmath(row: dict, path: Path, line: int) -> Problem:
 
 
 def _messages(row: dict, path: Path, line: int) -> Problem:
-    """MGSM-zh as the paper's evaluation has it: a chat whose first message is the question."""
+    """MGSM-zh in the paper's evaluation: a chat whose first message is the question."""
     where = f"{path}:{line}"
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages or not isinstance(messages[0], dict):
         raise InputError(
-            f"{where}: 'messages' must be a list that begins with the question; correct or remove it"
+            f"{where}: 'messages' must be a list that begins with the question; "
+            "correct it or remove the line"
         )
     question = _field(messages[0], "content", where)
     source = str(row.get("dataset", path.stem)).replace("-", "_")
@@ -461,7 +461,7 @@ def _messages(row: dict, path: Path, line: int) -> Problem:
 
 
 def _mgsm_table(cells: list[str], path: Path, line: int) -> Problem:
-    """MGSM: question TAB answer; the language is the end of the file's name."""
+    """MGSM: question TAB answer. The language is the end of the name of the file."""
     if len(cells) != 2 or not all(cell.strip() for cell in cells):
         raise InputError(
             f"{path}:{line}: not a question, a tab and an answer; correct or remove the line"
@@ -478,7 +478,8 @@ def _mgsm_table(cells: list[str], path: Path, line: int) -> Problem:
 
 
 def _bbh(row: dict, path: Path, line: int) -> Problem:
-    """BIG-Bench Hard: {input, target}, options within the input; `line` counts the examples."""
+    """BIG-Bench Hard: {input, target}, with the options in the input. `line` counts the
+    examples."""
     where = f"{path}, example {line}"
     if not isinstance(row, dict):
         raise InputError(f"{where}: not a JSON object; correct or remove it")
@@ -510,7 +511,8 @@ def _humaneval(row: dict, path: Path, line: int) -> Problem:
 
 
 def _mbpp(row: dict, path: Path, line: int) -> Problem:
-    """MBPP: {text, code, task_id, test_list, test_setup_code}; in other editions `prompt`, `test`, `test_imports`."""
+    """MBPP: {text, code, task_id, test_list, test_setup_code}. Other editions have `prompt`,
+    `test` and `test_imports`."""
     where = f"{path}:{line}"
     question = _field(row, "prompt" if "prompt" in row else "text", where)
     tests = _list_field(row, "test" if "test" in row else "test_list", where)
@@ -527,7 +529,8 @@ def _mbpp(row: dict, path: Path, line: int) -> Problem:
 
 
 def _minif2f(row: dict, path: Path, line: int) -> Problem:
-    """miniF2F in Isabelle: {problem_name, header, formal_statement, informal_statement, informal_proof}."""
+    """miniF2F in Isabelle: {problem_name, header, formal_statement, informal_statement,
+    informal_proof}."""
     where = f"{path}:{line}"
     names = ("header", "formal_statement", "informal_statement", "informal_proof")
     task = {name: _field(row, name, where) for name in names}
@@ -542,7 +545,8 @@ def _minif2f(row: dict, path: Path, line: int) -> Problem:
     )
 
 
-_TOLD_BY: list[tuple[set[str], Callable]] = [  # fields -> what a file with them is
+# (fields, the reader of files with these fields)
+_BY_FIELDS: list[tuple[set[str], Callable]] = [
     ({"formal_statement"}, _minif2f),
     ({"task_id", "entry_point"}, _humaneval),
     ({"task_id", "code"}, _mbpp),

@@ -309,9 +309,9 @@ def test_the_command(tokenizer, tmp_path, capsys):
         "r": ["solution"]
     }  # nine words of the other's question
     for wrong, message in (
-        (shared, "nothing to look in"),
+        (shared, "nothing to search"),
         ([*shared, "--shards", "x"], "--shards needs --tokenizer"),
-        ([*shared[:2], *shared[1:], "--corpus", "x"], "bench was given already"),
+        ([*shared[:2], *shared[1:], "--corpus", "x"], "bench comes twice"),
         ([*shared, "--corpus", f"{tmp_path}/none.jsonl"], "none.jsonl"),
     ):
         with pytest.raises(InputError, match=message):

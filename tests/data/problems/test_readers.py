@@ -244,10 +244,10 @@ def test_a_field_that_is_missing_or_empty_is_named(tmp_path, name):
     [
         ("math", {"solution": "So $x = 5$."}, r"no \\boxed{} in 'solution'"),
         ("math", {"solution": r"So \boxed{5"}, r"no \\boxed{} in 'solution'"),
-        ("sat", {"Answer": "D"}, "answer 'D' is not the letter of one of the 3 options"),
+        ("sat", {"Answer": "D"}, "answer 'D' is not the letter of any of the 3 options"),
         ("sat", {"Answer": "AB"}, "answer 'AB' is not"),
         ("sat", {"options": "A) x C) y"}, "option .* does not begin with"),
-        ("agieval_choice", {"label": "E"}, "answer 'E' is not the letter of one of the 3 options"),
+        ("agieval_choice", {"label": "E"}, "answer 'E' is not the letter of any of the 3 options"),
         (
             "agieval_choice",
             {"options": ["(A)x", "(C)y"]},

@@ -9,14 +9,9 @@ import pytest
 
 from data.io import InputError, read_jsonl, run_cli
 from data.problems import training_sets
-from data.problems.readers import gsm8k_rows
-from data.problems.training_sets import (
-    Problem,
-    calculator_program,
-    load,
-    question_key,
-    save,
-)
+from data.problems.problem import Problem
+from data.problems.readers import gsm8k_rows, load, save
+from data.problems.training_sets import calculator_program, question_key
 
 
 def write_csv(path, rows):
@@ -26,7 +21,7 @@ def write_csv(path, rows):
         writer.writerows([*row, "[1]"] for row in rows)
 
 
-# ---- Files -----------------------------------------------------------------------------------------------------------
+# ---- Files ---------------------------------------------------------------------------------------
 
 
 def test_our_jsonl_round_trips(tmp_path):
@@ -170,7 +165,7 @@ def test_real_files(real, name, count):
         Fraction(problem.answer)
 
 
-# ---- Numbers and templates -------------------------------------------------------------------------------------------
+# ---- Numbers and templates -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -213,7 +208,7 @@ def test_real_gsm8k_programs(real, capsys):
             assert float(capsys.readouterr().out) == pytest.approx(float(answer), rel=1e-5)
 
 
-# ---- Training sets ---------------------------------------------------------------------------------------------------
+# ---- Training sets -------------------------------------------------------------------------------
 
 
 def test_question_key():
@@ -226,7 +221,8 @@ def test_question_key():
 
 @pytest.fixture
 def folder(tmp_path):
-    """40 train questions; three of them are in the tests in other clothes, one has a wrong answer."""
+    """40 train questions; three of them are in the tests in other clothes, one has a wrong
+    answer."""
     names = [chr(ord("a") + i) * 3 for i in range(40 - 26)] + [chr(ord("a") + i) for i in range(26)]
     rows = [
         (
@@ -274,8 +270,7 @@ def test_word_problem_sets(folder, capsys):
         ]
     )
     assert (
-        "40 rows, 3 dropped (their question is in a test set), 1 left out"
-        in capsys.readouterr().out
+        "40 rows, 3 dropped (the question is in a test set), 1 left out" in capsys.readouterr().out
     )
     rl, valid = load(folder / "to/rl.jsonl"), load(folder / "to/valid.jsonl")
     tests = load(folder / "to/test_mawps.jsonl") + load(folder / "to/test_svamp.jsonl")
@@ -362,10 +357,10 @@ def test_no_variant_is_a_question_of_the_tests(tmp_path):
     (tmp_path / "SVAMP.json").write_text(
         '[{"ID": "1", "Body": "b", "Question": "q", "Answer": 1.0}]'
     )
-    training_sets.word_problems(tmp_path, tmp_path / "to", copies=40)
-    questions = {question_key(row["question"]) for row in rows_of(tmp_path / "to/sft.jsonl")}
-    questions |= {question_key(problem.question) for problem in load(tmp_path / "to/rl.jsonl")}
-    (held_out,) = {question_key(problem.question) for problem in load(tmp_path / "to/valid.jsonl")}
+    files = training_sets.word_problems(tmp_path, copies=40)
+    questions = {question_key(row["question"]) for row in files["sft.jsonl"]}
+    questions |= {question_key(problem.question) for problem in files["rl.jsonl"]}
+    (held_out,) = {question_key(problem.question) for problem in files["valid.jsonl"]}
     everything = {question_key(told(name, thing)[0]) for name in names for thing in things}
     assert questions == everything - {question_key(told("Sam", "cakes")[0]), held_out}
 
@@ -394,7 +389,7 @@ def test_gsm8k_sets(tmp_path):
     assert [r["question"] for r in sft if r["format"] == "cot"] == [p.question for p in rl]
     assert {r["question"] for r in sft if r["format"] == "pot"} == train - {rows[4]["question"]}
     with pytest.raises(InputError, match="--valid 19: must be between 1 and 18"):
-        training_sets.gsm8k(tmp_path, tmp_path / "to", valid=19)
+        training_sets.gsm8k(tmp_path, valid=19)
 
 
 def test_command_errors(folder, capsys):
@@ -410,7 +405,7 @@ def test_command_errors(folder, capsys):
 
     assert "mawps_fold3.csv: cannot be read" in run("--fold", "3")
     assert run("--fold", "2", "--formats", "pot,essay").endswith(
-        "unknown format 'essay'; give cot, pot or cot,pot\n"
+        "unknown format 'essay'; use cot, pot or cot,pot\n"
     )
     write_csv(folder / "mawps_asdiv_train.csv", [])
     assert "would be empty" in run("--fold", "2")
