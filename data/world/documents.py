@@ -1,28 +1,41 @@
-"""Pre-training documents of the built-in world: general (people, towns, shops, animals), math and code.
+"""Pre-training documents of the built-in world: general, math and code.
 
-A document is a few pieces, each written by a function (lang, draw, exercise) -> text. The facts of the world are fixed
-(a person always lives in the same town), so that a model can learn them. `exercise()` gives a word problem of the split
-the document is for; what holds no exercise is kept apart by split in data/world/synthetic.py, by a hash of the text.
+General documents are about people, towns, shops, animals and days. A document has a few pieces. A
+piece is written by a function (lang, draw, exercise) -> text. The facts of the world are fixed (a
+person always lives in the same town), so that a model can learn them. `exercise()` returns a word
+problem of the document's split. For documents without an exercise, synthetic.py keeps the splits
+apart by a hash of the text.
 """
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from math import lcm
+from typing import Protocol
 
 from data.world.families import NAMES, OBJECTS, Draw
 
 
 def pairs(text: str) -> tuple[tuple[str, str], ...]:
-    """Lines of "English ~ Chinese"."""
+    """Split lines of "English ~ Chinese". A line that begins with ~ or | continues the line above.
+
+    >>> pairs("cat ~ 猫")
+    (('cat', '猫'),)
+    """
+    text = re.sub(r"\n\s*~ ", " ~ ", re.sub(r"\n\s*\| ", " ", text))
     return tuple(tuple(line.strip().split(" ~ ")) for line in text.strip().splitlines())
 
 
 def words(text: str) -> tuple[list[str], ...]:
-    """Rows set apart by commas, their fields by spaces."""
+    """Split rows at commas, and fields at spaces.
+
+    >>> words("cat 猫, dog 狗")
+    (['cat', '猫'], ['dog', '狗'])
+    """
     return tuple(row.split() for row in text.split(","))
 
 
-# English, Chinese
+# English and Chinese.
 TOWNS = words(
     "Rosefield 玫瑰镇, Millbrook 磨坊镇, Northport 北港, Lakeside 湖滨镇, Stonebridge 石桥镇, "
     "Greenhill 青山镇, Westford 西津镇, Sunvale 阳谷镇"
@@ -39,7 +52,7 @@ DAYS = words(
     "Friday 星期五, Saturday 星期六, Sunday 星期日"
 )
 WEATHER = words("sunny 晴朗, windy 有风, cold 寒冷, warm 温暖, cloudy 多云")
-# The animal and its food in English and in Chinese, legs, weight in kg, top speed in km an hour
+# Animal and food in English, the same in Chinese, legs, weight in kg, top speed in km an hour.
 ANIMALS = words(
     "cat fish 猫 鱼 4 4 48, dog meat 狗 肉 4 20 45, horse grass 马 草 4 500 70, "
     "cow hay 牛 干草 4 600 40, "
@@ -47,7 +60,7 @@ ANIMALS = words(
     "goat leaves 山羊 树叶 4 60 16"
 )
 
-# What can be told about one thing; the first sentence always comes first.
+# Sentences about a person, town, shop, animal or day. A text begins with the first sentence.
 GENERAL = {
     "person": pairs("""
         {n} lives in {town} and is {age} years old. ~ {n}住在{town}，今年{age}岁。
@@ -67,7 +80,8 @@ GENERAL = {
     """),
     "shop": pairs("""
         {n} has a small shop in {town}. ~ {n}在{town}有一家小店。
-        One {o1} costs {price} dollars and one {p1} {price2} dollars. ~ 店里一{u}{o}{price}元，一{w}{p}{price2}元。
+        One {o1} costs {price} dollars and one {p1} {price2} dollars.
+        ~ 店里一{u}{o}{price}元，一{w}{p}{price2}元。
         The shop opens at {open} o'clock and is closed on {day}. ~ 小店{open}点开门，{day}休息。
         {m} often buys {o} there. ~ {m}常去那里买{o}。
         Most people come to the shop for {p}. ~ 来店里的人大多买{p}。
@@ -91,31 +105,39 @@ GENERAL = {
     """),
 }
 
-Exercise = Callable[[], tuple[str, str, str, str]]  # question, answer, cot, pot
+
+class Problem(Protocol):
+    """The fields of a word problem that documents use."""
+
+    question: str
+    answer: str
+    cot: str
+    pot: str
+
+
+Exercise = Callable[[], Problem]
 Piece = Callable[[str, Draw, Exercise], str]
 
 
 def pick(draw: Draw, values):
+    """A random element."""
     return values[draw(0, len(values) - 1)]
 
 
 def say(lang: str, english: str, chinese: str) -> str:
+    """The text in this language."""
     return english if lang == "en" else chinese
 
 
 def general(lang: str, draw: Draw, exercise: Exercise) -> str:
-    """Three to five sentences about one person, town, shop, animal or day."""
+    """Three to five sentences about a person, town, shop, animal or day."""
     zh = lang == "zh"
     kind = pick(draw, tuple(GENERAL))
+    # Two people i and j, and two objects o and p. All facts follow from these numbers.
     i, o = draw(0, len(NAMES) - 1), draw(0, len(OBJECTS) - 1)
-    j, p = (
-        (i + draw(1, len(NAMES) - 1)) % len(NAMES),
-        (o + draw(1, len(OBJECTS) - 1)) % len(OBJECTS),
-    )
-    home, friend_home = (
-        i * 3 % len(TOWNS),
-        j * 3 % len(TOWNS),
-    )  # all facts follow from who or what it is
+    j = (i + draw(1, len(NAMES) - 1)) % len(NAMES)
+    p = (o + draw(1, len(OBJECTS) - 1)) % len(OBJECTS)
+    home, friend_home = i * 3 % len(TOWNS), j * 3 % len(TOWNS)
     animal = ANIMALS[i * 5 % len(ANIMALS)] if kind == "person" else pick(draw, ANIMALS)
     second = pick(draw, [other for other in ANIMALS if other is not animal])
     place = draw(0, len(PLACES) - 1)
@@ -158,7 +180,7 @@ def general(lang: str, draw: Draw, exercise: Exercise) -> str:
     return say(lang, " ", "").join(sentence[zh] for sentence in chosen).format_map(slots)
 
 
-# --- Mathematics ----------------------------------------------------------------------------------------------------
+# ---- Mathematics -----------------------------------------------------------------------------
 
 
 def column_sum(lang: str, draw: Draw, exercise: Exercise) -> str:
@@ -193,7 +215,7 @@ def difference(lang: str, draw: Draw, exercise: Exercise) -> str:
 
 
 def product(lang: str, draw: Draw, exercise: Exercise) -> str:
-    """Multiplication by one digit, tens and ones apart."""
+    """Multiplication by one digit: tens and ones separately."""
     a, b = draw(11, 99), draw(2, 9)
     tens, ones = a // 10 * 10, a % 10
     steps = (
@@ -225,7 +247,7 @@ def table(lang: str, draw: Draw, exercise: Exercise) -> str:
 
 
 def drill(lang: str, draw: Draw, exercise: Exercise) -> str:
-    """Small sums and products, and their reverse: what the steps of a solution are made of."""
+    """Small sums and products, and the reverse: the steps of solutions consist of these."""
     rows = []
     for _ in range(draw(8, 16)):
         a, b, c, d = draw(1, 24), draw(1, 16), draw(2, 9), draw(2, 10)
@@ -262,16 +284,21 @@ def percent_facts(lang: str, draw: Draw, exercise: Exercise) -> str:
     )
 
 
-# Fields: a, b, c and what follows from them: s = a + b, d = a * b, e = 2 s, f = a + 2 b, g = 60 b
+# Fields: a, b, s = a + b, d = a * b, e = 2 s, f = a + 2 b, g = 60 b.
 DEFINITIONS = pairs("""
-    The perimeter of a rectangle: ({a} + {b}) * 2 = {e}, twice its two sides. ~ 长方形的周长：({a} + {b}) * 2 = {e}。
+    The perimeter of a rectangle: ({a} + {b}) * 2 = {e}, twice its two sides.
+    ~ 长方形的周长：({a} + {b}) * 2 = {e}。
     The area of a rectangle is length times width: {a} * {b} = {d}. ~ 长方形的面积是长乘宽：{a} * {b} = {d}。
-    The average is the sum divided by the count: ({a} + {f}) / 2 = {s}. ~ 平均数是总和除以个数：({a} + {f}) / 2 = {s}。
-    Speed is distance divided by time: {d} / {b} = {a} km an hour. ~ 速度是路程除以时间：{d} / {b} = {a} 千米每小时。
+    The average is the sum divided by the count: ({a} + {f}) / 2 = {s}.
+    ~ 平均数是总和除以个数：({a} + {f}) / 2 = {s}。
+    Speed is distance divided by time: {d} / {b} = {a} km an hour.
+    ~ 速度是路程除以时间：{d} / {b} = {a} 千米每小时。
     The unit price is the cost divided by the number: {d} / {b} = {a}. ~ 单价是总价除以数量：{d} / {b} = {a}。
     {b} times as many as {a} is {a} * {b} = {d}. ~ {a}的{b}倍是 {a} * {b} = {d}。
-    {b} more than {a} is {a} + {b} = {s}; {b} fewer than {s} is {s} - {b} = {a}. ~ 比{a}多{b}是 {a} + {b} = {s}。
-    An hour has 60 minutes, so {b} hours have {b} * 60 = {g} minutes. ~ 一小时有60分钟，{b}小时是 {b} * 60 = {g} 分钟。
+    {b} more than {a} is {a} + {b} = {s}; {b} fewer than {s} is {s} - {b} = {a}.
+    ~ 比{a}多{b}是 {a} + {b} = {s}。
+    An hour has 60 minutes, so {b} hours have {b} * 60 = {g} minutes.
+    ~ 一小时有60分钟，{b}小时是 {b} * 60 = {g} 分钟。
     A number is even when 2 divides it: {e} is even. ~ 能被2整除的数是偶数：{e}是偶数。
 """)
 
@@ -284,13 +311,15 @@ def definition(lang: str, draw: Draw, exercise: Exercise) -> str:
 
 def solved(lang: str, draw: Draw, exercise: Exercise) -> str:
     """A word problem and its solution."""
-    question, _, cot, _ = exercise()
-    titled = say(lang, f"Problem: {question}\nSolution: {cot}", f"题目：{question}\n解：{cot}")
-    return pick(draw, (f"{question}\n{cot}", titled))
+    p = exercise()
+    titled = say(
+        lang, f"Problem: {p.question}\nSolution: {p.cot}", f"题目：{p.question}\n解：{p.cot}"
+    )
+    return pick(draw, (f"{p.question}\n{p.cot}", titled))
 
 
 MATH: tuple[Piece, ...] = (drill, drill, solved, solved)
-# What the word problems of levels 3 and up need beside.
+# Pieces that word problems of level 3 and above also need.
 MORE_MATH: tuple[Piece, ...] = (
     column_sum,
     difference,
@@ -303,9 +332,9 @@ MORE_MATH: tuple[Piece, ...] = (
 )
 
 
-# --- Programs -------------------------------------------------------------------------------------------------------
+# ---- Programs --------------------------------------------------------------------------------
 
-# Comments and the program they stand before; n is a name, o an object, the other fields are numbers.
+# A comment (English, Chinese) and a program. n is a name, o an object; other fields are numbers.
 PROGRAMS = tuple(
     (comment, program.strip("\n"))
     for comment, program in (
@@ -430,19 +459,21 @@ print(sorted(numbers))""",
 
 
 def output(program: str) -> str:
-    """What a program of ours prints. It runs here and not in a sandbox: never call this with text from elsewhere."""
+    """What a program of this file prints. It runs without a sandbox: never pass other programs."""
     lines: list[str] = []
     exec(program, {"print": lambda *values: lines.append(" ".join(map(str, values)))})
     return "\n".join(lines)
 
 
 def commented(comment: str, program: str, printed: str, lang: str) -> str:
-    return f"# {comment}\n{program}\n{say(lang, '# Output:', '# 输出：')}\n# " + printed.replace(
-        "\n", "\n# "
-    )
+    """A program between a comment and the output."""
+    head = say(lang, "# Output:", "# 输出：")
+    result = printed.replace("\n", "\n# ")
+    return f"# {comment}\n{program}\n{head}\n# {result}"
 
 
 def snippet(lang: str, draw: Draw, exercise: Exercise) -> str:
+    """A small program."""
     zh = lang == "zh"
     comment, program = pick(draw, PROGRAMS)
     slots = dict(
@@ -461,13 +492,13 @@ def snippet(lang: str, draw: Draw, exercise: Exercise) -> str:
 
 def word_program(lang: str, draw: Draw, exercise: Exercise) -> str:
     """A word problem as a comment, and the program that answers it."""
-    question, answer, _, pot = exercise()
-    return commented(question, pot, answer, lang)
+    p = exercise()
+    return commented(p.question, p.pot, p.answer, lang)
 
 
 CODE: tuple[Piece, ...] = (snippet, word_program)
 
-# By kind: the pieces, the fewest and the most of them in a document, and what stands between.
+# For each kind: pieces, minimum and maximum number in a document, and the separator.
 KINDS = {
     "general": ((general,), 1, 3, "\n"),
     "math": (MATH, 2, 4, "\n"),
@@ -476,8 +507,9 @@ KINDS = {
 
 
 def compose(kind: str, lang: str, draw: Draw, exercise: Exercise, level: int) -> str:
-    """A document of a kind; `level` is the highest of its word problems."""
+    """A document of a kind; `level` is the highest level of the word problems in it."""
     pieces, fewest, most, between = KINDS[kind]
     if kind == "math" and level > 2:
         pieces = MORE_MATH + pieces
-    return between.join(pick(draw, pieces)(lang, draw, exercise) for _ in range(draw(fewest, most)))
+    count = draw(fewest, most)
+    return between.join(pick(draw, pieces)(lang, draw, exercise) for _ in range(count))

@@ -1,12 +1,17 @@
-"""The families of word problems behind data/world/synthetic.py: wordings, worked steps and programs, in English and Chinese.
+"""The families of word problems: wordings, solution steps and programs, in English and Chinese.
 
-A family is a function that draws numbers, under a decorator that holds its texts, one a line:
-`en` and `zh` are wordings of the question, `--` a step of the solution (English ~ Chinese), `py` a line of the program.
-Their `{}` fields: n, m, k are three different people; o and p two different kinds of object (o1, p1 the singular; u, w
-the Chinese measure words); every other field is a number that the function returned, `answer` among them. `|` marks
-where a distractor sentence may stand (a line that begins with it continues the line above). Both languages show the
-same slots, so that a problem can be told in either.
-Number types say how a number is written: int, Fraction (3/4), Decimal (2.5). A program prints exactly the answer.
+A family is a function that draws numbers. The decorator holds the texts, one on a line:
+
+    en, zh   a wording of the question
+    --       a step of the solution, English ~ Chinese
+    py       a line of the program, which prints exactly the answer
+
+Fields in braces: n, m, k are different people. o and p are different kinds of objects (o1, p1: the
+singular; u, w: the Chinese measure words). Every other field is a number that the function
+returned; `answer` is one of them. `|` marks where a distractor sentence may stand; a line that
+begins with `|` continues the line above. Both languages show the same fields, so that a problem can
+be told in either language. The type of a number says how it is written: int, Fraction (3/4),
+Decimal (2.5).
 """
 
 import re
@@ -17,7 +22,7 @@ from fractions import Fraction
 from math import gcd
 from string import Formatter
 
-# (English, Chinese)
+# English, Chinese.
 NAMES = tuple(
     name.split()
     for name in (
@@ -39,7 +44,7 @@ NAMES = tuple(
         "Zoe 小燕",
     )
 )
-# (plural, singular, Chinese noun, Chinese measure word)
+# Plural, singular, Chinese noun, Chinese measure word.
 OBJECTS = tuple(
     row.split()
     for row in (
@@ -61,7 +66,8 @@ OBJECTS = tuple(
         "toys toy 玩具 件",
     )
 )
-# Sentences that add a number and change nothing: of a person q and an object r (s: measure word) not in the problem.
+# Sentences with a number d that does not matter. Person q and object r (measure word s) are not in
+# the problem.
 DISTRACTORS = {
     "en": (
         "{q} has {d} {r}.",
@@ -80,44 +86,49 @@ DISTRACTORS = {
         "{q}坐{d}路公交车。",
     ),
 }
-DISTRACTOR_RATE = {1: 0.0, 2: 0.1, 3: 0.25, 4: 0.5, 5: 1.0}  # by level
+DISTRACTOR_RATE = {1: 0.0, 2: 0.1, 3: 0.25, 4: 0.5, 5: 1.0}  # for each level
 
-Draw = Callable[[int, int], int]  # an integer between two, both included
+Draw = Callable[[int, int], int]  # draw(low, high): a random integer, bounds included
 
 
 @dataclass(frozen=True)
 class Family:
     name: str
     level: int
-    wordings: dict[str, tuple[str, ...]]  # by language, as everything below that is a dict
-    cot: dict[str, str]  # a step a line, without the final sentence
+    wordings: dict[str, tuple[str, ...]]  # for each language
+    cot: dict[str, str]  # for each language: a step on a line, without the final sentence
     pot: str
     numbers: Callable[[Draw], dict]
-    people: str  # the person slots in use, a letter each
-    objects: str
-    key_slots: tuple[str, ...]  # what every wording shows, so that equal questions have equal keys
+    people: str  # the fields of people in use: letters of nmk
+    objects: str  # the fields of objects in use: letters of op
+    key_slots: tuple[str, ...]  # fields that every wording shows: equal questions have equal keys
 
 
 FAMILIES: dict[int, list[Family]] = {level: [] for level in range(1, 6)}
 
 
 def fields(template: str) -> set[str]:
+    """
+    >>> sorted(fields("{n} has {a} {o}."))
+    ['a', 'n', 'o']
+    """
     return {name for _, name, _, _ in Formatter().parse(template) if name}
 
 
 def family(level: int, texts: str) -> Callable:
-    """Register the decorated function (draw -> numbers by field) and its texts (see the top) as a family."""
+    """Register a function draw -> {field: number}, with texts (see the top), as a family."""
     lines: dict[str, list[str]] = {"en": [], "zh": [], "--": [], "py": []}
-    for line in re.sub(r"\n\s*\|", " |", texts).strip().splitlines():
+    texts = re.sub(r"\n\s*\+ ", " ", re.sub(r"\n\s*\|", " |", texts))
+    for line in texts.strip().splitlines():
         kind, _, text = line.strip().partition(" ")
         lines[kind].append(text)
-    steps = [(line.partition(" ~ ")[0], line.rpartition(" ~ ")[2]) for line in lines["--"]]
-    # A measure word and a singular are faces of the same slot as their object.
-    face = {"o1": "o", "u": "o", "p1": "p", "w": "p"}
-    shown = [
-        {face.get(field, field) for field in fields(wording)}
-        for wording in lines["en"] + lines["zh"]
-    ]
+    steps = [line.split(" ~ ") for line in lines["--"]]
+
+    # The fields that each wording shows. A measure word and a singular belong to their object.
+    object_of = {"o1": "o", "u": "o", "p1": "p", "w": "p"}
+    shown = []
+    for wording in lines["en"] + lines["zh"]:
+        shown.append({object_of.get(field, field) for field in fields(wording)})
     used = set.union(*shown)
 
     def register(numbers: Callable[[Draw], dict]) -> Callable[[Draw], dict]:
@@ -127,8 +138,8 @@ def family(level: int, texts: str) -> Callable:
                 level=level,
                 wordings={lang: tuple(lines[lang]) for lang in ("en", "zh")},
                 cot={
-                    "en": "\n".join(en for en, _ in steps),
-                    "zh": "\n".join(zh for _, zh in steps),
+                    "en": "\n".join(step[0] for step in steps),
+                    "zh": "\n".join(step[-1] for step in steps),
                 },
                 pot="\n".join(lines["py"]),
                 numbers=numbers,
@@ -142,7 +153,7 @@ def family(level: int, texts: str) -> Callable:
     return register
 
 
-# --- Level 1: one step, small numbers -------------------------------------------------------------------------------
+# ---- Level 1: one step, small numbers --------------------------------------------------------
 
 
 @family(
@@ -150,7 +161,8 @@ def family(level: int, texts: str) -> Callable:
     """
     en {n} has {a} {o}. {m} gives {n} {b} more. How many {o} does {n} have now?
     en {n} had {a} {o} and then bought {b} more. How many {o} does {n} have now?
-    en {n} found {a} {o} in the morning and {b} {o} in the afternoon. How many {o} did {n} find in all?
+    en {n} found {a} {o} in the morning and {b} {o} in the afternoon. How many {o} did {n} find in
+    + all?
     en There are {a} {o} in the bag. {n} puts in {b} more. How many {o} are in the bag now?
     zh {n}有{a}{u}{o}，{m}又给了{n}{b}{u}。{n}现在有多少{u}{o}？
     zh {n}原有{a}{u}{o}，又买了{b}{u}。一共有多少{u}{o}？
@@ -265,7 +277,7 @@ def price(r):
     return dict(a=a, b=b, answer=a * b)
 
 
-# --- Level 2: two steps ---------------------------------------------------------------------------------------------
+# ---- Level 2: two steps ----------------------------------------------------------------------
 
 
 @family(
@@ -273,7 +285,8 @@ def price(r):
     """
     en {n} has {a} {o}, gets {b} more and then gives away {c}. |How many {o} does {n} have left?
     en {n} had {a} {o}. {m} gave {n} {b} and later {n} lost {c}. |How many {o} does {n} have now?
-    en A van carries {a} {o} of {n}. {b} more are put in and {c} are taken out. |How many {o} are in it now?
+    en A van carries {a} {o} of {n}. {b} more are put in and {c} are taken out.
+    |How many {o} are in it now?
     zh {n}有{a}{u}{o}，又得到{b}{u}，然后送出{c}{u}。|{n}还剩多少{u}{o}？
     zh {n}原有{a}{u}{o}，{m}给了{n}{b}{u}，后来丢了{c}{u}。|{n}现在有多少{u}{o}？
     -- First {a} + {b} = {x} {o}. ~ 先有 {a} + {b} = {x} {u}。
@@ -291,8 +304,10 @@ def gain_lose(r):
 @family(
     2,
     """
-    en {n} buys {a} {o} at {b} dollars each and pays with {c} dollars. |How much change does {n} get?
-    en One {o1} costs {b} dollars. {n} has {c} dollars and buys {a}. |How many dollars does {n} have left?
+    en {n} buys {a} {o} at {b} dollars each and pays with {c} dollars.
+    |How much change does {n} get?
+    en One {o1} costs {b} dollars. {n} has {c} dollars and buys {a}.
+    |How many dollars does {n} have left?
     zh {n}买{a}{u}{o}，每{u}{b}元，付了{c}元。|应找回多少元？
     zh 一{u}{o}{b}元，{n}有{c}元，买了{a}{u}。|{n}还剩多少元？
     -- The cost is {a} * {b} = {x} dollars. ~ 花费 {a} * {b} = {x} 元。
@@ -310,8 +325,10 @@ def change(r):
 @family(
     2,
     """
-    en {n} packs {a} {o} into bags of {b}, as many full bags as possible. |How many {o} are left over?
-    en {n} has {a} {o}. Every {b} {o} fill one box. |How many {o} remain when no more boxes can be filled?
+    en {n} packs {a} {o} into bags of {b}, as many full bags as possible.
+    |How many {o} are left over?
+    en {n} has {a} {o}. Every {b} {o} fill one box.
+    |How many {o} remain when no more boxes can be filled?
     zh {n}把{a}{u}{o}每{b}{u}装一袋，尽量装满。|还剩多少{u}？
     zh {n}有{a}{u}{o}，每{b}{u}装满一盒。|装不满一盒的有多少{u}？
     -- Full: {b} * {q} = {x} {o}. ~ 装满 {b} * {q} = {x} {u}。
@@ -399,7 +416,7 @@ def red_fraction(r):
 
 
 def percent(r: Draw, most: int) -> tuple[int, int, int]:
-    """A whole, a percentage and the part, all integers; the whole is at most `most` (and at least 20)."""
+    """(whole, percentage, part), all integers. The whole is from 20 to `most`."""
     p = (10, 20, 25, 30, 40, 50, 60, 75)[r(0, 7)]
     unit = 100 // gcd(100, p)
     whole = unit * r(-(-20 // unit), most // unit)
@@ -424,7 +441,7 @@ def percent_left(r):
     return dict(a=a, p_=p, x=x, answer=a - x)
 
 
-# --- Level 3: three steps; fractions, percent, decimals -------------------------------------------------------------
+# ---- Level 3: three steps; fractions, percent, decimals --------------------------------------
 
 
 @family(
@@ -443,9 +460,7 @@ def percent_left(r):
 )
 def fraction_left(r):
     q = r(3, 9)
-    f = Fraction(
-        r(2, q - 1), q
-    )  # 2/4 is told as 1/2: the steps use the fraction as the question shows it
+    f = Fraction(r(2, q - 1), q)  # the question and the steps show 2/4 as 1/2
     t, q, x = f.numerator, f.denominator, r(4, 30)
     return dict(a=q * x, f=f, q=q, t=t, x=x, y=x * t, answer=q * x - x * t)
 
@@ -453,8 +468,10 @@ def fraction_left(r):
 @family(
     3,
     """
-    en One {o1} costs {a} dollars. Today the price is {p_}% lower. |How much does {n} pay for {b} {o}?
-    en {n} buys {b} {o}. The price of {a} dollars each is cut by {p_}%. |How many dollars does {n} pay?
+    en One {o1} costs {a} dollars. Today the price is {p_}% lower.
+    |How much does {n} pay for {b} {o}?
+    en {n} buys {b} {o}. The price of {a} dollars each is cut by {p_}%.
+    |How many dollars does {n} pay?
     zh 一{u}{o}{a}元，今天降价{p_}%。|{n}买{b}{u}要付多少元？
     zh {n}买{b}{u}{o}，原价每{u}{a}元，降价{p_}%。|{n}共付多少元？
     -- Cut: {a} * {p_} / 100 = {x}. ~ 降了 {a} * {p_} / 100 = {x} 元。
@@ -495,7 +512,8 @@ def average(r):
     """
     en {n} cycles at {a} km an hour for {b} hours and then walks at {c} km an hour for {d} hours.
        |How many km is that in all?
-    en A trip of {n}: {b} hours by bike at {a} km per hour, {d} hours on foot at {c} km per hour. |How long is it in km?
+    en A trip of {n}: {b} hours by bike at {a} km per hour, {d} hours on foot at {c} km per hour.
+    |How long is it in km?
     zh {n}骑车每小时{a}千米，骑了{b}小时，又步行{d}小时，每小时{c}千米。|一共走了多少千米？
     zh {n}先骑车{b}小时，速度每小时{a}千米，再以每小时{c}千米步行{d}小时。|全程多少千米？
     -- By bike: {a} * {b} = {x} km. ~ 骑车 {a} * {b} = {x} 千米。
@@ -508,9 +526,8 @@ def average(r):
 )
 def trip(r):
     a, b, c, d = r(5, 14), r(2, 6), r(3, 6), r(2, 5)
-    if (
-        r(0, 2) == 0
-    ):  # half hours at an odd speed: never a whole product, so the program's float prints as the answer
+    if r(0, 2) == 0:
+        # Half hours at an odd speed: the product is never whole, so the program prints a decimal.
         a, b = a | 1, Decimal(2 * b + 1) / 2
     return dict(a=a, b=b, c=c, d=d, x=a * b, y=c * d, answer=a * b + c * d)
 
@@ -519,7 +536,8 @@ def trip(r):
     3,
     """
     en {a} {o} cost {b} dollars. {n} buys {c} {o} with {d} dollars. |How many dollars are left?
-    en {n} has {d} dollars. The price of {a} {o} is {b} dollars. |How many dollars are left after {n} buys {c} {o}?
+    en {n} has {d} dollars. The price of {a} {o} is {b} dollars.
+    |How many dollars are left after {n} buys {c} {o}?
     zh {a}{u}{o}共{b}元。{n}有{d}元，买了{c}{u}。|还剩多少元？
     zh {n}带了{d}元，{a}{u}{o}卖{b}元。|{n}买{c}{u}后还剩多少元？
     -- Each: {b} / {a} = {x} dollars. ~ 每{u} {b} / {a} = {x} 元。
@@ -533,9 +551,7 @@ def unit_price(r):
     quarters = r(1, 3)
     x = r(0, 7) + Decimal(quarters) / 4
     a = 2 * r(1, 4) if quarters == 2 else 4
-    c = (
-        2 * r(1, 4) + 1
-    )  # odd, so that neither the cost nor the rest is whole and the program's float is the answer
+    c = 2 * r(1, 4) + 1  # odd: cost and rest are not whole, so the program prints a decimal
     y = x * c
     d = int(y) + r(1, 20)
     return dict(a=a, b=int(x * a), c=c, d=d, x=x, y=y, answer=d - y)
@@ -544,8 +560,10 @@ def unit_price(r):
 @family(
     3,
     """
-    en {n} buys {a} {o} at {b} dollars each and {c} {p} at {d} dollars each. |How much does {n} pay in all?
-    en A {o1} costs {b} dollars and a {p1} {d} dollars. {n} buys {a} {o} and {c} {p}. |What is the total in dollars?
+    en {n} buys {a} {o} at {b} dollars each and {c} {p} at {d} dollars each.
+    |How much does {n} pay in all?
+    en A {o1} costs {b} dollars and a {p1} {d} dollars. {n} buys {a} {o} and {c} {p}.
+    |What is the total in dollars?
     zh {n}买了{a}{u}{o}，每{u}{b}元，又买了{c}{w}{p}，每{w}{d}元。|一共付多少元？
     zh 一{u}{o}{b}元，一{w}{p}{d}元。{n}买{a}{u}{o}和{c}{w}{p}。|共要多少元？
     -- For {o}: {a} * {b} = {x}. ~ {o} {a} * {b} = {x} 元。
@@ -581,7 +599,7 @@ def fraction_rest(r):
     return dict(f=f, g=g, h=h, i=i, j=j, l=k, x=f + g, y=f + g + h, answer=1 - f - g - h)
 
 
-# --- Level 4: three or four steps, larger numbers -------------------------------------------------------------------
+# ---- Level 4: three or four steps, larger numbers --------------------------------------------
 
 
 @family(
@@ -589,7 +607,8 @@ def fraction_rest(r):
     """
     en {n} buys {a} {o} at {b} dollars and {c} {p} at {d} dollars each, and pays with {e} dollars.
        |How much change does {n} get?
-    en {n} had {e} dollars, bought {a} {o} for {b} dollars each and {c} {p} for {d} each. |How much money is left?
+    en {n} had {e} dollars, bought {a} {o} for {b} dollars each and {c} {p} for {d} each.
+    |How much money is left?
     zh {n}买{a}{u}{o}，每{u}{b}元，买{c}{w}{p}，每{w}{d}元，付了{e}元。|应找回多少元？
     zh {n}有{e}元，买了{a}{u}{b}元的{o}和{c}{w}{d}元的{p}。|还剩多少元？
     -- For {o}: {a} * {b} = {x}. ~ {o} {a} * {b} = {x} 元。
@@ -611,7 +630,8 @@ def change_two(r):
 @family(
     4,
     """
-    en {n} covers a wall {a} m long and {b} m high, with a door of {c} square m, at {d} dollars per square m.
+    en {n} covers a wall {a} m long and {b} m high, with a door of {c} square m, at {d} dollars per
+    + square m.
        |How much does it cost?
     en A wall is {a} m by {b} m and has a window of {c} square m.
        |What does {n} pay to paint it at {d} dollars per square m?
@@ -632,8 +652,10 @@ def wall(r):
 @family(
     4,
     """
-    en {n} and {m} are {a} years old together. {m} is {b} times as old as {n}. |How old will {n} be in {c} years?
-    en {m} is {b} times as old as {n}, and their ages add up to {a}. |What is the age of {n} after {c} years?
+    en {n} and {m} are {a} years old together. {m} is {b} times as old as {n}.
+    |How old will {n} be in {c} years?
+    en {m} is {b} times as old as {n}, and their ages add up to {a}.
+    |What is the age of {n} after {c} years?
     zh {n}和{m}的年龄和是{a}岁，{m}的年龄是{n}的{b}倍。|{c}年后{n}多少岁？
     zh {m}的年龄是{n}的{b}倍，两人共{a}岁。|再过{c}年{n}多少岁？
     -- Parts: {b} + 1 = {x}. ~ 共 {b} + 1 = {x} 份。
@@ -651,8 +673,10 @@ def age_sum(r):
 @family(
     4,
     """
-    en {n} spends {f} of the money on {o} and {g} of the rest on {p}. |What fraction of the money is left?
-    en {n} uses {f} of a prize to buy {o}, then {g} of what is left to buy {p}. |What fraction of the prize remains?
+    en {n} spends {f} of the money on {o} and {g} of the rest on {p}.
+    |What fraction of the money is left?
+    en {n} uses {f} of a prize to buy {o}, then {g} of what is left to buy {p}.
+    |What fraction of the prize remains?
     zh {n}用{f}的钱买{o}，又用剩下的{g}买{p}。|还剩全部钱的几分之几？
     zh {n}把奖金的{f}买了{o}，再把余下的{g}买了{p}。|还剩奖金的几分之几？
     -- After {o}: 1 - {f} = {x}. ~ 买{o}后 1 - {f} = {x}。
@@ -673,9 +697,11 @@ def rest_fraction(r):
 @family(
     4,
     """
-    en The tank of {n} holds {a} liters and has {b} liters in it. A tap adds {c} liters a minute, a leak loses {d}.
+    en The tank of {n} holds {a} liters and has {b} liters in it. A tap adds {c} liters a minute, a
+    + leak loses {d}.
        |In how many minutes is it full?
-    en {n} fills a tank of {a} liters. It has {b} liters now; each minute {c} liters flow in and {d} flow out.
+    en {n} fills a tank of {a} liters. It has {b} liters now; each minute {c} liters flow in and
+    + {d} flow out.
        |After how many minutes is it full?
     zh {n}的水箱能装{a}升，现有{b}升，每分钟流进{c}升，漏掉{d}升。|几分钟后装满？
     zh {n}给{a}升的水箱加水，已有{b}升，每分钟进{c}升、出{d}升。|多少分钟装满？
@@ -696,7 +722,8 @@ def tank(r):
     """
     en {n} has {a} lessons of {b} minutes with a break of {c} minutes between two lessons.
        |How many minutes is it from start to end?
-    en {n} watches {a} films of {b} minutes each and rests {c} minutes between films. |How many minutes does it take?
+    en {n} watches {a} films of {b} minutes each and rests {c} minutes between films.
+    |How many minutes does it take?
     zh {n}上{a}节课，每节{b}分钟，两节课之间休息{c}分钟。|从开始到结束共多少分钟？
     zh {n}看{a}部影片，每部{b}分钟，两部之间休息{c}分钟。|一共多少分钟？
     -- {a} * {b} = {x} minutes. ~ {a} * {b} = {x} 分钟。
@@ -713,7 +740,7 @@ def lessons(r):
     return dict(a=a, b=b, c=c, x=a * b, y=a - 1, z=(a - 1) * c, answer=a * b + (a - 1) * c)
 
 
-# --- Level 5: four steps and a distractor ---------------------------------------------------------------------------
+# ---- Level 5: four steps and a distractor ----------------------------------------------------
 
 
 @family(
@@ -744,9 +771,11 @@ def stock(r):
 @family(
     5,
     """
-    en {n} has {e} dollars, earns {a} dollars a day for {b} days and buys {c} {o} at {d} dollars each.
+    en {n} has {e} dollars, earns {a} dollars a day for {b} days and buys {c} {o} at {d} dollars
+    + each.
        |How many dollars does {n} have then?
-    en {n} works {b} days for {a} dollars a day, has {e} dollars saved and pays {d} dollars for each of {c} {o}.
+    en {n} works {b} days for {a} dollars a day, has {e} dollars saved and pays {d} dollars for
+    + each of {c} {o}.
        |How much money is left?
     zh {n}有{e}元，每天挣{a}元，工作{b}天，又买{c}{u}{o}，每{u}{d}元。|{n}还有多少元？
     zh {n}工作{b}天，每天挣{a}元，原有存款{e}元，花钱买{c}{u}{d}元的{o}。|还剩多少元？
@@ -768,9 +797,11 @@ def savings(r):
 @family(
     5,
     """
-    en {n} drives {a} km an hour for {b} hours. The car needs {c} liters per 100 km, a liter costs {d} dollars.
+    en {n} drives {a} km an hour for {b} hours. The car needs {c} liters per 100 km, a liter costs
+    + {d} dollars.
        |How many dollars does the fuel cost?
-    en The car of {n} uses {c} liters of fuel per 100 km at {d} dollars a liter. It runs {b} hours at {a} km per hour.
+    en The car of {n} uses {c} liters of fuel per 100 km at {d} dollars a liter. It runs {b} hours
+    + at {a} km per hour.
        |What does the fuel cost?
     zh {n}开车每小时{a}千米，开了{b}小时，每100千米用油{c}升，每升{d}元。|油费多少元？
     zh {n}的车每100千米用油{c}升，油价每升{d}元，以每小时{a}千米开了{b}小时。|油费是多少元？
@@ -816,7 +847,8 @@ def best_price(r):
 @family(
     5,
     """
-    en {n} has {a} {o}. {m} has {b} times as many as {n}. {k} has {c} fewer than {m}. |How many {o} do the three have?
+    en {n} has {a} {o}. {m} has {b} times as many as {n}. {k} has {c} fewer than {m}.
+    |How many {o} do the three have?
     en {m} has {b} times as many {o} as {n}, {k} has {c} fewer than {m}, and {n} has {a}.
        |How many {o} do {n}, {m} and {k} have together?
     zh {n}有{a}{u}{o}，{m}的是{n}的{b}倍，{k}比{m}少{c}{u}。|三人一共有多少{u}？
@@ -839,7 +871,8 @@ def chain(r):
 @family(
     5,
     """
-    en The school of {n} has {a} students and {p_}% are girls. The boys form teams of {b}, each with {c} {o}.
+    en The school of {n} has {a} students and {p_}% are girls. The boys form teams of {b}, each
+    + with {c} {o}.
        |How many {o} do the boys need?
     en {p_}% of the {a} students in the school of {n} are girls. Teams of {b} boys get {c} {o} each.
        |How many {o} do all teams of boys get?
@@ -857,7 +890,9 @@ def teams(r):
     p = (20, 25, 40, 50, 60, 75)[r(0, 5)]
     b, c = r(2, 10), r(2, 6)
     boys, unit = 100 - p, 100 // gcd(100, p)
-    step = unit * b // gcd(b, unit * boys // 100)  # the fewest students that give whole teams
+    step = (
+        unit * b // gcd(b, unit * boys // 100)
+    )  # the smallest number of students that gives whole teams
     a = step * r(-(-40 // step), 300 // step)
     x = a * p // 100
     return dict(a=a, p_=p, b=b, c=c, x=x, y=a - x, z=(a - x) // b, answer=(a - x) // b * c)

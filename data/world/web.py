@@ -1,50 +1,58 @@
-"""A small web, seeded and endless like the rest of the built-in world: a crawl for the data engine (data/mine) with the
-truth about every page, so that what was mined can be scored.
+"""A small seeded web: a crawl for the data engine (data/mine), with the truth about every page.
 
-    python -m data.world.web --to DIR --pages 5000 --domains 300 [--seed 0] [--langs en,zh] [--levels 1,2] [--jsonl]
+    python -m data.world.web --to DIR [--pages 5000] [--domains 300]
 
-    DIR/crawl/part-00000.warc.gz ...   HTML pages, 1000 a file (--jsonl: part-00000.jsonl of {url, text, lang, date})
-    DIR/truth.jsonl                    a line a page: {url, kind, style?, lang, domain, copy?, copy_of?, planted?}
-    DIR/seed/positives.jsonl, negatives.jsonl   pages that a classifier can begin with; none of them is in the crawl
-    DIR/benchmark/english.jsonl ...    problem files; the questions named in `planted` stand on pages of the crawl
+    DIR/crawl/part-00000.warc.gz ...  HTML pages, 1000 in a file
+                                      (--jsonl: part-00000.jsonl of {url, text, lang, date})
+    DIR/truth.jsonl                   for each page {url, kind, style?, lang, domain, copy?,
+                                      copy_of?, planted?}
+    DIR/seed/positives.jsonl          a seed corpus for the classifier, which is not in the crawl
+    DIR/seed/negatives.jsonl          pages that are not mathematics
+    DIR/benchmark/english.jsonl ...   problem files; pages of the crawl contain the questions that
+                                      `planted` names
 
-Kinds of page: math (in seven styles), physics, accounting, sports and code, which share much of its vocabulary,
-general, and spam. Sites: all of one kind, or mixed, with the mathematics under one path. Some sites hold pages in both
-languages. `copy` says how a page repeats the earlier page `copy_of`: "url" (the same page with a session or tracking id
-in its address), "mirror" (the same bytes on another site) or "near" (small edits, the boilerplate of another site).
+Kinds of pages: math (in seven styles); physics, accounting, sports and code, which have much of the
+same vocabulary; general; and spam. Sites have pages of one kind, or of several kinds with
+mathematics under one path. Some sites have pages in both languages. `copy` says how a page repeats
+the earlier page `copy_of`: "url" (the same page, with a session or tracking id in the address),
+"mirror" (the same bytes on another site) or "near" (small edits, on another site).
 
-The seed corpus knows two of the seven styles, in one language: as in section 2.1 of the paper, the first round of
-mining lacks diversity, and what it finds on the way, by sites, must enrich it.
+The seed corpus has two of the seven styles, in one language. As in section 2.1 of the paper, the
+first round of mining lacks diversity, and the sites that it finds must enrich it.
 
-Word problems are of the train split, but for the planted ones, which are of the test split. Every page has a generator
-of its own: page 17 of a (seed, domains, langs, levels, benchmark) is the same however many pages were asked for.
+Word problems are from the train split, except the planted ones, which are from the test split.
+Every page has a separate random generator: page 17 of a (seed, domains, langs, levels, benchmark)
+does not depend on the number of pages.
 """
 
-import argparse
 import gzip
 import html
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from data.io import InputError, atomic_write, run_cli, write_jsonl
 from data.world import web_texts as texts
 from data.world.documents import pick, say
-from data.world.synthetic import LANGS, LEVELS, choose, generator, problem
+from data.world.families import Draw
+from data.world.synthetic import LANGS, LEVELS, SyntheticProblem, choose, generator, problem
+from runtime.options import option, parse
 
-# Sites by turns, so that any twenty in a row hold all kinds.
+# The kinds of sites, in turn: any twenty sites in a row have all kinds.
 SITE_KINDS = (
-    "math general mixed physics math general copies code math mixed general accounting math general mixed "
-    "sports math general copies spam"
+    "math general mixed physics math general copies code math mixed general accounting math "
+    "general mixed sports math general copies spam"
 ).split()
 SEED_STYLES = ("textbook", "notes")
-# The style that a site is mostly of, by turns: most of them of the three full of word problems.
+# The main style of a site, in turn. Three of the styles have many word problems.
 MAIN_STYLES = "textbook bank forum notes blog proofs bank forum geometry blog".split()
-# The style that stands beside another on a site: what is found leads on to what is not, round by round.
+# The second style of a site: pages of a style that is found lead to pages of the next style.
 BESIDE = {
     "textbook": "notes",
     "notes": "proofs",
@@ -54,7 +62,7 @@ BESIDE = {
     "blog": "geometry",
     "geometry": "blog",
 }
-# The path under which a site keeps pages of a style or kind; {i} is the number of the page.
+# Paths of the pages of a style or kind; {i} is the number of the page.
 PATHS = {
     "textbook": ("/book/chapter-{i}.html", "/textbook/arithmetic/{i}"),
     "notes": ("/lectures/notes-{i}.html", "/courses/math/{i}"),
@@ -72,22 +80,30 @@ PATHS = {
     "spam": ("/{i}", "/go?offer={i}"),
 }
 FORMULA_FORMS = ("dollar", "script", "mathml", "paren", "katex", "image")
-ELSEWHERE = 10**9  # pages from here on are not in the crawl: the seed corpus comes from there
-SHARD = 1000  # pages a file
+ELSEWHERE = 10**9  # pages from this number on are not in the crawl; the seed corpus uses them
+SHARD = 1000  # pages in a file
+LANGUAGES = {"en": "english", "zh": "chinese"}
+
+
+class Section(NamedTuple):
+    """Pages of a site with the same kind, style and path."""
+
+    kind: str
+    style: str  # of mathematics, else ""
+    path: str
+    weight: int
 
 
 @dataclass(frozen=True)
 class Site:
-    """A domain and what it holds."""
+    """A domain."""
 
     host: str
     kind: str
     lang: str
-    other_lang: str  # of a quarter of the pages of a bilingual site; else equal to lang
-    sections: tuple[
-        tuple[str, str, str, int], ...
-    ]  # kind, style of mathematics or "", path, weight
-    formulas: str  # how its HTML writes them
+    other_lang: str  # of a quarter of the pages
+    sections: tuple[Section, ...]
+    formulas: str  # the form of formulas in HTML
     encoding: str
     name: str
     secure: bool
@@ -97,7 +113,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Head:
-    """What is known of a page before it is written."""
+    """Facts about a page before it is written."""
 
     number: int
     site: int
@@ -106,18 +122,20 @@ class Head:
     lang: str
     url: str
     copy: str = ""
-    original: int = -1  # the number of the page it copies
+    original: int = -1  # the number of the copied page
 
 
 @dataclass(frozen=True)
 class Page:
+    """A page of the web."""
+
     url: str
     kind: str
     style: str
     lang: str
     date: str
     title: str
-    text: str  # without the boilerplate of the site
+    text: str  # without header, navigation and footer of the site
     html: bytes
     encoding: str
     copy: str
@@ -125,9 +143,11 @@ class Page:
     planted: tuple[str, ...]  # ids of benchmark questions
 
     def row(self) -> dict:
+        """The page as a line of a store."""
         return {"url": self.url, "text": self.text, "lang": self.lang, "date": self.date}
 
     def truth(self) -> dict:
+        """The truth about the page, without empty fields."""
         domain = urlsplit(self.url).hostname.removeprefix("www.")
         fields = dict(
             kind=self.kind,
@@ -142,157 +162,162 @@ class Page:
 
 
 class Web:
-    """The pages of a web of `domains` sites. langs and levels (of the word problems) as in data.world.synthetic.problem;
-    `benchmark`: questions in each language, of which the first half may be planted. Raises InputError."""
+    """The pages of a web of `domains` sites.
+
+    langs and levels (of the word problems) as in data.world.synthetic.problem. `benchmark` is the
+    number of questions in each language; the first half may be planted. Raises InputError.
+    """
 
     def __init__(
         self, domains: int = 300, seed: int = 0, langs=None, levels=None, benchmark: int = 60
     ):
         if domains < len(SITE_KINDS):
             raise InputError(
-                f"--domains {domains}: too few for all kinds of site; give {len(SITE_KINDS)} or more"
+                f"--domains {domains}: too few for all kinds of sites; "
+                f"give {len(SITE_KINDS)} or more"
             )
-        self.domains, self.seed, self.benchmark_size = domains, seed, benchmark
-        self.langs, self.levels = choose("langs", langs, LANGS), choose("levels", levels, LEVELS)
+        self.domains = domains
+        self.seed = seed
+        self.langs = choose("langs", langs, LANGS)
+        self.levels = choose("levels", levels, LEVELS)
+        self.benchmark_size = benchmark
 
-    # --- Sites ---
+    # ---- Sites ----
 
     @cached_property
     def sites(self) -> list[Site]:
-        return [self._site(d) for d in range(self.domains)]
+        return [self._site(number) for number in range(self.domains)]
 
-    def _site(self, d: int) -> Site:
-        draw = generator("web site", self.seed, d)
-        kind, turn = SITE_KINDS[d % len(SITE_KINDS)], d // len(SITE_KINDS) + d % len(SITE_KINDS)
-        lang = self.langs[draw(0, len(self.langs) - 1)]
+    def _site(self, number: int) -> Site:
+        draw = generator("web site", self.seed, number)
+        kind = SITE_KINDS[number % len(SITE_KINDS)]
+        lang = pick(draw, self.langs)
         other = self.langs[-1 - self.langs.index(lang)] if draw(1, 3) == 1 else lang
-        first = MAIN_STYLES[turn % len(MAIN_STYLES)]
-        second = BESIDE[first]
-
-        def section(kind: str, style: str, paths: str, weight: int):
-            return kind, style, pick(draw, PATHS[paths]), weight
-
-        if kind == "math":
-            path = pick(draw, PATHS[first])
-            sections = [
-                ("math", first, path, 60),
-                ("math", second, path, 25),
-                section("general", "", "general", 10),
-            ]
-        elif kind == "mixed":
-            path = pick(draw, PATHS["math"])
-            rest = pick(draw, ("physics", "accounting", "sports", "code"))
-            sections = [
-                ("math", first, path, 25),
-                ("math", second, path, 15),
-                section("general", "", "general", 45),
-                section(rest, "", rest, 15),
-            ]
-        else:
-            only = "general" if kind == "copies" else kind
-            sections = [section(only, "", only, 1)]
+        sections = self._sections(number, kind, draw)
         word = pick(draw, texts.SITE_WORDS[kind])
         return Site(
-            host=("www." if draw(0, 1) else "") + f"{word}{d}.example",
+            host=("www." if draw(0, 1) else "") + f"{word}{number}.example",
             kind=kind,
             lang=lang,
             other_lang=other,
             sections=tuple(sections),
-            formulas=FORMULA_FORMS[draw(0, len(FORMULA_FORMS) - 1)],
+            formulas=pick(draw, FORMULA_FORMS),
             encoding="gb2312" if (lang, other, draw(1, 3)) == ("zh", "zh", 1) else "utf-8",
-            name=f"{word.title()} {d}",
+            name=f"{word.title()} {number}",
             secure=draw(1, 10) > 3,
             navigation=tuple(draw(0, len(texts.NAVIGATION) - 1) for _ in range(draw(3, 6))),
             footer=draw(0, len(texts.FOOTERS) - 1),
         )
 
-    # --- Benchmark ---
+    def _sections(self, number: int, kind: str, draw: Draw) -> list[Section]:
+        turn = number // len(SITE_KINDS) + number % len(SITE_KINDS)
+        style = MAIN_STYLES[turn % len(MAIN_STYLES)]
+
+        def other(kind: str, weight: int) -> Section:
+            return Section(kind, "", pick(draw, PATHS[kind]), weight)
+
+        if kind == "math":
+            path = pick(draw, PATHS[style])
+            return [
+                Section("math", style, path, 60),
+                Section("math", BESIDE[style], path, 25),
+                other("general", 10),
+            ]
+        if kind == "mixed":
+            path = pick(draw, PATHS["math"])
+            rest = pick(draw, ("physics", "accounting", "sports", "code"))
+            return [
+                Section("math", style, path, 25),
+                Section("math", BESIDE[style], path, 15),
+                other("general", 45),
+                other(rest, 15),
+            ]
+        return [other("general" if kind == "copies" else kind, 1)]
+
+    # ---- Benchmark ----
 
     @cached_property
     def benchmark(self) -> dict[str, list[dict]]:
-        """Problem files: by language word problems of the test split, and short sums that only an exact match finds."""
+        """Problem files: {name: rows}.
+
+        For each language, word problems of the test split. In "short", sums that match only as a
+        whole text.
+        """
         files: dict[str, list[dict]] = {}
         for lang in self.langs:
-            files[{"en": "english", "zh": "chinese"}[lang]] = [
-                {
-                    "id": f"{lang}-{k}",
-                    "question": p.question,
-                    "answer": p.answer,
-                    "source": "synthetic",
-                    "lang": lang,
-                }
-                for k in range(self.benchmark_size)
-                for p in [problem(k, "test", f"benchmark-{self.seed}", lang, self.levels)]
-            ]
+            rows = files[LANGUAGES[lang]] = []
+            for k in range(self.benchmark_size):
+                p = problem(k, "test", f"benchmark-{self.seed}", lang, self.levels)
+                rows.append(_benchmark_row(f"{lang}-{k}", p.question, p.answer, lang))
         draw = generator("web benchmark", self.seed)
-        files["short"] = [
-            {
-                "id": f"short-{k}",
-                "question": say(lang, f"What is {a} times {b}?", f"{a}乘{b}等于几？"),
-                "answer": str(a * b),
-                "source": "synthetic",
-                "lang": lang,
-            }
-            for k in range(self.benchmark_size // 4)
-            for lang, a, b in [(self.langs[k % len(self.langs)], draw(1001, 9999), draw(13, 99))]
-        ]
+        rows = files["short"] = []
+        for k in range(self.benchmark_size // 4):
+            lang = self.langs[k % len(self.langs)]
+            a, b = draw(1001, 9999), draw(13, 99)
+            question = say(lang, f"What is {a} times {b}?", f"{a}乘{b}等于几？")
+            rows.append(_benchmark_row(f"short-{k}", question, str(a * b), lang))
         return files
 
     @cached_property
     def _plantable(self) -> dict[str, list[dict]]:
         """The first half of every benchmark file, by language."""
-        rows = [row for file in self.benchmark.values() for row in file[: len(file) // 2]]
-        return {lang: [row for row in rows if row["lang"] == lang] for lang in self.langs}
+        result: dict[str, list[dict]] = {lang: [] for lang in self.langs}
+        for rows in self.benchmark.values():
+            for row in rows[: len(rows) // 2]:
+                result[row["lang"]].append(row)
+        return result
 
-    # --- Pages ---
+    # ---- Pages ----
 
     def head(self, i: int) -> Head:
-        """Where page i stands and what it is; cheap."""
+        """Facts about page i. This is cheap."""
         draw = generator("web page", self.seed, i)
-        d = int(self.domains * (draw(0, 2**20 - 1) / 2**20) ** 1.5)  # some sites are large
-        site = self.sites[d]
-        copies = site.kind == "copies"
-        if i < ELSEWHERE and (copies or draw(1, 100) <= 4):
-            for _ in range(20 * bool(i)):
+        number = int(self.domains * (draw(0, 2**20 - 1) / 2**20) ** 1.5)  # some sites are large
+        site = self.sites[number]
+
+        # A copy of an earlier page that is not a copy.
+        only_copies = site.kind == "copies"
+        if i < ELSEWHERE and (only_copies or draw(1, 100) <= 4):
+            for _ in range(20 if i else 0):
                 original = self.head(draw(0, i - 1))
                 if not original.copy:
-                    return self._copy(i, d if copies else -1, original, draw)
-        sections = site.sections
-        at = draw(1, sum(weight for *_, weight in sections))
-        for kind, style, path, weight in sections:  # noqa: B007
-            at -= weight
-            if at <= 0:
+                    return self._copy(i, number if only_copies else -1, original, draw)
+
+        # A page of a random section, by weight.
+        left = draw(1, sum(section.weight for section in site.sections))
+        for section in site.sections:  # noqa: B007
+            left -= section.weight
+            if left <= 0:
                 break
         lang = site.other_lang if draw(1, 4) == 1 else site.lang
-        return Head(
-            i, d, kind, style, lang, f"http{'s' * site.secure}://{site.host}{path.format(i=i)}"
-        )
+        url = f"http{'s' * site.secure}://{site.host}{section.path.format(i=i)}"
+        return Head(i, number, section.kind, section.style, lang, url)
 
-    def _copy(self, i: int, d: int, original: Head, draw) -> Head:
-        if d < 0:
-            copy, url, d = "url", with_tracking(original.url, draw), original.site
+    def _copy(self, i: int, site: int, original: Head, draw: Draw) -> Head:
+        """The head of page i, a copy on a site (-1: on the site of the original)."""
+        if site < 0:
+            copy, url, site = "url", with_tracking(original.url, draw), original.site
         elif draw(0, 1):
-            copy, url = "mirror", re.sub("//[^/]+", "//" + self.sites[d].host, original.url)
-            url += f"{'&' if '?' in url else '?'}copy={i}"  # a page may be mirrored twice
+            copy, url = "mirror", re.sub("//[^/]+", "//" + self.sites[site].host, original.url)
+            url += f"{'&' if '?' in url else '?'}copy={i}"  # a page may have two mirrors on a site
         else:
-            copy, url = "near", f"http://{self.sites[d].host}/archive/{i}.html"
-        return Head(i, d, original.kind, original.style, original.lang, url, copy, original.number)
+            copy, url = "near", f"http://{self.sites[site].host}/archive/{i}.html"
+        return replace(original, number=i, site=site, url=url, copy=copy, original=original.number)
 
     def page(self, i: int) -> Page:
-        """Page number i; it may copy an earlier one."""
+        """Page number i. It may copy an earlier page."""
         return self._write(self.head(i))
 
     def _write(self, head: Head) -> Page:
-        i = head.number
         source = self.head(head.original) if head.copy else head
         blocks, planted = self._blocks(source)
         site = self.sites[head.site]
-        draw = generator("web copy", self.seed, i)
         if head.copy == "near":
+            draw = generator("web copy", self.seed, head.number)
             blocks = edited(blocks, head.lang, draw)
-        elif head.copy:
+        elif head.copy:  # the same bytes as the original
             site = self.sites[source.site]
-        draw = generator("web date", self.seed, i)
+        draw = generator("web date", self.seed, head.number)
         date = f"{draw(2019, 2023)}-{draw(1, 12):02}-{draw(1, 28):02}"
         return Page(
             url=head.url,
@@ -310,7 +335,7 @@ class Web:
         )
 
     def _blocks(self, head: Head) -> tuple[list[texts.Block], list[str]]:
-        """The content of an original page, and the ids of the benchmark questions on it."""
+        """The content of a page that is not a copy, and the ids of the planted questions."""
         draw, lang = generator("web text", self.seed, head.number), head.lang
         if head.kind == "general":
             return texts.general_blocks(lang, draw), []
@@ -319,9 +344,8 @@ class Web:
         if head.kind != "math":
             return texts.other_blocks(head.kind, lang, draw), []
 
-        def exercise() -> tuple[str, str, str, str]:
-            p = problem(draw(0, 2**31), "train", f"web-{self.seed}", lang, self.levels)
-            return p.question, p.answer, p.cot, p.pot
+        def exercise() -> SyntheticProblem:
+            return problem(draw(0, 2**31), "train", f"web-{self.seed}", lang, self.levels)
 
         planted = []
         if draw(1, 15) == 1 and head.number < ELSEWHERE and self._plantable[lang]:
@@ -331,21 +355,18 @@ class Web:
         return blocks, sorted({row["id"] for row in planted})
 
     def seed_pages(self, count: int, positive: bool) -> Iterator[dict]:
-        """`count` pages of the seed corpus. Positives: mathematics in SEED_STYLES in the first language, from sites of
-        their own. Negatives: pages of this web but no mathematics, which a random page of the real one hardly ever is.
+        """`count` pages of the seed corpus.
+
+        Positives are mathematics in SEED_STYLES, in the first language, on sites that the crawl
+        does not have. Negatives are pages of this web that are not mathematics, as random pages of
+        the real web nearly always are.
         """
         number = ELSEWHERE
         for i in range(ELSEWHERE, ELSEWHERE + count):
             if positive:
                 style = SEED_STYLES[i % len(SEED_STYLES)]
-                head = Head(
-                    i,
-                    0,
-                    "math",
-                    style,
-                    self.langs[0],
-                    f"https://handbook{i % 9}.example/{style}/{i}.html",
-                )
+                url = f"https://handbook{i % 9}.example/{style}/{i}.html"
+                head = Head(i, 0, "math", style, self.langs[0], url)
             else:
                 while (head := self.head(number)).kind == "math":
                     number += 1
@@ -353,30 +374,33 @@ class Web:
             yield self._write(head).row()
 
 
-def with_tracking(url: str, draw: Callable[[int, int], int]) -> str:
-    """The same page at another address: a tracking or session id, a fragment."""
+def _benchmark_row(id: str, question: str, answer: str, lang: str) -> dict:
+    return {"id": id, "question": question, "answer": answer, "source": "synthetic", "lang": lang}
+
+
+def with_tracking(url: str, draw: Draw) -> str:
+    """Another address of the same page: with a tracking id, a session id or a fragment."""
     number = draw(10**6, 10**9)
-    extra = pick(
-        draw,
-        (
-            f"utm_source=mail&utm_campaign={number}",
-            f"fbclid={number}",
-            f"PHPSESSID={number:x}",
-            f"sessionid={number:x}",
-            f"gclid={number:x}",
-            f"#comment-{number}",
-        ),
+    extras = (
+        f"utm_source=mail&utm_campaign={number}",
+        f"fbclid={number}",
+        f"PHPSESSID={number:x}",
+        f"sessionid={number:x}",
+        f"gclid={number:x}",
+        f"#comment-{number}",
     )
+    extra = pick(draw, extras)
     if extra.startswith("#"):
         return url + extra
     return url + ("&" if "?" in url else "?") + extra
 
 
-def edited(
-    blocks: list[texts.Block], lang: str, draw: Callable[[int, int], int]
-) -> list[texts.Block]:
-    """The blocks with one to three small edits: a short paragraph left out, a word before the title, a note at the end.
-    No number or name changes: a word problem with another name may be of another split."""
+def edited(blocks: list[texts.Block], lang: str, draw: Draw) -> list[texts.Block]:
+    """The blocks with one to three small edits.
+
+    A short paragraph is left out, a word stands before the title, or a note stands at the end. No
+    number or name changes, because a problem with another name could be in another split.
+    """
     cut, title, note = draw(0, 1), draw(0, 1), draw(0, 1)
     shortest = min(blocks[1:], key=lambda block: len(block[1]))
     cut = cut and 15 * len(shortest[1]) < sum(len(text) for _, text in blocks)
@@ -388,13 +412,13 @@ def edited(
     return blocks
 
 
-# --- HTML -----------------------------------------------------------------------------------------------------------
+# ---- HTML ------------------------------------------------------------------------------------
 
 SYMBOLS = dict(times="×", cdot="·", pm="±", dots="…", rho="ρ", lambda_="λ")
 
 
 def mathml(latex: str) -> str:
-    """The MathML of the LaTeX that FORMULAS use: \\frac, \\sqrt, \\bar, powers, indices, a few symbols."""
+    """MathML of the LaTeX in FORMULAS: \\frac, \\sqrt, \\bar, powers, indices and a few symbols."""
     tokens = re.findall(r"\\[a-z]+|\\.|\d+|[^\s]", latex)
 
     def atom() -> str:
@@ -430,7 +454,7 @@ def mathml(latex: str) -> str:
 
 
 def formula_html(latex: str, display: bool, form: str) -> str:
-    """A formula in one of the forms in which the web writes mathematics."""
+    """A formula in one of the FORMULA_FORMS, which are common on the web."""
     plain, mode = html.escape(latex), ' display="block"' * display
     if form == "script":
         return f'<script type="math/tex{"; mode=display" * display}">{latex}</script>'
@@ -438,26 +462,27 @@ def formula_html(latex: str, display: bool, form: str) -> str:
         return f'<math xmlns="http://www.w3.org/1998/Math/MathML"{mode}>{mathml(latex)}</math>'
     if form == "katex":
         annotation = f'<annotation encoding="application/x-tex">{plain}</annotation>'
+        letters = re.sub(r"[{}$^_]|[a-z]{3,}", "", latex.replace("\\", ""))
         return (
-            f'<span class="katex{"-display" * display}"><span class="katex-mathml"><math{mode}><semantics>'
-            f'{mathml(latex)}{annotation}</semantics></math></span><span class="katex-html" aria-hidden="true">'
-            f'<span class="base">{html.escape(re.sub(r"[{}$^_]|[a-z]{3,}", "", latex.replace(chr(92), "")))}</span>'
-            "</span></span>"
+            f'<span class="katex{"-display" * display}">'
+            f'<span class="katex-mathml"><math{mode}><semantics>{mathml(latex)}{annotation}'
+            '</semantics></math></span><span class="katex-html" aria-hidden="true">'
+            f'<span class="base">{html.escape(letters)}</span></span></span>'
         )
     if form == "image":
         name = blake2b(latex.encode(), digest_size=6).hexdigest()
-        return f'<img class="{"display" if display else "inline"} latex" src="/latex/{name}.png" alt="{plain}">'
-    left, right = ("\\[", "\\]") if display else ("\\(", "\\)")
+        kind = "display" if display else "inline"
+        return f'<img class="{kind} latex" src="/latex/{name}.png" alt="{plain}">'
     if form == "dollar":
-        left = right = "$$" if display else "$"
-    return left + plain + right
+        return f"$${plain}$$" if display else f"${plain}$"
+    return f"\\[{plain}\\]" if display else f"\\({plain}\\)"
 
 
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$")
 
 
 def to_html(blocks: list[texts.Block], site: Site, lang: str) -> bytes:
-    """The page as the site sends it: content between header, navigation and footer."""
+    """The page as bytes: the content between header, navigation and footer of the site."""
 
     def paragraph(text: str) -> str:
         parts, at = [], 0
@@ -499,15 +524,15 @@ def to_html(blocks: list[texts.Block], site: Site, lang: str) -> bytes:
 </body>
 </html>
 """
-    # Servers that say gb2312 mean its superset.
+    # Servers that declare gb2312 send the superset gb18030.
     return page.encode("gb18030" if site.encoding == "gb2312" else "utf-8")
 
 
-# --- Files ----------------------------------------------------------------------------------------------------------
+# ---- Files -----------------------------------------------------------------------------------
 
 
 def warc_record(kind: str, headers: dict[str, str], block: bytes) -> bytes:
-    """A WARC/1.0 record as a gzip member of its own, so that a reader can begin at any record."""
+    """A WARC/1.0 record as a separate gzip member, so that a reader can begin at any record."""
     name = blake2b(kind.encode() + repr(headers).encode() + block, digest_size=16).hexdigest()
     name = "-".join((name[:8], name[8:12], name[12:16], name[16:20], name[20:]))
     fields = {
@@ -537,104 +562,74 @@ def page_record(page: Page) -> bytes:
     )
 
 
-def write_web(
-    directory: Path, web: Web, pages: int, seed_pages: int, jsonl: bool
-) -> dict[str, int]:
-    """Write what the command below promises; returns counts by kind of page and of copy."""
-    counts: dict[str, int] = {}
-    truths = []
+def write_shard(path: Path, pages: list[Page], jsonl: bool) -> None:
+    """Write pages as a file of the crawl; `path` has no suffix."""
+    if jsonl:
+        write_jsonl(path.with_suffix(".jsonl"), (page.row() for page in pages))
+        return
+    headers = {"WARC-Date": "2023-12-31T00:00:00Z", "Content-Type": "application/warc-fields"}
+    info = b"software: data.world.web\r\nformat: WARC File Format 1.0\r\n"
+    with atomic_write(path.with_suffix(".warc.gz"), "wb") as file:
+        file.write(warc_record("warcinfo", headers, info))
+        for page in pages:
+            file.write(page_record(page))
+
+
+def write_web(folder: Path, web: Web, pages: int, seed_pages: int, jsonl: bool) -> dict[str, int]:
+    """Write all files that the top of this file lists. Returns counts by kind of page and copy."""
+    counts: Counter = Counter()
+    truth = []
     for shard, start in enumerate(range(0, pages, SHARD)):
-        numbers = range(start, min(start + SHARD, pages))
-        made = [web.page(i) for i in numbers]
-        path = directory / "crawl" / f"part-{shard:05}"
-        if jsonl:
-            write_jsonl(path.with_suffix(".jsonl"), (page.row() for page in made))
-        else:
-            with atomic_write(path.with_suffix(".warc.gz"), "wb") as file:
-                file.write(
-                    warc_record(
-                        "warcinfo",
-                        {
-                            "WARC-Date": "2023-12-31T00:00:00Z",
-                            "Content-Type": "application/warc-fields",
-                        },
-                        b"software: data.world.web\r\nformat: WARC File Format 1.0\r\n",
-                    )
-                )
-                for page in made:
-                    file.write(page_record(page))
-        for page in made:
-            truths.append(page.truth())
-            for name in (
-                page.kind,
-                page.copy and f"{page.copy} copies",
-                page.planted and "planted",
-            ):
-                if name:
-                    counts[name] = counts.get(name, 0) + 1
-    write_jsonl(directory / "truth.jsonl", truths)
-    write_jsonl(directory / "seed" / "positives.jsonl", web.seed_pages(seed_pages, positive=True))
-    write_jsonl(directory / "seed" / "negatives.jsonl", web.seed_pages(seed_pages, positive=False))
+        batch = [web.page(i) for i in range(start, min(start + SHARD, pages))]
+        write_shard(folder / "crawl" / f"part-{shard:05}", batch, jsonl)
+        for page in batch:
+            truth.append(page.truth())
+            counts[page.kind] += 1
+            if page.copy:
+                counts[f"{page.copy} copies"] += 1
+            if page.planted:
+                counts["planted"] += 1
+    write_jsonl(folder / "truth.jsonl", truth)
+    write_jsonl(folder / "seed" / "positives.jsonl", web.seed_pages(seed_pages, positive=True))
+    write_jsonl(folder / "seed" / "negatives.jsonl", web.seed_pages(seed_pages, positive=False))
     for name, rows in web.benchmark.items():
         if rows:
-            write_jsonl(directory / "benchmark" / f"{name}.jsonl", rows)
+            write_jsonl(folder / "benchmark" / f"{name}.jsonl", rows)
     return counts
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data.world.web", description="Write a small built-in web."
+@dataclass
+class Config:
+    to: str = option("", "folder for the files", required=True)
+    pages: int = option(5000, "pages of the crawl", least=1, most=ELSEWHERE)
+    domains: int = option(300, "sites", least=len(SITE_KINDS))
+    seed: int = option(0, "seed of the web")
+    seed_pages: int | None = option(
+        None,
+        "positives, and negatives, of the seed corpus; none: pages / 10",
+        least=0,
+        most=ELSEWHERE,
     )
-    parser.add_argument(
-        "--to", required=True, metavar="DIR", help="crawl/, seed/, benchmark/ and truth.jsonl"
+    benchmark: int = option(60, "benchmark questions in each language", least=0, most=ELSEWHERE)
+    langs: list[str] = option(
+        ["en", "zh"],
+        "languages; the first is that of the seed corpus",
+        required=True,
+        choices=LANGS,
     )
-    parser.add_argument("--pages", type=int, default=5000, metavar="N")
-    parser.add_argument("--domains", type=int, default=300, metavar="N")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--seed_pages",
-        type=int,
-        metavar="N",
-        help="positives and as many negatives of the seed corpus (default: pages / 10)",
+    levels: list[int] = option(
+        [1, 2, 3, 4, 5], "levels of the problems: 1 (one step) to 5", required=True, choices=LEVELS
     )
-    parser.add_argument(
-        "--benchmark",
-        type=int,
-        default=60,
-        metavar="N",
-        help="benchmark questions in each language",
-    )
-    parser.add_argument(
-        "--langs", default="en,zh", help="the first is the language of the seed corpus"
-    )
-    parser.add_argument(
-        "--levels", default="1,2,3,4,5", help="difficulties of the word problems, 1 (one step) to 5"
-    )
-    parser.add_argument(
-        "--jsonl", action="store_true", help="write the crawl as JSONL pages, not as WARC"
-    )
-    options = parser.parse_args(arguments)
+    jsonl: bool = option(False, "write the crawl as JSONL pages, not as WARC")
 
-    seed_pages = -(-options.pages // 10) if options.seed_pages is None else options.seed_pages
-    for name, value, least in (
-        ("pages", options.pages, 1),
-        ("seed_pages", seed_pages, 0),
-        ("benchmark", options.benchmark, 0),
-    ):
-        if not least <= value <= ELSEWHERE:
-            raise InputError(f"--{name} {value}: must be from {least} to {ELSEWHERE}")
-    try:
-        levels = [int(level) for level in options.levels.split(",")]
-    except ValueError:
-        raise InputError(
-            f"--levels {options.levels!r} is not a list of numbers; write for example 1,2"
-        ) from None
-    levels = choose("--levels", levels, LEVELS)
-    langs = choose("--langs", options.langs.split(","), LANGS)
-    web = Web(options.domains, options.seed, langs, levels, options.benchmark)
-    counts = write_web(Path(options.to), web, options.pages, seed_pages, options.jsonl)
+
+def main(argv: list[str] | None = None) -> None:
+    config = parse(Config, argv, description=__doc__)
+    seed_pages = -(-config.pages // 10) if config.seed_pages is None else config.seed_pages
+    web = Web(config.domains, config.seed, config.langs, config.levels, config.benchmark)
+    counts = write_web(Path(config.to), web, config.pages, seed_pages, config.jsonl)
     parts = ", ".join(f"{counts[name]} {name}" for name in sorted(counts))
-    print(f"wrote {options.pages} pages to {options.to}: {parts}")
+    print(f"wrote {config.pages} pages to {config.to}: {parts}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What the pages of the built-in web (data/world/web.py) say: mathematics in seven styles, what only looks like it,
-everyday pages and spam, in English and Chinese; and the little typesetting that formulas need.
+"""The texts of the built-in web (web.py), in English and Chinese.
 
-A page is a list of blocks: (tag, text), the tag one of h1, h2, p, pre. In a text `$...$` is an inline formula in LaTeX
-and `$$...$$` one on a line of its own; a line break stays one. Word problems come from `exercise()` (question, answer,
-cot, pot), as in data/world/documents.py, whose pieces are used here too.
+There is mathematics in seven styles, text that only looks like mathematics, everyday text, and
+spam. A page is a list of blocks (tag, text), where the tag is h1, h2, p or pre. In a text, `$...$`
+is an inline formula in LaTeX, and `$$...$$` is a formula on a separate line. Line breaks stay. Word
+problems come from `exercise()`, as in documents.py; the pieces of documents.py are also used here.
 """
 
 import re
@@ -16,7 +16,6 @@ from data.world.documents import (
     PLACES,
     TOWNS,
     Exercise,
-    drill,
     general,
     pairs,
     pick,
@@ -30,12 +29,7 @@ from data.world.synthetic import split_of
 Block = tuple[str, str]
 
 
-def rows(text: str) -> tuple[tuple[str, str], ...]:
-    """Lines of "English ~ Chinese"; a line that begins with ~ or | continues the line above."""
-    return pairs(re.sub(r"\n\s*~ ", " ~ ", re.sub(r"\n\s*\| ", " ", text)))
-
-
-TOPICS = rows("""
+TOPICS = pairs("""
     word problems ~ 应用题
     fractions ~ 分数
     percentages ~ 百分数
@@ -50,7 +44,7 @@ TOPICS = rows("""
     sums and differences ~ 和差问题
 """)
 
-# Formulas by name: {NAME} in a text becomes $...$.
+# Formulas: {NAME} in a text becomes $...$.
 FORMULAS = dict(
     COMMUTE=r"a + b = b + a",
     SWAP=r"a \times b = b \times a",
@@ -84,10 +78,10 @@ FORMULAS = dict(
 )
 
 
-# --- Mathematics ----------------------------------------------------------------------------------------------------
+# ---- Mathematics -----------------------------------------------------------------------------
 
-# A rule and its formula
-FACTS = rows("""
+# Rules with formulas.
+FACTS = pairs("""
     The order of two summands does not matter: {COMMUTE}. ~ 加法交换律：两个加数可以交换，{COMMUTE}。
     The order of two factors does not matter: {SWAP}. ~ 乘法交换律：两个因数可以交换，{SWAP}。
     A factor is distributed over a sum: {DISTRIBUTE}. ~ 乘法分配律：{DISTRIBUTE}。
@@ -105,17 +99,19 @@ FACTS = rows("""
     In a right triangle with legs a and b and hypotenuse c: {PYTHAGORAS}.
     ~ 勾股定理：直角三角形两直角边为a和b，斜边为c，则{PYTHAGORAS}。
     A quadratic equation is solved by {ROOTS}. ~ 一元二次方程的求根公式是{ROOTS}。
-    Division with remainder writes a number as {REMAINDER} with a remainder smaller than the divisor.
+    Division with remainder writes a number as {REMAINDER} with a remainder smaller than the
+    | divisor.
     ~ 有余数的除法可以写成{REMAINDER}，余数比除数小。
     Powers of the same base are multiplied by adding the exponents: {POWERS}.
     ~ 同底数幂相乘，底数不变，指数相加：{POWERS}。
     The root of a product is the product of the roots: {ROOT}. ~ 积的算术平方根等于各因数算术平方根的积：{ROOT}。
 """)
 
-# {a}, {b} are numbers of which nothing is assumed; {e} is even, {q} odd, {u} a multiple of {v}.
-PROOFS = rows("""
+# {a} and {b} are any numbers, {e} is even, {q} is odd, {u} is a multiple of {v}.
+PROOFS = pairs("""
     Claim: the sum of two even numbers is even.
-    | Proof: write them as 2k and 2m; their sum 2(k + m) is twice a whole number. For example {e} plus {e} is even.
+    | Proof: write them as 2k and 2m; their sum 2(k + m) is twice a whole number. For example
+    | {e} plus {e} is even.
     ~ 命题：两个偶数的和是偶数。证明：设两数为2k和2m，它们的和2(k + m)是整数的2倍。例如{e}加{e}是偶数。
     Claim: the sum of two odd numbers is even.
     | Proof: for odd numbers 2k + 1 and 2m + 1 the sum is 2(k + m + 1). For example {q} and {q}.
@@ -131,18 +127,21 @@ PROOFS = rows("""
     | Proof: x = dk and y = dm give x - y = d(k - m). For example {v} divides {u}.
     ~ 引理：若d整除x和y，则d整除它们的差。证明：由x = dk与y = dm得x - y = d(k - m)。例如{v}整除{u}。
     Theorem: the square root of 2 is irrational.
-    | Proof: let it be a fraction in lowest terms; then numerator and denominator are both even, which is absurd.
+    | Proof: let it be a fraction in lowest terms; then numerator and denominator are both even,
+    | which is absurd.
     | No denominator up to {c} can do it either, of course.
     ~ 定理：2的平方根是无理数。证明：设它为最简分数，则分子分母都是偶数，矛盾。分母取到{c}也不行。
     Proposition: among any {a} plus one whole numbers two have the same remainder modulo {a}.
     | Proof: there are only {a} remainders, so by the pigeonhole principle one of them occurs twice.
     ~ 命题：任意{a}加一个整数中，必有两个除以{a}的余数相同。证明：余数只有{a}种，由抽屉原理，必有一种出现两次。
     Claim: the sum of the first n odd numbers is a perfect square.
-    | Proof by induction: it holds for one; the step from n to n + 1 adds 2n + 1, the difference of neighboring squares.
+    | Proof by induction: it holds for one; the step from n to n + 1 adds 2n + 1, the difference
+    | of neighboring squares.
     | Check it up to {b}.
     ~ 命题：前n个奇数的和是完全平方数。用归纳法证明：一个时成立；由n到n + 1增加2n + 1，正是相邻平方数之差。可验证到{b}。
     Lemma: a number is divisible by 9 exactly when the sum of its digits is.
-    | Proof: every power of ten leaves remainder 1 modulo 9. Thus {a} can be tested without division.
+    | Proof: every power of ten leaves remainder 1 modulo 9. Thus {a} can be tested without
+    | division.
     ~ 引理：一个数能被9整除，当且仅当各位数字之和能被9整除。证明：10的任何次幂除以9都余1。因此{a}不必做除法就能判断。
     Corollary: if the product of two whole numbers is odd, both factors are odd.
     | Proof: an even factor would make the product even. So {q} has no even divisor.
@@ -150,66 +149,72 @@ PROOFS = rows("""
 """)
 
 POINTS = "ABCDEFGHKLMNOPQRSTXYZ"
-# Geometry without numbers or formulas; {A}, {B}, {C} are three points.
-CONSTRUCTIONS = rows("""
+# Geometry without numbers and formulas. {A}, {B}, {C} are three points.
+CONSTRUCTIONS = pairs("""
     Draw a circle about {A} through {B} and a second one about {B} through {A}; they cross in {C}.
     ~ 以{A}为圆心过{B}作圆，再以{B}为圆心过{A}作圆，两圆交于{C}。
     Join {A} and {B} with the ruler and bisect the segment with the compass.
     ~ 用直尺连接{A}和{B}，再用圆规作线段的垂直平分线。
-    The bisectors of the angles of triangle {A}{B}{C} meet in one point, the center of the inscribed circle.
+    The bisectors of the angles of triangle {A}{B}{C} meet in one point, the center of the
+    | inscribed circle.
     ~ 三角形{A}{B}{C}的三条角平分线交于一点，即内切圆的圆心。
     Since {A}{B} and {A}{C} are radii of the same circle, the triangle is isosceles.
     ~ 因为{A}{B}与{A}{C}是同一个圆的半径，所以三角形是等腰的。
     Drop a perpendicular from {C} to the line {A}{B} and call its foot the base of the altitude.
     ~ 过{C}作直线{A}{B}的垂线，垂足就是高的底端。
-    Alternate angles at the parallel through {C} are equal, hence the angles of the triangle form a straight angle.
+    Alternate angles at the parallel through {C} are equal, hence the angles of the triangle
+    | form a straight angle.
     ~ 过{C}作平行线，内错角相等，因此三角形的内角合成一个平角。
     The angle at {C} over the diameter {A}{B} is a right angle, by the theorem of Thales.
     ~ 由泰勒斯定理，直径{A}{B}所对的圆周角{C}是直角。
     Reflect {A} in the line {B}{C}; the image is as far from the line as {A} itself.
     ~ 作{A}关于直线{B}{C}的对称点，它到直线的距离与{A}相等。
-    The triangles with vertex {A} and vertex {B} are congruent, since two sides and the angle between them agree.
+    The triangles with vertex {A} and vertex {B} are congruent, since two sides and the angle
+    | between them agree.
     ~ 以{A}和{B}为顶点的两个三角形全等，因为两边及其夹角相等。
     A tangent at {B} is perpendicular to the radius from the center {A}.
     ~ 过{B}的切线垂直于从圆心{A}引出的半径。
     The medians from {A}, {B} and {C} pass through the centroid, which divides each of them.
     ~ 从{A}、{B}、{C}引出的中线都经过重心，并被重心分割。
-    The quadrilateral is a parallelogram, because its diagonals through {A} and {B} bisect each other in {C}.
+    The quadrilateral is a parallelogram, because its diagonals through {A} and {B} bisect each
+    | other in {C}.
     ~ 这个四边形是平行四边形，因为过{A}和{B}的对角线在{C}互相平分。
     Rotate the figure about {C} until {A} falls on {B}; lengths and angles are preserved.
     ~ 将图形绕{C}旋转，使{A}与{B}重合，长度和角度不变。
-    Opposite angles of a quadrilateral inscribed in the circle through {A}, {B} and {C} are supplementary.
+    Opposite angles of a quadrilateral inscribed in the circle through {A}, {B} and {C} are
+    | supplementary.
     ~ 内接于过{A}、{B}、{C}的圆的四边形，对角互补。
 """)
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a kind of site writes mathematics: its phrases (English, Chinese), and how many of what is on a page."""
+    """How a kind of site writes mathematics: phrases, and how much of what is on a page."""
 
     titles: tuple
     openings: tuple
-    leads: tuple  # before an item
-    between: tuple  # between question and solution; empty: as data/world/documents.py tells them
+    leads: tuple  # before a worked problem
+    between: tuple  # between question and solution; empty: as in documents.py
     closings: tuple
-    solved: tuple[int, int]  # fewest and most word problems
-    drills: tuple[int, int] = (1, 2)  # other pieces of arithmetic
+    solved: tuple[int, int]  # minimum and maximum number of word problems
+    drills: tuple[int, int] = (1, 2)  # minimum and maximum number of other pieces of arithmetic
     facts: int = 0
     proofs: tuple[int, int] = (0, 0)
-    programs: int = 0  # at most
-    constructions: tuple[int, int] = (0, 0)  # paragraphs of them
+    programs: int = 0  # maximum number
+    constructions: tuple[int, int] = (0, 0)  # minimum and maximum number of paragraphs
 
 
 STYLES = {
     "textbook": Style(
-        titles=rows("""
+        titles=pairs("""
             Chapter {i}: {t} ~ 第{i}章 {t}
             Lesson {i}: an introduction to {t} ~ 第{i}课 {t}入门
             Section {i}. Worked examples on {t} ~ 第{i}节 {t}例题
             Arithmetic made clear: {t}, unit {i} ~ 算术教程：{t}（第{i}单元）
         """),
-        openings=rows("""
-            In this chapter we study {t}. Read each example carefully before you turn to the exercises.
+        openings=pairs("""
+            In this chapter we study {t}. Read each example carefully before you turn to the
+            | exercises.
             ~ 本章学习{t}。请先认真阅读例题，再做练习。
             The aim of this section is to solve equations and exercises about {t} step by step.
             ~ 本节的目标是一步一步地解答有关{t}的习题。
@@ -218,14 +223,14 @@ STYLES = {
             By the end of the lesson the student can explain every step of a calculation with {t}.
             ~ 学完本课，同学们应能说明{t}计算的每一步。
         """),
-        leads=rows("""
+        leads=pairs("""
             Example {k}. ~ 例{k}
             Exercise {i}.{k} (worked). ~ 练习{i}.{k}（附解答）
             Example {k}: show all steps of the calculation. ~ 例{k}：写出全部计算步骤。
             Review question {k} of section {i}. ~ 第{i}节复习题{k}
         """),
         between=(),
-        closings=rows("""
+        closings=pairs("""
             Summary: name the known numbers, choose the operation, calculate and check the result.
             ~ 小结：找出已知数，选择运算，计算并检验结果。
             The exercises at the end of the chapter repeat these steps with other numbers.
@@ -237,26 +242,28 @@ STYLES = {
         facts=4,
     ),
     "notes": Style(
-        titles=rows("""
+        titles=pairs("""
             Lecture {i}: {t} ~ 第{i}讲：{t}
             Lecture notes on {t}, part {i} ~ {t}讲义（{i}）
             Handout {i}: formulas for {t} ~ 讲义{i}：{t}公式
         """),
-        openings=rows("""
-            These notes collect the definitions and formulas on {t} that were derived in lecture {i}.
+        openings=pairs("""
+            These notes collect the definitions and formulas on {t} that were derived in lecture
+            | {i}.
             ~ 本讲义汇总第{i}讲推导的{t}定义与公式。
-            We fix notation first; all variables denote whole numbers or fractions unless stated otherwise.
+            We fix notation first; all variables denote whole numbers or fractions unless stated
+            | otherwise.
             ~ 先约定记号：除非另有说明，字母表示整数或分数。
             Throughout the lecture we derive each formula about {t} and apply it to an example.
             ~ 本讲推导{t}的每个公式，并用于例子。
         """),
-        leads=rows("""
+        leads=pairs("""
             Remark {k}. ~ 注{k}
             Application {k}: ~ 应用{k}：
             Worked example {k}, discussed in class. ~ 课堂例题{k}
         """),
         between=(),
-        closings=rows("""
+        closings=pairs("""
             Homework: derive the formula for {t} again without these notes. ~ 作业：不看讲义重新推导{t}的公式。
             References for lecture {i} are listed on the page of the course. ~ 第{i}讲的参考书目见课程主页。
         """),
@@ -266,31 +273,33 @@ STYLES = {
         proofs=(1, 2),
     ),
     "blog": Style(
-        titles=rows("""
+        titles=pairs("""
             How my kids finally understood {t} ~ 孩子终于弄懂了{t}
             {i} puzzles about {t} for a rainy {day} ~ 适合{day}的{i}道{t}趣题
             Why I love teaching {t} ~ 我为什么喜欢教{t}
             A kitchen table guide to {t} ~ 餐桌上的{t}课
         """),
-        openings=rows("""
-            Last {day} my daughter {n} came home with a sheet about {t}, and we worked it out together over breakfast.
+        openings=pairs("""
+            Last {day} my daughter {n} came home with a sheet about {t}, and we worked it out
+            | together over breakfast.
             ~ 上个{day}，女儿{n}带回一张{t}的卷子，我们边吃早饭边一起算。
             Friends keep asking me how to explain {t}, so here is what worked for {n} and {m}.
             ~ 朋友总问我怎么讲{t}，下面是对{n}和{m}管用的办法。
-            I used to be afraid of {t}. Then {n} told me to draw little pictures, and everything changed.
+            I used to be afraid of {t}. Then {n} told me to draw little pictures, and everything
+            | changed.
             ~ 我以前很怕{t}，后来{n}教我画小图，一切都变了。
         """),
-        leads=rows("""
+        leads=pairs("""
             Here is one that {n} made up: ~ {n}自己编了一道：
             My favorite of the week: ~ 本周我最喜欢的一道：
             This one took us a while: ~ 这道我们想了好一会儿：
             {m} cracked the next one at once: ~ 下面这道{m}一下就做出来了：
         """),
-        between=rows("""
+        between=pairs("""
             We talked it through like this: ~ 我们是这样想的：
             Take a breath, then go slowly: ~ 别急，慢慢来：
         """),
-        closings=rows("""
+        closings=pairs("""
             Tell me in the comments how your family did, and subscribe for more little puzzles.
             ~ 欢迎留言告诉我你家孩子做得怎样，别忘了关注。
             Next {day} I will share what we did with pizza slices. ~ 下个{day}再分享我们切披萨的故事。
@@ -300,30 +309,30 @@ STYLES = {
         programs=2,
     ),
     "forum": Style(
-        titles=rows("""
+        titles=pairs("""
             Help please with {t} homework!! ~ 求助！{t}作业不会做
             Stuck on {t}, what am I doing wrong? ~ {t}卡住了，我哪里错了
             [Solved] quick one about {t} ~ 【已解决】一道{t}小题
             Can somebody check my answer ({t}) ~ 谁能帮忙看看这道{t}
         """),
-        openings=rows("""
+        openings=pairs("""
             Hi everyone, first post here, sorry if this is the wrong board. ~ 大家好，新人第一次发帖，发错版块请见谅。
             Thread opened by {n}. Moderator: {m}. Be kind and show your attempt.
             ~ 楼主：{n}。版主：{m}。请友善回复并写出思路。
             Thanks in advance, the test is on {day} and I am panicking. ~ 先谢谢各位，{day}就要考试了，急。
         """),
-        leads=rows("""
+        leads=pairs("""
             {n} wrote: ~ {n}发表于{i}楼：
             {n} asked on {day}: ~ {n}在{day}提问：
             Quote from post {i}: ~ 引用{i}楼：
             Bump, still hoping for a reply. {n} wrote: ~ 顶一下，等大神。{n}：
         """),
-        between=rows("""
+        between=pairs("""
             {m} replied: easy, look, ~ {m}回复：很简单，
             Re: got it, no worries: ~ 回复楼主：搞定了，
             {m} (senior member): you just do ~ {m}（资深会员）：这样做就行，
         """),
-        closings=rows("""
+        closings=pairs("""
             Thank you so much, you saved my day! Marked as solved. ~ 太感谢了，救命之恩！已标记为解决。
             Upvoted. Closing this thread. ~ 已点赞，结帖。
             Log in to reply or to follow this topic. ~ 登录后才能回复或关注本帖。
@@ -333,29 +342,29 @@ STYLES = {
         programs=2,
     ),
     "bank": Style(
-        titles=rows("""
+        titles=pairs("""
             Problem set {i}: {t} (with key) ~ 题库{i}：{t}（附答案）
             Practice test {i} - {t} ~ 模拟卷{i}：{t}
             Quiz bank, {t}, grade {k} ~ {k}年级{t}题库
         """),
-        openings=rows("""
+        openings=pairs("""
             Time allowed: {i} minutes. Total score: 100. Calculators are not permitted.
             ~ 考试时间：{i}分钟。满分：100分。不得使用计算器。
             Select an item, attempt it, then reveal the key below it. ~ 请先作答，再展开下方答案。
             Items are tagged by grade, skill and difficulty; the key follows each item.
             ~ 每题标有年级、知识点与难度，题后附答案。
         """),
-        leads=rows("""
+        leads=pairs("""
             Item {i}{k} | grade {k} | difficulty medium ~ 【题{i}{k}】{k}年级 难度：中等
             Q{k} [5 points] ~ 第{k}题（5分）
             Item {i}{k} | skill: {t} | easy ~ 【题{i}{k}】知识点：{t} 难度：容易
         """),
-        between=rows("""
+        between=pairs("""
             Key: ~ 【解析】
             Show key ~ 【答案与解析】
             Marking scheme: ~ 【评分标准】
         """),
-        closings=rows("""
+        closings=pairs("""
             End of the set. Next set | Previous set | Print this sheet ~ 本卷结束。下一套 | 上一套 | 打印试卷
             Report an error in an item. Average score of {i} users: 71 points. ~ 题目报错。{i}名用户平均分：71分。
         """),
@@ -363,24 +372,25 @@ STYLES = {
         drills=(0, 0),
     ),
     "proofs": Style(
-        titles=rows("""
+        titles=pairs("""
             Elementary number theory {i}: statements and proofs ~ 初等数论{i}：命题与证明
             Proof archive, entry {i} ~ 证明集锦，第{i}条
             Parity, divisors and primes ({i}) ~ 奇偶性、因数与素数（{i}）
         """),
-        openings=rows("""
+        openings=pairs("""
             Each statement below is followed by a complete argument; the reader should try first.
             ~ 以下每个命题都附有完整论证，读者宜先自行尝试。
             We prove the following from the definitions of divisor, remainder and parity alone.
             ~ 下面仅由因数、余数与奇偶性的定义证明。
         """),
-        leads=rows("""
+        leads=pairs("""
             Illustration: ~ 实例：
             A numerical instance: ~ 数值例子：
         """),
         between=(),
-        closings=rows("""
-            This completes the argument. Further statements are proved in entry {i}. ~ 证毕。其他命题见第{i}条。
+        closings=pairs("""
+            This completes the argument. Further statements are proved in entry {i}.
+            ~ 证毕。其他命题见第{i}条。
             The converse is left to the reader. ~ 逆命题留给读者。
         """),
         solved=(1, 2),
@@ -389,20 +399,20 @@ STYLES = {
         proofs=(4, 6),
     ),
     "geometry": Style(
-        titles=rows("""
+        titles=pairs("""
             Constructions with ruler and compass ~ 尺规作图
             Circles, chords and tangents ~ 圆、弦与切线
             Congruent triangles, a gallery ~ 全等三角形图集
             Figures that fold and turn ~ 折叠与旋转的图形
         """),
-        openings=rows("""
+        openings=pairs("""
             All figures on this page can be drawn with ruler and compass alone. ~ 本页的图形只用直尺和圆规就能作出。
             Drag the points of the figure to see which lines stay perpendicular. ~ 拖动图中的点，看哪些直线始终垂直。
             Paper, a pencil and a pair of compasses are enough for the evening. ~ 有纸、铅笔和圆规，今晚就够了。
         """),
         leads=(),
         between=(),
-        closings=rows("""
+        closings=pairs("""
             Download the figures as a drawing. ~ 下载本页图形。
             More figures are in the gallery of {n}. ~ 更多图形见{n}的图集。
         """),
@@ -414,7 +424,7 @@ STYLES = {
 
 
 def slots_of(lang: str, draw: Draw) -> dict:
-    """What the fields of a template may be: names, places, objects, and numbers (s = a + b, x = a * b)."""
+    """Values for the fields of a template: names, places, objects, numbers, formulas."""
     zh = lang == "zh"
     n, o, a, b = draw(0, len(NAMES) - 1), draw(0, len(OBJECTS) - 1), draw(12, 98), draw(2, 11)
     return dict(
@@ -444,10 +454,12 @@ def slots_of(lang: str, draw: Draw) -> dict:
 
 
 def fill(templates, lang: str, draw: Draw, slots: dict) -> str:
+    """A random template, with values for the fields."""
     return pick(draw, templates)[lang == "zh"].format_map(slots)
 
 
 def shuffled(values, draw: Draw) -> list:
+    """The values in random order (Fisher-Yates)."""
     values = list(values)
     for k in range(len(values) - 1, 0, -1):
         j = draw(0, k)
@@ -457,112 +469,122 @@ def shuffled(values, draw: Draw) -> list:
 
 def math_blocks(
     style_name: str, lang: str, draw: Draw, exercise: Exercise, level: int, planted: list[str]
-) -> list:
-    """A mathematical page: worked problems and arithmetic in the words of a style, with `planted` questions among
-    them. `level` is the highest of its word problems."""
-    style, slots = STYLES[style_name], slots_of(lang, draw)
-    plain = [
-        piece for piece in (MATH + MORE_MATH if level > 2 else MATH) if piece is not solved
-    ] or [drill]
+) -> list[Block]:
+    """A page of mathematics in a style, with `planted` questions between the other items.
+
+    `level` is the highest level of the word problems.
+    """
+    style, slots, zh = STYLES[style_name], slots_of(lang, draw), lang == "zh"
+    pieces = MATH + MORE_MATH if level > 2 else MATH
+    arithmetic = [piece for piece in pieces if piece is not solved]
     items: list[list[Block]] = []
+
+    def add(text: str) -> None:
+        items.append([("p", text)])
+
+    # Word problems with solutions.
     for k in range(draw(*style.solved)):
         slots |= slots_of(lang, draw) | {"t": slots["t"], "k": k + 1}
         lead = fill(style.leads, lang, draw, slots)
         if style.between:
-            question, _, cot, _ = exercise()
-            text = f"{question}\n{fill(style.between, lang, draw, slots)}\n{cot}"
+            p = exercise()
+            text = f"{p.question}\n{fill(style.between, lang, draw, slots)}\n{p.cot}"
         else:
             text = solved(lang, draw, exercise)
-        items.append([("p", f"{lead}\n{text}")])
+        add(f"{lead}\n{text}")
+
+    # Arithmetic, and rules. The formula of the first rule stands on a separate line.
     for _ in range(draw(*style.drills)):
-        items.append([("p", pick(draw, plain)(lang, draw, exercise))])
+        add(pick(draw, arithmetic)(lang, draw, exercise))
     for k, fact in enumerate(shuffled(FACTS, draw)[: style.facts]):
-        fact = fact[lang == "zh"].format_map(slots)
-        if k == 0:  # one formula stands on a line of its own
-            words_before, formula, after = re.fullmatch(r"(.*?)\$(.+?)\$(.*)", fact).groups()
-            fact = f"{words_before.rstrip()}\n$${formula}$$\n{after.lstrip('.。，,; ')}".rstrip(
-                "\n"
-            )
-        items.append([("p", fact)])
+        text = fact[zh].format_map(slots)
+        if k == 0:
+            before, formula, after = re.fullmatch(r"(.*?)\$(.+?)\$(.*)", text).groups()
+            text = f"{before.rstrip()}\n$${formula}$$\n{after.lstrip('.。，,; ')}".rstrip("\n")
+        add(text)
+
+    # Proofs and constructions.
     for proof in shuffled(PROOFS, draw)[: draw(*style.proofs)]:
-        items.append([("p", proof[lang == "zh"].format_map(slots_of(lang, draw)))])
+        add(proof[zh].format_map(slots_of(lang, draw)))
     for _ in range(draw(*style.constructions)):
-        some = shuffled(CONSTRUCTIONS, draw)[: draw(3, 4)]
-        text = [
-            each[lang == "zh"].format_map(
-                slots | dict(zip("ABC", shuffled(POINTS, draw), strict=False))
-            )
-            for each in some
-        ]
-        items.append([("p", say(lang, " ", "").join(text))])
+        sentences = []
+        for sentence in shuffled(CONSTRUCTIONS, draw)[: draw(3, 4)]:
+            points = dict(zip("ABC", shuffled(POINTS, draw), strict=False))
+            sentences.append(sentence[zh].format_map(slots | points))
+        add(say(lang, " ", "").join(sentences))
+
+    # Programs, and benchmark questions.
     for _ in range(draw(0, style.programs)):
-        items.append(
-            [
-                ("p", say(lang, "The same in Python:", "用 Python 来算：")),
-                ("pre", word_program(lang, draw, exercise)),
-            ]
-        )
-    items += [
-        [("p", say(lang, "Problem: ", "题目：") * draw(0, 1) + question)] for question in planted
-    ]
-    return [
-        ("h1", fill(style.titles, lang, draw, slots)),
-        ("p", fill(style.openings, lang, draw, slots)),
-        *(block for item in shuffled(items, draw) for block in item),
-        ("p", fill(style.closings, lang, draw, slots)),
-    ]
+        lead = say(lang, "The same in Python:", "用 Python 来算：")
+        items.append([("p", lead), ("pre", word_program(lang, draw, exercise))])
+    for question in planted:
+        add(say(lang, "Problem: ", "题目：") * draw(0, 1) + question)
+
+    blocks = [("h1", fill(style.titles, lang, draw, slots))]
+    blocks.append(("p", fill(style.openings, lang, draw, slots)))
+    for item in shuffled(items, draw):
+        blocks += item
+    blocks.append(("p", fill(style.closings, lang, draw, slots)))
+    return blocks
 
 
-# --- What is not mathematics ----------------------------------------------------------------------------------------
+# ---- What is not mathematics -----------------------------------------------------------------
 
-# By kind: titles and sentences.
+# For each kind: titles and sentences.
 OTHER = {
     "physics": (
-        rows("""
+        pairs("""
             Experiment {i}: motion and force ~ 实验{i}：运动与力
             Physics class {k}: energy and heat ~ 物理课{k}：能量与热
             Circuits explained, part {k} ~ 电路入门（{k}）
             Waves, light and sound ({i}) ~ 波、光与声（{i}）
         """),
-        rows("""
+        pairs("""
             By the second law {NEWTON} a cart of mass {b} kg is accelerated by a force of {a} N.
             ~ 由牛顿第二定律{NEWTON}，{a}牛的力使质量{b}千克的小车加速。
             The kinetic energy {ENERGY} of the ball grows with the square of its velocity.
             ~ 小球的动能{ENERGY}随速度的平方增大。
-            A stone dropped from the tower of {town} falls by {FALL}, if the drag of the air is neglected.
+            A stone dropped from the tower of {town} falls by {FALL}, if the drag of the air is
+            | neglected.
             ~ 石块从{town}的塔上落下，忽略空气阻力时{FALL}。
             The voltage across the resistor was {a} V and the current {b} A, as {OHM} predicts.
             ~ 电阻两端电压为{a}伏，电流为{b}安，符合{OHM}。
-            The lamp takes the electric power {POWER}; it was left on for {d} minutes and became hot.
+            The lamp takes the electric power {POWER}; it was left on for {d} minutes and became
+            | hot.
             ~ 灯泡的电功率为{POWER}，通电{d}分钟后发热。
-            The density {DENSITY} of the metal block was found by sinking it in water at {d} degrees.
+            The density {DENSITY} of the metal block was found by sinking it in water at {d}
+            | degrees.
             ~ 把金属块浸入{d}度的水中，测得密度{DENSITY}。
             Sound of frequency {c} Hz travels through air with {WAVE}, so its wavelength is short.
             ~ 频率{c}赫的声音在空气中传播，{WAVE}，波长很短。
-            In the collision the momentum {MOMENTUM} of both carts is conserved, although heat is lost.
+            In the collision the momentum {MOMENTUM} of both carts is conserved, although heat
+            | is lost.
             ~ 碰撞中两车的总动量{MOMENTUM}守恒，尽管有热量损失。
             The pressure of the gas rises with its temperature: {GAS}. ~ 气体的压强随温度升高：{GAS}。
             The spring was stretched by {b} cm and obeys {HOOKE} up to {a} N.
             ~ 弹簧伸长{b}厘米，在{a}牛以内服从{HOOKE}。
-            Students of {n} measured the period of the pendulum {d} times with a stopwatch in the laboratory.
+            Students of {n} measured the period of the pendulum {d} times with a stopwatch in
+            | the laboratory.
             ~ {n}的学生在实验室用秒表测了{d}次单摆周期。
             A thermometer read {d} degrees before and {a} degrees after heating for {b} minutes.
             ~ 加热{b}分钟前温度计读数{d}度，之后{a}度。
-            Light is refracted at the surface of glass, and the prism splits it into colors from red to violet.
+            Light is refracted at the surface of glass, and the prism splits it into colors from
+            | red to violet.
             ~ 光在玻璃表面折射，棱镜把它分成从红到紫的颜色。
             The magnet of {m} attracts iron filings at a distance of {b} cm but no copper wire.
             ~ {m}的磁铁在{b}厘米处吸引铁屑，但不吸引铜线。
         """),
     ),
     "accounting": (
-        rows("""
+        pairs("""
             Quarterly report {y} of a shop in {town} ~ {town}商店{y}年季度报告
             Bookkeeping basics {i}: debit and credit ~ 记账基础{i}：借方与贷方
             Invoice {c}-{i} and terms of payment ~ 发票{c}-{i}与付款条件
             Annual budget of the {place}, {y} ~ {y}年{place}年度预算
         """),
-        rows("""
-            Revenue in {y} was {c} thousand dollars, costs were {a} thousand. ~ {y}年营业收入{c}千元，成本{a}千元。
+        pairs("""
+            Revenue in {y} was {c} thousand dollars, costs were {a} thousand.
+            ~ {y}年营业收入{c}千元，成本{a}千元。
             Invoice {c} over {x} dollars is due within {d} days and was sent to {n}.
             ~ 发票{c}金额{x}元，须在{d}天内付清，已寄给{n}。
             Debit the inventory account {x} dollars, credit accounts payable {x} dollars.
@@ -573,26 +595,29 @@ OTHER = {
             ~ 审计师{m}认为{y}年资产负债表无重大错报。
             Depreciation of the van is {a} dollars a month over {b} years of useful life.
             ~ 货车按{b}年使用寿命每月计提折旧{a}元。
-            Wages of {d} employees were paid on {day}, payroll tax was withheld. ~ {day}发放{d}名员工工资，已代扣税款。
-            The loan carries {b} percent interest and is repaid in {a} installments. ~ 贷款利率百分之{b}，分{a}期偿还。
+            Wages of {d} employees were paid on {day}, payroll tax was withheld.
+            ~ {day}发放{d}名员工工资，已代扣税款。
+            The loan carries {b} percent interest and is repaid in {a} installments.
+            ~ 贷款利率百分之{b}，分{a}期偿还。
             Receivables older than {a} days are written off with the consent of {n}.
             ~ 账龄超过{a}天的应收款经{n}同意核销。
             Subtotal {a} + shipping {b} = total {s}, payable by bank transfer.
             ~ 小计{a} + 运费{b} = 合计{s}，银行转账付款。
-            Shareholders receive a dividend of {b} cents per share, approved at the meeting on {day}.
+            Shareholders receive a dividend of {b} cents per share, approved at the meeting on
+            | {day}.
             ~ 股东每股分红{b}分，{day}的会议已批准。
             The stock of {p} was counted by {n} and valued at the lower of cost and market.
             ~ {n}盘点了{p}库存，按成本与市价孰低计价。
         """),
     ),
     "sports": (
-        rows("""
+        pairs("""
             {town} wins against {n} and friends, round {i} ~ 第{i}轮：{town}获胜
             Season {y}: table and statistics ~ {y}赛季：积分榜与数据
             Match report, {day}, at the {place} ~ {day}比赛战报
             Player of the week: {n} ~ 本周最佳球员：{n}
         """),
-        rows("""
+        pairs("""
             {town} won {b} - {k} at home; {n} scored twice before the break.
             ~ {town}主场{b} - {k}获胜，{n}上半场独中两元。
             {n} leads the scorers with {a} goals in {d} matches, ahead of {m}.
@@ -602,7 +627,8 @@ OTHER = {
             {m} averaged {b} rebounds and {d} points per game this season. ~ {m}本赛季场均{d}分{b}个篮板。
             The free throw percentage of {n} rose to {a} percent, a record for the club.
             ~ {n}的罚球命中率升至百分之{a}，创队史纪录。
-            {c} spectators watched the final at the stadium of {town} on {day}. ~ {c}名观众{day}在{town}体育场观看决赛。
+            {c} spectators watched the final at the stadium of {town} on {day}.
+            ~ {c}名观众{day}在{town}体育场观看决赛。
             The coach replaced {n} by {m} in minute {a}, and the game turned.
             ~ 教练在第{a}分钟用{m}换下{n}，场面随之改变。
             Third set: {b} - {k}, won by {m} with {d} aces. ~ 第三盘{b} - {k}，{m}发出{d}记爱司球获胜。
@@ -617,16 +643,17 @@ OTHER = {
         """),
     ),
     "code": (
-        rows("""
+        pairs("""
             Tutorial {i}: reading files ~ 教程{i}：读取文件
             Web server in {a} lines ~ {a}行代码写一个网站
             Release notes, version {k}.{i} ~ 版本说明 {k}.{i}
             How to sort and filter records ({i}) ~ 如何排序与过滤记录（{i}）
         """),
-        rows("""
+        pairs("""
             Install the package first and restart the shell; version {k}.{i} is needed.
             ~ 先安装软件包并重启终端，需要版本 {k}.{i}。
-            The function returns None when the key is missing, so check for it. ~ 键不存在时函数返回 None，要检查。
+            The function returns None when the key is missing, so check for it.
+            ~ 键不存在时函数返回 None，要检查。
             Commit your changes before you merge the branch of {n}. ~ 合并{n}的分支前先提交修改。
             Set timeout = {a} in the settings file and restart the service on port {c}.
             ~ 在配置文件中设置 timeout = {a}，在端口 {c} 重启服务。
@@ -635,10 +662,13 @@ OTHER = {
             A dictionary maps names to values, a list keeps them in order. ~ 字典把名字映射到值，列表保持顺序。
             Use a context manager, so that the file is closed when an exception is raised.
             ~ 使用上下文管理器，出现异常时文件也会关闭。
-            The log shows error {c} when {b} threads write to the same table. ~ {b}个线程写同一张表时日志出现错误 {c}。
-            Pull requests are reviewed by {n} every {day}; add a test to yours. ~ {n}每{day}审查合并请求，请附上测试。
+            The log shows error {c} when {b} threads write to the same table.
+            ~ {b}个线程写同一张表时日志出现错误 {c}。
+            Pull requests are reviewed by {n} every {day}; add a test to yours.
+            ~ {n}每{day}审查合并请求，请附上测试。
             The loop below runs over all lines and skips those that are empty. ~ 下面的循环遍历所有行并跳过空行。
-            Deprecated since version {k}.{b}: pass the path as a keyword. ~ 自版本 {k}.{b} 起弃用：请用关键字传递路径。
+            Deprecated since version {k}.{b}: pass the path as a keyword.
+            ~ 自版本 {k}.{b} 起弃用：请用关键字传递路径。
         """),
     ),
 }
@@ -698,7 +728,7 @@ except TimeoutError as error:
 )
 CODE_NAMES = "user order file server record client message session queue image".split()
 
-GENERAL_TITLES = rows("""
+GENERAL_TITLES = pairs("""
     News from {town} ~ {town}新闻
     People and animals of {town} ~ {town}的人和动物
     A visit to the {place} ~ 游览{place}
@@ -706,7 +736,7 @@ GENERAL_TITLES = rows("""
     Where to buy {o} in {town} ~ 在{town}哪里买{o}
     About us ~ 关于我们
 """)
-GENERAL_EXTRAS = rows("""
+GENERAL_EXTRAS = pairs("""
     The recipe needs {b} spoons of sugar, fresh {o} and an hour of patience.
     ~ 这道菜要{b}勺糖、新鲜的{o}和一小时的耐心。
     The hotel near the {place} has {a} rooms and a quiet garden. ~ {place}附近的旅馆有{a}间客房和安静的花园。
@@ -721,7 +751,7 @@ GENERAL_EXTRAS = rows("""
 """)
 
 SPAM_WORDS = {
-    "math": rows("""
+    "math": pairs("""
         math homework answers ~ 数学作业答案
         algebra calculator free ~ 代数计算器免费
         geometry tutor cheap ~ 几何家教便宜
@@ -735,7 +765,7 @@ SPAM_WORDS = {
         calculus cheat sheet ~ 微积分速查表
         number games win money ~ 数字游戏赢钱
     """),
-    "shop": rows("""
+    "shop": pairs("""
         cheap watches ~ 廉价手表
         fast loans ~ 快速贷款
         casino bonus ~ 赌场奖金
@@ -750,7 +780,7 @@ SPAM_WORDS = {
         best price ~ 全网最低
     """),
 }
-SPAM_ENDS = rows("""
+SPAM_ENDS = pairs("""
     Click here for {w} - only today {d} % off! ~ 点击这里获取{w}，今日立减{d}%！
     Call {c} {c} now, {w} guaranteed!!! ~ 立即拨打{c}{c}，{w}包满意！！！
     {a} people are looking at {w} right now. ~ 现在有{a}人正在看{w}。
@@ -758,12 +788,12 @@ SPAM_ENDS = rows("""
 
 
 def other_blocks(kind: str, lang: str, draw: Draw) -> list[Block]:
-    """A page of physics, accounting, sports or code: paragraphs of sentences, and programs where it is code."""
+    """A page of physics, accounting, sports or code."""
     titles, sentences = OTHER[kind]
     blocks: list[Block] = [("h1", fill(titles, lang, draw, slots_of(lang, draw)))]
     for _ in range(draw(4, 6)):
-        some = shuffled(sentences, draw)[: draw(3, 5)]
-        text = [sentence[lang == "zh"].format_map(slots_of(lang, draw)) for sentence in some]
+        chosen = shuffled(sentences, draw)[: draw(3, 5)]
+        text = [sentence[lang == "zh"].format_map(slots_of(lang, draw)) for sentence in chosen]
         blocks.append(("p", say(lang, " ", "").join(text)))
         if kind == "code":
             name = pick(draw, CODE_NAMES)
@@ -773,7 +803,7 @@ def other_blocks(kind: str, lang: str, draw: Draw) -> list[Block]:
 
 
 def general_blocks(lang: str, draw: Draw) -> list[Block]:
-    """A page about people, towns, shops, animals: what data/world/documents.py tells of them, train split only."""
+    """A page with general documents (documents.py, only the train split) and other sentences."""
     blocks: list[Block] = [("h1", fill(GENERAL_TITLES, lang, draw, slots_of(lang, draw)))]
     for _ in range(draw(6, 8)):
         text = general(lang, draw, None)
@@ -785,29 +815,30 @@ def general_blocks(lang: str, draw: Draw) -> list[Block]:
 
 
 def spam_blocks(lang: str, draw: Draw) -> list[Block]:
+    """A page of keywords."""
     zh, keywords = lang == "zh", pick(draw, tuple(SPAM_WORDS.values()))
 
-    def some(count: int) -> list[str]:
-        return [pick(draw, keywords)[zh] for _ in range(count)]  # noqa: E731
+    def choose_words(count: int) -> list[str]:
+        return [pick(draw, keywords)[zh] for _ in range(count)]
 
-    blocks: list[Block] = [("h1", say(lang, " | ", "_").join(some(3)))]
+    blocks: list[Block] = [("h1", say(lang, " | ", "_").join(choose_words(3)))]
     for _ in range(draw(3, 5)):
         end = fill(SPAM_ENDS, lang, draw, slots_of(lang, draw) | {"w": pick(draw, keywords)[zh]})
-        blocks.append(("p", say(lang, " ", " ").join([*some(draw(10, 24)), end])))
+        blocks.append(("p", " ".join([*choose_words(draw(10, 24)), end])))
     return blocks
 
 
-# What a copy may begin with in place of, or say beside, what the original says.
-NOTES = rows("""
+# Notes at the end of edited copies.
+NOTES = pairs("""
     Reposted from another site for our readers. ~ 本文转载自网络。
     Last updated on {day}. ~ 最后更新于{day}。
     Saved copy number {c}. ~ 存档编号{c}。
     Shared by {n}. ~ 由{n}分享。
 """)
 
-# --- Around the content ---------------------------------------------------------------------------------------------
+# ---- Around the content ----------------------------------------------------------------------
 
-SITE_WORDS = {  # what hosts are called, by kind
+SITE_WORDS = {  # names of hosts, for each kind of site
     "math": "mathroom numbers algebra sums shuxue arithmetic".split(),
     "mixed": "school academy campus learning xuexi college".split(),
     "general": "daily garden townlife travel shenghuo kitchen".split(),
@@ -818,7 +849,7 @@ SITE_WORDS = {  # what hosts are called, by kind
     "spam": "bestdeal answers4u youhui clickhere".split(),
     "copies": "mirror archive cache zhuanzai".split(),
 }
-NAVIGATION = rows("""
+NAVIGATION = pairs("""
     Home ~ 首页
     News ~ 新闻
     Archive ~ 归档
@@ -830,7 +861,7 @@ NAVIGATION = rows("""
     Help ~ 帮助
     Forum ~ 论坛
 """)
-FOOTERS = rows("""
+FOOTERS = pairs("""
     All rights reserved. ~ 版权所有。
     This site uses cookies. ~ 本站使用 Cookie。
     Terms of use | Privacy ~ 使用条款 | 隐私

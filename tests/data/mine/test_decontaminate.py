@@ -24,7 +24,7 @@ def index(folder, *rows):
     return Index.build(folder)
 
 
-# ---- The rule --------------------------------------------------------------------------------------------------------
+# ---- The rule --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_units_are_those_of_the_hashes(text):
     assert hashes.tolist() == [int(unit_hashes([unit]).values[0]) for unit in units]
 
 
-# ---- Real benchmarks -------------------------------------------------------------------------------------------------
+# ---- Real benchmarks -------------------------------------------------------------------------
 
 
 def disguised(rng, question):
@@ -269,7 +269,7 @@ def test_bad_index(tmp_path):
         Index.load(tmp_path / "index.npz")
 
 
-# ---- Shards ----------------------------------------------------------------------------------------------------------
+# ---- Shards ----------------------------------------------------------------------------------
 
 
 def test_shard(tmp_path, monkeypatch):

@@ -87,7 +87,7 @@ def test_order_of_reasons_and_what_is_kept(tmp_path):
 
 
 def random_store(folder, rng, families=60, shards=4):
-    """Pages in families of edited copies; some share a URL or text. Returns (folder, pages by id)."""
+    """Families of edited copies; some pages share a URL or text. Returns (folder, {id: page})."""
     pages = []
     for family in range(families):
         text = " ".join(words(rng, rng.choice([3, 12, 60, 200, 400])))
@@ -278,7 +278,7 @@ def test_a_key_of_many_pages_is_cheap(tmp_path):
     assert report["pairs"]["candidates"] < 10 * 300 and report["clean"]["out"] == 1
 
 
-# ---- Bad input -------------------------------------------------------------------------------------------------------
+# ---- Bad input -------------------------------------------------------------------------------
 
 
 def test_bad_input(tmp_path):

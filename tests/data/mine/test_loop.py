@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[3]
 PAGES, FILES = 480, 6
 
 
-# ---- recall.py -------------------------------------------------------------------------------------------------------
+# ---- recall.py -------------------------------------------------------------------------------
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -137,7 +137,7 @@ def test_collect_shard(tmp_path):
     }
 
 
-# ---- steps.py --------------------------------------------------------------------------------------------------------
+# ---- steps.py --------------------------------------------------------------------------------
 
 
 def test_examples_of_a_round(tmp_path):
@@ -233,7 +233,7 @@ def test_partitioned_domains_are_all_domains(tmp_path):
     assert all(one["domains"] < 20 for one in counts)
 
 
-# ---- The whole -------------------------------------------------------------------------------------------------------
+# ---- The whole -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -570,7 +570,7 @@ def test_another_run_in_the_folder(web, whole):
 
 
 def test_disk_full(web, tmp_path):
-    """A limit on file size simulates a full disk. The error names the step; later the run continues."""
+    """A limit on file size simulates a full disk. The error names the step; the run continues."""
     (tmp_path / "run.toml").write_text(
         to_toml(replace(config(web, tmp_path / "run", rounds=1), repeat=""))
     )

@@ -33,8 +33,8 @@ def jaccard(a, b, n=5):
 def test_estimate_is_without_bias(length, edits, permutations):
     """Over many pairs, the mean error is 0 within the sampling error.
 
-    This holds for texts shorter than the signature (most places are then copied from others) and for
-    long texts. The spread is that of independent draws.
+    This holds for texts shorter than the signature (most places are then copied from others) and
+    for long texts. The spread is that of independent draws.
     """
     rng, pairs = random.Random(length), 400 if length < 100 else 120
     first = [" ".join(words(rng, length)) for _ in range(pairs)]
@@ -155,8 +155,8 @@ def similarities(texts):
 def test_recall_and_precision_of_near_pairs():
     """Against the exact similarity of all pairs, many of them close to the threshold.
 
-    At least 95 % of the pairs above it are found, and pairs found below it are a few standard errors
-    away at most.
+    At least 95 % of the pairs above it are found, and pairs found below it are a few standard
+    errors away at most.
     """
     rng, texts = random.Random(11), []
     for _ in range(90):

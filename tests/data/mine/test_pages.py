@@ -428,7 +428,7 @@ def test_real_files(real, name):
 @needs_libraries
 @pytest.mark.parametrize("name", FILES)
 def test_real_files_cut_and_damaged(real, tmp_path, name):
-    """A cut file has the first of the pages. Damage changes at most one page. Every record counts."""
+    """A cut file has the first of the pages. Damage changes at most one page."""
     data, draw = real("warc/" + name).read_bytes(), random.Random(name)
     whole = list(read_pages(real("warc/" + name), Counter()))
     for _ in range(4):

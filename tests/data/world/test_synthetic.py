@@ -1,3 +1,5 @@
+"""synthetic.py: the problems are right, the splits share nothing, and files are complete."""
+
 import contextlib
 import io
 import json
@@ -21,12 +23,12 @@ CALCULATION = re.compile(r"(?<![\w./])(\(?\d[\d\s./*+()-]*?) = (\d+(?:\.\d+)?(?:
 
 
 def value(expression):
-    """An arithmetic expression in exact rational numbers; a fraction like 3/4 is read as its division."""
+    """The exact rational value of an arithmetic expression; 3/4 is a division."""
     return eval(re.sub(r"\d+(?:\.\d+)?", r'Fraction("\g<0>")', expression), {"Fraction": Fraction})
 
 
 def check_calculations(text):
-    """Every "a op b = c" of a text is right, and no "=" is left over. Returns how many there are."""
+    """Check every "a op b = c" of a text; every "=" belongs to one. Returns how many there are."""
     found = CALCULATION.findall(text)
     assert len(found) == text.count("="), text
     for left, right in found:
@@ -46,13 +48,13 @@ def sample(count, split="train", seed=0, **kwargs):
 
 @pytest.fixture(scope="module")
 def problems():
-    """A few hundred of every level and language: each family many times."""
+    """500 problems of every level and language. Every family is there many times."""
     return [
         p for level in S.LEVELS for lang in S.LANGS for p in sample(500, lang=lang, level=level)
     ]
 
 
-def test_the_checker_sees_errors():
+def test_the_checker_finds_errors():
     assert (
         check_calculations(
             "Half: 80 * 25 / 100 = 20.\n1/4 + 1/3 = 7/12\n15 * 2.5 = 37.5 km. (3 + 4) / 2 = 3.5"
@@ -74,7 +76,7 @@ def test_cot_pot_tool_and_answer_agree(problems):
     for p in problems:
         final = {"en": f"The answer is {p.answer}.", "zh": f"答案是{p.answer}。"}[p.lang]
         assert p.cot.split("\n")[-1] == final
-        # The last step arrives at the answer, exactly as it is written.
+        # The last step ends with the answer, exactly as it is written.
         assert CALCULATION.findall(p.cot)[-1][1] == p.answer, p
         assert printed(p.pot) == p.answer, p
         text, program, output, end = re.fullmatch(
@@ -110,7 +112,7 @@ def test_levels_differ_in_steps(problems):
     for p in problems:
         steps = len(p.cot.split("\n")) - 1
         assert steps in {1: {1}, 2: {2}, 3: {3}, 4: {3, 4}, 5: {4}}[p.level], p
-    # Numbers stay small where a small model should succeed.
+    # Numbers are small at the levels that a small model should solve.
     largest = {
         n: max(int(x) for p in problems if p.level == n for x in re.findall(r"\d+", p.cot))
         for n in S.LEVELS
@@ -136,7 +138,7 @@ def test_distractors_add_a_sentence_and_change_nothing(problems, monkeypatch):
         assert abs(with_one[level] / 1000 - rate) < 0.06
 
 
-def test_texts_are_short_and_whole(problems):
+def test_texts_are_short_and_complete(problems):
     for p in problems:
         assert not re.search(r"[{|~]|  | \.|\s$|[.?]\w", re.sub(r"\d\.\d", "1", p.question)), (
             p.question
@@ -152,8 +154,8 @@ def test_texts_are_short_and_whole(problems):
             assert len(p.question) <= 90
 
 
-def test_questions_name_no_one_twice_over(problems):
-    """Different people, and different kinds of objects, in different slots."""
+def test_people_and_objects_are_different(problems):
+    """Different fields have different people and different kinds of objects."""
     for p in problems:
         slots = dict(slot.split("=") for slot in p.key.split(":")[1].split(","))
         people = [slots[s] for s in "nmk" if s in slots]
@@ -162,7 +164,7 @@ def test_questions_name_no_one_twice_over(problems):
 
 
 def test_all_wordings_show_the_numbers_that_decide_the_answer():
-    """The key holds what all wordings show; every other number must follow from it."""
+    """The key has what all wordings show; every other number must follow from it."""
     for family in ALL:
         reserved = set("nmkopuw") | {"o1", "p1"}
         answers, shown = {}, [f for f in family.key_slots if f not in reserved]
@@ -195,7 +197,7 @@ def test_splits_share_nothing():
     for a, b in (("train", "valid"), ("train", "test"), ("valid", "test")):
         assert not questions[a].keys() & questions[b].keys()
         assert not set(questions[a].values()) & set(questions[b].values())
-    # There is enough to draw from: few repetitions within a split.
+    # The world is large: there are few repetitions within a split.
     assert len(questions["train"]) > 20_000 and len(questions["test"]) > 3_400
 
 
@@ -203,7 +205,7 @@ def test_the_hash_is_fixed():
     shares = [S.split_of(f"key {i}") for i in range(20_000)]
     for split, share in (("train", 0.90), ("valid", 0.05), ("test", 0.05)):
         assert abs(shares.count(split) / 20_000 - share) < 0.007
-    # Data sets made by an older version keep their splits. Digests by `b2sum -l 32`, as numbers modulo 100.
+    # Old data sets keep their splits. Digests are from `b2sum -l 32`, as numbers modulo 100.
     for key, digest in DIGESTS.items():
         bucket = int(digest, 16) % 100
         assert S.split_of(key) == (
@@ -269,7 +271,7 @@ def test_languages_and_levels_can_be_chosen():
     assert {p.lang for p in some} == {"zh"} and {p.level for p in some} == {2, 3}
 
 
-# --- documents ---
+# ---- Documents --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lang", S.LANGS)
@@ -302,7 +304,7 @@ def test_programs_of_documents_print_what_they_say(lang):
         assert program.startswith("# ")
 
 
-def test_general_documents_tell_one_story_about_a_person():
+def test_facts_about_a_person_never_change():
     homes = {}
     for i in range(1500):
         for name, town in re.findall(
@@ -330,7 +332,7 @@ def test_documents_stay_in_their_split(kind, monkeypatch):
     assert not texts["valid"] & texts["test"]
 
 
-def test_documents_hold_problems_of_the_chosen_levels(monkeypatch):
+def test_documents_have_problems_of_the_chosen_levels(monkeypatch):
     inner, original = [], S.problem
     monkeypatch.setattr(S, "problem", lambda *a, **k: inner.append(original(*a, **k)) or inner[-1])
     for i in range(60):
@@ -338,7 +340,7 @@ def test_documents_hold_problems_of_the_chosen_levels(monkeypatch):
     assert {p.level for p in inner} == {1, 2} and {p.lang for p in inner} == {"en"}
 
 
-# --- command line ---
+# ---- Command line -----------------------------------------------------------------------------
 
 
 def rows(path):
@@ -346,26 +348,8 @@ def rows(path):
 
 
 def test_command_writes_all_files(tmp_path, capsys):
-    S.main(
-        [
-            "--to",
-            str(tmp_path),
-            "--train",
-            "30",
-            "--valid",
-            "5",
-            "--test",
-            "7",
-            "--documents",
-            "41",
-            "--seed",
-            "3",
-            "--levels",
-            "1,2",
-            "--formats",
-            "cot,tool",
-        ]
-    )
+    sizes = "--train 30 --valid 5 --test 7 --documents 41".split()
+    S.main([*sizes, *f"--to {tmp_path} --seed 3 --levels 1,2 --formats cot,tool".split()])
     assert "30 train" in capsys.readouterr().out
     assert sorted(
         str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()
@@ -411,26 +395,9 @@ def test_command_writes_all_files(tmp_path, capsys):
 
 
 def test_formats_can_alternate(tmp_path):
-    S.main(
-        [
-            "--to",
-            str(tmp_path),
-            "--train",
-            "6",
-            "--valid",
-            "0",
-            "--test",
-            "0",
-            "--documents",
-            "0",
-            "--langs",
-            "en",
-            "--formats",
-            "cot,pot,tool",
-            "--sft_formats",
-            "alternate",
-        ]
-    )
+    sizes = "--train 6 --valid 0 --test 0 --documents 0 --langs en".split()
+    formats = "--formats cot,pot,tool --sft_formats alternate".split()
+    S.main(["--to", str(tmp_path), *sizes, *formats])
     assert [row["format"] for row in rows(tmp_path / "sft.jsonl")] == ["cot", "pot", "tool"] * 2
     assert rows(tmp_path / "valid.jsonl") == []
 
@@ -438,11 +405,12 @@ def test_formats_can_alternate(tmp_path):
 @pytest.mark.parametrize(
     "option, named",
     [
-        (["--levels", "1,9"], "--levels 9"),
-        (["--levels", "one"], "--levels 'one'"),
-        (["--langs", "fr"], "--langs 'fr'"),
-        (["--formats", "cot,essay"], "--formats 'essay'"),
-        (["--sft_formats", "some"], "--sft_formats 'some'"),
+        (["--levels", "1,9"], "--levels 1,9: unknown; choose 1, 2, 3, 4 or 5"),
+        (["--levels", "one"], "--levels one: needs an integer"),
+        (["--langs", "fr"], "--langs fr: unknown"),
+        (["--langs="], "--langs is needed"),
+        (["--formats", "cot,essay"], "--formats cot,essay: unknown"),
+        (["--sft_formats", "some"], "--sft_formats some: unknown"),
         (["--train", "-1"], "--train -1"),
         (["--documents", "-3"], "--documents -3"),
     ],
@@ -458,7 +426,7 @@ def test_bad_options_exit_with_2(tmp_path):
     (tmp_path / "file").write_text("")
     for arguments, named in (
         (["--to", str(tmp_path / "x"), "--levels", "7"], "--levels 7"),
-        (["--to", str(tmp_path / "file")], "cannot be written"),
+        (["--to", str(tmp_path / "file")], str(tmp_path / "file")),
         (["--to", str(tmp_path / "x"), "--train", "many"], "--train"),
         ([], "--to"),
     ):

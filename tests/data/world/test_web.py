@@ -1,3 +1,5 @@
+"""web.py: pages, the truth about them, HTML, the seed corpus and the files."""
+
 import gzip
 import html
 import json
@@ -32,17 +34,17 @@ def pages(web):
 
 @pytest.fixture(scope="module")
 def exercised():
-    """(pages, the problems that were told on their way)."""
-    told, original = [], W.problem
+    """(pages, the problems that their making drew)."""
+    drawn, original = [], W.problem
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(W, "problem", lambda *a, **k: told.append(original(*a, **k)) or told[-1])
+        patch.setattr(W, "problem", lambda *a, **k: drawn.append(original(*a, **k)) or drawn[-1])
         web = W.Web(domains=60, seed=5, levels=(1, 2))
         made = [web.page(i) for i in range(300)]
-    return made, told
+    return made, drawn
 
 
 def visible(page):
-    """The text between the tags of a page's main part."""
+    """The text of the main part of a page, without tags."""
     body = page.html.decode("gb18030" if page.encoding == "gb2312" else "utf-8")
     body = re.search("<main>(.*)</main>", body, re.S)[1]
     return html.unescape(re.sub("<[^>]+>", "", body))
@@ -91,7 +93,7 @@ def test_all_kinds_of_page_and_site(web, pages):
 
 
 def test_the_truth_about_sites(web, pages):
-    """On mixed sites one folder holds all of the mathematics and nothing else."""
+    """On mixed sites a folder has all the mathematics and nothing else."""
     by_kind = {}
     for i, page in enumerate(pages):
         if not page.copy:
@@ -136,24 +138,24 @@ def test_copies_are_what_they_are_called(pages):
         if page.copy == "url":
             assert page.url.startswith(original.url)
     assert 0.8 < min(near) < 0.95
-    # Pages that are no copies of each other are far from it.
+    # Pages that are not copies of each other are far from it.
     originals = [set(grams[i].tolist()) for i, page in enumerate(pages) if not page.copy][:250]
     assert (
         max(len(a & b) / len(a | b) for k, a in enumerate(originals) for b in originals[:k]) < 0.5
     )
 
 
-def test_word_problems_are_of_the_train_split_but_for_the_planted(exercised):
-    made, told = exercised
+def test_only_planted_problems_are_from_the_test_split(exercised):
+    made, drawn = exercised
     web = W.Web(domains=60, seed=5, levels=(1, 2))
     questions = {row["id"]: row["question"] for rows in web.benchmark.values() for row in rows}
     planted = {questions[name] for page in made for name in page.planted}
     assert len(planted) > 0
-    splits = Counter(S.split_of(p.key) for p in told)
+    splits = Counter(S.split_of(p.key) for p in drawn)
     assert splits["train"] > 200 and splits["valid"] == 0
-    assert {p.question for p in told if S.split_of(p.key) == "test"} <= set(questions.values())
-    assert {p.level for p in told} == {1, 2}
-    held_out = [p.question for p in told if S.split_of(p.key) == "test"]
+    assert {p.question for p in drawn if S.split_of(p.key) == "test"} <= set(questions.values())
+    assert {p.level for p in drawn} == {1, 2}
+    held_out = [p.question for p in drawn if S.split_of(p.key) == "test"]
     for page in made:
         for question in held_out:
             stands = question in page.text
@@ -162,7 +164,7 @@ def test_word_problems_are_of_the_train_split_but_for_the_planted(exercised):
             assert questions[name] in page.text and page.kind == "math"
 
 
-def test_the_benchmark_is_planted_in_part(web, pages):
+def test_a_part_of_the_benchmark_is_planted(web, pages):
     rows = {row["id"]: row for file in web.benchmark.values() for row in file}
     assert len(rows) == 60 + 60 + 15
     for row in rows.values():
@@ -207,7 +209,7 @@ def test_mathematical_pages_are_full_of_worked_problems():
 
 
 def test_near_mathematics_looks_like_it(pages):
-    """Physics has formulas, accounting equations, spam the words: none can be told by these alone."""
+    """Physics has formulas, accounting has equations, spam has the words of mathematics."""
     by_kind = {
         kind: " ".join(page.text for page in pages if page.kind == kind)
         for kind in ("physics", "accounting", "spam")
@@ -254,7 +256,7 @@ def test_every_formula_is_well_formed(name):
             assert ("display" in written or "$$" in written or "\\[" in written) == display
 
 
-def test_html_says_what_the_text_says(pages):
+def test_html_has_the_text(pages):
     forms = Counter()
     for page in pages[:250]:
         body = page.html.decode("gb18030" if page.encoding == "gb2312" else "utf-8")
@@ -270,7 +272,7 @@ def test_html_says_what_the_text_says(pages):
     shared = Counter(
         re.search(r"<nav>.*?</nav>", page.html.decode("utf-8", "ignore"))[0] for page in pages
     )
-    assert len(shared) > 30  # sites differ in what surrounds the content
+    assert len(shared) > 30  # navigation differs between sites
 
 
 # ---- Seed corpus ----
@@ -319,7 +321,7 @@ def rows(path):
 
 
 def records(path):
-    """A WARC reader of a few lines: [(headers, block)], each record a gzip member of its own."""
+    """A small WARC reader: [(headers, content)]. Every record is a gzip member."""
     data, found = path.read_bytes(), []
     assert data.count(b"\x1f\x8b\x08") >= 1
     data = gzip.decompress(data)
@@ -337,18 +339,7 @@ def records(path):
 
 def test_command_writes_all_files(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(W, "SHARD", 50)
-    options = [
-        "--pages",
-        "120",
-        "--domains",
-        "40",
-        "--seed",
-        "3",
-        "--levels",
-        "1,2",
-        "--benchmark",
-        "8",
-    ]
+    options = "--pages 120 --domains 40 --seed 3 --levels 1,2 --benchmark 8".split()
     W.main(["--to", str(tmp_path / "warc"), *options])
     assert "wrote 120 pages" in capsys.readouterr().out
     W.main(["--to", str(tmp_path / "jsonl"), *options, "--jsonl"])
@@ -393,7 +384,7 @@ def test_command_writes_all_files(tmp_path, capsys, monkeypatch):
             assert f"charset={page.encoding}".encode() in block
 
 
-def test_each_record_is_a_member_of_its_own(web):
+def test_each_record_is_a_gzip_member(web):
     record = W.page_record(web.page(0))
     assert record.startswith(b"\x1f\x8b") and gzip.decompress(record).endswith(b"</html>\n\r\n\r\n")
 
@@ -418,11 +409,11 @@ def test_fastwarc_reads_them(tmp_path):
 @pytest.mark.parametrize(
     "options, reason",
     [
-        (["--domains", "5"], "--domains 5: too few"),
-        (["--pages", "0"], "--pages 0: must be"),
-        (["--levels", "one"], "not a list of numbers"),
-        (["--levels", "9"], "--levels 9 is unknown"),
-        (["--langs", "fr"], "'fr' is unknown"),
+        (["--domains", "5"], "--domains 5: out of range; give an integer at least 20"),
+        (["--pages", "0"], "--pages 0: out of range"),
+        (["--levels", "one"], "--levels one: needs an integer"),
+        (["--levels", "9"], "--levels 9: unknown"),
+        (["--langs", "fr"], "--langs fr: unknown"),
         (["--seed_pages", "-1"], "--seed_pages -1"),
         (["--benchmark", "-1"], "--benchmark -1"),
     ],
