@@ -30,7 +30,7 @@ from evaluation.metrics import summarize
 from evaluation.solve import Solver
 from evaluation.tasks import Task, check_options, make_tasks, start_sandbox
 from generate import Sampling
-from runtime.distributed import World, setup
+from runtime.distributed import World, setup, use_kernels
 from runtime.hf import from_pretrained
 from runtime.options import option
 from runtime.run import command
@@ -72,6 +72,7 @@ class Config:
     # the run
     max_rows: int = option(256, "completions decoded at once", least=1)
     chunk: int = option(256, "problems between two saves", least=1)
+    kernels: str = option("fast", "plain: definitions alone", choices=("fast", "plain"))
     device: str = option("auto", "device", choices=("auto", "cpu", "cuda"))
     to: str = option("", "directory for the results; empty: only print the table")
 
@@ -166,10 +167,11 @@ def main(config: Config) -> dict:
     # --- options, model, earlier results
     check(config)
     planned = make_tasks(config)
-    world = setup(config.device)
+    world = setup(config.device, config.kernels)
     tokenizer = Tokenizer.load(config.model)
     model = from_pretrained(config.model, world.device, world.dtype)
     check_tokenizer(tokenizer, model, config.model)
+    use_kernels(model.config, world)
     solver = Solver(
         model,
         tokenizer,

@@ -26,7 +26,7 @@ from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sample, Sampling, generate
 from model import Transformer
 from reward import Programs, completion_text, predictions, rule_rewards, step_ends
-from runtime.distributed import World, seeded, setup
+from runtime.distributed import World, seeded, setup, use_kernels
 from runtime.hf import from_pretrained
 from runtime.options import option
 from runtime.run import command
@@ -51,6 +51,7 @@ class Config:
     first: int = option(0, "number of problems to pass over", least=0)
     limit: int = option(0, "problems used, after those; 0: all", least=0)
     seed: int = option(0, "seed of the samples", least=0)
+    kernels: str = option("fast", "plain: definitions alone", choices=("fast", "plain"))
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 
 
@@ -315,10 +316,11 @@ def main(config: Config) -> None:
         raise InputError("--temperature must be above 0: greedy samples are all the same")
     if Path(config.to).exists():
         raise InputError(f"--to {config.to}: exists; give another name, or remove it")
-    world = setup(config.device)
+    world = setup(config.device, config.kernels)
     tokenizer = Tokenizer.load(config.model)
     policy = from_pretrained(config.model, world.device, world.dtype)
     check_tokenizer(tokenizer, policy, config.model)
+    use_kernels(policy.config, world)
     items = [item for path in config.problems for item in readers.load(path)][config.first :]
     items = items[: config.limit or None]
     if not items:
@@ -326,7 +328,7 @@ def main(config: Config) -> None:
     target = Path(config.to)
     parts = target.with_name(f".{target.name}.parts")
     settings = parts / "settings.json"
-    elsewhere = ("to", "device", "max_rows", "sandbox")  # do not shape the samples
+    elsewhere = ("to", "device", "kernels", "max_rows", "sandbox")  # do not shape the samples
     shaping = {name: value for name, value in vars(config).items() if name not in elsewhere}
     if world.is_main:
         if settings.exists() and json.loads(settings.read_text()) != shaping:

@@ -48,7 +48,7 @@ from evaluation.significance import (
 from evaluation.solve import Solver, zero_shot
 from evaluation.tasks import Task, check_options, make_tasks, start_sandbox
 from generate import Sampling
-from runtime.distributed import setup
+from runtime.distributed import setup, use_kernels
 from runtime.hf import from_pretrained
 from runtime.options import option
 from runtime.run import command
@@ -86,6 +86,7 @@ class Config:
     )
     # the run
     max_rows: int = option(256, "completions decoded at once", least=1)
+    kernels: str = option("fast", "plain: definitions alone", choices=("fast", "plain"))
     device: str = option("auto", "device", choices=("auto", "cpu", "cuda"))
     to: str = option("", "directory for the results; empty: only print the table")
 
@@ -367,7 +368,7 @@ def main(config: Config) -> dict:
     tasks = [task for task in make_tasks(config).tasks if task.format != "proof"]
     if not tasks:
         raise InputError("proofs have no answers to audit; name other benchmarks")
-    world = setup(config.device)
+    world = setup(config.device, config.kernels)
     if world.size > 1:
         raise InputError("an audit runs in one process; start it without torchrun")
     document = {
@@ -391,6 +392,7 @@ def main(config: Config) -> dict:
     tokenizer = Tokenizer.load(config.model)
     model = from_pretrained(config.model, world.device, world.dtype)
     check_tokenizer(tokenizer, model, config.model)
+    use_kernels(model.config, world)
     solver = Solver(model, tokenizer, max_rows=config.max_rows, rounds=config.rounds)
 
     # columns

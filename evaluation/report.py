@@ -27,7 +27,7 @@ from runtime.run import Interrupt, Interrupted
 
 # Options that may change between two runs into the same folder: they do not change the figures of a
 # task
-FREE = ("to", "device", "max_rows", "chunk", "benchmarks", "formats")
+FREE = ("to", "device", "kernels", "max_rows", "chunk", "benchmarks", "formats")
 
 
 class Saved:

@@ -106,7 +106,7 @@ class Accelerator:
     takes: Callable[..., bool]
     available: Callable[[torch.device], bool | str]
     cases: Callable[[Setting], Iterable[tuple]] | None
-    error: Callable[[Callable, Setting], float] | None = None
+    error: Callable[["Accelerator", Setting], float] | None = None
 
     @property
     def name(self) -> str:
@@ -124,7 +124,7 @@ def accelerator(
     computes: str,
     *,
     cases: Callable[[Setting], Iterable[tuple]] | None = None,
-    error: Callable[[Callable, Setting], float] | None = None,
+    error: Callable[["Accelerator", Setting], float] | None = None,
     takes: Callable[..., bool] = lambda *args, **kwargs: True,
     available: Callable[[torch.device], bool | str] = lambda device: True,
     stands_for: Iterable[str] = (),
@@ -248,7 +248,7 @@ def _wrong(one: Accelerator, setting: Setting) -> str:
         return _failed.get(one.name, "")
     try:
         if one.error:
-            worst = one.error(one.function, setting)
+            worst = one.error(one, setting)
         else:
             worst = difference(definitions[one.computes], one, setting)
     except Exception as error:  # a compiler or a driver may fail in any way

@@ -1,13 +1,11 @@
 """What the decoders in this folder stand for, and the check of their numbers."""
 
-from collections.abc import Callable
-
 import torch
 
 import kernels
 from batch import pack_completions, token_logprobs
 from generate import Sampling, generate
-from kernels import Setting
+from kernels import Accelerator, Setting
 from model import Transformer
 
 # The definitions that a decoder repeats. What these use is found from their code.
@@ -40,11 +38,16 @@ class _Ids:
     eos_id = -1
 
 
-def sampling_error(make_decoder: Callable, setting: Setting) -> float:
+def sampling_error(accelerator: Accelerator, setting: Setting) -> float:
     """The largest error of sampled log-probs, as a share of the largest value.
 
     They are compared with those of a forward pass. In float32 the plain decoder must also draw the same ids.
     """
+
+    def make_decoder(*args):
+        plain = kernels.definitions["generate.make_decoder"]
+        return (accelerator.function if accelerator.takes(*args) else plain)(*args)
+
     model = random_model(setting)
     exact = setting.device.type == "cpu" and not setting.bf16
     worst = 0.0

@@ -235,6 +235,8 @@ class Run:
         if self.world.is_main:
             with atomic_write(self.directory / "config.toml") as file:
                 file.write(to_toml(self.config))
+                for definition, names in sorted(self.world.accelerators.items()):
+                    file.write(f"# {definition} is computed by {', '.join(names)}\n")
         if found:
             self.say(f"{self.directory}: continuing after step {step} of {self.total}")
         self.interrupt.start()

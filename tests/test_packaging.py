@@ -74,8 +74,7 @@ def test_every_import_is_declared():
         ),
         (
             ["distributed", "dask"],
-            "from data.mine.run import executor\n"
-            "with executor('dask://127.0.0.1:1', 1): pass",
+            "from data.mine.run import executor\nwith executor('dask://127.0.0.1:1', 1): pass",
             "dask[distributed]",
         ),
         (

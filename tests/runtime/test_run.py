@@ -32,6 +32,8 @@ def test_a_run_writes_its_files(uninterrupted):
     assert parse(ToyConfig, ["--config", str(uninterrupted / "config.toml")]) == ToyConfig(
         to=str(uninterrupted)
     )
+    text = (uninterrupted / "config.toml").read_text()
+    assert "# model.attention is computed by kernels." in text  # an accelerator
     assert [json.loads(line)["step"] for line in lines(uninterrupted)] == list(range(1, 13))
     timing = [json.loads(line) for line in lines(uninterrupted, "timing")]
     for row in timing:
