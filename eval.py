@@ -58,7 +58,7 @@ class Config:
     temperature: float = option(0.0, "0: greedy; the paper's maj@64 uses 0.7", least=0)
     top_p: float = option(1.0, "nucleus sampling", above=0, most=1)
     max_new_tokens: int = option(0, "0: the benchmark's limit, 512 for a file", least=0)
-    seed: int = option(0, "of the samples")
+    seed: int = option(0, "of the samples", least=0)
     # programs and proofs
     rounds: int = option(4, "programs that a tool-integrated solution may run", least=1)
     sandbox: str = option(

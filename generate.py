@@ -41,7 +41,7 @@ class Sampling:
     top_p: float = option(1.0, "share of the probability that is kept", above=0, most=1)
     max_new_tokens: int = option(256, "most tokens of a completion", least=1)
     stop: tuple[str, ...] = ()
-    seed: int = option(0, "seed of the random numbers")
+    seed: int = option(0, "seed of the random numbers", least=0)
 
     def __post_init__(self):
         check(self, partial=True)

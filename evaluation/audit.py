@@ -76,7 +76,7 @@ class Config:
     temperatures: list[float] = option([0.3, 0.7, 1.0], "rows of the table", above=0)
     samples: int = option(4, "for each problem, at each temperature", least=1)
     max_new_tokens: int = option(0, "0: the benchmark's limit, 512 for a file", least=0)
-    seed: int = option(0, "of the changed problems and of the samples")
+    seed: int = option(0, "of the changed problems and of the samples", least=0)
     # programs
     rounds: int = option(4, "programs that a tool-integrated solution may run", least=1)
     sandbox: str = option(

@@ -7,7 +7,6 @@ filled in). A stage that has finished is not run again: delete its mark in TO/st
 killed is started again and goes on from its own checkpoint. At the end: the table of results and TO/summary.json.
 """
 
-import argparse
 import json
 import shlex
 import signal
@@ -17,7 +16,7 @@ import time
 import tomllib
 from pathlib import Path
 
-from data.io import InputError, atomic_write, run_cli
+from data.io import CommandParser, InputError, at_least, atomic_write, run_cli
 
 
 def load(path: str) -> dict:
@@ -131,17 +130,11 @@ def table(summary: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Run a pipeline of stages; finished stages are kept."
-    )
+    parser = CommandParser(description="Run a pipeline of stages. Finished stages are kept.")
     parser.add_argument("pipeline", help="pipeline file, e.g. configs/demo/pipeline.toml")
-    parser.add_argument(
-        "--to", help="run directory (default: runs/ and the name of the pipeline's folder)"
-    )
-    parser.add_argument(
-        "--data", default="", help="folder of the problem files, where the pipeline needs one"
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--to", help="run directory (default: runs/ and the pipeline's folder)")
+    parser.add_argument("--data", default="", help="folder of problem files, if it needs one")
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--only", default="", help="only these stages, comma-separated")
     args = parser.parse_args()
     pipeline = load(args.pipeline)

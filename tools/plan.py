@@ -66,33 +66,21 @@ GB = 1e9
 @dataclass
 class Options:
     # what is planned
-    model: str = option(
-        "", "size preset, or a model directory with config.json; default: --init, or --size"
-    )
-    vocab: int = option(102_400, "vocabulary of a preset (102,400: DeepSeek's)")
-    gpus: int = option(8, "GPUs, one process each, over all machines")
-    gpu_memory: float = option(80.0, "memory of a GPU, GB (10^9 bytes)")
-    reserve: float = option(
-        0.1, "share of it that is kept for what is not counted: CUDA, NCCL, fragmentation"
-    )
+    model: str = option("", "size preset or model directory; default: --init, or --size")
+    vocab: int = option(102_400, "vocabulary of a preset (DeepSeek's)", least=1)
+    gpus: int = option(8, "GPUs, one process each, over all machines", least=1)
+    gpu_memory: float = option(80.0, "memory of a GPU, GB (10^9 bytes)", above=0)
+    reserve: float = option(0.1, "share of it kept free, for CUDA and NCCL", least=0, below=1)
     # the sequences
-    prompt_tokens: int = option(256, "tokens of a question")
-    response_tokens: int = option(0, "tokens of a response, mean; 0: as many as the options allow")
-    completions: int = option(16, "reward: completions of a question")
-    document_tokens: int = option(
-        0, "pretrain: tokens of a document; 0: a document fills the context"
-    )
+    prompt_tokens: int = option(256, "tokens of a question", least=1)
+    response_tokens: int = option(0, "mean tokens of a response; 0: the most", least=0)
+    completions: int = option(16, "reward: completions of a question", least=1)
+    document_tokens: int = option(0, "pretrain: tokens of a document; 0: the context", least=0)
     # how fast
-    tflops: float = option(
-        0.0, "10^12 FLOPs a second that a GPU reaches in forward and backward; 0: not known"
-    )
-    bandwidth: float = option(
-        0.0, "10^12 bytes a second that a GPU reads in decoding; 0: not known"
-    )
-    rates: str = option(
-        "", "run directory of the same trainer, which gives both as it reached them"
-    )
-    rates_gpus: int = option(1, "GPUs of that run")
+    tflops: float = option(0.0, "10^12 FLOP/s of a GPU in learning; 0: not known", least=0)
+    bandwidth: float = option(0.0, "10^12 bytes/s of a GPU in decoding; 0: not known", least=0)
+    rates: str = option("", "run directory of the same trainer; gives both as measured")
+    rates_gpus: int = option(1, "GPUs of that run", least=1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -250,46 +238,16 @@ def model_shape(stage: str, config) -> ModelConfig:
     return shape
 
 
-POSITIVE = (
-    "gpus",
-    "vocab",
-    "prompt_tokens",
-    "completions",
-    "rates_gpus",
-    "micro_batch",
-    "micro_tokens",
-    "batch",
-    "context",
-    "questions",
-    "samples",
-    "max_new_tokens",
-    "max_rows",
-    "steps",
-    "iterations",
-)
-
-
 def check(stage: str, config) -> None:
-    for field in dataclasses.fields(config):
-        lowest = int(field.name in POSITIVE)
-        if type(getattr(config, field.name)) is int and getattr(config, field.name) < lowest:
-            raise InputError(f"--{field.name} must be at least {lowest}")
-    if not config.gpu_memory > 0 or not 0 <= config.reserve < 1:
-        raise InputError("--gpu_memory must be above 0, --reserve at least 0 and below 1")
-    if config.tflops < 0 or config.bandwidth < 0:
-        raise InputError("--tflops and --bandwidth must be at least 0")
     if config.kernels == "plain":
         raise InputError("--kernels plain: a plan is of the fast path; leave it out")
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device {config.device}: unknown; use auto or cuda, or cpu")
     if stage != "pretrain" and not hasattr(config, "max_new_tokens"):
         if config.prompt_tokens + (config.response_tokens or 1) > config.context:
             raise InputError(
                 f"--prompt_tokens and --response_tokens are above --context {config.context}; lower them"
             )
-    if hasattr(
-        STAGES[stage], "check"
-    ):  # the trainer's own, which also asks for the files that a plan does without
+    # The check of the trainer asks for files that a plan does not need.
+    if hasattr(STAGES[stage], "check"):
         files = {
             name: getattr(config, name) or kind
             for name, kind in FILES.items()

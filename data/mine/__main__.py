@@ -106,7 +106,7 @@ class Train:
     min_count: int = option(3, "only words seen this often have their own vector", least=1)
     epochs: int = option(3, "passes over the examples", least=1)
     buckets: int = option(2**21, "vectors that all n-grams share", least=1)
-    seed: int = option(0, "seed of the vectors and of the order")
+    seed: int = option(0, "seed of the vectors and of the order", least=0)
     workers: int = option(1, "threads; the result does not depend on their number", least=1)
 
 

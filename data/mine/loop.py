@@ -104,7 +104,7 @@ class Config:
     round_corpora: bool = option(False, "also write the corpus of every round, TO/round_K/corpus")
     truth: str = option("", "JSONL of {url, kind}: report precision and recall of kind math")
     partitions: int = option(8, "parts of every reduce; more parts need less memory", least=1)
-    seed: int = option(0, "seed of the classifier and of the sampled examples")
+    seed: int = option(0, "seed of the classifier and of the sampled examples", least=0)
     workers: int = option(max(1, os.cpu_count() or 1), "processes", least=1)
     executor: str = option(
         "processes", "processes, or dask://HOST:PORT of a cluster that shares TO"

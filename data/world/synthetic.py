@@ -238,7 +238,7 @@ def document_row(index: int, kind: str, split: str, seed: int, lang, level) -> d
 @dataclass
 class Config:
     to: str = option("", "folder for the files", required=True)
-    seed: int = option(0, "seed of the world")
+    seed: int = option(0, "seed of the world", least=0)
     train: int = option(20_000, "problems in train.jsonl", least=0)
     valid: int = option(500, "problems in valid.jsonl", least=0)
     test: int = option(500, "problems in test.jsonl", least=0)

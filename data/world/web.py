@@ -603,7 +603,7 @@ class Config:
     to: str = option("", "folder for the files", required=True)
     pages: int = option(5000, "pages of the crawl", least=1, most=ELSEWHERE)
     domains: int = option(300, "sites", least=len(SITE_KINDS))
-    seed: int = option(0, "seed of the web")
+    seed: int = option(0, "seed of the web", least=0)
     seed_pages: int | None = option(
         None,
         "positives, and negatives, of the seed corpus; none: pages / 10",

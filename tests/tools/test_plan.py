@@ -602,9 +602,9 @@ def test_rates_of_a_grpo_run(directory, tmp_path):
         (["grpo"], "--model is needed"),
         (["grpo", "--model", "8b"], "unknown model size '8b'; choose one of 1m"),
         (["grpo", "--model", "no/such"], "no such directory"),
-        (["grpo", "--model", "1m", "--gpus", "0"], "--gpus must be at least 1"),
+        (["grpo", "--model", "1m", "--gpus", "0"], "--gpus 0: out of range"),
         (["grpo", "--model", "1m", "--gpu", "4"], "--gpu: unknown option; did you mean --gpus?"),
-        (["grpo", "--model", "1m", "--gpu_memory", "0"], "--gpu_memory must be above 0"),
+        (["grpo", "--model", "1m", "--gpu_memory", "0"], "--gpu_memory 0: out of range"),
         (
             ["grpo", "--model", "1m", "--reward", "judge"],
             "--reward judge: unknown; choose rule",
