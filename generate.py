@@ -4,10 +4,8 @@
 
 Each prompt goes through the model once, packed with others (prefill). Its keys and values are copied to its G samples
 (fork). Then all running samples get one token a step, in one batch. A finished sample leaves the batch at once, and a
-waiting one takes its place.
-
-`Scheduler` decides which samples run. `Decoder` holds the KV cache and computes tokens. It is the definition that the
-decoders in kernels/ repeat faster.
+waiting one takes its place. `Scheduler` decides which samples run. `Decoder` holds the KV cache and computes tokens; it
+is the definition that the decoders in kernels/ repeat faster.
 
 The random numbers of a sample depend only on the seed, the key of its prompt, its number and the position. So the same
 seed gives the same samples for every batch size, order of prompts and number of processes.
@@ -28,7 +26,6 @@ from kernels import definition
 from model import KVCache, Layout, Transformer
 from runtime.options import check, option
 
-PACK = 16_384  # tokens of prompts in one forward
 Draws = tuple[list[list[int]], list[list[float]]]  # ids and log-probs, [B][n] each
 
 
@@ -60,7 +57,7 @@ class Sample:
 
 
 # Called with (index of the prompt, number of the sample, ids so far) of all samples that just wrote a stop string.
-# Returns for each the output of a tool, as ids, behind which the sample continues, or None: the sample is finished.
+# Returns for each the output of a tool, as ids, after which the sample continues, or None: the sample is finished.
 ToolHook = Callable[[list[tuple[int, int, list[int]]]], list[list[int] | None]]
 
 
@@ -128,11 +125,11 @@ class Sequence:
 
     @property
     def unread(self) -> int:
-        """Ids that are not in the cache: the newest one, and more behind the output of a tool."""
+        """Ids that are not in the cache: the newest one, and more after the output of a tool."""
         return self.prompt_tokens + len(self.ids) - self.cached
 
     def resume(self, n: int, output: list[int]) -> None:
-        """Continue behind the first n ids and the output of a tool."""
+        """Continue after the first n ids and the output of a tool."""
         self.ids = self.ids[:n] + output
         self.logprobs = self.logprobs[:n] + [0.0] * len(output)
         self.mask += [True] * (n - len(self.mask)) + [False] * len(output)
@@ -144,30 +141,21 @@ class Sequence:
         return Sample(self.ids[:n], self.logprobs[:n], mask, finish)
 
 
-@dataclass
-class Room:
-    """What a decoder must have room for."""
-
-    rows: int  # samples that run at the same time
-    tokens: int  # of the longest prompt and completion together
-    prompts: int  # different prompts
-    samples: int  # of each prompt
-    prompt_tokens: int  # of the longest prompt
-    new_tokens: int  # of the longest completion
-
-
 @definition
-def make_decoder(model: Transformer, sampling: Sampling, room: Room) -> "Decoder":
-    """The decoder of a call of `generate`."""
+def make_decoder(
+    model: Transformer, sampling: Sampling, rows: int, sequences: list[Sequence]
+) -> "Decoder":
+    """The decoder of a call of `generate`, with room for `rows` of these sequences at the same time."""
+    capacity = max(s.prompt_tokens + s.limit for s in sequences)
     dtype = model.compute_dtype or model.embed.weight.dtype
-    cache = KVCache(model.config, room.rows, room.tokens, model.device, dtype)
+    cache = KVCache(model.config, rows, capacity, model.device, dtype)
     return Decoder(model, sampling, cache)
 
 
 class Decoder:
     """Computes the tokens of running sequences. Row b of the cache belongs to running[b]."""
 
-    pack = PACK
+    pack = 16_384  # most tokens of prompts in one forward
 
     def __init__(self, model: Transformer, sampling: Sampling, cache):
         self.model, self.sampling, self.cache = model, sampling, cache
@@ -175,29 +163,25 @@ class Decoder:
         # prompt -> keys [layers, K, L, E], values [layers, K, L, E], logits of the next token [V]
         self.prompts: dict[int, tuple] = {}
 
+    def tensor(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, device=self.device)
+
     def free_prompts(self) -> int:
         """How many more prompts there is room for."""
         return self.cache.rows
 
     def prefill(self, prompts: dict[int, list[int]]) -> None:
-        """Run prompts through the model, and keep what their samples need until `release`."""
-        indices, lengths = list(prompts), [len(ids) for ids in prompts.values()]
-        for members in micro_batches(lengths, self.pack)[0]:
-            batch = {indices[i]: prompts[indices[i]] for i in members}
-            self.prefill_packed(batch)
-
-    def prefill_packed(self, prompts: dict[int, list[int]]) -> None:
-        """Prefill in one forward."""
+        """Run prompts through the model in one forward, and keep what their samples need until `release`."""
         lengths = [len(ids) for ids in prompts.values()]
-        ids = torch.tensor([i for ids in prompts.values() for i in ids], device=self.device)
+        ids = self.tensor([i for ids in prompts.values() for i in ids])  # [T]
         results = zip(*self.forward(ids, lengths), strict=True)
         self.prompts.update(zip(prompts, results, strict=True))
 
     def forward(self, ids: Tensor, lengths: list[int]) -> tuple:
-        """Packed prompts, ids [T] -> keys and values [layers, K, L, E] and next logits [V] of each."""
+        """ids [T] of packed prompts -> keys and values [layers, K, L, E] and next logits [V] of each prompt."""
         store: list[tuple[Tensor, Tensor]] = []
         hidden = self.model(ids, Layout(lengths, device=self.device), store)  # [T, D]
-        ends = torch.tensor(lengths, device=self.device).cumsum(0) - 1
+        ends = self.tensor(lengths).cumsum(0) - 1
         logits = self.model.logits(hidden[ends]).float()  # [prompts, V]
         keys = torch.stack([k for k, _ in store]).transpose(1, 2)  # [layers, K, T, E]
         values = torch.stack([v for _, v in store]).transpose(1, 2)
@@ -221,22 +205,20 @@ class Decoder:
         return self.draw(logits, new)
 
     def step(self, running: list[Sequence]) -> Draws:
-        """Feed the next token of each row and draw the one behind it. Returns the draws of n steps, here of one."""
-        ids = torch.tensor([s.ids[-s.unread] for s in running], device=self.device)
-        lengths = [s.cached for s in running]
-        longest = max(lengths) + 1
-        logits = self.forward_step(ids, torch.tensor(lengths, device=self.device), longest)
-        return self.draw(logits, running)
+        """Feed the next token of each row and draw one more. Returns the draws of n steps, here of one."""
+        ids = self.tensor([s.ids[-s.unread] for s in running])
+        lengths = self.tensor([s.cached for s in running])
+        longest = max(s.cached for s in running) + 1
+        return self.draw(self.forward_step(ids, lengths, longest), running)
 
     def forward_step(self, ids: Tensor, lengths: Tensor, longest: int) -> Tensor:
-        """ids [B] behind `lengths` [B] tokens -> logits [B, V]. longest: the largest length after the step."""
+        """ids [B] after `lengths` [B] tokens -> logits [B, V]. longest: the largest length after the step."""
         hidden = self.model.decode(ids, self.cache, lengths, longest)  # [B, D]
         return self.model.logits(hidden).float()
 
     def draw(self, logits: Tensor, sequences: list[Sequence]) -> Draws:
-        streams = torch.tensor([s.stream for s in sequences], device=self.device)
-        positions = [s.cached + 1 - s.prompt_tokens for s in sequences]
-        positions = torch.tensor(positions, device=self.device)
+        streams = self.tensor([s.stream for s in sequences])
+        positions = self.tensor([s.cached + 1 - s.prompt_tokens for s in sequences])
         ids, logprobs = self.draw_tokens(logits, streams, positions)  # [B]
         return ids[:, None].tolist(), logprobs[:, None].tolist()
 
@@ -245,7 +227,7 @@ class Decoder:
         return sample_tokens(logits, self.sampling.temperature, self.sampling.top_p, u)
 
     def rewind(self, row: int, sequence: Sequence) -> None:
-        """The row's sequence was resumed behind the output of a tool."""
+        """The row's sequence was resumed after the output of a tool."""
 
     def remove(self, row: int, running: list[Sequence]) -> None:
         """The row's sequence is finished. The last row moves into its place."""
@@ -261,27 +243,28 @@ class Decoder:
 class Scheduler:
     """Which sequences wait and which run. running[b] is row b of the decoder."""
 
-    def __init__(self, decoder: Decoder, prompts: list, waiting: list[Sequence], room: Room):
-        self.decoder, self.prompts, self.room = decoder, prompts, room
+    def __init__(self, decoder: Decoder, prompts: list, waiting: list[Sequence], rows: int):
+        self.decoder, self.prompts, self.rows = decoder, prompts, rows
         self.waiting = deque(waiting)
         self.running: list[Sequence] = []
 
     def admit(self) -> list[Sequence]:
         """Waiting sequences that start now: as many as there are free rows, and room for their prompts."""
-        free = self.room.rows - len(self.running)
-        enough = max(1, self.room.rows // 8)  # a large batch waits for several free rows
+        free = self.rows - len(self.running)
+        enough = max(1, self.rows // 8)  # a large batch waits for several free rows
         if self.running and free < min(len(self.waiting), enough):
             return []
-        new, unseen = [], {}
+        new, unseen = [], []
         while self.waiting and len(new) < free:
             prompt = self.waiting[0].prompt
             if prompt not in self.decoder.prompts and prompt not in unseen:
                 if len(unseen) == self.decoder.free_prompts():
                     break
-                unseen[prompt] = self.prompts[prompt]
+                unseen.append(prompt)
             new.append(self.waiting.popleft())
-        if unseen:
-            self.decoder.prefill(unseen)
+        lengths = [len(self.prompts[prompt]) for prompt in unseen]
+        for members in micro_batches(lengths, self.decoder.pack)[0]:
+            self.decoder.prefill({unseen[i]: self.prompts[unseen[i]] for i in members})
         return new
 
     def advance(self) -> range:
@@ -292,18 +275,16 @@ class Scheduler:
             self.running += new
             ids, logprobs = self.decoder.fork(self.running, first)
             for sequence in new:
-                if sequence.number == self.room.samples - 1:
+                if sequence.number == self.decoder.sampling.samples - 1:
                     self.decoder.release(sequence.prompt)
         else:
             ids, logprobs = self.decoder.step(self.running)
-        rows = range(first, len(self.running))
-        for row, draws, logps in zip(rows, ids, logprobs, strict=True):
-            sequence = self.running[row]
+        for sequence, draws, logps in zip(self.running[first:], ids, logprobs, strict=True):
             known = sequence.unread - 1  # ids that a tool wrote: draws in their places are dropped
             sequence.ids += draws[known:]
             sequence.logprobs += logps[known:]
             sequence.cached += len(draws)
-        return rows
+        return range(first, len(self.running))
 
     def call_tool(self, on_stop: ToolHook, ended: dict[int, tuple[int, str]]) -> None:
         """Let a tool answer the rows that wrote a stop string and may write more.
@@ -338,11 +319,14 @@ class Scheduler:
 class Ends:
     """What ends a sequence: EOS, a stop string, or its limit."""
 
-    def __init__(self, eos: set[int], tokenizer, stop: tuple[str, ...]):
-        self.eos, self.tokenizer = eos, tokenizer
+    def __init__(self, model: Transformer, tokenizer, stop: tuple[str, ...]):
+        self.tokenizer = tokenizer
+        # EOS of the model's generation settings, an id or a list, and of the tokenizer
+        stated = model.config.eos_id
+        self.eos = {*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_id}
         self.stop = [string.encode() for string in stop]
         self.most_ids = max(map(len, self.stop), default=0) + 1  # each id holds a byte or more
-        self.watched = set(eos)
+        self.watched = set(self.eos)
         # Only ids with the last byte of a stop string can complete one.
         last = {string[-1] for string in self.stop}
         for i in range(tokenizer.vocab_size if stop else 0):
@@ -369,13 +353,6 @@ class Ends:
         return any(text.find(s, max(0, before - len(s) + 1)) >= 0 for s in self.stop)
 
 
-def eos_ids(model: Transformer, tokenizer) -> set[int]:
-    """Ids that end a completion: those of the model's generation settings, and the tokenizer's EOS."""
-    stated = model.config.eos_id
-    stated = stated if isinstance(stated, list) else [] if stated is None else [stated]
-    return {*stated, tokenizer.eos_id}
-
-
 @torch.inference_mode()
 def generate(
     model: Transformer,
@@ -385,7 +362,6 @@ def generate(
     max_rows: int = 256,
     keys: list[int] | None = None,
     on_stop: ToolHook | None = None,
-    progress: Callable[[int], None] | None = None,
     on_sample: Callable[[int, int, Sample], None] | None = None,
 ) -> list[list[Sample]]:
     """Complete every prompt (token ids) `sampling.samples` times: the result is indexed [prompt][number].
@@ -393,7 +369,6 @@ def generate(
     max_rows: how many samples run at the same time, which bounds the cache. The samples do not depend on it.
     keys: names the random numbers of each prompt (default: its index).
     on_stop: a tool that may answer stop strings, see ToolHook.
-    progress: called with the number of samples that have just finished.
     on_sample: called with (index of the prompt, number, sample) of each sample when it has finished.
     Raises InputError for an empty prompt, or one that fills the model's context.
     """
@@ -415,37 +390,27 @@ def generate(
         limit = min(sampling.max_new_tokens, context - L)
         for number, stream in enumerate(streams[index]):
             waiting.append(Sequence(index, number, L, limit, stream, cached=L - 1))
-    room = Room(
-        rows=min(max_rows, len(waiting)),
-        tokens=max(s.prompt_tokens + s.limit for s in waiting),
-        prompts=len(prompts),
-        samples=G,
-        prompt_tokens=max(s.prompt_tokens for s in waiting),
-        new_tokens=max(s.limit for s in waiting),
-    )
-    ends = Ends(eos_ids(model, tokenizer), tokenizer, sampling.stop)
-    scheduler = Scheduler(make_decoder(model, sampling, room), prompts, waiting, room)
+    rows = min(max_rows, len(waiting))
+    decoder = make_decoder(model, sampling, rows, waiting)
+    scheduler = Scheduler(decoder, prompts, waiting, rows)
+    ends = Ends(model, tokenizer, sampling.stop)
     results: list[list] = [[None] * G for _ in prompts]  # [Q][G]
 
     while scheduler.waiting or scheduler.running:
-        rows = scheduler.advance()
-        # Rows that wrote EOS, a stop string or their last id have ended.
+        # A token more for each row. Rows that wrote EOS, a stop string or their last id have ended.
         ended = {}
-        for row in rows:
+        for row in scheduler.advance():
             if end := ends.find(scheduler.running[row]):
                 ended[row] = end
-        # Where a tool answers a stop string, the row continues.
-        if on_stop:
+        if on_stop:  # rows whose stop string a tool answers continue
             scheduler.call_tool(on_stop, ended)
-        # The other ended rows leave the batch.
+        # Ended rows leave the batch.
         for row in sorted(ended, reverse=True):
             sequence = scheduler.retire(row)
             sample = sequence.sample(*ended[row])
             results[sequence.prompt][sequence.number] = sample
             if on_sample:
                 on_sample(sequence.prompt, sequence.number, sample)
-        if progress and ended:
-            progress(len(ended))
     return results
 
 

@@ -98,7 +98,7 @@ class Solver:
             self.max_rows,
             keys=[keys[i] for i in index],
             on_stop=tool,
-            progress=progress,
+            on_sample=progress and (lambda *sample: progress(1)),
         )
 
         # read the answers of all samples together, so that programs run side by side

@@ -5,7 +5,6 @@ import math
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,9 @@ from data.io import InputError
 from data.tokenizer import train
 from generate import (
     Decoder,
-    Room,
+    Ends,
     Sampling,
-    eos_ids,
+    Sequence,
     generate,
     make_decoder,
     mix64,
@@ -166,21 +165,34 @@ def test_log_probs_are_those_of_full_forwards(temperature, top_p):
             )
 
 
-def test_prefill_in_several_packs():
-    model, room = random_model(2), Room(7, 20, 7, 1, 13, 7)
-    prompts = dict(enumerate(PROMPTS))
+def test_packed_prefill():
+    model, prompts = random_model(2), dict(enumerate(PROMPTS))
+    sequences = [Sequence(0, 0, 13, 7, 0, 12)]
     with kernels.plain():
-        together = make_decoder(model, Sampling(), room)
-        together.pack = 8
+        together = make_decoder(model, Sampling(), 7, sequences)
         together.prefill(prompts)
-        assert sorted(together.prompts) == list(range(len(PROMPTS)))
+        assert list(together.prompts) == list(prompts)
         for i, prompt in prompts.items():
-            alone = make_decoder(model, Sampling(), room)
+            alone = make_decoder(model, Sampling(), 1, sequences)
             alone.prefill({i: prompt})
             keys, values, logits = together.prompts[i]
             assert keys.shape == values.shape == (2, 2, len(prompt), 8)
             torch.testing.assert_close(together.prompts[i], alone.prompts[i])
             torch.testing.assert_close(logits, model.logits(model(torch.tensor(prompt)))[-1])
+
+
+def test_prefill_in_several_packs(monkeypatch):
+    model, sampling = random_model(2), Sampling(2, max_new_tokens=9, seed=1)
+    with kernels.plain():
+        expected = generate(model, LETTERS, PROMPTS, sampling)
+        monkeypatch.setattr(Decoder, "pack", 8)
+        packs, prefill = [], Decoder.prefill
+        monkeypatch.setattr(Decoder, "prefill", lambda *a: packs.append(a[1]) or prefill(*a))
+        same(generate(model, LETTERS, PROMPTS, sampling), expected)
+    tokens = [sum(map(len, pack.values())) for pack in packs]
+    assert len(packs) > 2 and all(
+        n <= 8 for n, pack in zip(tokens, packs, strict=True) if len(pack) > 1
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -275,7 +287,14 @@ def test_no_step_is_spent_on_a_finished_row(max_rows, monkeypatch):
     )
     prefilled, steps = count_calls(Decoder, monkeypatch)
     with kernels.plain():
-        results = generate(model, LETTERS, PROMPTS, sampling, max_rows, progress=finished.append)
+        results = generate(
+            model,
+            LETTERS,
+            PROMPTS,
+            sampling,
+            max_rows,
+            on_sample=lambda *sample: finished.append(sample),
+        )
     lengths = [len(s.ids) for group in results for s in group]
     assert len(set(lengths)) > 5 and 1 in lengths
     assert sorted(prefilled) == sorted(
@@ -285,7 +304,7 @@ def test_no_step_is_spent_on_a_finished_row(max_rows, monkeypatch):
     assert max(steps) <= max_rows
     if max_rows < 16:  # a free row is taken at once (many rows wait until an eighth is free)
         assert all(n == max_rows for n in steps[: -max(lengths)])
-    assert sum(finished) == len(lengths)
+    assert len(finished) == len(lengths)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -294,10 +313,8 @@ def test_no_step_is_spent_on_a_finished_row(max_rows, monkeypatch):
 
 def test_eos_ends_a_sample_and_belongs_to_it():
     model = random_model(8, eos_id=[4, 6])
-    assert eos_ids(model, LETTERS) == {4, 6, 11}
-    assert eos_ids(random_model(8, eos_id=6), LETTERS) == {6, 11} and eos_ids(
-        random_model(8), LETTERS
-    ) == {11}
+    for stated, ids in (([4, 6], {4, 6, 11}), (6, {6, 11}), (None, {None, 11})):
+        assert Ends(random_model(8, eos_id=stated), LETTERS, ()).eos == ids
     samples = [
         s for g in generate(model, LETTERS, PROMPTS, Sampling(8, max_new_tokens=12)) for s in g
     ]
@@ -479,17 +496,19 @@ def test_tool_output_is_cut_at_the_limit():
 # The decoder of GPUs, here on a CPU: tokens of several steps at once, fixed shapes, prompts stored once
 
 
-def on_gpu(monkeypatch, steps, made=None, prompts=None):
+def on_gpu(monkeypatch, steps, made=None, places=None):
     """Inside: `generate` decodes as on a GPU, with so many steps at once.
 
-    made: receives the decoders. prompts: places for prompts.
+    made: receives the decoders. places: how many prompts there is room for.
     """
     monkeypatch.setattr(GpuDecoder, "steps", steps)
 
-    def make(model, sampling, room):
-        room = replace(room, prompts=prompts or room.prompts)
-        cache = SharedCache(model.config, room, "cpu", model.embed.weight.dtype)
-        decoder = GpuDecoder(model, sampling, cache, room)
+    def make(model, sampling, rows, sequences):
+        dtype = model.embed.weight.dtype
+        cache = SharedCache(model.config, rows, sampling.samples, sequences, "cpu", dtype)
+        decoder = GpuDecoder(model, sampling, cache)
+        if places:
+            decoder.places = decoder.places[:places]
         if made is not None:
             made.append(decoder)
         return decoder
@@ -516,10 +535,16 @@ def test_samples_do_not_depend_on_the_decoder(case, steps, monkeypatch):
         expected = generate(model, LETTERS, PROMPTS, sampling, max_rows, on_stop=tool)
     with on_gpu(monkeypatch, steps):
         found = generate(
-            model, LETTERS, PROMPTS, sampling, max_rows, on_stop=tool, progress=finished.append
+            model,
+            LETTERS,
+            PROMPTS,
+            sampling,
+            max_rows,
+            on_stop=tool,
+            on_sample=lambda *sample: finished.append(sample),
         )
     same(found, expected)
-    assert sum(finished) == sampling.samples * len(PROMPTS)
+    assert len(finished) == sampling.samples * len(PROMPTS)
     finishes = {s.finish for group in found for s in group}
     assert finishes >= ({"stop"} if sampling.stop else {"eos", "length"})
     if tool:
@@ -564,24 +589,25 @@ def test_places_of_prompts_are_used_again(monkeypatch):
     prompts = [[i % 11, i % 7] + [1] * (i % 5) for i in range(30)]
     with kernels.plain():
         expected = generate(model, LETTERS, prompts, sampling, 6)
-    fill = SharedCache(model.config, Room(64, 12, 99, 16, 5, 7), "meta", torch.float32)
+    sequences = [Sequence(i, 0, 5, 7, 0, 4) for i in range(99)]
+    fill = SharedCache(model.config, 64, 16, sequences, "meta", torch.float32)
     assert (fill.rows, fill.prompts, fill.capacity) == (64, 16, 7)  # four times the four that fill
     made = []
-    with on_gpu(monkeypatch, 3, made, prompts=2):
+    with on_gpu(monkeypatch, 3, made, places=2):
         same(generate(model, LETTERS, prompts, sampling, 6), expected)
     (decoder,) = made
-    assert decoder.cache.prompt_keys.shape == (2, 2, 2, 6, 8)
+    assert decoder.cache.prompt_keys.shape == (2, 6, 2, 6, 8)
     assert sorted(decoder.places) == [0, 1] and not decoder.prompts
 
 
 def test_a_step_reads_no_value_of_the_device():
     """On the meta device no tensor has values: a step that asked for one would fail. Hence a CUDA graph can hold it."""
-    shape, room = random_model(0).config, Room(4, 14, 2, 2, 5, 9)
+    shape, sequences = random_model(0).config, [Sequence(i, 0, 5, 9, 0, 4) for i in range(2)]
     with torch.device("meta"):
         model = Transformer(shape)
-        cache = SharedCache(shape, room, "meta", torch.float32)
+        cache = SharedCache(shape, 4, 2, sequences, "meta", torch.float32)
     for temperature, top_p in ((1.0, 1.0), (0.7, 0.9), (0.0, 1.0)):
-        GpuDecoder(model, Sampling(2, temperature, top_p), cache, room).advance(4)
+        GpuDecoder(model, Sampling(2, temperature, top_p), cache).advance(4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

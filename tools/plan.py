@@ -29,7 +29,7 @@ import train_sft
 from batch import cut_group, micro_batches, token_logprobs, token_scores, token_values
 from data.io import InputError, run_cli
 from data.problems.problem import Problem
-from generate import PACK, Room, Sample, sample_tokens
+from generate import Decoder, Sample, Sequence, sample_tokens
 from kernels.cpu import decoder as cpu_decoder
 from kernels.triton.decoder import SharedCache
 from model import PRESETS, KVCache, Layout, ModelConfig, Transformer, preset
@@ -423,28 +423,28 @@ def _reinforce(
     longest = min(config.max_new_tokens, plan.shape.context - prompt)
     completions = prompts * group
     plan.decoded, plan.decode_steps = rows, math.ceil(completions * mean / rows)
-    room = Room(rows, prompt + longest, prompts, group, prompt, longest)
     cpu = config.device == "cpu"
     in_cpp = cpu and cpu_decoder.suits(plan.shape)
     place = META.device, sampler.dtype
     with ledger.of_kind("cache"), ledger.phase("rollout"):
         if in_cpp:
-            cache = cpu_decoder.BlockCache(plan.shape, rows, room.tokens, *place)
+            cache = cpu_decoder.BlockCache(plan.shape, rows, prompt + longest, *place)
         elif cpu:
-            cache = KVCache(plan.shape, rows, room.tokens, *place)
+            cache = KVCache(plan.shape, rows, prompt + longest, *place)
         else:
-            cache = SharedCache(plan.shape, room, *place)
+            sequences = [Sequence(p, 0, prompt, longest, 0, 0) for p in range(prompts)]
+            cache = SharedCache(plan.shape, rows, group, sequences, *place)
     matrices = int(plan.shape.flops(1, 1, 0) / 2) if in_cpp else 0
     packed = ledger.new(matrices, torch.float32, "weights")  # CpuDecoder's copy
     # A GPU's step is a kernel that meta tensors do not run. The plain decoder's operations stand for it.
     with ledger.of_kind(ELSEWHERE):
-        whole = KVCache(plan.shape, rows, room.tokens, *place)
+        whole = KVCache(plan.shape, rows, prompt + longest, *place)
     before = ledger.flops
     with torch.no_grad(), ledger.phase("rollout"):
         ledger.new(
             max(p.numel() for p in model.module.parameters()), torch.float32, "gathered"
         )  # gather_into
-        pack = cpu_decoder.PACK if in_cpp else PACK
+        pack = (cpu_decoder.CpuDecoder if in_cpp else Decoder).pack
         at_once = min(-(-rows // group), max(1, pack // prompt))
         _prefill(sampler.module, prompt, at_once)
         prefill = ledger.flops - before

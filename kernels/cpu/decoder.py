@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from generate import Decoder, Room, Sampling
+from generate import Decoder, Sampling, Sequence
 from kernels import accelerator
 from kernels.cpu import available, native
 from kernels.decoding import DEFINITIONS, sampling_error
@@ -15,7 +15,6 @@ from model import ModelConfig, Transformer
 
 # Weights of the largest model. Of a larger one a step is mostly arithmetic, and the copy of its weights takes memory.
 LARGEST = 400_000_000
-PACK = 512  # tokens of prompts at once: they stay in a core's cache
 
 LAYER = (
     "attn_norm",
@@ -57,7 +56,7 @@ def suits(config: ModelConfig) -> bool:
     return config.head_width % native().lanes() == 0
 
 
-def takes(model: Transformer, sampling: Sampling, room: Room) -> bool:
+def takes(model: Transformer, sampling: Sampling, rows: int, sequences: list[Sequence]) -> bool:
     weight = model.embed.weight
     float32 = weight.dtype == torch.float32 and model.compute_dtype in (None, torch.float32)
     return weight.device.type == "cpu" and float32 and suits(model.config)
@@ -70,8 +69,11 @@ def takes(model: Transformer, sampling: Sampling, room: Room) -> bool:
     takes=takes,
     error=sampling_error,
 )
-def make_decoder(model: Transformer, sampling: Sampling, room: Room) -> "CpuDecoder":
-    cache = BlockCache(model.config, room.rows, room.tokens, dtype=cache_dtype(model))
+def make_decoder(
+    model: Transformer, sampling: Sampling, rows: int, sequences: list[Sequence]
+) -> "CpuDecoder":
+    capacity = max(s.prompt_tokens + s.limit for s in sequences)
+    cache = BlockCache(model.config, rows, capacity, dtype=cache_dtype(model))
     return CpuDecoder(model, sampling, cache)
 
 
@@ -116,7 +118,7 @@ class CpuDecoder(Decoder):
     as wide as the panels; only the first V of a row have a meaning.
     """
 
-    pack = PACK
+    pack = 512  # tokens that stay in a core's cache
 
     def __init__(self, model: Transformer, sampling: Sampling, cache: BlockCache):
         super().__init__(model, sampling, cache)

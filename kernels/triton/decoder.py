@@ -10,7 +10,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from generate import Decoder, Room, Sampling, Sequence, sample_tokens, uniform
+from generate import Decoder, Sampling, Sequence, sample_tokens, uniform
 from kernels import accelerator
 from kernels.decoding import DEFINITIONS, sampling_error
 from kernels.triton import triton
@@ -28,7 +28,7 @@ def available(device: torch.device) -> bool:
     return device.type == "cuda" and triton is not None
 
 
-def takes(model: Transformer, sampling: Sampling, room: Room) -> bool:
+def takes(model: Transformer, sampling: Sampling, rows: int, sequences: list[Sequence]) -> bool:
     weight = model.embed.weight
     return weight.device.type == "cuda" and weight.dtype != torch.float64 and not model.config.score
 
@@ -40,10 +40,12 @@ def takes(model: Transformer, sampling: Sampling, room: Room) -> bool:
     takes=takes,
     error=sampling_error,
 )
-def make_decoder(model: Transformer, sampling: Sampling, room: Room) -> "GpuDecoder":
+def make_decoder(
+    model: Transformer, sampling: Sampling, rows: int, sequences: list[Sequence]
+) -> "GpuDecoder":
     dtype = model.compute_dtype or model.embed.weight.dtype
-    cache = SharedCache(model.config, room, model.device, dtype)
-    return GpuDecoder(model, sampling, cache, room)
+    cache = SharedCache(model.config, rows, sampling.samples, sequences, model.device, dtype)
+    return GpuDecoder(model, sampling, cache)
 
 
 class SharedCache:
@@ -54,20 +56,24 @@ class SharedCache:
     prompt_of [rows]: the place of each row's prompt.
     """
 
-    def __init__(self, config: ModelConfig, room: Room, device, dtype: torch.dtype):
+    def __init__(
+        self, config: ModelConfig, rows: int, samples: int, sequences: list[Sequence], device, dtype
+    ):
+        """Room for `rows` sequences at the same time, of groups of `samples`."""
         # Four times as many prompts as fill the rows: the last samples of a group keep theirs to the end.
-        filling = -(-room.rows // room.samples)
-        prompts = min(room.prompts, room.rows, 4 * filling)
-        self.rows, self.capacity, self.prompts = room.rows, room.new_tokens, prompts
-        heads, E = config.kv_heads, config.head_width
-        shape = config.layers, room.rows, heads, room.new_tokens, E
+        filling = -(-rows // samples)
+        prompts = min(len({s.prompt for s in sequences}), rows, 4 * filling)
+        self.rows, self.prompts = rows, prompts
+        self.capacity = max(s.limit for s in sequences)
+        self.prompt_capacity = max(s.prompt_tokens for s in sequences)
+        shape = config.layers, rows, config.kv_heads, self.capacity, config.head_width
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        shape = config.layers, prompts, heads, room.prompt_tokens, E
+        shape = config.layers, prompts, config.kv_heads, self.prompt_capacity, config.head_width
         self.prompt_keys = torch.zeros(shape, device=device, dtype=dtype)
         self.prompt_values = torch.zeros(shape, device=device, dtype=dtype)
         self.prompt_lengths = torch.zeros(prompts, device=device, dtype=torch.int64)
-        self.prompt_of = torch.zeros(room.rows, device=device, dtype=torch.int64)
+        self.prompt_of = torch.zeros(rows, device=device, dtype=torch.int64)
 
     def put_prompt(self, place: int, keys: Tensor, values: Tensor) -> None:
         """Store a prompt of L tokens, [layers, K, L, E] each."""
@@ -86,7 +92,7 @@ class SharedCache:
 class GpuDecoder(Decoder):
     steps = 8  # between two looks of the host
 
-    def __init__(self, model: Transformer, sampling: Sampling, cache: SharedCache, room: Room):
+    def __init__(self, model: Transformer, sampling: Sampling, cache: SharedCache):
         super().__init__(model, sampling, cache)
         rows, device = cache.rows, self.device
         # [rows] each: the next token to feed, tokens in the cache, the most tokens that it may hold, tokens of the
@@ -94,9 +100,9 @@ class GpuDecoder(Decoder):
         self.state = torch.zeros(5, rows, dtype=torch.int64, device=device)
         self.logprobs = torch.zeros(rows, device=device)  # of the newest draw
         # What tools wrote, by position in the completion; -1 elsewhere. The model's draws are dropped there.
-        self.tool_ids = torch.full((rows, room.new_tokens + 1), -1, device=device)
+        self.tool_ids = torch.full((rows, cache.capacity + 1), -1, device=device)
         self.index = torch.arange(rows, device=device)
-        self.longest = room.tokens
+        self.longest = cache.prompt_capacity + cache.capacity
         self.places = list(range(cache.prompts))  # free places for prompts
         self.place: dict[int, int] = {}  # prompt -> its place
         self.readers: Counter = Counter()  # prompt -> rows that read it
@@ -105,8 +111,8 @@ class GpuDecoder(Decoder):
     def free_prompts(self) -> int:
         return len(self.places)
 
-    def prefill_packed(self, prompts: dict[int, list[int]]) -> None:
-        super().prefill_packed(prompts)
+    def prefill(self, prompts: dict[int, list[int]]) -> None:
+        super().prefill(prompts)
         for prompt in prompts:
             keys, values, logits = self.prompts[prompt]
             self.place[prompt] = self.places.pop()

@@ -258,13 +258,14 @@ def test_cache_is_the_one_that_the_generator_makes(device, directory):
     model.compute_dtype = torch.bfloat16 if device == "cuda" else None
     made = []
 
-    def make_decoder(model, sampling, room):
+    def make_decoder(model, sampling, *room):
         if device == "cuda":
-            cache = SharedCache(model.config, room, "cpu", model.compute_dtype)
-            made.append(GpuDecoder(model, sampling, cache, room))
+            rows, sequences = room
+            cache = SharedCache(model.config, rows, 6, sequences, "cpu", model.compute_dtype)
+            made.append(GpuDecoder(model, sampling, cache))
         else:
             with kernels.plain():
-                made.append(generate.make_decoder(model, sampling, room))
+                made.append(generate.make_decoder(model, sampling, *room))
         return made[-1]
 
     with kernels.using({"generate.make_decoder": make_decoder}):

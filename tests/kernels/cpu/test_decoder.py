@@ -316,7 +316,7 @@ def test_samples_are_those_of_pytorch(temperature, top_p, stop, monkeypatch):
 
 def test_which_models_it_takes(monkeypatch):
     def taken(model):
-        return takes(model, None, None)
+        return takes(model, None, 1, [])
 
     shape = FAMILIES["llama"]
     assert taken(random_model(**shape))
