@@ -62,8 +62,8 @@ CONSTANTS = {
     "inf": "inf",
 }
 GREEK = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta lambda mu nu xi rho sigma tau phi varphi "
-    "chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell emptyset".split()
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta lambda mu nu xi rho sigma tau phi "
+    "varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell emptyset".split()
 )
 RELATIONS = {
     **{c: c for c in ("<", ">", "<=", ">=", "=", "!=")},
@@ -83,8 +83,8 @@ RELATIONS = {
 }
 TIMES = {"*", r"\cdot", r"\times", r"\ast"}
 TOKEN = re.compile(
-    r"\s*(?:(\d+(?:\.\d*)?(?:[eE][-+]?\d+(?!\w))?|\.\d+)|(\\[A-Za-z]+|\\.|\*\*|[<>=!]=|Interval\.\w+"
-    r"|[A-Za-z]+|[-+*/^=<>()\[\]{}|,;:!%_'&]))",
+    r"\s*(?:(\d+(?:\.\d*)?(?:[eE][-+]?\d+(?!\w))?|\.\d+)|(\\[A-Za-z]+|\\.|\*\*|[<>=!]="
+    r"|Interval\.\w+|[A-Za-z]+|[-+*/^=<>()\[\]{}|,;:!%_'&]))",
     re.S,
 )
 

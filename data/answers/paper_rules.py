@@ -441,8 +441,8 @@ _TEX_REPLACED = (
     ("\\text{m}", "\\text{}"),
 )
 _TEX_REMOVED = (
-    *"square ways integers dollars mph inches ft hours km units \\ldots sue points feet minutes digits "
-    "cents degrees cm gm pounds meters meals edges students childrentickets multiples".split(),
+    *"square ways integers dollars mph inches ft hours km units \\ldots sue points feet minutes "
+    "digits cents degrees cm gm pounds meters meals edges students childrentickets multiples".split(),
     "\\text{s}",
     "\\text{.}",
     "\\text{\ns}",

@@ -61,7 +61,8 @@ CHARACTERS = str.maketrans(
     }
 )
 WORDS = re.compile(
-    r"\\(?:text|textbf|textit|textnormal|textrm|mbox|mathrm|mathbf|mathit|operatorname)\s*\{([^{}]*)\}"
+    r"\\(?:text|textbf|textit|textnormal|textrm|mbox|mathrm|mathbf|mathit|operatorname)"
+    r"\s*\{([^{}]*)\}"
 )
 SPACES = re.compile(
     r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])|(?<!\\)\\[,;:! ]|\\q?quad|~"

@@ -1,8 +1,9 @@
-"""Built-in problems (data/world/synthetic.py) read back: which family, wording, names, things and numbers a question has.
+"""Recognizes built-in problems (data/world/synthetic.py) and retells them: with other people and
+things, with other numbers, or in other words.
 
-A question is matched against every wording of every family; what fits exactly one of them, and whose solution (where
-there is one) is that family's, can be told again with other people and things, other numbers, or in other words. What
-comes out stays in the split that the original belongs to, so that it can never be a training problem.
+A question is matched against every wording of every family. It is recognized if exactly one of
+them fits, and if the solution, where there is one, is the solution of that family. The result
+stays in the split of the original, so it is never a training problem.
 """
 
 import functools
@@ -15,33 +16,32 @@ from data.problems.problem import Problem
 from data.world.families import DISTRACTORS, FAMILIES, NAMES, OBJECTS, Family, fields
 from data.world.synthetic import ANSWER, LANGS, distinct, split_of
 
-# object slot: (field of the plural or noun, of the singular, of the measure word)
+# slot of a thing -> fields of (the plural or the noun, the singular, the measure word)
 _OBJECT = {"o": ("o", "o1", "u"), "p": ("p", "p1", "w")}
 _NUMBER = r"\d+(?:\.\d+)?(?:/\d+)?"
-TRIES = 400  # draws before giving up; one in twenty lands in a test split
+TRIES = 400  # draws before giving up; about one in twenty is in a test split
 
 
 @dataclass(frozen=True)
-class Told:
-    """A question taken apart. people and things: places in NAMES and OBJECTS by slot; numbers: as written, by slot."""
+class Parts:
+    """The parts of a built-in question."""
 
     family: Family
     wording: str
     lang: str
-    people: dict[str, int]
-    things: dict[str, int]
-    numbers: dict[str, str]
-    extra: str  # the distractor sentence, with the space after it; or ""
+    people: dict[str, int]  # slot -> place in NAMES
+    things: dict[str, int]  # slot -> place in OBJECTS
+    numbers: dict[str, str]  # slot -> text
+    extra: str  # the distractor sentence with the space after it, or ""
 
     def key(self) -> str:
-        """data.world.synthetic's key: what the split is decided by."""
+        """The key of data.world.synthetic, which decides the split."""
         slots = {**self.numbers, **self.people, **self.things}
-        return f"{self.family.name}:" + ",".join(
-            f"{slot}={slots[slot]}" for slot in self.family.key_slots
-        )
+        parts = [f"{slot}={slots[slot]}" for slot in self.family.key_slots]
+        return f"{self.family.name}:{','.join(parts)}"
 
     def slots(self) -> dict[str, str]:
-        """The text of every field."""
+        """field -> text"""
         column = LANGS.index(self.lang)
         texts = {**self.numbers, **{slot: NAMES[i][column] for slot, i in self.people.items()}}
         for slot, i in self.things.items():
@@ -57,100 +57,97 @@ class Told:
         return self.wording.format_map(self.slots()).replace("|", self.extra)
 
 
-def told(problem: Problem) -> Told | None:
-    """None for a problem that is not built in, or that reads as one of several."""
+def recognize(problem: Problem) -> Parts | None:
+    """The parts of a problem, or None if it is not built in, or if several wordings fit it."""
     if problem.source != "synthetic" or problem.lang not in LANGS:
         return None
-    found = []
+    fitting = []
     for family, wording, pattern in _patterns(problem.lang):
         match = pattern.fullmatch(problem.question)
-        if match and (one := _read(family, wording, problem.lang, match.groupdict())):
-            steps = _pattern(family.cot[problem.lang], problem.lang)
-            if problem.solution is None or re.fullmatch(
-                steps, problem.solution.rpartition("\n")[0]
-            ):
-                found.append(one)
-    return found[0] if len(found) == 1 else None
+        parts = match and _parts(family, wording, problem.lang, match.groupdict())
+        if not parts:
+            continue
+        steps = _pattern(family.cot[problem.lang], problem.lang)
+        if problem.solution is None or re.fullmatch(steps, problem.solution.rpartition("\n")[0]):
+            fitting.append(parts)
+    return fitting[0] if len(fitting) == 1 else None
 
 
-def with_other_words(one: Told, rng: random.Random) -> Told | None:
-    """Another wording of the same family; it may name a further person."""
-    known = {*one.slots()}
+def with_other_words(parts: Parts, rng: random.Random) -> Parts | None:
+    """Another wording of the same family. It may name another person."""
+    known = set(parts.slots())
     others = []
-    for wording in one.family.wordings[one.lang]:
+    for wording in parts.family.wordings[parts.lang]:
         missing = fields(wording) - known
-        if (
-            wording != one.wording
-            and missing <= {"n", "m", "k"}
-            and ("|" in wording or not one.extra)
-        ):
+        has_place = "|" in wording or not parts.extra
+        if wording != parts.wording and missing <= {"n", "m", "k"} and has_place:
             others.append((wording, sorted(missing)))
     if not others:
         return None
     wording, missing = rng.choice(others)
-    taken = [*one.people.values(), *_in_text(one, NAMES)]
-    people = dict(zip(missing, distinct(rng.randint, len(missing), len(NAMES), taken), strict=True))
-    return replace(one, wording=wording, people=one.people | people)
+    taken = [*parts.people.values(), *_in_extra(parts, NAMES)]
+    people = distinct(rng.randint, len(missing), len(NAMES), taken)
+    people = dict(zip(missing, people, strict=True))
+    return replace(parts, wording=wording, people=parts.people | people)
 
 
-def with_other_names(one: Told, rng: random.Random) -> Told | None:
-    """All people and things others than before, none of them in the distractor sentence either."""
-    split = split_of(one.key())
-    taken = (
-        [*one.people.values(), *_in_text(one, NAMES)],
-        [*one.things.values(), *_in_text(one, OBJECTS)],
-    )
+def with_other_names(parts: Parts, rng: random.Random) -> Parts | None:
+    """Other people and things in all slots. None of them is in the distractor sentence."""
+    split = split_of(parts.key())
+    taken_people = [*parts.people.values(), *_in_extra(parts, NAMES)]
+    taken_things = [*parts.things.values(), *_in_extra(parts, OBJECTS)]
     for _ in range(TRIES):
-        people = distinct(rng.randint, len(one.people), len(NAMES), taken[0])
-        things = distinct(rng.randint, len(one.things), len(OBJECTS), taken[1])
+        people = distinct(rng.randint, len(parts.people), len(NAMES), taken_people)
+        things = distinct(rng.randint, len(parts.things), len(OBJECTS), taken_things)
         other = replace(
-            one,
-            people=dict(zip(one.people, people, strict=True)),
-            things=dict(zip(one.things, things, strict=True)),
+            parts,
+            people=dict(zip(parts.people, people, strict=True)),
+            things=dict(zip(parts.things, things, strict=True)),
         )
         if split_of(other.key()) == split:
             return other
     return None
 
 
-def with_other_numbers(one: Told, answer: str, rng: random.Random) -> tuple[Told, str, str] | None:
-    """(told, answer, solution) with numbers drawn anew, and another answer."""
-    split = split_of(one.key())
+def with_other_numbers(
+    parts: Parts, answer: str, rng: random.Random
+) -> tuple[Parts, str, str] | None:
+    """(parts, answer, solution) with new numbers and another answer."""
+    split = split_of(parts.key())
     for _ in range(TRIES):
-        numbers = one.family.numbers(rng.randint)
-        other = replace(one, numbers={slot: str(numbers[slot]) for slot in one.numbers})
-        if str(numbers["answer"]) != answer and split_of(other.key()) == split:
-            steps = one.family.cot[one.lang].format_map({**other.slots(), **numbers})
-            return (
-                other,
-                str(numbers["answer"]),
-                steps + "\n" + ANSWER[one.lang].format(numbers["answer"]),
-            )
+        numbers = parts.family.numbers(rng.randint)
+        new = str(numbers["answer"])
+        other = replace(parts, numbers={slot: str(numbers[slot]) for slot in parts.numbers})
+        if new != answer and split_of(other.key()) == split:
+            steps = parts.family.cot[parts.lang].format_map({**other.slots(), **numbers})
+            return other, new, f"{steps}\n{ANSWER[parts.lang].format(new)}"
     return None
 
 
-def _in_text(one: Told, words: tuple) -> list[int]:
-    """Names or things of the distractor sentence."""
-    column = LANGS.index(one.lang) * (1 if words is NAMES else 2)
-    return [i for i, row in enumerate(words) if row[column] in one.extra]
+def _in_extra(parts: Parts, words: tuple) -> list[int]:
+    """The places of the names or things that the distractor sentence has."""
+    column = LANGS.index(parts.lang) * (1 if words is NAMES else 2)
+    return [i for i, row in enumerate(words) if row[column] in parts.extra]
 
 
-# ---- Matching --------------------------------------------------------------------------------------------------------
+# ---- Matching ------------------------------------------------------------------------------------
 
 
 @functools.cache
 def _patterns(lang: str) -> list[tuple[Family, str, re.Pattern]]:
-    return [
-        (family, wording, re.compile(_pattern(wording, lang)))
-        for families in FAMILIES.values()
-        for family in families
-        for wording in family.wordings[lang]
-    ]
+    """(family, wording, regular expression of the wording) of all families."""
+    patterns = []
+    for families in FAMILIES.values():
+        for family in families:
+            for wording in family.wordings[lang]:
+                patterns.append((family, wording, re.compile(_pattern(wording, lang))))
+    return patterns
 
 
 @functools.cache
 def _pattern(template: str, lang: str) -> str:
-    """A regular expression for what a template can become; a field that comes twice must be the same twice."""
+    """A regular expression for the texts that a template gives. A field that occurs twice has the
+    same text twice."""
     text, seen = "", set()
     for literal, field, _, _ in Formatter().parse(template):
         plain, bar, rest = (literal or "").partition("|")
@@ -162,6 +159,7 @@ def _pattern(template: str, lang: str) -> str:
 
 
 def _field(field: str, lang: str) -> str:
+    """A regular expression for the texts of a field."""
     column = LANGS.index(lang)
     words = {
         "n": (NAMES, column),
@@ -177,42 +175,40 @@ def _field(field: str, lang: str) -> str:
 
 
 def _extra(lang: str) -> str:
+    """A regular expression for a distractor sentence, or for nothing."""
     known = {"q": _field("n", lang), "r": _field("o", lang), "s": _field("u", lang), "d": _NUMBER}
     sentences = []
     for template in DISTRACTORS[lang]:
-        parts = [
-            re.escape(literal) + (f"(?:{known[field]})" if field else "")
-            for literal, field, _, _ in Formatter().parse(template)
-        ]
-        sentences.append("".join(parts))
+        sentence = ""
+        for literal, field, _, _ in Formatter().parse(template):
+            sentence += re.escape(literal) + (f"(?:{known[field]})" if field else "")
+        sentences.append(sentence)
     return f"(?P<extra_>(?:(?:{'|'.join(sentences)}){' ' if lang == 'en' else ''})?)"
 
 
-def _read(family: Family, wording: str, lang: str, groups: dict) -> Told | None:
-    """None where singular and plural, or two people, or two things, do not go together."""
+def _parts(family: Family, wording: str, lang: str, groups: dict) -> Parts | None:
+    """The parts in the groups of a match. None if singular and plural are of different things, or
+    if two people or two things are the same."""
     column, extra = LANGS.index(lang), groups.pop("extra_", "")
-    people = {
-        slot: [row[column] for row in NAMES].index(groups.pop(slot))
-        for slot in "nmk"
-        if slot in groups
-    }
+    names = [row[column] for row in NAMES]
+    people = {slot: names.index(groups.pop(slot)) for slot in "nmk" if slot in groups}
     things = {}
-    for slot, faces in _OBJECT.items():
-        given = [
-            (place, groups.pop(face))
-            for place, face in zip((2 * column, 1, 3), faces, strict=True)
-            if face in groups
+    for slot, forms in _OBJECT.items():
+        words = {}  # column of OBJECTS -> the word in the question
+        for place, form in zip((2 * column, 1, 3), forms, strict=True):
+            if form in groups:
+                words[place] = groups.pop(form)
+        if not words:
+            continue
+        rows = [
+            i
+            for i, row in enumerate(OBJECTS)
+            if all(row[place] == text for place, text in words.items())
         ]
-        if given:
-            rows = [
-                i
-                for i, row in enumerate(OBJECTS)
-                if all(row[place] == text for place, text in given)
-            ]
-            if len(rows) != 1:
-                return None
-            things[slot] = rows[0]
+        if len(rows) != 1:
+            return None
+        things[slot] = rows[0]
     for values in (people, things):
         if len(set(values.values())) < len(values):
             return None
-    return Told(family, wording, lang, people, things, groups, extra)
+    return Parts(family, wording, lang, people, things, groups, extra)

@@ -1,9 +1,10 @@
-"""Templates of word problems: a question with placeholders for its numbers, and an equation over them.
+"""Templates of word problems: a question with placeholders for its numbers, and an equation over
+them.
 
-From a template come a program of thought and a chain of thought, and any number of variants: numbers drawn anew
-(`WordTemplate.resample`) keep a model from learning answers by heart, names and things drawn anew (`Rewording`) from
-learning that it is always Joan who finds seashells. A few thousand questions are learnt by heart long before a small
-model has learnt to read them.
+A template gives a program of thought, a chain of thought, and any number of variants. New numbers
+(`WordTemplate.resample`) prevent that a model memorizes answers. New names and things
+(`Rewording`) prevent that it learns that Joan always finds seashells. Without variants a small
+model memorizes a few thousand questions long before it can read them.
 """
 
 import functools
@@ -21,19 +22,28 @@ from data.io import InputError
 
 
 def parse_number(text: str) -> Fraction:
-    """The number of a text, exactly. A float that is a fraction written out, such as 0.16666666666666666, is 1/6."""
+    """The exact number in a text. A float that is a rounded fraction becomes the fraction.
+
+    Raises InputError if the text is not a number.
+
+    >>> parse_number("2.50"), parse_number("0.16666666666666666")
+    (Fraction(5, 2), Fraction(1, 6))
+    """
     try:
         number = Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise InputError(f"{text!r} is not a number") from None
     near = number.limit_denominator(1000)
-    return (
-        near if number.denominator > 10**6 and abs(number - near) < Fraction(1, 10**9) else number
-    )
+    is_rounded = number.denominator > 10**6 and abs(number - near) < Fraction(1, 10**9)
+    return near if is_rounded else number
 
 
 def number_text(number: Fraction) -> str:
-    """8 for 8, 0.25 for 1/4, 1/6 for 1/6: without trailing zeros, and exact."""
+    """The number as an exact text without trailing zeros.
+
+    >>> number_text(Fraction(8)), number_text(Fraction(1, 4)), number_text(Fraction(1, 6))
+    ('8', '0.25', '1/6')
+    """
     rest, twos, fives = number.denominator, 0, 0
     while rest % 2 == 0:
         rest, twos = rest // 2, twos + 1
@@ -46,18 +56,14 @@ def number_text(number: Fraction) -> str:
     return f"{'-' * (number < 0)}{digits[:-places]}.{digits[-places:]}"
 
 
-def rounded_text(number: Fraction) -> str:
-    """`number_text` of the number rounded to 4 decimals."""
-    return number_text(round(number, 4))
-
-
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
 @functools.cache
 def _parse(equation: str):
-    """The tree of a prefix equation: (op, left, right), a placeholder's index (int) or a constant (Fraction)."""
+    """The tree of a prefix equation: (op, left, right), the index of a placeholder (int), or a
+    constant (Fraction)."""
     tokens = iter(equation.split())
 
     def node():
@@ -71,19 +77,25 @@ def _parse(equation: str):
 
     tree = node()
     if next(tokens, None) is not None:
-        raise InputError(f"equation {equation!r} goes on after its end")
+        raise InputError(f"equation {equation!r} goes on after the end")
     return _in_reading_order(tree)
 
 
 def _in_reading_order(tree):
-    """Sums and products with the number that the question tells first in front: annotators wrote either order, and a
-    choice that follows from nothing cannot be learnt."""
+    """The tree whose sums and products begin with the number that comes first in the question.
+
+    The annotators wrote either order, and a model cannot learn an arbitrary choice.
+    """
     if not isinstance(tree, tuple):
         return tree
     op, left, right = tree[0], _in_reading_order(tree[1]), _in_reading_order(tree[2])
-    places = [[leaf for leaf in _leaves(side) if isinstance(leaf, int)] for side in (left, right)]
-    swap = op in "+*" and all(places) and min(places[1]) < min(places[0])
+    first, second = _placeholders(left), _placeholders(right)
+    swap = op in "+*" and first and second and min(second) < min(first)
     return (op, right, left) if swap else (op, left, right)
+
+
+def _placeholders(tree) -> list[int]:
+    return [leaf for leaf in _leaves(tree) if isinstance(leaf, int)]
 
 
 def _leaves(tree) -> Iterator[int | Fraction]:
@@ -96,16 +108,24 @@ def _leaves(tree) -> Iterator[int | Fraction]:
 
 @dataclass(frozen=True)
 class WordTemplate:
-    """A question with placeholders number0, number1, ..., the numbers that fill them, and a prefix equation over them,
-    such as `/ + number0 number1 2.0`. Arithmetic is exact. Raises InputError for an equation that cannot be read, or
-    where text or equation name a number that is not there."""
+    """A question with placeholders, the numbers that fill them, and an equation. Arithmetic is
+    exact.
 
-    question: str
+    Raises InputError if the equation cannot be read, or if a number is missing.
+
+    >>> numbers = Fraction(5), Fraction(3)
+    >>> template = WordTemplate("Joan has number0 pens and buys number1 .", numbers,
+    ...                         "+ number0 number1")
+    >>> template.text(), template.answer(), template.program()
+    ('Joan has 5 pens and buys 3.', '8', 'print(5 + 3)')
+    """
+
+    question: str  # with placeholders number0, number1, ...
     numbers: tuple[Fraction, ...]
-    equation: str
+    equation: str  # in prefix notation: / + number0 number1 2.0
 
     def __post_init__(self):
-        used = [leaf for leaf in _leaves(_parse(self.equation)) if isinstance(leaf, int)]
+        used = _placeholders(_parse(self.equation))
         used += [int(index) for index in re.findall(r"number(\d+)", self.question)]
         if max(used, default=-1) >= len(self.numbers):
             raise InputError(
@@ -113,25 +133,31 @@ class WordTemplate:
             )
 
     def text(self) -> str:
-        """The question with its numbers, spaced as people write (the files have a space before each full stop)."""
-        filled = re.sub(
-            r"number(\d+)", lambda match: number_text(self.numbers[int(match[1])]), self.question
-        )
+        """The question with the numbers filled in, and without the spaces before punctuation that
+        the files have."""
+
+        def number(match: re.Match) -> str:
+            return number_text(self.numbers[int(match[1])])
+
+        filled = re.sub(r"number(\d+)", number, self.question)
         filled = re.sub(r"(?<=\w) ([’']) s\b", r"\1s", filled)
         filled = re.sub(r"\s+(n['’]t|['’](?:s|re|ve|ll|d|m))\b", r"\1", filled)
         return re.sub(r"\s+([.,?!;:%)])(?!\d)", r"\1", re.sub(r"\(\s+", "(", filled)).strip()
 
     def value(self) -> Fraction:
-        """The equation's value."""
+        """The value of the equation."""
         return self._results()[-1]
 
     def answer(self) -> str:
-        """The value, exact: an integer, a finite decimal or a fraction."""
+        """The exact value as an integer, a finite decimal or a fraction."""
         return number_text(self.value())
 
     def program(self, lines: bool = False) -> str:
-        """One line of Python, with no parentheses that arithmetic does not need: print((5 + 3) / 2). With `lines` an
-        operation a line, the steps of process supervision: a = 5 + 3, b = a / 2, print(b)."""
+        """A line of Python without needless parentheses: print((5 + 3) / 2).
+
+        lines: write each operation on a line, for process supervision: a = 5 + 3, b = a / 2,
+        print(b).
+        """
         if not lines:
             return f"print({self._infix(_parse(self.equation))[0]})"
         made: list[str] = []
@@ -148,34 +174,36 @@ class WordTemplate:
         return "\n".join([*made, f"print({last})"])
 
     def cot(self) -> str:
-        """One operation a line, then the answer; results are rounded to 4 decimals, what follows from them is not."""
+        """Each operation on a line, then the answer. The lines show results with 4 decimals, and
+        the computation goes on with the exact ones."""
         lines: list[str] = []
         _, result = self._chain(_parse(self.equation), lines)
         return "\n".join([*lines, f"The answer is {result}."])
 
     def agrees(self, answer: str) -> bool:
-        """Whether the equation gives this answer, to 1e-3 of it or to half of its last decimal."""
+        """Whether the equation gives this answer, up to a thousandth or half of the last
+        decimal."""
         stated, places = Fraction(answer), len(answer.rstrip("0").partition(".")[2])
         tolerance = abs(stated) / 1000
-        if places:  # a whole number is not taken for a rounded one: 55 is not 54.545, nor 3 an answer of 2.5
+        if places:  # a whole number is not a rounded one: 3 is not an answer of 2.5
             tolerance = max(tolerance, Fraction(1, 2 * 10**places))
         return abs(self.value() - stated) <= tolerance
 
     def resample(self, rng: random.Random, tries: int = 300) -> "WordTemplate":
-        """The same question with other numbers of like size and kind.
+        """The same question with other numbers of similar size and kind.
 
-        Every operation's result stays what it was: above zero, whole, or finite in 4 decimals. The template itself
-        comes back when no draw of `tries` fits. Equal numbers stay equal, since the annotators told numbers apart by
-        value (`+ number0 number0` may mean two numbers that happen to be 3); for the same reason a number equal to a
-        constant of the equation stays. Different numbers stay different.
+        The result of every operation keeps its kind: above zero, whole, or with at most 4
+        decimals. If none of the `tries` draws fits, the template itself is returned. Different
+        numbers stay different, and equal numbers stay equal: the annotators identified numbers by
+        value, and `+ number0 number0` may mean two numbers that are both 3. For the same reason a
+        number that is equal to a constant of the equation stays.
         """
         constants = {leaf for leaf in _leaves(_parse(self.equation)) if isinstance(leaf, Fraction)}
         results = self._results()
         for _ in range(tries):
-            drawn = {
-                number: number if number in constants else _draw(number, rng)
-                for number in self.numbers
-            }
+            drawn = {}
+            for number in self.numbers:
+                drawn[number] = number if number in constants else _draw(number, rng)
             if len(set(drawn.values())) < len(drawn):
                 continue
             variant = replace(self, numbers=tuple(drawn[number] for number in self.numbers))
@@ -190,7 +218,7 @@ class WordTemplate:
         return self.numbers[leaf] if isinstance(leaf, int) else leaf
 
     def _results(self) -> list[Fraction]:
-        """The result of each operation, the last being the value. Raises ZeroDivisionError."""
+        """The result of each operation. The last is the value. Raises ZeroDivisionError."""
         results = []
 
         def walk(tree):
@@ -217,32 +245,31 @@ class WordTemplate:
         return f"{left} {op} {right}", precedence
 
     def _chain(self, tree, lines: list[str]) -> tuple[Fraction, str]:
+        """(the value of a tree, its text). Appends the lines of its operations."""
         if not isinstance(tree, tuple):
             value = self._leaf(tree)
             return value, number_text(value)
         op = tree[0]
-        (left, left_text), (right, right_text) = (
-            self._chain(tree[1], lines),
-            self._chain(tree[2], lines),
-        )
-        if op in "*/":  # 5 / 1/6 would read as 5/6
+        left, left_text = self._chain(tree[1], lines)
+        right, right_text = self._chain(tree[2], lines)
+        if op in "*/":  # 5 / 1/6 would be 5/6
             left_text, right_text = (f"({t})" if "/" in t else t for t in (left_text, right_text))
         value = _OPERATORS[op](left, right)
-        lines.append(f"{left_text} {op} {right_text} = {rounded_text(value)}")
-        return value, rounded_text(value)
+        rounded = number_text(round(value, 4))
+        lines.append(f"{left_text} {op} {right_text} = {rounded}")
+        return value, rounded
 
 
 def _draw(number: Fraction, rng: random.Random) -> Fraction:
-    """A number of like size (half to double; below 10, any digit) and kind: whole and as round, decimal, fraction."""
+    """A number of similar size (half to double; below 10 any digit) and of the same kind: a whole
+    number that is as round, a decimal, or a fraction."""
     if number <= 0 or number == 1:
         return number
     text = number_text(number)
     if "/" in text:
         below = rng.choice((2, 3, 4, 5, 6, 8, 9, 10, 12))
-        low, high = (
-            math.ceil(number * below / 2),
-            math.floor(min(2 * number, 1 if number < 1 else 2 * number) * below),
-        )
+        low = math.ceil(number * below / 2)
+        high = math.floor((min(2 * number, 1) if number < 1 else 2 * number) * below)
         drawn = Fraction(rng.randint(max(1, low), max(1, high)), below)
         return number if drawn.denominator == 1 else drawn
     unit = Fraction(1, 10 ** len(text.partition(".")[2]))
@@ -255,33 +282,38 @@ def _draw(number: Fraction, rng: random.Random) -> Fraction:
 
 
 def _alike(old: Fraction, new: Fraction) -> bool:
-    if old.denominator == 1 and new.denominator > 1 or old * 10000 % 1 == 0 and new * 10000 % 1:
+    """Whether two results are of the same kind: whole, with at most 4 decimals, above zero."""
+    if old.denominator == 1 and new.denominator > 1:
+        return False
+    if old * 10000 % 1 == 0 and new * 10000 % 1:
         return False
     return new > 0 if old > 0 else new >= 0 if old == 0 else True
 
 
-# ---- Other words ----------------------------------------------------------------------------------------------------
+# ---- Other words ---------------------------------------------------------------------------------
 
-# Capitalised or counted, but not to be exchanged: days, months, places, titles; units, and what is nearly one.
+# Words with a capital that are not exchanged (days, months, places, titles), and counted words
+# that are not exchanged (units of all sorts)
 _NOT_NAMES = set(
-    "Mrs Mr Halloween Christmas Valentine Valentines Easter Japanese Japan English America Europe Pokemon "
-    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February March April May June July "
-    "August September October November December".split()
+    "Mrs Mr Halloween Christmas Valentine Valentines Easter Japanese Japan English America "
+    "Europe Pokemon Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February "
+    "March April May June July August September October November December".split()
 )
 _NOT_THINGS = set(
-    "dollars cents bucks quarters dimes nickels pennies miles kilometers meters centimeters yards feet "
-    "inches pounds ounces tons grams kilograms gallons liters pints cups acres seconds minutes hours "
-    "days weeks months years times degrees points lives calories pairs dozens leaves less "
-    "numbers".split()
+    "dollars cents bucks quarters dimes nickels pennies miles kilometers meters centimeters "
+    "yards feet inches pounds ounces tons grams kilograms gallons liters pints cups acres "
+    "seconds minutes hours days weeks months years times degrees points lives calories pairs "
+    "dozens leaves less numbers".split()
 )
 
 
 class Rewording:
-    """`Rewording(questions)(question, rng)`: the question with names and things exchanged for others of `questions`,
-    and its case changed: a quarter is written small, as half of the files are.
+    """Exchanges names and things in a question: `Rewording(questions)(question, rng)`.
 
-    Questions are WordTemplate's: number0, number1, ... stand for the numbers. A name is a capitalised word within a
-    sentence that is never seen small, in two questions at least; a thing is the plural after a number, likewise.
+    The new names and things come from `questions`, which have placeholders
+    (WordTemplate.question). A name is a word with a capital inside a sentence that never occurs in
+    lower case. A thing is the plural after a number. Both must occur in at least two questions. A
+    quarter of the results is in lower case, as half of the files are.
     """
 
     def __init__(self, questions: Iterable[str]):
@@ -295,14 +327,12 @@ class Rewording:
         everything = set(re.findall(r"[a-z]+", " ".join(questions).lower()))
         kept = [name for name, count in names.items() if count > 1 and name.lower() not in small]
         self.names = sorted(set(kept) - _NOT_NAMES)
-        self.things = {}  # plural: singular
-        for plural in sorted(
-            set(thing for thing, count in things.items() if count > 1) - _NOT_THINGS
-        ):
-            endings = (plural[:-1], re.sub("es$", "", plural), re.sub("ies$", "y", plural))
-            self.things[plural] = next(
-                (word for word in endings if word in everything), plural[:-1]
-            )
+        plurals = {thing for thing, count in things.items() if count > 1} - _NOT_THINGS
+        self.things = {}  # plural -> singular
+        for plural in sorted(plurals):
+            forms = (plural[:-1], re.sub("es$", "", plural), re.sub("ies$", "y", plural))
+            known = [word for word in forms if word in everything]
+            self.things[plural] = known[0] if known else plural[:-1]
         self._name = {name.lower() for name in self.names}
 
     def __call__(self, question: str, rng: random.Random) -> str:
@@ -323,9 +353,10 @@ class Rewording:
         question = re.sub(r"[A-Za-z]+", exchange, question)
         if rng.random() < 0.25:
             return question.lower()
-        question = re.sub(
-            r"[a-z]+", lambda m: m[0].capitalize() if m[0] in self._name else m[0], question
-        )
-        return re.sub(
-            r"(?:^|(?<=[.?!] ))(?!number\d)[a-z]", lambda match: match[0].upper(), question
-        )
+
+        def capital(match: re.Match) -> str:
+            return match[0].capitalize() if match[0] in self._name else match[0]
+
+        question = re.sub(r"[a-z]+", capital, question)
+        start = r"(?:^|(?<=[.?!] ))(?!number\d)[a-z]"
+        return re.sub(start, lambda match: match[0].upper(), question)

@@ -1,4 +1,5 @@
-"""evaluation/audit.py and evaluation/diagnosis.py: by hand, by solvers whose answers are known, by the command."""
+"""evaluation/audit.py and evaluation/diagnosis.py: by hand, by solvers whose answers are known, by
+the command."""
 
 import dataclasses
 import json
@@ -15,7 +16,7 @@ from data.io import InputError
 from data.problems.perturb import PERTURBATIONS, perturb
 from data.problems.problem import Problem
 from data.problems.readers import save
-from data.problems.retelling import told
+from data.problems.retelling import recognize
 from data.world import synthetic
 from evaluation import audit
 from evaluation.audit import other_prompts, reworded
@@ -43,7 +44,7 @@ def attempt(text, gold="7", answer="", finish="eos", **other):
     return one
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Errors
 
 
@@ -166,7 +167,7 @@ def test_relaxed_rules_alone():
     assert opinion["right but not strictly"] == loose and opinion["agreement"] == 1
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Votes, halves, prompts
 
 
@@ -242,12 +243,13 @@ def test_other_prompts_ask_the_same():
     assert reworded(plain, str.upper).prompt(choice) == prompt.upper()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The whole column
 
 
 def solver(knows):
-    """evaluate() of someone who solves what `knows(problem)` says, and otherwise is off by a thousand."""
+    """evaluate() of someone who solves what `knows(problem)` says, and otherwise is off by a
+    thousand."""
     calls = []
 
     def solved(items, sampling, way, template):
@@ -341,7 +343,7 @@ def test_what_an_audit_refuses():
         audited(lambda item: True, built_in(2), format="proof")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The command, on a model with random weights
 
 
@@ -403,7 +405,7 @@ def test_command(tiny, tmp_path):
         model, tiny.tokenizer, changed, "cot", Sampling(temperature=0, max_new_tokens=8)
     )
     assert document["columns"]["few.cot"]["rows"]["distractor"]["accuracy"] == metrics["accuracy"]
-    assert told(changed[0]) is None  # the sentence is none of the family's own
+    assert recognize(changed[0]) is None  # the sentence is none of the family's own
 
 
 def test_a_stopped_audit_keeps_its_columns(tiny, tmp_path, monkeypatch):

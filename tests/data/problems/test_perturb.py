@@ -13,7 +13,7 @@ from data.problems import retelling
 from data.problems.perturb import PERTURBATIONS, perturb
 from data.problems.problem import Problem
 from data.problems.readers import gsm8k_rows, load
-from data.problems.retelling import told
+from data.problems.retelling import recognize
 from data.world import synthetic
 from data.world.families import NAMES, OBJECTS, fields
 
@@ -46,28 +46,28 @@ def printed(program):
     return out.getvalue().rstrip("\n")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Built-in problems
 
 
 def test_every_built_in_problem_is_read_back(problems):
     for problem in problems:
-        one = told(problem)
+        one = recognize(problem)
         index, level = int(problem.id.split("-")[2]), int(problem.id[-1])
         original = synthetic.problem(index, "test", lang=problem.lang, level=level)
         assert (one.key(), one.family.name) == (original.key, original.family), problem.question
         assert one.question() == problem.question
-    assert told(replace(problems[0], source="elsewhere")) is None
-    assert told(replace(problems[0], question=problems[0].question + " ")) is None
+    assert recognize(replace(problems[0], source="elsewhere")) is None
+    assert recognize(replace(problems[0], question=problems[0].question + " ")) is None
     assert (
-        told(replace(problems[0], solution="1 + 1 = 2\nThe answer is 2.")) is None
+        recognize(replace(problems[0], solution="1 + 1 = 2\nThe answer is 2.")) is None
     )  # not this family's solution
 
 
 def test_a_question_that_reads_as_one_of_two_is_not_read(problems, monkeypatch):
     patterns = retelling._patterns("en")
     monkeypatch.setattr(retelling, "_patterns", lambda lang: patterns * 2)
-    assert all(told(problem) is None for problem in problems[:10] if problem.lang == "en")
+    assert all(recognize(problem) is None for problem in problems[:10] if problem.lang == "en")
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)
@@ -102,7 +102,7 @@ def test_renamed_problems_differ_in_names_and_things_alone(problems):
         if changed is None:
             continue
         assert re.sub(pattern, "_", problem.question) == re.sub(pattern, "_", changed.question)
-        before, after = told(problem), told(replace(changed, solution=None))
+        before, after = recognize(problem), recognize(replace(changed, solution=None))
         assert not set(before.people.values()) & set(after.people.values())
         assert not set(before.things.values()) & set(after.things.values())
         assert len(set(after.people.values())) == len(after.people)  # no two become one
@@ -119,7 +119,7 @@ def test_other_numbers_have_the_right_answer(problems):
             continue
         masked = [re.sub(NUMBER, "#", p.question) for p in (problem, changed)]
         assert masked[0] == masked[1] and digits(problem.question) != digits(changed.question)
-        one = told(changed)
+        one = recognize(changed)
         assert synthetic.split_of(one.key()) == "test" and changed.answer != problem.answer
         assert changed.solution.splitlines()[-1] == synthetic.ANSWER[problem.lang].format(
             changed.answer
@@ -136,7 +136,7 @@ def test_other_numbers_have_the_right_answer(problems):
 def test_retold_problems_are_another_wording_of_the_same(problems):
     for problem in problems:
         changed = perturb(problem, "retold")
-        before, after = told(problem), told(changed)
+        before, after = recognize(problem), recognize(changed)
         assert (
             after.key() == before.key()
             and after.wording != before.wording
@@ -144,7 +144,7 @@ def test_retold_problems_are_another_wording_of_the_same(problems):
         )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Changes of words
 
 
@@ -368,7 +368,7 @@ def test_layout_changes_space_and_units_alone(problems):
         assert re.sub(r"\s", "", changed) == re.sub(r"\s", "", text)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Choices
 
 
@@ -417,11 +417,11 @@ def test_puzzles_programs_and_proofs_are_left_alone(kind, name):
 
 
 def test_an_unknown_change_is_refused():
-    with pytest.raises(InputError, match="'rename': unknown; give one of renamed, "):
+    with pytest.raises(InputError, match="'rename': unknown; use one of renamed, "):
         perturb(EN, "rename")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Other numbers, by the chain of a solution
 
 
@@ -538,7 +538,8 @@ def test_what_is_not_certain_is_left_out(question, solution, answer, why):
 
 
 def test_numbers_of_gsm8k(real):
-    """The new answer against another way to it: the calculator marks, evaluated with the numbers exchanged."""
+    """The new answer against another way to it: the calculator marks, evaluated with the numbers
+    exchanged."""
     changed = 0
     for problem, marked in gsm8k_rows(real("gsm8k/test.jsonl")):
         other = perturb(problem, "numbers")
@@ -575,7 +576,8 @@ def test_numbers_of_gsm8k(real):
 
 
 def test_changes_apply_to_real_problems(real):
-    """Counts over whole files: most changes apply to most problems, and none keeps a question as it is."""
+    """Counts over whole files: most changes apply to most problems, and none keeps a question as
+    it is."""
     for file, least in (("gsm8k/test.jsonl", 0.4), ("deepseek-math-eval/cmath/test.jsonl", 0.8)):
         items = load(real(file))[::5]
         for name in (
