@@ -237,3 +237,63 @@ def micro_batches(costs: Sequence[float], budget: float, world: int = 1) -> list
         batches.append(micros)
     count = max(len(micros) for micros in batches)
     return [micros + [[] for _ in range(count - len(micros))] for micros in batches]
+
+
+@dataclass
+class MicroBatch(Batch):
+    """Completions of rollouts that go through a model at once, with what a policy loss needs."""
+
+    members: list[tuple[int, int]]  # of each completion: number of its rollout, and its own there
+    idle: (
+        bool  # copied for a process with nothing left, which must take part; it counts for nothing
+    )
+    mask: Tensor  # [N] bool: tokens that the policy chose; a tool wrote the others
+    lengths: Tensor  # [completions]: the number of those tokens
+    advantage: Tensor  # [N]
+    weight: Tensor  # [N]: of each token in the loss
+    old_logp: Tensor | None = None  # [N]; None: the policy that learns has sampled
+    ref_logp: Tensor | None = None  # [N]; None: no KL
+
+
+def pack_rollouts(rollouts: list, budget: int, world, shared: bool = True) -> list[MicroBatch]:
+    """This process's share of the rollouts in micro-batches of at most `budget` tokens, weights 0.
+
+    A group that is longer is cut, to single completions if need be. All processes get the same
+    number of micro-batches.
+    """
+    parts, sizes = [], []
+    for r, rollout in enumerate(rollouts):
+        prompt, completions = rollout.group
+        for numbers in cut_group(prompt, completions, budget):
+            parts.append([(r, g) for g in numbers])
+            sizes.append(len(prompt) + sum(len(completions[g]) for g in numbers))
+
+    batches = []
+    for micro in micro_batches(sizes, budget, world.size)[world.rank]:
+        groups, members, mask, lengths, advantage = [], [], [], [], []
+        for part in [parts[number] for number in micro or [0]]:
+            rollout = rollouts[part[0][0]]
+            groups.append((rollout.prompt, [rollout.samples[g].ids for _, g in part]))
+            members += part
+            for _, g in part:
+                sample = rollout.samples[g]
+                chosen = [c and bool(micro) for c in sample.mask]
+                mask += chosen
+                lengths.append(sum(chosen))
+                # One number for all tokens of a completion, or one for each.
+                value = rollout.advantages[g] if rollout.advantages else 0.0
+                advantage.append(np.broadcast_to(value, len(sample.ids)))
+        batch = pack_completions(groups, shared, world.device)
+        values = torch.from_numpy(np.concatenate(advantage, dtype=np.float32)).to(world.device)
+        batches.append(
+            MicroBatch(
+                **vars(batch),
+                members=members,
+                idle=not micro,
+                mask=torch.tensor(mask, device=world.device),
+                lengths=torch.tensor(lengths, device=world.device),
+                advantage=values,
+                weight=torch.zeros_like(values),
+            )
+        )
+    return batches

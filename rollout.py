@@ -1,20 +1,17 @@
-"""Rollouts: sample completions of problems, judge them by the rule, and label their steps (algorithm 1, lines 7 and 8).
+"""Rollouts: sample completions of problems, judge them, label their steps (algorithm 1, lines 7 and 8).
 
-GRPO calls `rollout` every step. The command below writes the same lines to a file, for what learns from samples of a
-fixed model: reward models (train_reward.py), DPO's pairs (train_dpo.py), a look at what a model does.
+GRPO calls `sample` and `judge` in every step. The command below writes the same rollouts to a file,
+for what learns from samples of a fixed model: reward models (train_reward.py), DPO (train_dpo.py).
 
     python rollout.py --model runs/demo/sft/model --problems runs/demo/data/train.jsonl --to runs/samples.jsonl
     python rollout.py ... --step_samples 8                      also label every step, as Math-Shepherd does
-
-A step's label is the share of `step_samples` completions, sampled from the step's end, that reach the gold answer; the
-last step has nothing left to sample, its label is the completion's own reward.
 """
 
-import json
-import time
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import cycle
 from pathlib import Path
 
 from data import prompts
@@ -25,7 +22,7 @@ from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sample, Sampling, generate
 from model import Transformer
-from reward import Programs, completion_text, predictions, rule_rewards, step_ends
+from reward import Programs, completion_text, predictions, step_ends, verdict
 from runtime.distributed import World, seeded, setup, use_kernels
 from runtime.hf import from_pretrained
 from runtime.options import option
@@ -41,7 +38,7 @@ class Config:
         ["cot"], "in turn over the questions", choices=("cot", "pot"), required=True
     )
     sandbox: str = option("best-effort", "isolation of programs", choices=("strict", "best-effort"))
-    template: str = option("plain", "prompt template", choices=("plain", "deepseek", "qwen"))
+    template: str = option("plain", "prompt template", choices=prompts.TEMPLATES)
     samples: int = option(16, "completions of each problem", least=1)
     step_samples: int = option(0, "completions that label a step; 0: no labels", least=0)
     temperature: float = option(1.0, "sampling temperature", least=0)
@@ -57,317 +54,280 @@ class Config:
 
 @dataclass
 class Rollout:
-    """One question with its G completions, as sampled and as judged."""
+    """One question with its G completions. Every list but `prompt` has an entry for each of them."""
 
     problem: Problem
-    format: str
+    format: str  # "cot" or "pot"
     prompt: list[int]
-    samples: list[Sample]  # G
-    rewards: list[float]  # G: what the policy is trained on
-    advantages: list  # G: a number, or with process supervision a number for each token
-    rule: list[float] = field(
-        default_factory=list
-    )  # G: 1 if the answer is right, else 0; empty: the same as rewards
-    step_ends: list[list[int]] = field(
-        default_factory=list
-    )  # G x steps: place of each step's last token
-    step_rewards: list[list[float]] = field(
-        default_factory=list
-    )  # G x steps, of a process reward model
-    step_labels: list[list[float]] = field(
-        default_factory=list
-    )  # G x steps, by sampling: see label_steps
-    ref_logprobs: list[list[float]] = field(
-        default_factory=list
-    )  # G x tokens, of the reference (PPO; as what follows)
-    values: list[list[float]] = field(
-        default_factory=list
-    )  # G x tokens: V(s_t), of the state before each token
-    returns: list[list[float]] = field(
-        default_factory=list
-    )  # G x tokens: what V(s_t) should have been
+    samples: list[Sample]
+    verdicts: list[float] = field(default_factory=list)  # 1 if the answer is right, else 0
+    rewards: list[float] = field(default_factory=list)  # what training maximizes
+    advantages: list = field(default_factory=list)  # a number, or a number for each token
+    step_ends: list[list[int]] = field(default_factory=list)  # index of each step's last token
+    step_rewards: list[list[float]] = field(default_factory=list)  # scores of a reward model
+    step_labels: list[list[float]] = field(default_factory=list)  # see label_steps
+    ref_logprobs: list[list[float]] = field(default_factory=list)  # PPO: of each token
+    values: list[list[float]] = field(default_factory=list)  # PPO: V(s_t) of each token
+    returns: list[list[float]] = field(default_factory=list)  # PPO: what V(s_t) should have been
+
+    @property
+    def group(self) -> tuple[list[int], list[list[int]]]:
+        """The token ids of the prompt and of the completions."""
+        return self.prompt, [sample.ids for sample in self.samples]
 
 
-def rollout(
-    policy: Transformer,
-    tokenizer: Tokenizer,
-    items: list[Problem],
-    formats: list[str],
-    template: str,
-    sampling: Sampling,
-    max_rows: int,
-    sandbox: Sandbox | None,
-    world: World,
-    seconds: dict | None = None,
+LISTS = [field.name for field in fields(Rollout)][4:]  # from "verdicts" on; they may be empty
+
+
+@dataclass
+class Sampler:
+    """A model that samples, whole on every process, with what sampling and judging need."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    template: str = "plain"
+    max_rows: int = 256  # completions decoded at once
+    sandbox: Sandbox | None = None  # runs the programs of format "pot"
+    world: World = field(default_factory=World)
+
+    def __post_init__(self):
+        self.programs = Programs(self.sandbox) if self.sandbox else None
+
+
+# ----------------------------------------------------------------------------------------------------
+# Sampling and judging. The processes share the work, and all of them get all results.
+
+
+def sample_rollouts(
+    sampler: Sampler, problems: list[Problem], formats: list[str], sampling: Sampling
 ) -> list[Rollout]:
-    """Sample G completions of each item and judge them by the rule; formats [Q], a format of each item. `seconds`
-    receives "judge": how long this process judged, or waited for programs, when nothing was left to sample.
+    """Sample G completions of each problem. The formats, "cot" or "pot", take turns.
 
-    Processes share the items and exchange results: all return all. Random streams hang on (seed, place in the batch),
-    so any number of processes draws the same samples.
+    The random stream of a problem depends on the seed and on its place in the list alone, so that any
+    number of processes draws the same samples.
     """
-    own = range(world.rank, len(items), world.size)
-    mine: dict[int, Rollout] = {}
-    for format in dict.fromkeys(formats):  # stop strings differ by format
-        members = [i for i in own if formats[i] == format]
-        questions = prompts.encode_prompts(tokenizer, [items[i] for i in members], format, template)
-        stop = tuple(prompts.stop_strings(format, template))
-        asked = policy, tokenizer, questions, replace(sampling, stop=stop), max_rows, members
-        told = [items[i] for i in members], format, template, sandbox
-        groups, rewards, waited = sample_and_judge(*asked, *told)
-        for i, *parts in zip(members, questions, groups, rewards, strict=True):
-            mine[i] = Rollout(items[i], format, *parts, advantages=[])
-        if seconds is not None:
-            seconds["judge"] = seconds.get("judge", 0.0) + waited
-    everything = {i: one for part in world.all_gather_objects(mine) for i, one in part.items()}
-    return [everything[i] for i in range(len(items))]
+    rollouts = []
+    for problem, format in zip(problems, cycle(formats), strict=False):
+        [prompt] = prompts.encode_prompts(sampler.tokenizer, [problem], format, sampler.template)
+        rollouts.append(Rollout(problem, format, prompt, []))
+    complete(sampler, rollouts, sampling, list(range(len(rollouts))))
+    return rollouts
 
 
-def sample_and_judge(
-    policy: Transformer,
-    tokenizer: Tokenizer,
-    questions: list[list[int]],
-    sampling: Sampling,
-    max_rows: int,
-    keys: list[int],
-    items: list[Problem],
-    format: str,
-    template: str,
-    sandbox: Sandbox | None,
-    begun: list[list[int]] | None = None,
-) -> tuple[list[list[Sample]], list[list[float]], float]:
-    """Complete each question (token ids) and judge by the rule: samples, rewards, and the seconds that judging took
-    when all were there. A program runs from when its completion ends, while others are still being written. begun: ids
-    at the end of each question that are the beginning of its completions, and are put in front of the samples."""
-    programs = (
-        Programs(sandbox, tokenizer, format, template, sampling.stop)
-        if format == "pot" and sandbox
-        else None
-    )
-
-    def whole(number: int, sample: Sample) -> Sample:
-        return replace(sample, ids=[*begun[number], *sample.ids]) if begun else sample
-
-    def ended(number: int, _: int, sample: Sample) -> None:
-        if programs:
-            programs.begin(whole(number, sample))
-
-    groups = generate(policy, tokenizer, questions, sampling, max_rows, keys=keys, on_sample=ended)
-    groups = [[whole(number, sample) for sample in group] for number, group in enumerate(groups)]
-    began = time.perf_counter()
-    rewards = judge(tokenizer, items, groups, format, template, programs or sandbox)
-    return groups, rewards, time.perf_counter() - began
+def judge(sampler: Sampler, rollouts: list[Rollout]) -> None:
+    """Fill in the verdicts: is the answer right? Programs of all rollouts run at the same time."""
+    found: dict[int, list[float]] = {}
+    for format, places in places_by_format(rollouts, sampler.world).items():
+        stop = prompts.stop_strings(format, sampler.template)
+        samples = [sample for i in places for sample in rollouts[i].samples]
+        texts = [completion_text(sampler.tokenizer, sample, stop) for sample in samples]
+        answers = iter(predictions(texts, format, sampler.template, sampler.programs))
+        for i in places:
+            gold = rollouts[i].problem.answer
+            found[i] = [verdict(gold, next(answers)) for _ in rollouts[i].samples]
+    for part in sampler.world.all_gather_objects(found):
+        for i, verdicts in part.items():
+            rollouts[i].verdicts = verdicts
+    if sampler.programs:
+        sampler.programs.forget()
 
 
-def judge(
-    tokenizer: Tokenizer,
-    items: list[Problem],
-    groups: list[list[Sample]],
-    format: str,
-    template: str,
-    sandbox: Sandbox | Programs | None,
-) -> list[list[float]]:
-    """The rule's reward of each sample of each item, in one call of the sandbox."""
-    stop = tuple(prompts.stop_strings(format, template))
-    texts = [completion_text(tokenizer, sample, stop) for group in groups for sample in group]
-    golds = [item.answer for item, group in zip(items, groups, strict=True) for _ in group]
-    rewards = iter(rule_rewards(golds, predictions(texts, format, template, sandbox)))
-    return [[next(rewards) for _ in group] for group in groups]
+def validate(
+    sampler: Sampler, problems: list[Problem], formats: list[str], max_new_tokens: int
+) -> dict[str, float]:
+    """Greedy accuracy on held-out problems, for each format."""
+    greedy = Sampling(samples=1, temperature=0.0, max_new_tokens=max_new_tokens)
+    accuracy = {}
+    for format in dict.fromkeys(formats):
+        rollouts = sample_rollouts(sampler, problems, [format], greedy)
+        judge(sampler, rollouts)
+        right = sum(rollout.verdicts[0] for rollout in rollouts)
+        accuracy[f"valid/{format}"] = right / len(rollouts)
+    return accuracy
 
 
-def label_steps(
-    policy: Transformer,
-    tokenizer: Tokenizer,
+def label_steps(sampler: Sampler, rollouts: list[Rollout], sampling: Sampling) -> None:
+    """Fill in step_ends and step_labels of judged rollouts (Math-Shepherd's soft labels).
+
+    The label of a step is the share of `sampling.samples` completions from its end that are right. The
+    label of the last step is the verdict. Equal beginnings of a group are completed once.
+    """
+    starts: dict[tuple, Rollout] = {}  # (number of the group, *ids of the beginning)
+    for r, rollout in enumerate(rollouts):
+        rollout.step_ends = [step_ends(sampler.tokenizer, s.ids) for s in rollout.samples]
+        for sample, ends in zip(rollout.samples, rollout.step_ends, strict=True):
+            for end in ends[:-1]:
+                begun = sample.ids[: end + 1]
+                start = Rollout(rollout.problem, rollout.format, rollout.prompt + begun, [])
+                starts[r, *begun] = start
+    keys = [seeded(rollouts[r].problem.id, tuple(begun)) for r, *begun in starts]
+    begun = [ids for _, *ids in starts]
+    complete(sampler, list(starts.values()), sampling, keys, begun)
+    judge(sampler, list(starts.values()))
+    shares = {key: sum(start.verdicts) / len(start.verdicts) for key, start in starts.items()}
+
+    for r, rollout in enumerate(rollouts):
+        rollout.step_labels = []
+        for g, sample in enumerate(rollout.samples):
+            ends = rollout.step_ends[g][:-1]
+            labels = [shares[r, *sample.ids[: end + 1]] for end in ends]
+            rollout.step_labels.append([*labels, rollout.verdicts[g]])
+
+
+def complete(
+    sampler: Sampler,
     rollouts: list[Rollout],
-    template: str,
     sampling: Sampling,
-    max_rows: int,
-    sandbox: Sandbox | None,
-    world: World,
+    keys: list[int],
+    begun: list[list[int]] | None = None,
 ) -> None:
-    """Fill in step_ends and step_labels: of every step, the share of `sampling.samples` completions from its end that
-    are right (Math-Shepherd's soft label; the hard one is whether any is). Processes share the work: all get all.
+    """Fill in the samples of rollouts. keys: the random stream of each.
 
-    Equal beginnings within a group are sampled once.
+    begun: ids at the end of each prompt that belong to the completions. A program starts when its
+    completion ends, while others are still sampled.
     """
-    for one in rollouts:
-        one.step_ends = [step_ends(tokenizer, sample.ids) for sample in one.samples]
-        one.step_labels = [
-            [reward] * len(ends) for reward, ends in zip(one.rewards, one.step_ends, strict=True)
-        ]
-    found: dict[tuple, float] = {}
-    for format in dict.fromkeys(one.format for one in rollouts):
-        own = [
-            r
-            for r, one in enumerate(rollouts)
-            if one.format == format and r % world.size == world.rank
-        ]
-        steps = [
-            (r, tuple(sample.ids[: end + 1]))
-            for r in own
-            for sample, ends in zip(rollouts[r].samples, rollouts[r].step_ends, strict=True)
-            for end in ends[:-1]
-        ]
-        jobs = list(dict.fromkeys(steps))
-        asked = [[*rollouts[r].prompt, *beginning] for r, beginning in jobs]
-        stop = tuple(prompts.stop_strings(format, template))
-        keys = [seeded(rollouts[r].problem.id, beginning) for r, beginning in jobs]
-        begun = [list(beginning) for _, beginning in jobs]
-        told = policy, tokenizer, asked, replace(sampling, stop=stop), max_rows, keys
-        items = [rollouts[r].problem for r, _ in jobs]
-        rewards = sample_and_judge(*told, items, format, template, sandbox, begun)[1]
-        found.update((job, sum(row) / len(row)) for job, row in zip(jobs, rewards, strict=True))
-    found = {job: share for part in world.all_gather_objects(found) for job, share in part.items()}
-    for r, one in enumerate(rollouts):
-        for sample, ends, labels in zip(one.samples, one.step_ends, one.step_labels, strict=True):
-            labels[:-1] = [found[r, tuple(sample.ids[: end + 1])] for end in ends[:-1]]
+    found: dict[int, list[Sample]] = {}
+    for format, places in places_by_format(rollouts, sampler.world).items():
+        beginnings = [begun[i] if begun else [] for i in places]
+        groups = generate(
+            sampler.model,
+            sampler.tokenizer,
+            [rollouts[i].prompt for i in places],
+            replace(sampling, stop=tuple(prompts.stop_strings(format, sampler.template))),
+            sampler.max_rows,
+            keys=[keys[i] for i in places],
+            on_sample=program_starter(sampler, format, beginnings),
+        )
+        for i, beginning, group in zip(places, beginnings, groups, strict=True):
+            found[i] = [replace(sample, ids=beginning + sample.ids) for sample in group]
+    for part in sampler.world.all_gather_objects(found):
+        for i, samples in part.items():
+            rollouts[i].samples = samples
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def program_starter(sampler: Sampler, format: str, beginnings: list[list[int]]) -> Callable:
+    """What `generate` calls with (prompt number, sample number, sample) when a completion ends."""
+    stop = prompts.stop_strings(format, sampler.template)
+
+    def start(number: int, _: int, sample: Sample) -> None:
+        if format == "pot" and sampler.programs:
+            whole = replace(sample, ids=beginnings[number] + sample.ids)
+            text = completion_text(sampler.tokenizer, whole, stop)
+            sampler.programs.start(prompts.program(text, format, sampler.template))
+
+    return start
+
+
+def places_by_format(rollouts: list[Rollout], world: World) -> dict[str, list[int]]:
+    """This process's share of the rollouts, by number, for each format: stop strings differ."""
+    places: dict[str, list[int]] = {}
+    for i in range(world.rank, len(rollouts), world.size):
+        places.setdefault(rollouts[i].format, []).append(i)
+    return places
+
+
+# ----------------------------------------------------------------------------------------------------
 # Files
 
 
 def save_rollouts(path: Path, rollouts: list[Rollout], tokenizer: Tokenizer) -> None:
-    """A line a question: {id, question, answer, format, prompt, responses}; a response is {text, ids, logprobs, mask,
-    reward, advantage, finish} and, where there are any, those of _OPTIONAL."""
-
-    def response(one: Rollout, g: int) -> dict:
-        sample = one.samples[g]
-        row = {"text": tokenizer.decode(sample.ids), **asdict(sample), "reward": one.rewards[g]}
-        for name, values in (
-            ("advantage", one.advantages),
-            *((name, getattr(one, name)) for name in _OPTIONAL),
-        ):
-            if values:
-                row[name] = values[g]
-        return row
-
-    def row(one: Rollout) -> dict:
-        responses = [response(one, g) for g in range(len(one.samples))]
-        return {
-            **as_row(one.problem),
-            "format": one.format,
-            "prompt": one.prompt,
-            "responses": responses,
-        }
-
-    write_jsonl(path, map(row, rollouts))
+    """A line for each question: fields of the problem, format, prompt, responses, and the lists of a
+    Rollout that are not empty. A response is {ids, logprobs, mask, finish, text}."""
+    rows = []
+    for rollout in rollouts:
+        row = as_row(rollout.problem) | {"format": rollout.format, "prompt": rollout.prompt}
+        row["responses"] = [
+            asdict(sample) | {"text": tokenizer.decode(sample.ids)} for sample in rollout.samples
+        ]
+        rows.append(
+            row | {name: getattr(rollout, name) for name in LISTS if getattr(rollout, name)}
+        )
+    write_jsonl(path, rows)
 
 
-_FIELDS = (
-    "solution",
-    "source",
-    "lang",
-    "kind",
-    "task",
-)  # of a problem, beside its id, question and answer
-_OPTIONAL = (
-    "rule",
-    "step_ends",
-    "step_rewards",
-    "step_labels",
-    "ref_logprobs",
-    "values",
-    "returns",
-)
+def load_rollouts(path: Path, tokenizer: Tokenizer | None = None) -> list[Rollout]:
+    """What `save_rollouts` wrote, bit for bit. With a tokenizer, the ids must be their text in it.
 
-
-def load_rollouts(path: Path) -> list[Rollout]:
-    """What `save_rollouts` wrote, bit for bit: a step that was sampled before a crash is not sampled again. Raises
-    InputError naming file and line."""
+    Raises InputError naming file and line.
+    """
     rollouts = []
     for number, row in read_jsonl(path):
         try:
-            given = {key: row[key] for key in _FIELDS if key in row} | {
-                "choices": tuple(row.get("choices", ()))
-            }
-            problem = Problem(row["id"], row["question"], row["answer"], **given)
-            responses = row["responses"]
-            samples = [Sample(r["ids"], r["logprobs"], r["mask"], r["finish"]) for r in responses]
-            rewards = [r["reward"] for r in responses]
-            names = ("advantage", *_OPTIONAL)  # of every response or of none
-            optional = [
-                [r[name] for r in responses] if name in responses[0] else [] for name in names
-            ]
-            rollouts.append(
-                Rollout(problem, row["format"], row["prompt"], samples, rewards, *optional)
-            )
-        except (KeyError, TypeError, IndexError) as error:
-            reason = f"not a rollout ({type(error).__name__}: {error}); rollout.py and train_grpo.py write them"
-            raise InputError(f"{path}:{number}: {reason}") from None
+            lists = {name: row.pop(name) for name in LISTS if name in row}
+            responses = row.pop("responses")
+            texts = [response.pop("text") for response in responses]
+            samples = [Sample(**response) for response in responses]
+            format, prompt = row.pop("format"), row.pop("prompt")
+            problem = Problem(**row | {"choices": tuple(row.get("choices", ()))})
+            if {len(lists["verdicts"]), *map(len, lists.values())} != {len(samples)}:
+                raise TypeError("a list without an entry for each response")
+        except (KeyError, TypeError, AttributeError) as error:
+            reason = f"not a rollout ({type(error).__name__}: {error})"
+            hint = "rollout.py and train_grpo.py write them"
+            raise InputError(f"{path}:{number}: {reason}; {hint}") from None
+        if tokenizer and texts != [tokenizer.decode(sample.ids) for sample in samples]:
+            reason = "its ids are not its text in the vocabulary of the model"
+            hint = "sample with a model that has the same tokenizer"
+            raise InputError(f"{path}:{number}: {reason}; {hint}")
+        rollouts.append(Rollout(problem, format, prompt, samples, **lists))
     return rollouts
 
 
-def load_samples(path: str, tokenizer: Tokenizer, init: str) -> Iterator[tuple[int, Rollout]]:
-    """(Line number, rollout) of a file that a model learns from as it was sampled: nothing is encoded again. Raises
-    InputError also where ids are not their text in this vocabulary, that of the model directory `init`."""
-    for (number, row), one in zip(read_jsonl(path), load_rollouts(path), strict=True):
-        for response in row["responses"]:
-            if tokenizer.decode(response["ids"]) != response.get("text"):
-                reason = f"its ids are not its text in the vocabulary of {init}"
-                raise InputError(
-                    f"{path}:{number}: {reason}; sample with a model that has the same tokenizer"
-                )
-        yield number, one
+# ----------------------------------------------------------------------------------------------------
+# The command
 
 
 def main(config: Config) -> None:
-    if config.temperature <= 0 and (config.samples > 1 or config.step_samples > 1):
+    if config.temperature == 0 and max(config.samples, config.step_samples) > 1:
         raise InputError("--temperature must be above 0: greedy samples are all the same")
-    if Path(config.to).exists():
-        raise InputError(f"--to {config.to}: exists; give another name, or remove it")
+    target = Path(config.to)
+    if target.exists():
+        raise InputError(f"--to {target}: exists; give another name, or remove it")
     world = setup(config.device, config.kernels)
     tokenizer = Tokenizer.load(config.model)
-    policy = from_pretrained(config.model, world.device, world.dtype)
-    check_tokenizer(tokenizer, policy, config.model)
-    use_kernels(policy.config, world)
-    items = [item for path in config.problems for item in readers.load(path)][config.first :]
-    items = items[: config.limit or None]
-    if not items:
+    model = from_pretrained(config.model, world.device, world.dtype)
+    check_tokenizer(tokenizer, model, config.model)
+    use_kernels(model.config, world)
+    problems = [problem for path in config.problems for problem in readers.load(path)]
+    problems = problems[config.first :][: config.limit or None]
+    if not problems:
         raise InputError(f"--first {config.first}: no problem is left; lower it")
-    target = Path(config.to)
-    parts = target.with_name(f".{target.name}.parts")
-    settings = parts / "settings.json"
-    elsewhere = ("to", "device", "kernels", "max_rows", "sandbox")  # do not shape the samples
-    shaping = {name: value for name, value in vars(config).items() if name not in elsewhere}
-    if world.is_main:
-        if settings.exists() and json.loads(settings.read_text()) != shaping:
-            raise InputError(
-                f"{parts}: samples of a stopped command with other options; remove it, or repeat that one"
-            )
-        write_jsonl(settings, [shaping])
+
+    # Each chunk is a file, so that a stopped command goes on. The folder's name stands for the options.
+    free = ("to", "device", "kernels", "max_rows", "sandbox")
+    options = [(name, value) for name, value in vars(config).items() if name not in free]
+    folder = target.with_name(f".{target.name}.{seeded(options):x}")
     sampling = Sampling(config.samples, config.temperature, 1.0, config.max_new_tokens)
     with Sandbox(mode=config.sandbox) if "pot" in config.formats else nullcontext() as sandbox:
-        for start in range(0, len(items), config.chunk):
-            path = parts / f"{start:08d}.jsonl"
+        sampler = Sampler(model, tokenizer, config.template, config.max_rows, sandbox, world)
+        for start in range(0, len(problems), config.chunk):
+            path = folder / f"{start:08d}.jsonl"
             if world.broadcast_object(path.exists()):
                 continue
-            chunk = items[start : start + config.chunk]
-            formats = [config.formats[(start + i) % len(config.formats)] for i in range(len(chunk))]
-            ours = replace(sampling, seed=seeded(config.seed, "rollout", start))
-            shared = config.max_rows, sandbox, world
-            rollouts = rollout(policy, tokenizer, chunk, formats, config.template, ours, *shared)
+            chunk = problems[start : start + config.chunk]
+            turn = start % len(config.formats)
+            formats = config.formats[turn:] + config.formats[:turn]
+            sampling.seed = seeded(config.seed, "rollout", start)
+            rollouts = sample_rollouts(sampler, chunk, formats, sampling)
+            judge(sampler, rollouts)
             if config.step_samples:
-                again = replace(
-                    sampling, samples=config.step_samples, seed=seeded(config.seed, "steps", start)
-                )
-                label_steps(policy, tokenizer, rollouts, config.template, again, *shared)
-            world.barrier()
+                seed = seeded(config.seed, "steps", start)
+                more = replace(sampling, samples=config.step_samples, seed=seed)
+                label_steps(sampler, rollouts, more)
+            world.barrier()  # no process may find the file of a chunk that another still samples
             if world.is_main:
                 save_rollouts(path, rollouts, tokenizer)
-                right = sum(sum(one.rewards) for one in rollouts) / (len(rollouts) * config.samples)
+                right = sum(sum(rollout.verdicts) for rollout in rollouts)
+                share = right / len(rollouts) / config.samples
                 print(
-                    f"{start + len(chunk)}/{len(items)} problems, {100 * right:.1f} % right",
-                    flush=True,
+                    f"{start + len(chunk)}/{len(problems)} problems, {share:.1%} right", flush=True
                 )
+
     if world.is_main:
-        rows = (row for part in sorted(parts.glob("*.jsonl")) for _, row in read_jsonl(part))
-        print(
-            f"wrote {write_jsonl(target, rows)} problems with {config.samples} completions each to {target}"
-        )
-        for part in [*parts.glob("*.jsonl"), settings]:
-            part.unlink()
-        parts.rmdir()
+        rows = (row for path in sorted(folder.iterdir()) for _, row in read_jsonl(path))
+        count = write_jsonl(target, rows)
+        print(f"wrote {count} problems with {config.samples} completions each to {target}")
+        shutil.rmtree(folder)
     world.barrier()
 
 

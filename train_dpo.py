@@ -24,7 +24,7 @@ from batch import Group, forward_flops, hidden_states, logprobs, micro_batches, 
 from data.io import InputError
 from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sample
-from rollout import Rollout, load_samples
+from rollout import Rollout, load_rollouts
 from runtime.distributed import World, seeded, setup, shard, shuffled
 from runtime.hf import from_pretrained
 from runtime.optim import Work, adamw, clip_grad_norm, lr_linear_decay, set_lr
@@ -94,7 +94,7 @@ def draw_pairs(rollout: Rollout, count: int, context: int, seed: int) -> tuple[l
     """
     right: dict[tuple, Sample] = {}
     wrong: dict[tuple, Sample] = {}
-    for sample, verdict in zip(rollout.samples, rollout.rule or rollout.rewards, strict=True):
+    for sample, verdict in zip(rollout.samples, rollout.verdicts, strict=True):
         if any(sample.mask):  # the policy chose at least one token
             kind = right if verdict > 0 else wrong
             kind.setdefault(tuple(sample.ids), sample)
@@ -123,7 +123,7 @@ def load_pairs(
     pairs: list[Pair] = []
     questions = left_out = 0
     for path in paths:
-        for _, rollout in load_samples(path, tokenizer, config.init):
+        for rollout in load_rollouts(path, tokenizer):
             drawn, longer = draw_pairs(rollout, config.pairs, config.context, config.seed)
             pairs += drawn
             questions += bool(drawn)

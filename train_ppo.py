@@ -22,7 +22,6 @@ the policy did not choose (a tool's output) are no actions: GAE steps over them.
 """
 
 import math
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
@@ -31,30 +30,23 @@ import torch
 from torch import Tensor
 
 import train_grpo
-from batch import micro_batches, pack_completions, token_logprobs, token_values
+from batch import MicroBatch, pack_rollouts, token_logprobs, token_values
 from data.io import InputError
+from data.problems import readers
+from data.prompts import check_lengths
 from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer, check_tokenizer
+from generate import Sampling
 from model import Transformer
 from reward import RewardModel
-from rollout import Rollout, load_rollouts, save_rollouts
-from runtime.distributed import World, gather_into, prepare, setup, shard, shuffled
+from rollout import Rollout, Sampler, judge, load_rollouts, sample_rollouts, save_rollouts, validate
+from runtime.distributed import World, gather_into, prepare, seeded, setup, shard, shuffled
 from runtime.hf import from_pretrained
+from runtime.metrics import rollout_metrics, rollout_work, token_means
 from runtime.optim import adamw, clip_grad_norm, lr_linear_decay
 from runtime.options import option
 from runtime.run import Run, command
-from train_grpo import (
-    MicroBatch,
-    averaged,
-    collect,
-    grpo_gradient,
-    load_problems,
-    make_batches,
-    rollout_metrics,
-    timing,
-    units,
-    validate,
-)
+from train_grpo import completion_rewards, grpo_gradient, set_weights
 
 
 @dataclass
@@ -132,28 +124,20 @@ def as_grpo(config: Config) -> train_grpo.Config:
 @torch.no_grad()
 def assess(config: Config, rollouts: list[Rollout], reference, value, world: World) -> None:
     """Fill in values and, with a reference, ref_logprobs of every completion token. Processes share the work."""
-    parts, found = units(rollouts, config.micro_tokens), {}
-    for micro in micro_batches([unit.tokens for unit in parts], config.micro_tokens, world.size)[
-        world.rank
-    ]:
-        chosen = micro or [0]  # nothing left for this process: run along
-        batch = pack_completions(
-            [parts[i].group for i in chosen], config.shared_prompts, world.device
-        )
-        told = [token_values(value, batch)]
+    found = {}  # (rollout, completion) -> [2, n] or [1, n]: values, log-probs of the reference
+    for micro in pack_rollouts(rollouts, config.micro_tokens, world):
+        read = [token_values(value, micro)]
         if reference is not None:
-            told.append(token_logprobs(reference, batch, config.temperature)[0])
-        rows = iter(
-            torch.stack(told).split(batch.completion.bincount().tolist(), dim=1)
-        )  # one [2, n] a completion
-        found |= {i: [next(rows).tolist() for _ in parts[i].members] for i in micro}
-    found = {i: rows for part in world.all_gather_objects(found) for i, rows in part.items()}
-    for one in rollouts:
-        one.values, one.ref_logprobs = [], []
-    for i, unit in enumerate(parts):  # in the order of the completions
-        for values, *ref in found[i]:
-            unit.rollout.values.append(values)
-            unit.rollout.ref_logprobs += ref
+            read.append(token_logprobs(reference, micro, config.temperature)[0])
+        rows = torch.stack(read).split(micro.completion.bincount().tolist(), dim=1)
+        if not micro.idle:
+            rows = [row.tolist() for row in rows]
+            found |= zip(micro.members, rows, strict=True)
+    found = {key: rows for part in world.all_gather_objects(found) for key, rows in part.items()}
+    for r, one in enumerate(rollouts):
+        rows = [found[r, g] for g in range(len(one.samples))]
+        one.values = [row[0] for row in rows]
+        one.ref_logprobs = [row[1] for row in rows] if reference is not None else []
 
 
 def gae(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
@@ -253,16 +237,16 @@ def value_loss(
     ).sum()
 
 
-def value_gradient(model, batches: list[MicroBatch], config: Config) -> dict[str, Tensor]:
+def value_gradient(model, batches: list[MicroBatch], rollouts, config: Config) -> dict[str, Tensor]:
     """Accumulate the gradient of `value_loss` over this process's micro-batches, with the weights of the policy's."""
     sums = {"value_loss": 0.0, "value_clip": 0.0}
     for micro in batches:
-        rows = [(unit.rollout, g) for unit in micro.parts for g in unit.members]
-        flat = (
-            [x for one, g in rows for x in getattr(one, name)[g]] for name in ("values", "returns")
-        )
-        old, returns = (torch.tensor(numbers, device=micro.weight.device) for numbers in flat)
-        value = token_values(model, micro.batch)
+        old, returns = [], []
+        for r, g in micro.members:
+            old += rollouts[r].values[g]
+            returns += rollouts[r].returns[g]
+        old, returns = (torch.tensor(x, device=micro.weight.device) for x in (old, returns))
+        value = token_values(model, micro)
         loss, clipped = value_loss(value, old, returns, micro.weight, config.clip_value)
         loss.backward()
         sums["value_loss"] += loss.detach()
@@ -276,13 +260,13 @@ def update(
     """mu optimizer steps of both models on a batch of rollouts. Returns its metrics (the first step's, but for the
     clip fractions and the ratio: the last step's)."""
     options = as_grpo(config)
-    batches = make_batches(rollouts, options, None, world)
+    batches = pack_rollouts(rollouts, config.micro_tokens, world)
+    set_weights(batches, rollouts, options)
     metrics = {}
-    for inner in range(config.mu):
+    for _ in range(config.mu):
         norms = {}
-        sums = grpo_gradient(model, batches, options, first=inner == 0) | value_gradient(
-            value, batches, config
-        )
+        sums = grpo_gradient(model, batches, options)
+        sums |= value_gradient(value, batches, rollouts, config)
         for name, one, its_optimizer in (
             ("", model, optimizer),
             ("value_", value, value_optimizer),
@@ -290,7 +274,7 @@ def update(
             norms[f"{name}grad_norm"] = clip_grad_norm(one, config.max_grad_norm)
             its_optimizer.step()
             its_optimizer.zero_grad(set_to_none=True)
-        last = averaged(sums, world) | norms
+        last = token_means(sums, world) | norms
         latest = {
             "clip_fraction": last.pop("clip"),
             "ratio": last["ratio"],
@@ -329,7 +313,11 @@ def main(config: Config) -> None:
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, model, config.init)
-    items, held_out = load_problems(config, tokenizer, model.config.context)
+    items = [item for path in config.problems for item in readers.load(path)]
+    held_out = readers.load(config.valid)[: config.valid_limit] if config.valid else []
+    check_lengths(
+        tokenizer, items + held_out, config.formats, config.template, model.config.context
+    )
     model = shard(model, world)  # one after the other, so that whole copies do not pile up
     value = shard(load_value(config, tokenizer, world.device), world)
     reference = shard(from_pretrained(config.init, world.device), world) if config.beta else None
@@ -343,7 +331,6 @@ def main(config: Config) -> None:
     )
     run.say(f"{len(items)} problems, {config.questions} x {config.samples} completions a step")
 
-    options = as_grpo(config)
     optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
     value_optimizer = adamw(value, config.value_lr, (0.9, config.beta2), config.weight_decay)
     others = {"value": (value, value_optimizer)}
@@ -354,30 +341,36 @@ def main(config: Config) -> None:
         next(order)
 
     with Sandbox(mode=config.sandbox) if "pot" in config.formats else nullcontext() as sandbox:
+        sampler = Sampler(policy, tokenizer, config.template, config.max_rows, sandbox, world)
         if start == 0 and held_out:
             gather_into(model, policy)
-            run.log(0, validate(config, policy, tokenizer, held_out, sandbox, world), {})
+            run.log(0, validate(sampler, held_out, config.formats, config.max_new_tokens), {})
         for step in range(start + 1, config.steps + 1):
             batch = [items[next(order)] for _ in range(config.questions)]
             path = run.directory / "rollouts" / f"step_{step:06d}.jsonl"
-            seconds = {}
             if world.broadcast_object(path.exists()):
                 rollouts = load_rollouts(path)
             else:
                 gather_into(model, policy)
-                rollouts, seconds = collect(
-                    options, step, policy, tokenizer, batch, sandbox, reward_model, world
-                )
-                began = time.perf_counter()
+                sampling = Sampling(config.samples, config.temperature, 1.0, config.max_new_tokens)
+                sampling.seed = seeded(config.seed, "rollout", step)
+                run.phase("rollout")
+                rollouts = sample_rollouts(sampler, batch, config.formats, sampling)
+                run.phase("judge")
+                judge(sampler, rollouts)
+                run.phase("reward")
+                if reward_model is not None:
+                    reward_model.score(rollouts, config.micro_tokens, world)
+                for one in rollouts:
+                    one.rewards = completion_rewards(one)
+                run.phase("assess")
                 assess(config, rollouts, reference, value, world)
-                seconds["assess"] = time.perf_counter() - began
-            estimates = estimate(
-                config, rollouts
-            )  # in place of the groups' advantages, which `collect` gave them
+                run.phase("")
+            estimates = estimate(config, rollouts)
             metrics = rollout_metrics(rollouts) | estimates
             if world.is_main and config.keep_rollouts and not path.exists():
                 save_rollouts(path, rollouts, tokenizer)
-            began = time.perf_counter()
+            run.phase("update")
             share = lr_linear_decay(step, config.warmup, config.steps, config.decay)
             rates = {"lr": config.lr * share, "value_lr": config.value_lr * share}
             for one, rate in zip((optimizer, value_optimizer), rates.values(), strict=True):
@@ -388,24 +381,16 @@ def main(config: Config) -> None:
                 | metrics
                 | rates
             )
-            seconds["update"] = time.perf_counter() - began
+            run.phase("")
             if held_out and (step % config.valid_every == 0 or step == config.steps):
                 gather_into(model, policy)
-                metrics |= validate(config, policy, tokenizer, held_out, sandbox, world)
-            times, assessed = 3 * config.mu, "assess" in seconds
+                metrics |= validate(sampler, held_out, config.formats, config.max_new_tokens)
+            times, assessed = 3 * config.mu, "assess" in run.seconds
             reads = [
                 (model.config, times + (assessed and reference is not None)),
                 (value.config, times + assessed),
             ]
-            run.log(
-                step,
-                metrics,
-                timing(rollouts, seconds, model.config, reads, config.mu, reward_model, world),
-            )
-            if metrics["reward_not_finite"]:
-                run.say(
-                    f"step {step}: {metrics['reward_not_finite']} rewards are not finite; they count for nothing"
-                )
+            run.log(step, metrics, rollout_work(rollouts, reads, config.mu, reward_model))
             run.checkpoint(step, model, tokenizer, optimizer, others=others)
     run.checkpoints.write(run.directory / "value_model", value, tokenizer)
     run.finish(model, tokenizer, {"problems": len(items)})

@@ -15,7 +15,8 @@ replayed from older files.
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,13 +26,14 @@ from batch import cut_group, forward_flops, micro_batches, token_scores
 from data import prompts
 from data.io import InputError, read_jsonl
 from data.tokenizer import Tokenizer, check_tokenizer
-from reward import solution_score, step_ends
-from rollout import load_samples
+from generate import Sampling
+from reward import RewardModel, solution_score, step_ends
+from rollout import Sampler, judge, label_steps, load_rollouts, sample_rollouts, save_rollouts
 from runtime import optim
-from runtime.distributed import World, setup, shard, shuffled
+from runtime.distributed import World, seeded, setup, shard, shuffled
 from runtime.hf import from_pretrained
 from runtime.optim import adamw, clip_grad_norm, lr_linear_decay
-from runtime.options import option
+from runtime.options import option, parse, read_toml
 from runtime.run import Run, command
 
 
@@ -124,8 +126,8 @@ def load_labelled(path: str, config: Config, tokenizer: Tokenizer) -> tuple[list
 
 
 def _rollouts(path: str, config: Config, tokenizer: Tokenizer) -> Iterator[Labelled]:
-    for number, one in load_samples(path, tokenizer, config.init):
-        rule = one.rule or one.rewards
+    for number, one in enumerate(load_rollouts(path, tokenizer), 1):
+        rule = one.verdicts
         completions = [sample.ids for sample in one.samples]
         if config.kind == "outcome":
             places, labels = [[len(ids) - 1] for ids in completions], [[reward] for reward in rule]
@@ -390,6 +392,81 @@ def main(config: Config) -> None:
         run.log(step, metrics, {"seconds": time.perf_counter() - began, **speed})
         run.checkpoint(step, model, tokenizer, optimizer)
     run.finish(model, tokenizer, counts)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training on between the outer iterations of GRPO (4.1.4). `grpo` is a train_grpo.Config.
+
+STEP_SAMPLES = 8  # completions from the end of a step that label it
+
+
+def load_model(grpo, iteration: int, tokenizer: Tokenizer, world: World) -> RewardModel | None:
+    """The reward model of an outer iteration, which counts from 0; None where the rule is the reward."""
+    if grpo.reward == "rule":
+        return None
+    kind = grpo.reward.removesuffix("_model")
+    return RewardModel(directory(grpo, iteration), kind, tokenizer, world.device, world.dtype)
+
+
+def directory(grpo, iteration: int) -> Path:
+    """Where the reward model of an outer iteration stands."""
+    renewed = iteration and grpo.reward_questions
+    return Path(grpo.to) / f"reward_{iteration}" / "model" if renewed else Path(grpo.reward_model)
+
+
+def renewal_options(grpo) -> Config:
+    """The options of training on: --reward_config. Raises InputError.
+
+    Without `history` in it, a share of what the first reward model was trained on is replayed, where
+    its run directory says what that was.
+    """
+    given = ["--config", grpo.reward_config] if grpo.reward_config else []
+    options = parse(Config, given, partial=True)
+    first = Path(grpo.reward_model).parent / "config.toml"
+    if not options.history and grpo.reward_model and first.exists():
+        options.history = [path for path in read_toml(first).get("data", []) if Path(path).exists()]
+    return options
+
+
+def renew(grpo, iteration: int, sampler: Sampler, problems: list) -> None:
+    """Label new samples of the policy, and train the reward model on with them and with older data.
+
+    Leaves reward_data/iteration_I.jsonl and reward_I/model in the run directory. What is there already
+    is kept.
+    """
+    world = sampler.world
+    folder = Path(grpo.to) / "reward_data"
+    data = [folder / f"iteration_{i}.jsonl" for i in range(1, iteration + 1)]
+    if not world.broadcast_object(data[-1].exists()):
+        order = shuffled(len(problems), seeded(grpo.seed, "reward", iteration))
+        chosen = [problems[next(order)] for _ in range(grpo.reward_questions)]
+        seed = seeded(grpo.seed, "reward samples", iteration)
+        sampling = Sampling(grpo.samples, grpo.temperature, 1.0, grpo.max_new_tokens, seed=seed)
+        rollouts = sample_rollouts(sampler, chosen, grpo.formats, sampling)
+        judge(sampler, rollouts)
+        if grpo.reward == "process_model":
+            more = replace(sampling, samples=STEP_SAMPLES, seed=seeded(seed, "steps"))
+            label_steps(sampler, rollouts, more)
+        world.barrier()
+        if world.is_main:
+            save_rollouts(data[-1], rollouts, sampler.tokenizer)
+        world.barrier()
+    if not world.broadcast_object(directory(grpo, iteration).exists()):
+        options = renewal_options(grpo)
+        main(
+            replace(
+                options,
+                kind=grpo.reward.removesuffix("_model"),
+                init=str(directory(grpo, iteration - 1)),
+                data=[str(data[-1])],
+                history=options.history + [str(path) for path in data[:-1]],
+                to=str(directory(grpo, iteration).parent),
+                seed=seeded(grpo.seed, "reward model", iteration),
+                device=grpo.device,
+                bf16=grpo.bf16,
+                kernels=grpo.kernels,
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -27,8 +27,7 @@ from data.io import run_cli
 QUESTIONS, SAMPLES, LENGTH, VOCABULARY = 16, 16, 48, 46
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRS"  # ids 1 to 45; id 0 ends a completion
 # what --ours may change
-OURS = ("activation_checkpointing", "compile", "fused", "max_rows", "micro_tokens")
-OURS += ("shared_prompts",)
+OURS = ("activation_checkpointing", "kernels", "max_rows", "micro_tokens")
 
 
 def questions(step: int) -> list[list[int]]:
@@ -77,7 +76,7 @@ class Learner:
         self.sampler = prepare(copy.deepcopy(model).to(world.dtype), world, trained=False)
         self.model = shard(model, world)
         self.reference = copy.deepcopy(model)
-        self.optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
+        self.optimizer = adamw(model, config.lr, weight_decay=0.0)
 
     def rollout(self, prompts: list[list[int]], seed: int) -> list:
         """Sampled completions with random rewards and their advantages."""
@@ -85,9 +84,9 @@ class Learner:
 
         from data.problems.problem import Problem
         from generate import Sampling, generate
-        from kernels.advantage import group_advantage
+        from rollout import Rollout
         from runtime.distributed import gather_into
-        from train_grpo import Rollout
+        from train_grpo import group_advantage
 
         gather_into(self.model, self.sampler)
         G = self.config.samples
@@ -96,16 +95,25 @@ class Learner:
         rewards = torch.rand(
             len(prompts), G, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
         )
-        rows = zip(
-            prompts, groups, rewards.tolist(), group_advantage(rewards).tolist(), strict=True
-        )
-        return [Rollout(Problem("", "", ""), "cot", *row) for row in rows]
+        advantages = group_advantage(rewards).tolist()
+        return [
+            Rollout(Problem("", "", ""), "cot", prompts[q], groups[q], advantages=advantages[q])
+            for q in range(len(prompts))
+        ]
 
     def update(self, rollouts: list) -> None:
         """The reference's log-probs and config.mu steps."""
-        from train_grpo import update
+        import torch
 
-        update(self.model, self.optimizer, rollouts, self.config, self.reference, self.world)
+        from batch import pack_rollouts, token_logprobs
+        from train_grpo import set_weights, update
+
+        micro_batches = pack_rollouts(rollouts, self.config.micro_tokens, self.world)
+        set_weights(micro_batches, rollouts, self.config)
+        with torch.no_grad():
+            for micro in micro_batches:
+                micro.ref_logp, _ = token_logprobs(self.reference, micro, self.config.temperature)
+        update(self.model, self.optimizer, micro_batches, self.config, self.world)
 
 
 def ours(folder: str, given) -> None:
@@ -113,7 +121,7 @@ def ours(folder: str, given) -> None:
     from runtime.hf import from_pretrained
 
     config = own_config(given.ours)
-    world = World(bf16=given.dtype == "bfloat16", compile=config.compile)
+    world = World(bf16=given.dtype == "bfloat16", kernels=config.kernels)
     learner = Learner(from_pretrained(folder), config, world, eos=0)
 
     def work(step: int) -> dict:

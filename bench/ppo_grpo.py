@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train_grpo
 import train_ppo
+from batch import pack_rollouts, token_logprobs
 from data.problems.problem import Problem
 from generate import Sampling, generate
 from model import ModelConfig, Transformer
@@ -69,10 +70,14 @@ class Learner:
         began = time.perf_counter()
         if self.method == "grpo":
             for one in rollouts:
-                one.advantages = train_grpo.advantages(self.config, one)
-            train_grpo.update(
-                self.model, self.optimizer, rollouts, self.config, self.reference, self.world
-            )
+                one.advantages = train_grpo.advantages(one, self.config)
+            micro_batches = pack_rollouts(rollouts, self.config.micro_tokens, self.world)
+            train_grpo.set_weights(micro_batches, rollouts, self.config)
+            with torch.no_grad():
+                for micro in micro_batches:
+                    logp, _ = token_logprobs(self.reference, micro, self.config.temperature)
+                    micro.ref_logp = logp
+            train_grpo.update(self.model, self.optimizer, micro_batches, self.config, self.world)
         else:
             train_ppo.assess(self.config, rollouts, self.reference, self.value, self.world)
             train_ppo.estimate(self.config, rollouts)
@@ -108,7 +113,7 @@ def sample(model: Transformer, draw: random.Random, seed: int) -> list[Rollout]:
     groups = generate(model, Bytes(), prompts, Sampling(16, 1.0, 1.0, 48, seed=seed))
     rewards = [[draw.random() for _ in range(16)] for _ in range(16)]
     return [
-        Rollout(Problem(str(i), "", ""), "cot", prompts[i], groups[i], rewards[i], [])
+        Rollout(Problem(str(i), "", ""), "cot", prompts[i], groups[i], rewards=rewards[i])
         for i in range(16)
     ]
 

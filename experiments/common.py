@@ -209,7 +209,6 @@ def train_grpo(
         steps=config.steps,
         lr=config.lr,
         decay=0.0,
-        keep=1,
         seed=seed,
         to=to,
     )

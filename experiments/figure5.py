@@ -15,8 +15,8 @@ from experiments.common import Config
 from runtime.run import command
 
 METHODS = {
-    "RFT": dict(algorithm="rft", data_source="sft"),
-    "Online RFT": dict(algorithm="rft", data_source="policy"),
+    "RFT": dict(algorithm="rft"),
+    "Online RFT": dict(algorithm="online_rft"),
     "GRPO+OS": dict(reward="outcome_model"),
     "GRPO+PS": dict(reward="process_model", supervision="process"),
     "GRPO+rule": {},  # not in the paper: differs from Online RFT only in the gradient coefficient

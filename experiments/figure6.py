@@ -26,15 +26,11 @@ def main(config: Config) -> None:
         reward_model=rewards.process,
         iterations=ITERATIONS,
         steps=steps,
-        save_every=steps,  # a checkpoint at the end of each iteration
-        keep=ITERATIONS,
+        save_every=steps,
     )
     methods = {
         "renewed": dict(
             reward_questions=180,
-            reward_samples=8,
-            reward_step_samples=8,
-            reward_history=rewards.samples,
             reward_config="configs/demo/reward_refresh.toml",
         ),
         "as it was": {},
@@ -46,7 +42,9 @@ def main(config: Config) -> None:
         metrics = common.train_grpo(config, start, directory, seed, **options, **methods[name])
         accuracies = []
         for iteration in range(ITERATIONS):
-            model = directory / f"step_{(iteration + 1) * steps:06d}"
+            # the policy after an iteration is the reference of the next
+            last = iteration + 1 == ITERATIONS
+            model = directory / ("model" if last else f"reference_{iteration + 1}")
             figures = common.evaluate(config, start, model, directory / f"eval_{iteration}")
             accuracies.append(figures["accuracy"])
         return metrics, accuracies

@@ -13,7 +13,7 @@ from experiments import common
 from experiments.common import Config
 from runtime.run import command
 
-TITLES = {"reward": "its reward", "rule": "right answers"}
+TITLES = {"reward": "its reward", "verdict": "right answers"}
 WINDOW = 10  # steps of a moving mean
 
 

@@ -169,21 +169,22 @@ class Run:
         "max_rows",
         "keep_rollouts",
         "to",
-        "patience",
         "kernels",
         "compile",
         "activation_checkpointing",
     )
+    PATIENCE = 100  # steps in a row without a signal, after which a run stops
 
     def __init__(self, config, world: World):
         check(config)
         self.config, self.world, self.directory = config, world, Path(config.to)
         self.total = config.steps * getattr(config, "iterations", 1)
-        self.checkpoints = Checkpoints(self.directory, world, config.keep)
+        self.checkpoints = Checkpoints(self.directory, world, getattr(config, "keep", 2))
         self.metrics = Metrics(self.directory, world, self.total)
         self.interrupt = Interrupt()
         self.seconds: dict[str, float] = {}  # of this step, by phase
         self._phase, self._since = "", 0.0
+        self.silent = 0  # steps in a row in which no group had a signal
         self._check_config()
 
     def _check_config(self) -> None:
@@ -269,6 +270,9 @@ class Run:
                 flops = work.flops + work.sampling_flops
                 timing["mfu_step"] = optim.mfu(flops / timing["seconds"], self.world)
         self.metrics.write(step, metrics, timing)
+        if count := metrics.get("reward_not_finite"):
+            self.say(f"step {step}: {count} rewards are not finite; they count for nothing")
+        self.silent = self.silent + 1 if metrics.get("no_signal") == 1 else 0
 
     def checkpoint(
         self,
@@ -279,13 +283,28 @@ class Run:
         state: dict | None = None,
         others: Others = None,
     ) -> None:
-        """Save every `save_every` steps, at the last one, and when asked to stop: then it raises Interrupted."""
+        """Save every `save_every` steps, at the last one, and before the run stops early.
+
+        Raises Interrupted after Ctrl-C or SIGTERM, InputError after PATIENCE steps without a signal.
+        """
         signum = self.interrupt.requested(self.world)
-        if signum or step % self.config.save_every == 0 or step == self.total:
+        silent = self.silent >= self.PATIENCE and step < self.total
+        if signum or silent or step % self.config.save_every == 0 or step == self.total:
             path = self.checkpoints.save(step, model, tokenizer, optimizer, state, others)
             if signum:
                 self.interrupt.stop()
                 raise Interrupted(signum, path)
+        if silent:
+            reason = "all rewards of each group were alike: the problems are too easy or too hard"
+            hint = "the same command goes on from here"
+            raise InputError(f"step {step}: no signal in {self.silent} steps, {reason}; {hint}")
+
+    def renew_reference(self, step: int, policy, reference, tokenizer) -> None:
+        """Make the reference that of the outer iteration of `step`: the policy at its first step."""
+        iteration, done = divmod(step - 1, self.config.steps)
+        if done == 0:
+            self.save_reference(iteration, policy, tokenizer)
+        self.load_reference(iteration, reference)
 
     def save_reference(self, iteration: int, model, tokenizer) -> None:
         """Keep the policy at the start of an outer iteration, exactly, as reference_I/. The one before stays too, and

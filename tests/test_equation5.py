@@ -6,13 +6,11 @@ stands beside it, with each token's log-prob taken from its sequence alone.
 
 import pytest
 import torch
-from training import gradients, logprobs, made_up_rollouts
+from training import gradients, logprobs, made_up_rollouts, micro_batches
 
-import train_grpo
-from kernels.policy_loss import grpo_coefficient
 from runtime.distributed import World
 from runtime.hf import from_pretrained
-from train_grpo import Config, advantages, grpo_gradient, make_batches
+from train_grpo import Config, advantages, grpo_gradient
 from train_sft import sft_loss
 
 
@@ -27,7 +25,7 @@ def rollouts(tiny):
     found = made_up_rollouts(tiny.tokenizer)
     draw = torch.Generator().manual_seed(5)
     for number, one in enumerate(found):
-        one.rule = [1.0, 0.0, float(number == 1), 1.0]
+        one.verdicts = [1.0, 0.0, float(number == 1), 1.0]
         one.rewards = torch.rand(4, generator=draw).tolist()
         one.step_ends = [
             [len(s.ids) - 1] if len(s.ids) < 3 else [1, len(s.ids) - 1] for s in one.samples
@@ -68,51 +66,42 @@ def test_sft(policy, rollouts):
     assert_same_gradient(policy, torch.stack(parts).sum() / tokens)
 
 
-@pytest.mark.parametrize("data_source", ["sft", "policy"])
-def test_rft_and_online_rft(policy, rollouts, data_source, monkeypatch):
-    config = Config(algorithm="rft", data_source=data_source)
-    in_float64(monkeypatch)
-    for one in rollouts:
-        one.advantages = advantages(config, one)
-    grpo_gradient(policy, make_batches(rollouts, config, None, World()), config, True)
-    objective = weighted(
-        policy, rollouts, lambda one, g, logp: train_grpo.rft_coefficient(one.rule[g])
-    )
+@pytest.mark.parametrize("algorithm", ["rft", "online_rft"])
+def test_rft_and_online_rft(policy, rollouts, algorithm):
+    """Eq. 10: the coefficient is 1 where the answer is right, else 0."""
+    config = Config(algorithm=algorithm)
+    grpo_gradient(policy, in_float64(rollouts, config, None), config)
+    objective = weighted(policy, rollouts, lambda one, g, logp: one.verdicts[g])
     assert_same_gradient(policy, objective)
 
 
 @pytest.mark.parametrize("supervision", ["outcome", "process"])
-def test_grpo(tiny, policy, rollouts, supervision, monkeypatch):
+def test_grpo(tiny, policy, rollouts, supervision):
+    """Eq. 21: the coefficient is A + beta (pi_ref / pi - 1)."""
     reference = from_pretrained(tiny.root / "base").double()
     config = Config(supervision=supervision, reward="process_model", beta=0.3)
-    in_float64(monkeypatch)
-    for one in rollouts:
-        one.advantages = advantages(config, one)
-    grpo_gradient(policy, make_batches(rollouts, config, reference, World()), config, True)
+    grpo_gradient(policy, in_float64(rollouts, config, reference), config)
 
     def coefficient(one, g, logp):
         advantage = torch.tensor(one.advantages[g], dtype=torch.float64).expand(len(logp))
         with torch.no_grad():
             ref = logprobs(reference, one.prompt, one.samples[g].ids)
-        return grpo_coefficient(advantage, logp, ref, config.beta)
+        return advantage + config.beta * torch.expm1(ref - logp)
 
     assert_same_gradient(policy, weighted(policy, rollouts, coefficient))
 
 
-def in_float64(monkeypatch):
-    """The weights and advantages of micro-batches are float32: here their means are exact."""
-
-    class Exact(train_grpo.MicroBatch):
-        def __init__(self, parts, config, completions, tokens, device):
-            super().__init__(parts, config, completions, tokens, device)
-            lengths = torch.bincount(self.batch.completion)
-            self.weight = (1 / (lengths.double() * completions))[self.batch.completion]
-            values = [
-                (u.rollout.advantages[g], len(u.rollout.samples[g].ids))
-                for u in parts
-                for g in u.members
-            ]
-            own = [torch.tensor(a, dtype=torch.float64).expand(n) for a, n in values]
-            self.advantage = torch.cat(own)
-
-    monkeypatch.setattr(train_grpo, "MicroBatch", Exact)
+def in_float64(rollouts, config, reference) -> list:
+    """Micro-batches whose weights and advantages, which are float32, are exact here."""
+    for one in rollouts:
+        one.advantages = advantages(one, config)
+    batches = micro_batches(rollouts, config, reference, World())
+    completions = sum(len(one.samples) for one in rollouts)
+    for micro in batches:
+        micro.weight = (1 / (micro.lengths.double() * completions))[micro.completion]
+        rows = []
+        for r, g in micro.members:
+            length = len(rollouts[r].samples[g].ids)
+            rows.append(torch.tensor(rollouts[r].advantages[g]).double().expand(length))
+        micro.advantage = torch.cat(rows)
+    return batches

@@ -15,6 +15,7 @@ import train_ppo
 import train_pretrain
 import train_reward
 import train_sft
+from batch import token_logprobs
 from data.io import InputError
 from data.shards import windows
 from kernels import head_loss, logprob, packed_attention, policy_loss
@@ -97,7 +98,7 @@ def test_attention_is_in_float32_where_the_model_is_not():
 def test_gradients_and_metrics_of_every_trainer(tiny, alone, readable):
     readable()
     found = all_gradients(tiny.root, World(kernels="plain"))
-    assert found.keys() == alone[1].keys() and len(found) == 9
+    assert found.keys() == alone[1].keys() and len(found) == 8
     for trainer, expected in alone[1].items():
         for name, tensor in expected.items():
             error = (found[trainer][name].double() - tensor.double()).abs().max()
@@ -126,12 +127,11 @@ def test_pretraining_and_sft_with_the_head_in_one(tiny, alone, monkeypatch):
         )
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_float64(tiny, fused, readable):
+def test_float64(tiny, readable):
     """Every loss in float64, with ratio, clip and KL at work, completions that share a prompt, and tool output."""
     rollouts = made_up_rollouts(tiny.tokenizer)
     config = train_grpo.Config(
-        beta=0.3, temperature=0.7, clip_low=0.1, clip_high=0.2, micro_tokens=200, fused=fused
+        beta=0.3, temperature=0.7, clip_low=0.1, clip_high=0.2, micro_tokens=200
     )
     values = train_ppo.Config(micro_tokens=200, clip_value=0.5)
     draw = torch.Generator().manual_seed(3)
@@ -156,14 +156,14 @@ def test_float64(tiny, fused, readable):
         found = [
             torch.tensor(train_pretrain.batch_loss(model, rows, tiny.tokenizer.eos_id, 3, world))
         ]
-        batches = train_grpo.make_batches(rollouts, config, reference, world)
+        batches = training.micro_batches(rollouts, config, reference, world)
         noise = torch.Generator().manual_seed(4)
         for micro in batches:
-            logp = train_grpo.token_logprobs(model, micro.batch, config.temperature)[0].detach()
+            logp = token_logprobs(model, micro, config.temperature)[0].detach()
             micro.old_logp = logp + 0.3 * torch.randn(len(logp), generator=noise)
-        sums = train_grpo.grpo_gradient(model, batches, config, first=True)
+        sums = train_grpo.grpo_gradient(model, batches, config)
         assert sums["clip"] > 3
-        sums |= train_ppo.value_gradient(value, batches, values)
+        sums |= train_ppo.value_gradient(value, batches, rollouts, values)
         scores = train_reward.reward_scores(value, labelled)
         F.binary_cross_entropy_with_logits(
             scores.double(), train_reward.wanted(labelled, "soft").double()
@@ -185,7 +185,7 @@ def test_a_run(trainer, tiny, tmp_path, readable):
     short |= (
         {"iterations": 1 if trainer == "grpo" else 2} if trainer in ("grpo", "iterative") else {}
     )
-    short |= {"fused": "true"} if trainer in ("grpo", "ppo", "iterative") else {}
+    short |= {"steps": 1} if trainer == "iterative" else {}
     if trainer == "pretrain":
         del short["decay"]
     fast = run(trainer, tiny.root, tmp_path / "fast", **short)

@@ -15,9 +15,9 @@ from reward import (
     RewardModel,
     completion_text,
     predictions,
-    rule_rewards,
     solution_score,
     step_ends,
+    verdict,
 )
 
 
@@ -120,18 +120,10 @@ def test_formats_without_a_rule():
         predictions(["print(1)"], "pot")
 
 
-def test_rule_rewards():
+def test_verdicts():
     golds = ["4", "1/2", "4", "1,200", "7", ""]
-    assert rule_rewards(golds, ["4.0", "0.5", "5", "$1200", None, ""]) == [
-        1.0,
-        1.0,
-        0.0,
-        1.0,
-        0.0,
-        0.0,
-    ]
-    with pytest.raises(ValueError):
-        rule_rewards(["1", "2"], ["1"])
+    said = ["4.0", "0.5", "5", "$1200", None, ""]
+    assert [*map(verdict, golds, said)] == [1.0, 1.0, 0.0, 1.0, 0.0, 0.0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,8 +15,15 @@ from data.prompts import encode_prompts
 from data.sandbox.sandbox import Sandbox
 from generate import Sample, Sampling, generate
 from reward import Programs, step_ends
-from rollout import Rollout, label_steps, load_rollouts, rollout, save_rollouts
-from runtime.distributed import World
+from rollout import (
+    Rollout,
+    Sampler,
+    judge,
+    label_steps,
+    load_rollouts,
+    sample_rollouts,
+    save_rollouts,
+)
 from runtime.hf import from_pretrained
 from runtime.run import command as run_program
 
@@ -42,11 +49,11 @@ def test_a_step_is_labelled_by_what_is_sampled_from_its_end(tiny, policy, monkey
     item = PROBLEMS[2]  # its answer is 3
     prompt = encode_prompts(tiny.tokenizer, [item], "cot", "plain")[0]
     samples = [completion(tiny.tokenizer, text) for text in texts]
-    one = Rollout(item, "cot", prompt, samples, [1.0, 0.0, 1.0], [])
+    one = Rollout(item, "cot", prompt, samples, [1.0, 0.0, 1.0])
     asked = []
     monkeypatch.setattr(module, "generate", lambda *a, **k: asked.append(a[2]) or generate(*a, **k))
     sampling = Sampling(40, 1.0, 1.0, 14, seed=5)
-    label_steps(policy, tiny.tokenizer, [one], "plain", sampling, 16, None, World())
+    label_steps(Sampler(policy, tiny.tokenizer, max_rows=16), [one], sampling)
     assert one.step_ends == [step_ends(tiny.tokenizer, sample.ids) for sample in samples]
     assert [len(labels) for labels in one.step_labels] == [2, 2, 1]
     assert [labels[-1] for labels in one.step_labels] == [1.0, 0.0, 1.0]
@@ -72,11 +79,10 @@ def test_lines_of_programs_are_steps_too(tiny, policy):
         completion(tiny.tokenizer, "\na = 1", False),
     ]
     prompt = encode_prompts(tiny.tokenizer, [PROBLEMS[2]], "pot", "plain")[0]
-    one = Rollout(PROBLEMS[2], "pot", prompt, samples, [1.0, 0.0], [])
+    one = Rollout(PROBLEMS[2], "pot", prompt, samples, [1.0, 0.0])
     with Sandbox(workers=1) as sandbox:
-        label_steps(
-            policy, tiny.tokenizer, [one], "plain", Sampling(6, 0.5, 1.0, 14), 16, sandbox, World()
-        )
+        sampler = Sampler(policy, tiny.tokenizer, max_rows=16, sandbox=sandbox)
+        label_steps(sampler, [one], Sampling(6, 0.5, 1.0, 14))
     assert [len(labels) for labels in one.step_labels] == [3, 1]
     assert one.step_labels[0][1] > 0.5  # having got so far, the policy knows how to end it
     assert one.step_labels[1] == [0.0]
@@ -98,23 +104,24 @@ def test_programs_run_while_others_are_written(tiny, policy, monkeypatch):
     """The same rollouts and step labels as when all is judged in the end; a program is started once, and at once."""
     events, original, decode = [], module.generate, policy.decode
     monkeypatch.setattr(policy, "decode", lambda *args: events.append("decode") or decode(*args))
-    sampling, waited = Sampling(6, 0.9, 1.0, 16, seed=4), {}
+    sampling = Sampling(6, 0.9, 1.0, 16, seed=4)
 
-    def sampled(sandbox, waited=None):
-        shared = "plain", sampling, 5, sandbox, World()
-        found = rollout(policy, tiny.tokenizer, PROBLEMS, ["pot", "cot"] * 3, *shared, waited)
-        label_steps(policy, tiny.tokenizer, found, *shared)
+    def sampled(sandbox):
+        sampler = Sampler(policy, tiny.tokenizer, max_rows=5, sandbox=sandbox)
+        found = sample_rollouts(sampler, PROBLEMS, ["pot", "cot"], sampling)
+        judge(sampler, found)
+        label_steps(sampler, found, sampling)
         return found
 
-    early = sampled(Noting(events), waited)
+    early = sampled(Noting(events))
     programs = [event for event in events if event != "decode"]
-    assert len(programs) > 5 and 0 <= waited["judge"] < 10
+    assert len(programs) > 5
     first = [i for i, event in enumerate(events) if event != "decode"][:5]
     assert all("decode" in events[i:] for i in first), "programs were started when all was sampled"
     monkeypatch.setattr(
         module, "generate", lambda *args, keys, on_sample: original(*args, keys=keys)
     )
-    assert early == sampled(Noting([])) and 0 < sum(sum(one.rewards) for one in early) < 36
+    assert early == sampled(Noting([])) and 0 < sum(sum(one.verdicts) for one in early) < 36
     assert any(
         label not in (0, 1) for one in early for labels in one.step_labels for label in labels
     )
@@ -122,13 +129,9 @@ def test_programs_run_while_others_are_written(tiny, policy, monkeypatch):
 
 def test_a_program_is_started_once(tiny):
     events = []
-    programs = Programs(Noting(events), tiny.tokenizer, "pot", "plain", ())
-    samples = [
-        completion(tiny.tokenizer, text)
-        for text in ("\nprint(1)", "\nprint(1)", "\nprint(7)", "\n")
-    ]
-    for sample in samples:
-        programs.begin(sample)
+    programs = Programs(Noting(events))
+    for program in ("print(1)", "print(1)", "print(7)", None):
+        programs.start(program)
     assert events == ["print(1)", "print(7)"]
     assert [
         one.stdout for one in programs.run_many(["print(1)", "a = 2\nprint(a)", "print(7)"])
@@ -140,14 +143,14 @@ def test_files_keep_everything(tiny, tmp_path):
     rollouts = load_rollouts(tiny.root / "samples.jsonl")
     assert len(rollouts) == 6 and all(one.step_labels and not one.advantages for one in rollouts)
     rollouts[0].advantages = [[0.5, -0.25]] * 6
-    rollouts[1].rule, rollouts[1].step_rewards = [0.0] * 6, [[0.1]] * 6
+    rollouts[1].rewards, rollouts[1].step_rewards = [0.0] * 6, [[0.1]] * 6
     rollouts[2].problem = replace(
         rollouts[2].problem, kind="choice", choices=("3", "4"), answer="B"
     )
     save_rollouts(tmp_path / "again.jsonl", rollouts, tiny.tokenizer)
     assert load_rollouts(tmp_path / "again.jsonl") == rollouts
     (tmp_path / "again.jsonl").write_text('{"id": "a"}\n')
-    with pytest.raises(InputError, match=r"again.jsonl:1: not a rollout \(KeyError: 'question'\)"):
+    with pytest.raises(InputError, match=r"again.jsonl:1: not a rollout \(KeyError: 'responses'\)"):
         load_rollouts(tmp_path / "again.jsonl")
 
 
@@ -187,18 +190,18 @@ def test_the_command_goes_on_where_it_was_stopped(tiny, tmp_path, monkeypatch, c
     assert command(tiny, tmp_path / "stopped.jsonl", monkeypatch) == 130
     assert not (tmp_path / "stopped.jsonl").exists()
     capsys.readouterr()
-    code = command(
-        tiny, tmp_path / "stopped.jsonl", monkeypatch, samples=4
-    )  # other options: not mixed with these
-    assert "samples of a stopped command with other options" in one_error(
-        code, capsys.readouterr().err
-    )
-    assert command(tiny, tmp_path / "stopped.jsonl", monkeypatch) == 0 and len(calls) == 4
+    # other options are not mixed with these
+    assert command(tiny, tmp_path / "other.jsonl", monkeypatch, samples=4) == 0 and len(calls) == 6
+    assert command(tiny, tmp_path / "stopped.jsonl", monkeypatch) == 0 and len(calls) == 7
     assert (tmp_path / "stopped.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped.jsonl", "whole.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "other.jsonl",
+        "stopped.jsonl",
+        "whole.jsonl",
+    ]
     rows = [row for _, row in read_jsonl(tmp_path / "whole.jsonl")]
     assert [row["id"] for row in rows] == [item.id for item in PROBLEMS]
-    assert all(len(row["responses"]) == 3 and "step_labels" in row["responses"][0] for row in rows)
+    assert all(len(row["responses"]) == len(row["step_labels"]) == 3 for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from training import TRAINERS, made_up_rollouts, run, scoring
+from training import TRAINERS, made_up_rollouts, micro_batches, run, scoring
 
 import train_dpo
 import train_grpo
@@ -222,11 +222,12 @@ def test_a_question_is_read_once_and_the_reference_reads_once(mu, tiny):
     steps = [adamw(model, 0.0) for model in (policy, value)]
 
     config = train_grpo.Config(mu=mu, max_new_tokens=16)
-    shared = rollouts, config, reference, world
-    assert fed_tokens(lambda: train_grpo.update(policy, steps[0], *shared), policy, reference) == [
-        mu * once,
-        once,
-    ]
+
+    def grpo() -> None:
+        batches = micro_batches(rollouts, config, reference, world)
+        train_grpo.update(policy, steps[0], batches, config, world)
+
+    assert fed_tokens(grpo, policy, reference) == [mu * once, once]
     config = train_ppo.Config(mu=mu, max_new_tokens=16)
 
     def ppo() -> None:

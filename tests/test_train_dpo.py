@@ -75,7 +75,7 @@ def all_pairs(tiny):
 
 def group(completions, rewards, id="p", prompt=(5, 6, 7)) -> Rollout:
     found = [Sample(list(ids), [-1.0] * len(ids), [True] * len(ids), "eos") for ids in completions]
-    return Rollout(Problem(id, "q", "1"), "cot", list(prompt), found, rewards, [])
+    return Rollout(Problem(id, "q", "1"), "cot", list(prompt), found, list(rewards), rewards)
 
 
 def ids_of(found: list[Pair]) -> list[tuple]:
@@ -126,7 +126,7 @@ def test_pairs_hang_on_seed_and_problem_alone():
 
 def test_the_rule_decides_not_a_reward_model():
     one = group([[1], [2]], [0.9, 0.3])
-    one.rule = [0.0, 1.0]
+    one.verdicts = [0.0, 1.0]
     assert ids_of(train_dpo.draw_pairs(one, 1, 100, 0)[0]) == [((2,), (1,))]
 
 
@@ -390,7 +390,7 @@ NOT_A_ROLLOUT = '{"id": "a", "question": "Ann?", "answer": "1"}\n'
 
 
 def alike(rows):
-    return [{**row, "responses": [{**r, "reward": 1.0} for r in row["responses"]]} for row in rows]
+    return [{**row, "verdicts": [1.0] * len(row["responses"])} for row in rows]
 
 
 def of_another(rows):
@@ -477,7 +477,7 @@ def test_another_vocabulary_is_found_out(tiny):
     other = train([problem.question + " answer 12" for problem in PROBLEMS] * 3, 300, workers=1)
     with pytest.raises(
         InputError,
-        match="samples.jsonl:1: its ids are not its text in the vocabulary of DIR; sample",
+        match="samples.jsonl:1: its ids are not its text in the vocabulary of the model; sample",
     ):
         load_pairs([f"{tiny.root}/samples.jsonl"], Config(init="DIR"), other)
 

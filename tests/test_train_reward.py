@@ -70,10 +70,10 @@ def test_rollouts_give_labels_of_completions_or_of_steps(tiny):
         groups, left_out = load_labelled(path, settings(tiny, kind=kind), tiny.tokenizer)
         assert left_out == 0 and len(groups) == len(rollouts)
         for one, group in zip(rollouts, groups, strict=True):
-            assert group.prompt == one.prompt and group.rule == one.rewards
+            assert group.prompt == one.prompt and group.rule == one.verdicts
             assert group.completions == [sample.ids for sample in one.samples]
             if kind == "outcome":
-                assert group.labels == [[reward] for reward in one.rewards]
+                assert group.labels == [[reward] for reward in one.verdicts]
                 assert group.places == [[len(sample.ids) - 1] for sample in one.samples]
             else:
                 assert group.labels == one.step_labels and group.places == one.step_ends
@@ -321,11 +321,9 @@ def test_training_goes_on_from_a_reward_model(tiny, tmp_path):
 
 def spoil(tiny, tmp_path, **changes):
     row = json.loads((tiny.root / "samples.jsonl").read_text().splitlines()[0])
-    row["responses"][0] |= changes
-    gone = [name for name, value in changes.items() if value is None]  # from all of them
-    return json.dumps(
-        {**row, "responses": [{k: r[k] for k in r if k not in gone} for r in row["responses"]]}
-    )
+    row["responses"][0]["text"] = changes.pop("text", row["responses"][0]["text"])
+    row |= changes
+    return json.dumps({name: value for name, value in row.items() if value is not None})
 
 
 @pytest.mark.parametrize(
@@ -341,7 +339,8 @@ def spoil(tiny, tmp_path, **changes):
             "{}/bad.jsonl:1: its ids are not its text in the vocabulary of .*",
         ),
         (dict(step_labels=None), {}, "{}/bad.jsonl:1: .*--step_samples"),
-        (dict(rule=0.0), {}, r"{}/bad.jsonl:1: not a rollout .KeyError: 'rule'.*"),
+        (dict(verdicts=None), {}, r"{}/bad.jsonl:1: not a rollout .KeyError: 'verdicts'.*"),
+        (dict(verdicts=[1.0]), {}, r"{}/bad.jsonl:1: not a rollout .TypeError: a list without .*"),
         (
             {**SHEPHERD, "label": "Step 1: +"},
             {},

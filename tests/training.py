@@ -27,6 +27,7 @@ import train_ppo
 import train_pretrain
 import train_reward
 import train_sft
+from batch import pack_rollouts, token_logprobs
 from data import prompts
 from data.io import write_jsonl
 from data.problems.problem import Problem
@@ -37,8 +38,8 @@ from data.tokenizer import Tokenizer, train
 from data.world import synthetic
 from generate import Sample, Sampling
 from model import ModelConfig, Transformer
-from rollout import Rollout, label_steps, rollout, save_rollouts
-from runtime.distributed import World, setup, shard, whole_tensor
+from rollout import Rollout, Sampler, judge, label_steps, sample_rollouts, save_rollouts
+from runtime.distributed import World, seeded, setup, shard, whole_tensor
 from runtime.hf import from_pretrained, save_pretrained
 from runtime.optim import peak_flops
 from runtime.options import parse
@@ -125,15 +126,17 @@ def build(root: Path) -> SimpleNamespace:
         valid="",
     )
     (root / "taught" / "model").rename(root / "model")
-    shared = ("plain", Sampling(6, max_new_tokens=20, seed=2), 36, None, World())
-    policy = from_pretrained(root / "model")
-    samples = rollout(policy, tokenizer, PROBLEMS, ["cot"] * len(PROBLEMS), *shared)
-    label_steps(policy, tokenizer, samples, *shared)
+    sampling = Sampling(6, max_new_tokens=20, seed=2)
+    sampler = Sampler(from_pretrained(root / "model"), tokenizer, max_rows=36)
+    samples = sample_rollouts(sampler, PROBLEMS, ["cot"], sampling)
+    judge(sampler, samples)
+    label_steps(sampler, samples, sampling)
     save_rollouts(root / "samples.jsonl", samples, tokenizer)
     run("reward", root, root / "judge", save_every=100, valid="", kind="process", steps=20, lr=1e-2)
     (root / "judge" / "model").rename(root / "process")
     (root / "reward.toml").write_text(
         "questions = 2\nsteps = 3\nlr = 1e-3\nreplay = 0.25\nsave_every = 2\n"
+        f'history = ["{root}/samples.jsonl"]\n'
     )
     return SimpleNamespace(root=root, tokenizer=tokenizer)
 
@@ -214,7 +217,6 @@ def options(trainer: str, root: Path, run: Path, /, **changes) -> list[str]:
             init=root / "model",
             problems=root / "problems.jsonl",
             valid=root / "problems.jsonl",
-            valid_limit=4,
             iterations=5,
             steps=2,
             save_every=5,
@@ -266,10 +268,7 @@ def options(trainer: str, root: Path, run: Path, /, **changes) -> list[str]:
         supervision="process",
         reward_model=root / "process",
         reward_questions=3,
-        reward_samples=4,
-        reward_step_samples=2,
         reward_config=root / "reward.toml",
-        reward_history=root / "samples.jsonl",
     )
     chosen = {**common, **own[trainer], **changes}
     return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
@@ -373,9 +372,22 @@ def made_up_rollouts(tokenizer: Tokenizer, seed: int = 0, formats=("cot",)) -> l
             ids = torch.randint(0, 256, (n,), generator=draw).tolist()
             mask = [not (g == 2 and 1 <= t <= 2) for t in range(n)]
             samples.append(Sample(ids, [0.0] * n, mask, "eos"))
-        found.append(Rollout(item, formats[0], prompt, samples, [0.0] * 4, [1.2, -0.7, -0.9, 0.4]))
+        one = Rollout(item, formats[0], prompt, samples)
+        one.verdicts, one.rewards, one.advantages = [0.0] * 4, [0.0] * 4, [1.2, -0.7, -0.9, 0.4]
+        found.append(one)
     found[1].samples[3].mask = [False] * len(found[1].samples[3].ids)
     return found
+
+
+def micro_batches(rollouts: list, config, reference, world: World, shared: bool = True) -> list:
+    """What train_grpo.main makes of rollouts before it learns from them."""
+    batches = pack_rollouts(rollouts, config.micro_tokens, world, shared)
+    train_grpo.set_weights(batches, rollouts, config)
+    if reference is not None:
+        for micro in batches:
+            with torch.no_grad():
+                micro.ref_logp, _ = token_logprobs(reference, micro, config.temperature)
+    return batches
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -427,14 +439,13 @@ def kill_main(trainer: str, world: str, out: str, points: str) -> None:
 
     def one(to: str, point=None) -> int:
         def body():
-            collect = train_grpo.collect
+            def noted(*key):
+                if "rollout" in key:  # (seed, "rollout", step): the step is about to be sampled
+                    with open(sampled, "a") as file:
+                        file.write(f"{key[-1]} ")
+                return seeded(*key)
 
-            def noted(config, step, *rest):
-                with open(sampled, "a") as file:
-                    file.write(f"{step} ")
-                return collect(config, step, *rest)
-
-            train_grpo.collect = train_ppo.collect = noted
+            train_grpo.seeded = train_ppo.seeded = noted
             if point:
                 die(*point)
             run(trainer, Path(world), Path(out) / to)
@@ -527,14 +538,11 @@ def all_gradients(root: Path, world: World, micro: int = 1) -> dict[str, dict]:
         name: torch.tensor(value) for name, value in found["reward"].items()
     }
     rollouts = made_up_rollouts(tokenizer)
-    for fused in (True, False):
-        config = train_grpo.Config(
-            beta=0.1, temperature=0.7, micro_tokens=400 // micro, mu=1, fused=fused
-        )
-        batches = train_grpo.make_batches(rollouts, config, reference, world)
-        sums = train_grpo.grpo_gradient(model, batches, config, first=True)
-        sums = {name: world.all_sum(value) for name, value in sums.items() if name != "clip"}
-        found["grpo" if fused else "grpo, head and loss apart"] = gradients(model) | sums
+    config = train_grpo.Config(beta=0.1, temperature=0.7, micro_tokens=400 // micro)
+    batches = micro_batches(rollouts, config, reference, world)
+    sums = train_grpo.grpo_gradient(model, batches, config)
+    sums = {name: world.all_sum(value) for name, value in sums.items() if name != "clip"}
+    found["grpo"] = gradients(model) | sums
     config = train_dpo.Config(init=str(root / "model"), micro_tokens=120 // micro)
     pairs = train_dpo.load_pairs([f"{root}/samples.jsonl"], config, tokenizer)[0][
         :5
@@ -547,19 +555,18 @@ def all_gradients(root: Path, world: World, micro: int = 1) -> dict[str, dict]:
     config = train_ppo.Config(beta=0.1, temperature=0.7, micro_tokens=400 // micro, clip_value=0.5)
     train_ppo.assess(config, rollouts, reference, value, world)
     estimates = train_ppo.estimate(config, rollouts)
-    batches = train_grpo.make_batches(rollouts, train_ppo.as_grpo(config), None, world)
-    train_grpo.grpo_gradient(model, batches, train_ppo.as_grpo(config), first=True)
+    batches = micro_batches(rollouts, train_ppo.as_grpo(config), None, world)
+    train_grpo.grpo_gradient(model, batches, train_ppo.as_grpo(config))
     found["ppo"] = gradients(model) | {
         name: torch.tensor(number) for name, number in estimates.items()
     }
-    loss = train_ppo.value_gradient(value, batches, config)["value_loss"]
+    loss = train_ppo.value_gradient(value, batches, rollouts, config)["value_loss"]
     found["ppo_value"] = gradients(value) | {"loss": world.all_sum(loss)}
     lone = rollouts[:1]  # one micro-batch: the second process runs along
     train_ppo.assess(config, lone, reference, value, world)
     train_ppo.estimate(config, lone)
-    train_ppo.value_gradient(
-        value, train_grpo.make_batches(lone, train_ppo.as_grpo(config), None, world), config
-    )
+    batches = micro_batches(lone, train_ppo.as_grpo(config), None, world)
+    train_ppo.value_gradient(value, batches, lone, config)
     found["ppo_lone"] = gradients(value)
     return found
 

@@ -26,7 +26,15 @@ import train_ppo
 import train_pretrain
 import train_reward
 import train_sft
-from batch import cut_group, micro_batches, token_logprobs, token_scores, token_values
+from batch import (
+    MicroBatch,
+    cut_group,
+    micro_batches,
+    pack_rollouts,
+    token_logprobs,
+    token_scores,
+    token_values,
+)
 from data.io import InputError, run_cli
 from data.problems.problem import Problem
 from generate import Decoder, Sample, Sequence, sample_tokens
@@ -174,7 +182,7 @@ def _group(stage: str, prompt: int, count: int, length: int):
         [Sample(ids, [0.0] * length, [True] * length, "eos")] * count,
         [[0.0] * length] * count,
     )
-    made = Rollout(Problem("", "", ""), "cot", [0] * prompt, samples, [0.0] * count, [1.0] * count)
+    made = Rollout(Problem("", "", ""), "cot", [0] * prompt, samples, advantages=[1.0] * count)
     made.values, made.returns = numbers, numbers
     return made
 
@@ -282,7 +290,7 @@ def measure(stage: str, config, shape: ModelConfig | None = None) -> Plan:
             if beta:
                 reference = Model(*shared, trained=False, kind="reference")
             if stage in ("grpo", "ppo"):
-                copies = 2 if getattr(config, "data_source", "") == "sft" else 1
+                copies = 2 if getattr(config, "algorithm", "") == "rft" else 1
                 sampler = [
                     Model(*shared, trained=False, kind="sampler", whole=True) for _ in range(copies)
                 ][-1]
@@ -342,7 +350,7 @@ def measure(stage: str, config, shape: ModelConfig | None = None) -> Plan:
             }
             again |= {
                 "kind": config.reward.removesuffix("_model"),
-                "completions": config.reward_samples,
+                "completions": config.samples,
             }
             inner = measure(
                 "reward",
@@ -391,21 +399,26 @@ def _reinforce(
 ):
     options = train_ppo.as_grpo(config) if stage == "ppo" else config
     frozen = reference.module if reference is not None else None
-    batches: list[train_grpo.MicroBatch] = []
+    batches: list[MicroBatch] = []
+
+    def pack(reference=None) -> None:
+        batches.extend(pack_rollouts(items, config.micro_tokens, META))
+        train_grpo.set_weights(batches, items, options)
+        for micro in batches if reference is not None else []:
+            with torch.no_grad():
+                micro.ref_logp, _ = token_logprobs(reference, micro, config.temperature)
+
     if stage == "grpo" and frozen is not None:
-        phase(
-            "reference",
-            lambda: batches.extend(train_grpo.make_batches(items, config, frozen, META)),
-        )
+        phase("reference", lambda: pack(frozen))
     else:
-        batches += train_grpo.make_batches(items, options, None, META)
+        pack()
     if value is not None:
         phase("assess", lambda: _assess(batches, value.module, frozen, config.temperature))
 
     def update() -> None:
-        train_grpo.grpo_gradient(model.module, batches, options, first=True)
+        train_grpo.grpo_gradient(model.module, batches, options)
         if value is not None:
-            train_ppo.value_gradient(value.module, batches, config)
+            train_ppo.value_gradient(value.module, batches, items, config)
 
     phase("update", update, config.mu * plan.work.own / plan.work.traced)
     plan.learned = dict(ledger.live)
@@ -481,9 +494,9 @@ def _assess(batches, value: Transformer, reference: Transformer | None, temperat
     """train_ppo.assess, but for what it makes of the numbers."""
     with torch.no_grad():
         for micro in batches:
-            told = [token_values(value, micro.batch)]
+            told = [token_values(value, micro)]
             if reference is not None:
-                told.append(token_logprobs(reference, micro.batch, temperature)[0])
+                told.append(token_logprobs(reference, micro, temperature)[0])
             torch.stack(told)
 
 

@@ -225,19 +225,19 @@ def test_only_our_side_is_given_our_options():
 
 
 def test_an_earlier_revision_is_our_side_of_another_folder():
-    chosen = given("--before", "OLD", "--ours", "fused=true")
+    chosen = given("--before", "OLD", "--ours", "bf16=true")
     found = turns.side_commands(turns.commands("bench.py", chosen, "trl"), chosen, "DIR")
     assert list(found) == ["ours", "before"]
     assert found["before"] == [sys.executable, "OLD/bench/bench.py", *found["ours"][2:]]
 
 
 def test_options_of_ours_are_read_as_the_trainer_reads_them():
-    known = ("micro_tokens", "fused")
+    known = ("micro_tokens", "bf16")
     config = turns.own_options(
-        train_grpo.Config, "micro_tokens=7,fused=true", known, dict(samples=3, micro_tokens=9)
+        train_grpo.Config, "micro_tokens=7,bf16=true", known, dict(samples=3, micro_tokens=9)
     )
-    assert (config.micro_tokens, config.fused, config.samples) == (7, True, 3)
-    with pytest.raises(InputError, match="--ours lr=1: not an option .* micro_tokens, fused"):
+    assert (config.micro_tokens, config.bf16, config.samples) == (7, True, 3)
+    with pytest.raises(InputError, match="--ours lr=1: not an option .* micro_tokens, bf16"):
         turns.own_options(train_grpo.Config, "lr=1", known, {})
     with pytest.raises(InputError, match="--micro_tokens x: needs an integer"):
         turns.own_options(train_grpo.Config, "micro_tokens=x", known, {})

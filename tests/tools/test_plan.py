@@ -103,13 +103,13 @@ class Real:
         elif self.stage == "dpo":
             train_dpo.batch_loss(self.model, self.reference, items, config, world)
         elif self.stage == "grpo":
-            batches = train_grpo.make_batches(items, config, self.reference, world)
-            train_grpo.grpo_gradient(self.model, batches, config, True)
+            batches = training.micro_batches(items, config, self.reference, world)
+            train_grpo.grpo_gradient(self.model, batches, config)
         else:
             both = train_ppo.as_grpo(config)
-            batches = train_grpo.make_batches(items, both, None, world)
-            train_grpo.grpo_gradient(self.model, batches, both, True)
-            train_ppo.value_gradient(self.value, batches, config)
+            batches = training.micro_batches(items, both, None, world)
+            train_grpo.grpo_gradient(self.model, batches, both)
+            train_ppo.value_gradient(self.value, batches, items, config)
 
     def step(self) -> None:
         self.learn()
@@ -229,10 +229,10 @@ def test_nothing_is_left_in_the_ledger(directory):
     ledger = Ledger(503)
     with ledger.tracing(gpu=True):
         model = Model(ledger, SHAPE, 2, torch.bfloat16)
-        batches = train_grpo.make_batches(
+        batches = training.micro_batches(
             plan.work_of("grpo", config).items, config, None, plan.META
         )
-        train_grpo.grpo_gradient(model.module, batches, config, True)
+        train_grpo.grpo_gradient(model.module, batches, config)
         batches.clear()
         model.zero_grad()
         assert (
@@ -461,8 +461,6 @@ def test_reward_model_and_its_refresh(directory):
         "2",
         "--reward_questions",
         "8",
-        "--reward_samples",
-        "4",
     ]
     found = plan.measure("grpo", options("grpo", directory, "--gpus", "2", *learned))
     weights = 2 * sum(
