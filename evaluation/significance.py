@@ -4,7 +4,6 @@ problem.
 `python -m evaluation.audit compare DIR_A DIR_B` prints them for two directories that eval.py wrote.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.io import InputError, atomic_write, read_jsonl
+from data.io import CommandParser, InputError, atomic_write, read_jsonl
 from evaluation.report import percent, text_table
 
 RESAMPLES = 10_000  # of the bootstrap and of the sign-flip test
@@ -165,14 +164,9 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise InputError(f"{self.prog}: {message}; --help shows its arguments")
-
-
 def compare_command(arguments: list[str]) -> None:
     """`python -m evaluation.audit compare`: print a table of the differences."""
-    parser = Parser("evaluation.audit compare", description=__doc__)
+    parser = CommandParser("python -m evaluation.audit compare", description=__doc__)
     parser.add_argument("a", metavar="DIR_A", help="directory that eval.py wrote")
     parser.add_argument("b", metavar="DIR_B", help="another one, of the same problems")
     parser.add_argument("--to", metavar="FILE", help="JSON file for the results")

@@ -207,4 +207,4 @@ def test_directories_that_cannot_be_compared(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2 and done.stderr.startswith("error: evaluation.audit compare: ")
+    assert done.returncode == 2 and done.stderr.startswith("error: ")

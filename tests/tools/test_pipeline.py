@@ -97,7 +97,7 @@ def test_stages_run_in_order_and_once(toy, capfd):
     assert list(summary["seconds"]) == ["make", "train", "eval"]
     assert all(0 < seconds < 60 for seconds in summary["seconds"].values())
     out = capfd.readouterr().out
-    assert "[2/3] train: about 30 s, the whole rest 0.7 min" in out
+    assert "[2/3] train: about 30 s, all that is left 0.7 min" in out
     assert "25.0 (15.0 - 35.0)" in out and "50.0 (40.0 - 60.0)" in out
 
     (toy.to / "summary.json").unlink()
@@ -194,11 +194,11 @@ def test_data_reaches_the_commands(toy, tmp_path, capfd):
         ('rows = ["base", "grpo"]', "", "no rows in it"),
         ("columns = {", "other = {", "no columns in it"),
         (TOML, 'rows = ["a"]\ncolumns = { a = "a" }', "no [[stage]] in it"),
-        ("{to} train-1", "{too} train-1", "must be one of {to}, {data}"),
-        ("{to} train-1", "{ train-1", "must be one of {to}, {data}"),
+        ("{to} train-1", "{too} train-1", "must be among {to}, {data}"),
+        ("{to} train-1", "{ train-1", "must be among {to}, {data}"),
         ("python '{configs}/step.py'", "no-such-program", "no-such-program: cannot be run"),
-        ('"grpo"]', '"grpo", "sft"]', "sft/results.json: not written by any stage"),
-        ("test.pot", "other.pot", "holds no results of other.pot"),
+        ('"grpo"]', '"grpo", "sft"]', "sft/results.json: no stage has written it"),
+        ("test.pot", "other.pot", "has no results of other.pot"),
     ],
 )
 def test_wrong_pipeline_files(toy, old, new, message, capfd):
