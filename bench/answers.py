@@ -11,7 +11,6 @@ Times are of the
 processor: the median over a category's cases of each case's median over the rounds.
 """
 
-import argparse
 import json
 import platform
 import statistics
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import answers
 from data.answers import reading, values
-from data.io import InputError, read_jsonl, run_cli
+from data.io import CommandParser, InputError, at_least, read_jsonl, run_cli
 
 try:
     import math_verify
@@ -98,9 +97,9 @@ def measure(cases: list[dict], graders: dict, repeats: int) -> tuple[dict, dict]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", required=True, help="JSONL of graders' test cases")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=at_least(1), default=5)
     parser.add_argument("--all", action="store_true", help="also the cases with flags")
     options = parser.parse_args()
     if math_verify is None:

@@ -15,7 +15,6 @@ for a file (its `test`, which also compares labels). Seconds of training are tho
 the processor's beside them. MB/s of scoring use the processor's time. Needs fasttext-wheel.
 """
 
-import argparse
 import functools
 import importlib.util
 import json
@@ -36,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from documentation import docstrings
 
-from data.io import InputError, run_cli
+from data.io import CommandParser, InputError, at_least, run_cli
 from data.mine.classifier import Settings, train
 from data.mine.ngrams import units
 from data.world.synthetic import document
@@ -211,10 +210,10 @@ def report(found: dict[str, dict[str, float]], threads: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--texts", type=int, default=3000, help="of each class, at most")
-    parser.add_argument("--threads", type=int, default=2, help="of training")
+    parser = CommandParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=at_least(1), default=5)
+    parser.add_argument("--texts", type=at_least(1), default=3000, help="of each class, at most")
+    parser.add_argument("--threads", type=at_least(1), default=2, help="of training")
     options = parser.parse_args()
     try:
         import fasttext

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.io import InputError, atomic_write, run_cli, write_jsonl  # noqa: E402
+from data.io import CommandParser, InputError, atomic_write, run_cli, write_jsonl  # noqa: E402
 
 MATH = ("sympy", "mpmath")
 OTHER = (
@@ -67,7 +67,7 @@ def path_of(package: str, page: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--to", required=True)

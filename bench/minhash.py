@@ -10,7 +10,6 @@ processor: medians, and the ratio of medians. The estimates of all methods are c
 exact similarity of neighboring texts, of which every second is an edited copy of the one before.
 """
 
-import argparse
 import json
 import platform
 import random
@@ -26,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.io import InputError, read_jsonl, run_cli
+from data.io import CommandParser, InputError, at_least, read_jsonl, run_cli
 from data.mine.minhash import _ngrams, signatures, similarity
 from data.mine.ngrams import batches, unit_hashes
 
@@ -86,10 +85,10 @@ def measure(methods: dict, repeats: int) -> tuple[dict[str, list[float]], dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--texts", help="JSONL of pages")
     parser.add_argument("--megabytes", type=float, default=4, help="of text to sign")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=at_least(1), default=5)
     options = parser.parse_args()
     if datasketch is None:
         raise InputError("datasketch is not installed; pip install datasketch")

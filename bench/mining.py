@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data.io import run_cli  # noqa: E402
+from data.io import CommandParser, at_least, run_cli  # noqa: E402
 
 EXAMPLES = 400
 IMPORTS = "import data.mine.loop, torch"
@@ -84,11 +84,11 @@ def mine(folder: Path, pages: int, partitions: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pages", type=int, default=2000)
-    parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--pages", type=at_least(1), default=2000)
+    parser.add_argument("--times", type=at_least(1), default=10)
     options = parser.parse_args()
     name = platform.processor() or platform.machine()
     print(f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}")

@@ -14,7 +14,6 @@ decoded"). Its main-content mode is shown as well. A formula is kept if its LaTe
 apart from spaces; for AsciiMath its source counts too.
 """
 
-import argparse
 import html
 import json
 import os
@@ -37,6 +36,7 @@ except ImportError:
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.io import CommandParser, at_least, run_cli
 from data.mine.html_text import html_text
 
 WORDS = (
@@ -283,9 +283,11 @@ def count_kept(pages: list[tuple]) -> tuple[dict[str, Counter], Counter]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--pages", type=int, default=200, help="generated pages, over all kinds")
+    parser = CommandParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=at_least(1), default=9)
+    parser.add_argument(
+        "--pages", type=at_least(1), default=200, help="generated pages, over all kinds"
+    )
     parser.add_argument("--files", nargs="*", default=[], help="WARC files whose pages are timed")
     options = parser.parse_args()
 
@@ -341,4 +343,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

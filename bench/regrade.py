@@ -9,7 +9,6 @@ with is_correct) and tool-integrated/*.jsonl (microsoft/ToRA: text, ```python bl
 difference.
 """
 
-import argparse
 import itertools
 import json
 import re
@@ -17,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from data import answers
-from data.io import InputError, atomic_write, read_jsonl, run_cli
+from data.io import CommandParser, InputError, atomic_write, read_jsonl, run_cli
 from data.sandbox.sandbox import Sandbox
 from evaluation import solve
 from reward import printed
@@ -107,7 +106,7 @@ def same_end(a: str, b: str) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--data", type=Path, required=True, help="folder with gsm8k and tool-integrated"
     )

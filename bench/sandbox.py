@@ -8,7 +8,6 @@ system time of the server and its programs for one program, which other load cha
 CPU ms is what one free core can do.
 """
 
-import argparse
 import os
 import platform
 import statistics
@@ -18,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.io import InputError, run_cli
+from data.io import CommandParser, at_least, run_cli
 from data.sandbox.sandbox import Sandbox
 
 KINDS = {
@@ -61,13 +60,11 @@ def server_seconds(sandbox: Sandbox) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--programs", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser = CommandParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--programs", type=at_least(1), default=200)
+    parser.add_argument("--repeats", type=at_least(1), default=5)
     parser.add_argument("--workers", default="1,2")
     options = parser.parse_args()
-    if options.programs < 1 or options.repeats < 1:
-        raise InputError("--programs and --repeats must be at least 1")
     load = os.getloadavg()
     print(
         f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, {load}"

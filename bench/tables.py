@@ -9,7 +9,6 @@ its settings on a machine; the number of rounds does not matter. A ratio above 1
 faster.
 """
 
-import argparse
 import re
 import sys
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.turns import RESULTS, median
-from data.io import InputError, atomic_write, read_jsonl, run_cli
+from data.io import CommandParser, InputError, atomic_write, read_jsonl, run_cli
 
 MARKED = re.compile(r"(?m)^(<!-- table: (.*?) -->\n)(.*?)^(<!-- end of table -->)$", re.DOTALL)
 HEAD = ("work", "settings", "ours", "memory", "peer", "its memory", "ratio", "rounds", "made")
@@ -154,7 +153,7 @@ def chosen(rows: list[dict], names: str, where: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", default=str(RESULTS), help="the file of results")
     parser.add_argument("--write", help="a Markdown file with markers, to be rewritten")
     given = parser.parse_args()

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from data.io import InputError
+from data.io import CommandParser, InputError, at_least
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 PACKAGES = ("torch", "numpy", "transformers", "trl", "accelerate", "datasets")
@@ -150,11 +150,11 @@ def print_logprobs(side: str, folder: str, prompts: list[list[int]]) -> None:
 
 def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
     """The options of every comparison. --side and --check are for the processes that it starts."""
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser = CommandParser(description=description.splitlines()[0])
     parser.add_argument("--peer", help="Python of the peer's environment; without it ours alone")
     parser.add_argument("--before", help="checkout of an earlier revision of ours: one more side")
-    parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=at_least(1), default=rounds)
+    parser.add_argument("--threads", type=at_least(1), default=2)
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the arithmetic")
     parser.add_argument("--peer_dtype", choices=DTYPES, help="of the peer's, where it differs")
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
