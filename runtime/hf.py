@@ -1,9 +1,10 @@
-"""A checkpoint is a Hugging Face model directory: read by memory map, written so that transformers loads it unchanged.
+"""Hugging Face model directories: read by memory map, written so that transformers loads them unchanged.
 
-Here alone the names, shapes and settings of transformers and vLLM are translated to and from those of model.py, which
-knows nothing of files.
+Only this file translates between the names, shapes and settings of transformers and those of
+model.py, which knows nothing of files.
 """
 
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ from torch import nn
 from data.io import InputError
 from model import ModelConfig, Transformer
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Configuration
 
-ROPE_FIELDS = {  # scalings of the rotary positions, and the numbers each needs
+# Scalings of RoPE's positions, and the numbers that each needs.
+ROPE_FIELDS = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -28,15 +30,22 @@ ROPE_FIELDS = {  # scalings of the rotary positions, and the numbers each needs
 
 
 def config_from_hf(hf: dict, where: str = "config.json") -> ModelConfig:
-    """Translate a Hugging Face config (LLaMA, Qwen2, Qwen3; rope fields of transformers 4 and 5 alike)."""
+    """Translate the config.json of a LLaMA, Qwen2 or Qwen3 model, written by transformers 4 or 5.
+
+    where: the file; it begins the message of an InputError.
+    """
     family = hf.get("model_type")
     if family not in ("llama", "qwen2", "qwen3"):
         raise InputError(
             f"{where}: model_type {family!r} is not supported; use a llama, qwen2 or qwen3 model"
         )
+
+    # Switches that we do not have.
     for key, only in (("mlp_bias", False), ("use_sliding_window", False), ("hidden_act", "silu")):
         if hf.get(key) not in (None, only):
             raise InputError(f"{where}: {key} = {hf[key]!r} is not supported")
+
+    # RoPE: transformers 5 keeps all of it in rope_parameters.
     rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
     theta = rope.pop("rope_theta", None) or hf.get("rope_theta") or 10_000.0
     kind = rope.pop("type", None) or rope.get("rope_type") or "default"
@@ -47,6 +56,8 @@ def config_from_hf(hf: dict, where: str = "config.json") -> ModelConfig:
         )
     if missing := [field for field in ROPE_FIELDS[kind] if field not in rope]:
         raise InputError(f"{where}: rope type {kind} needs the field {missing[0]}")
+
+    # A reward or value model has a head with one label.
     labels = list((hf.get("id2label") or {}).values())
     scored = str(hf.get("architectures")).endswith("ForTokenClassification']")
     if scored and len(labels) != 1:
@@ -82,15 +93,14 @@ def config_from_hf(hf: dict, where: str = "config.json") -> ModelConfig:
 
 
 def config_to_hf(config: ModelConfig, dtype: torch.dtype) -> dict:
-    """The config.json that transformers and vLLM read."""
-    kind = "ForTokenClassification" if config.score else "ForCausalLM"
-    labels = (
-        {"id2label": {"0": config.score}, "label2id": {config.score: 0}} if config.score else {}
-    )
+    """The config.json that transformers and vLLM read. dtype: of the stored weights."""
+    family = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[config.family]
+    kind, labels = "ForCausalLM", {}
+    if config.score:
+        kind = "ForTokenClassification"
+        labels = {"id2label": {"0": config.score}, "label2id": {config.score: 0}}
     return labels | {
-        "architectures": [
-            {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[config.family] + kind
-        ],
+        "architectures": [family + kind],
         "model_type": config.family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
@@ -113,7 +123,7 @@ def config_to_hf(config: ModelConfig, dtype: torch.dtype) -> dict:
 
 
 def read_config(directory) -> ModelConfig:
-    """The ModelConfig of a Hugging Face directory. Raises InputError naming the file or field at fault."""
+    """The ModelConfig of a Hugging Face directory. Raises InputError, which names the file or field."""
     path = Path(directory) / "config.json"
     try:
         hf = json.loads(path.read_text(encoding="utf-8"))
@@ -126,12 +136,15 @@ def read_config(directory) -> ModelConfig:
     return config_from_hf(hf, str(path))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Weights
 
 
 def hf_names(config: ModelConfig) -> Iterator[tuple[str, list[tuple[str, int]]]]:
-    """(our parameter, [(Hugging Face name, rows)]): our fused matrices are theirs one above the other."""
+    """(our parameter, [(Hugging Face name, rows)]).
+
+    A fused matrix of ours has the rows of several of theirs, one after the other.
+    """
     E = config.head_width
     qkv = [
         ("q_proj", config.heads * E),
@@ -168,13 +181,18 @@ def hf_names(config: ModelConfig) -> Iterator[tuple[str, list[tuple[str, int]]]]
 
 
 def _open_weights(directory: Path) -> dict:
-    """name -> function that reads the tensor by memory map, over all weight files (safetensors, or torch's .bin)."""
+    """{name: function that reads the tensor by memory map}, over all weight files of a directory.
+
+    They are safetensors, or torch's .bin. Raises InputError.
+    """
     files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("pytorch_model*.bin"))
     if not files:
         raise InputError(
             f"{directory}: no *.safetensors or pytorch_model*.bin in it; give a model directory"
         )
-    kind = files[0].suffix  # a directory may hold both kinds, and the index of the other alone
+
+    # An index lists the files. A directory may hold both kinds, and the index of the other kind.
+    kind = files[0].suffix
     if index := next(iter(directory.glob(f"*{kind}.index.json")), None):
         try:
             listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -187,17 +205,18 @@ def _open_weights(directory: Path) -> dict:
                 f"{directory}: {missing[0]}, listed in {index.name}, is missing; download it again"
             )
         files = [file for file in files if file.name in listed]
+
     readers = {}
     for file in files:
         try:
             if file.suffix == ".bin":
                 tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-                readers.update({name: (lambda t=tensor: t) for name, tensor in tensors.items()})
+                for name in tensors:
+                    readers[name] = functools.partial(tensors.get, name)
             else:
                 opened = safe_open(file, framework="pt")
-                readers.update(
-                    {name: (lambda o=opened, n=name: o.get_tensor(n)) for name in opened.keys()}
-                )
+                for name in opened.keys():
+                    readers[name] = functools.partial(opened.get_tensor, name)
         except Exception as error:
             reason = str(error).partition("\n")[0]
             raise InputError(
@@ -210,13 +229,15 @@ def _open_weights(directory: Path) -> dict:
 def from_pretrained(
     directory, device="cpu", dtype: torch.dtype | None = torch.float32, score: str = ""
 ) -> Transformer:
-    """Read a Hugging Face directory. Files are mapped, and each parameter is copied out once: a 7B checkpoint in bf16
-    takes its own size. dtype None keeps the stored type.
+    """Read a Hugging Face directory.
 
-    `score` asks for a model that scores tokens ("outcome", "process", "value"); a language model gets a new head for
-    it, which scores 0 until it is trained. So does a reward model that is to become a value model: its own head gives
-    the logit of a probability, not a value. Raises InputError naming the file, tensor and shapes at fault, and for a
-    model of another kind than asked for.
+    The files are mapped, and each parameter is copied once, so that a 7B checkpoint in bf16 takes
+    no more than its size. dtype None keeps the stored type.
+    score: "" for a language model; "outcome", "process" or "value" for a model that scores tokens.
+    A language model gets a new head for that, which scores 0 until it is trained. So does a reward
+    model that becomes a value model, because its head gives the logit of a probability.
+
+    Raises InputError: it names the file, or the tensor and its shapes; also for another kind of model.
     """
     directory = Path(directory)
     config = read_config(directory)
@@ -230,6 +251,7 @@ def from_pretrained(
             "score.weight": lambda: torch.zeros(1, config.width),
             "score.bias": lambda: torch.zeros(1),
         }
+
     with torch.device("meta"):
         model = Transformer(config)
     parameters = dict(model.named_parameters())
@@ -240,10 +262,10 @@ def from_pretrained(
         tensors = [readers[theirs]() for theirs, _ in parts]
         shape = parameters[name].shape
         for tensor, (theirs, rows) in zip(tensors, parts, strict=True):
-            found, asked = tuple(tensor.shape), (rows, *shape[1:])
-            if found != asked:
+            found, needed = tuple(tensor.shape), (rows, *shape[1:])
+            if found != needed:
                 raise InputError(
-                    f"{directory}: tensor {theirs} has shape {found}, its config.json asks for {asked}"
+                    f"{directory}: tensor {theirs} has shape {found}, its config.json asks for {needed}"
                 )
         target = torch.empty(shape, dtype=dtype or tensors[0].dtype, device=device)
         for part, tensor in zip(target.split([rows for _, rows in parts]), tensors, strict=True):
@@ -256,11 +278,16 @@ def from_pretrained(
 def save_pretrained(
     model: Transformer, directory, state_dict=None, dtype=None, shard_bytes: int = 5 * 2**30
 ) -> None:
-    """Write config.json, generation_config.json and (sharded) safetensors that transformers loads unchanged.
-    `state_dict` holds full weights where the model's own are sharded."""
+    """Write config.json, generation_config.json and safetensors, which transformers loads unchanged.
+
+    state_dict: the whole weights, if those of the model are split over processes.
+    dtype: the type to store; None: that of the weights. shard_bytes: the largest file.
+    """
     directory, config = Path(directory), model.config
     directory.mkdir(parents=True, exist_ok=True)
     state = state_dict if state_dict is not None else model.state_dict()
+
+    # Fill the files in the order of the layers.
     shards, size = [{}], 0
     for name, parts in hf_names(config):
         weight = state[name].detach()
@@ -271,29 +298,27 @@ def save_pretrained(
                 size = 0
             shards[-1][theirs] = part.contiguous()
             size += part.nbytes
+
+    # Write them. A single file has another name, and no index.
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     names = ["model.safetensors"] if len(shards) == 1 else names
     for name, tensors in zip(names, shards, strict=True):
         save_file(tensors, directory / name, metadata={"format": "pt"})
-    for stale in [
-        *directory.glob("model*.safetensors"),
-        directory / "model.safetensors.index.json",
-    ]:
-        if stale.name not in names:  # of an earlier save with other shards
-            stale.unlink(missing_ok=True)
+    index = directory / "model.safetensors.index.json"
+    for old in (*directory.glob("model*.safetensors"), index):
+        if old.name not in names:  # of an earlier save with other files
+            old.unlink(missing_ok=True)
     if len(shards) > 1:
-        weight_map = {
-            tensor: name for name, tensors in zip(names, shards, strict=True) for tensor in tensors
-        }
-        total = sum(part.nbytes for tensors in shards for part in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(directory / "model.safetensors.index.json", index)
+        weight_map, total = {}, 0
+        for name, tensors in zip(names, shards, strict=True):
+            weight_map |= dict.fromkeys(tensors, name)
+            total += sum(part.nbytes for part in tensors.values())
+        _write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
     stored = next(iter(shards[0].values())).dtype
     _write_json(directory / "config.json", config_to_hf(config, stored))
-    _write_json(
-        directory / "generation_config.json",
-        {"eos_token_id": config.eos_id, "bos_token_id": config.bos_id},
-    )
+    ends = {"eos_token_id": config.eos_id, "bos_token_id": config.bos_id}
+    _write_json(directory / "generation_config.json", ends)
 
 
 def _write_json(path: Path, value: dict) -> None:

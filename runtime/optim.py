@@ -1,4 +1,4 @@
-"""AdamW, schedules of the learning rate, the limit of the gradient's norm, and the speed of learning."""
+"""AdamW, the limit of the gradient's norm, learning rates; speed and memory of learning."""
 
 import functools
 import math
@@ -11,25 +11,30 @@ from torch import nn
 
 from runtime.distributed import World, whole_tensor
 
+# ----------------------------------------------------------------------------------------------------
+# The optimizer
+
 
 def adamw(
     model: nn.Module, lr: float, betas=(0.9, 0.95), weight_decay: float = 0.1
 ) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices, embedding and LM head included (as LLaMA's), but not on norms and biases."""
+    """AdamW. Weight decay is for matrices, as LLaMA's: also embedding and LM head, no norms, no biases."""
     trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.dim() >= 2]
+    vectors = [p for p in trained if p.dim() < 2]
     groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=lr, betas=betas, fused=True
-    )
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
 def clip_grad_norm(model: nn.Module, max_norm: float) -> float:
-    """Scale the gradients to a global norm of at most `max_norm` (0: leave them). Returns the norm before.
+    """Scale the gradients to a global norm of at most `max_norm` (0: leave them).
 
-    Raises FloatingPointError where it is not finite: going on would write NaN into every checkpoint kept.
+    Returns the norm before. Raises FloatingPointError if it is not finite: the next step would write
+    NaN into the weights.
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = whole_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
@@ -49,7 +54,8 @@ def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> float:
     return rate
 
 
-# Factors of the peak learning rate at `step`, which counts from 1 to `total`.
+# ----------------------------------------------------------------------------------------------------
+# Learning rates, as shares of the peak, at `step`, which counts from 1 to `total`
 
 
 def lr_constant(step: int, warmup: int) -> float:
@@ -58,16 +64,24 @@ def lr_constant(step: int, warmup: int) -> float:
 
 
 def lr_multistep(step: int, warmup: int, total: int) -> float:
-    """The paper's schedule (2.2.1): linear warm-up, 1, then 31.6 % after 80 % of the steps and 10 % after 90 %."""
-    stage = 1.0 if 10 * step <= 8 * total else 0.316 if 10 * step <= 9 * total else 0.1
+    """The paper's schedule (2.2.1): warm-up, 1, 31.6 % after 80 % of the steps, 10 % after 90 %."""
+    stage = 1.0
+    if 10 * step > 8 * total:
+        stage = 0.316
+    if 10 * step > 9 * total:
+        stage = 0.1
     return stage * lr_constant(step, warmup)
 
 
 def lr_linear_decay(step: int, warmup: int, total: int, decay: float) -> float:
-    """Linear warm-up, 1, then over the last share `decay` of the steps a straight line to 0.1 at the last."""
-    done = max(0.0, (step - total) / (decay * total) + 1) if decay > 0 else 0.0
+    """Linear warm-up, 1, and over the last share `decay` of the steps a line down to 0.1."""
+    length = decay * total
+    done = max(0.0, (step - total + length) / length) if length > 0 else 0.0
     return lr_constant(step, warmup) * (1 - 0.9 * done)
 
+
+# ----------------------------------------------------------------------------------------------------
+# Speed
 
 _GPU_PEAKS = {
     "B200": 2250e12,
@@ -79,40 +93,15 @@ _GPU_PEAKS = {
 }
 
 
-@functools.cache
-def peak_flops(device: torch.device) -> float:
-    """Dense FLOP/s of one device: bf16 by data sheet for known GPUs, else what a matrix product reaches."""
-    cuda = device.type == "cuda"
-    if cuda:
-        for name, peak in _GPU_PEAKS.items():
-            if name in torch.cuda.get_device_name(device):
-                return peak
-    n, dtype = (8192, torch.bfloat16) if cuda else (1024, torch.float32)
-    a, b = torch.ones(2, n, n, device=device, dtype=dtype)
-    best = math.inf
-    for _ in range(5):
-        began = time.perf_counter()
-        a @ b
-        if cuda:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - began)
-    return 2 * n**3 / best
-
-
-def mfu(flops_per_second: float, world: World) -> float:
-    """Model FLOPs utilisation: the model's arithmetic per second, over all processes, as a share of their peak."""
-    return flops_per_second / (peak_flops(world.device) * world.size)
-
-
 @dataclass
 class Work:
     """What a step computed, over all processes.
 
-    tokens: those learned from, without padding; a question counts once for all its completions,
-    and each update on the same batch counts again. flops: what the mathematics of this learning
-    needs (`batch.forward_flops`; a backward takes twice a forward).
-    sampled, sampling_flops: the same of sampling, if the step sampled.
-    Work that the program repeats (activations, logits) or wastes (padding) counts in seconds only.
+    tokens: those learned from, without padding. A question counts once for all its completions,
+    and each update on the same batch counts again.
+    flops: what the mathematics of learning needs (`batch.forward_flops`; a backward is two forwards).
+    sampled, sampling_flops: tokens sampled, and what sampling and scoring need.
+    What the program repeats (activations, logits) or wastes (padding) counts in seconds only.
     """
 
     tokens: int
@@ -122,8 +111,38 @@ class Work:
 
 
 def speed(tokens: int, flops: float, seconds: float, world: World) -> dict:
-    """Speed of learning: tokens_per_second and mfu."""
+    """tokens_per_second and mfu of learning."""
     return {"tokens_per_second": tokens / seconds, "mfu": mfu(flops / seconds, world)}
+
+
+def mfu(flops_per_second: float, world: World) -> float:
+    """Model FLOPs utilization: arithmetic per second as a share of the peak of all processes."""
+    return flops_per_second / (peak_flops(world.device) * world.size)
+
+
+@functools.cache
+def peak_flops(device: torch.device) -> float:
+    """Dense FLOP/s of a device: bf16 by data sheet for known GPUs, else those of a matrix product."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        name = torch.cuda.get_device_name(device)
+        for known, peak in _GPU_PEAKS.items():
+            if known in name:
+                return peak
+    n, dtype = (8192, torch.bfloat16) if on_gpu else (1024, torch.float32)
+    a, b = torch.ones(2, n, n, device=device, dtype=dtype)
+    best = math.inf
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ b
+        if on_gpu:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * n**3 / best
+
+
+# ----------------------------------------------------------------------------------------------------
+# Memory
 
 
 def memory_left(world: World) -> float | None:
@@ -136,26 +155,30 @@ def memory_left(world: World) -> float | None:
 
 
 def learning_bytes(models: Sequence[nn.Module], tokens: int, dtype: torch.dtype) -> float:
-    """Bytes that learning takes beside the weights, if no activation is recomputed; an estimate.
+    """An estimate of the bytes that learning takes beside the weights, if nothing is recomputed.
 
     models: those that are trained, one after the other. tokens: of one forward and backward pass.
     dtype: of the matrix products.
     """
-    # Adam's two moments and the gradient, in float32, of the part that this process holds.
-    parameters = [p for model in models for p in model.parameters() if p.requires_grad]
-    held = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in parameters)
+    held = 0
+    for model in models:
+        for parameter in model.parameters():
+            local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+            held += local.numel()
+    # For each weight a gradient and Adam's two moments, in float32.
     return 12 * held + max(activation_bytes(model.config, tokens, dtype) for model in models)
 
 
 def activation_bytes(shape, tokens: int, dtype: torch.dtype) -> float:
-    """Bytes of the activations that a backward of `tokens` needs, for a model of this ModelConfig.
+    """An estimate of the bytes of activations that a backward of `tokens` needs.
 
-    A block keeps, of each token: 4 vectors of width D (the inputs of two norms and of two matrix
-    products), queries and the output of attention three times H * E, keys and values 2 K * E,
-    the feed-forward layer 3 F; and the norms 4 D in float32. The head keeps parts of the logits.
+    shape: a ModelConfig. Of each token, a block keeps inputs of norms and matrix products (4 D),
+    queries and attention's output (3 H E), keys and values (2 K E), the feed-forward layer (3 F);
+    and in its norms 4 D in float32. The head keeps a part of the logits.
     """
-    heads, kv_heads = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
-    block = dtype.itemsize * (4 * shape.width + 3 * heads + 2 * kv_heads + 3 * shape.ffn)
-    block += 4 * 4 * shape.width
+    queries = shape.heads * shape.head_width
+    keys = shape.kv_heads * shape.head_width
+    numbers = 4 * shape.width + 3 * queries + 2 * keys + 3 * shape.ffn
+    block = dtype.itemsize * numbers + 4 * 4 * shape.width
     logits = 0 if shape.score else min(4 * tokens * shape.vocab_size, 2e9)
     return tokens * shape.layers * block + logits

@@ -15,7 +15,7 @@ def test_damaged_checkpoint_is_named(tmp_path):
     run_toy(tmp_path, "--steps", "3")
     next((tmp_path / "step_000003" / "trainer").glob("*.distcp")).unlink()
     with pytest.raises(
-        InputError, match="step_000003: not resumable .*; remove it to go on from the one before"
+        InputError, match="step_000003: not resumable .*; remove it to continue from the one before"
     ):
         run_toy(tmp_path, "--steps", "4")
 
