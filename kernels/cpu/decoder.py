@@ -134,10 +134,10 @@ class CpuDecoder(Decoder):
         for layer, block in zip(self.layers, model.layers, strict=True):
             attn, mlp = block.attn, block.mlp
             layer.attn_norm = self.pointer(block.attn_norm.weight)
-            layer.qkv_bias = self.pointer(self.padded(attn.qkv.bias))
+            layer.qkv_bias = self.bias(attn.qkv.bias)
             layer.q_norm = self.pointer(attn.q_norm and attn.q_norm.weight)
             layer.k_norm = self.pointer(attn.k_norm and attn.k_norm.weight)
-            layer.out_bias = self.pointer(self.padded(attn.out.bias))
+            layer.out_bias = self.bias(attn.out.bias)
             layer.mlp_norm = self.pointer(block.mlp_norm.weight)
             layer.qkv = self.pointer(self.product(attn.qkv))
             layer.out = self.pointer(self.product(attn.out))
@@ -168,12 +168,14 @@ class CpuDecoder(Decoder):
         self.kept.append(tensor.detach().contiguous())
         return self.kept[-1].data_ptr()
 
-    def padded(self, x: Tensor | None, to: int = 0) -> Tensor | None:
-        """x with zeros behind its first dimension, up to a multiple of `to` (default: of a panel)."""
-        to = to or self.panel
-        if x is None or x.shape[0] % to == 0:
-            return x
-        return torch.cat([x, x.new_zeros(-x.shape[0] % to, *x.shape[1:])])
+    def padded(self, x: Tensor, multiple: int = 0) -> Tensor:
+        """x with zeros after its first dimension, up to a multiple of this number (default: of a panel)."""
+        missing = -x.shape[0] % (multiple or self.panel)
+        return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
+
+    def bias(self, x: Tensor | None) -> int | None:
+        """In float32, whatever the layer keeps it in."""
+        return None if x is None else self.pointer(self.padded(x.detach().float()))
 
     def panels(self, weight: Tensor) -> Tensor:
         return self.padded(weight).unflatten(0, (-1, self.panel)).transpose(1, 2)
