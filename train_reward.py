@@ -13,7 +13,6 @@ replayed from older files.
 """
 
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,10 +28,9 @@ from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sampling
 from reward import RewardModel, solution_score, step_ends
 from rollout import Sampler, judge, label_steps, load_rollouts, sample_rollouts, save_rollouts
-from runtime import optim
 from runtime.distributed import World, seeded, setup, shard, shuffled
 from runtime.hf import from_pretrained
-from runtime.optim import adamw, clip_grad_norm, lr_linear_decay
+from runtime.optim import Work, adamw, clip_grad_norm, lr_linear_decay, set_lr
 from runtime.options import option, parse, read_toml
 from runtime.run import Run, command
 
@@ -372,24 +370,20 @@ def main(config: Config) -> None:
     if start == 0 and valid:
         run.log(0, validate(model, valid, config, world), {})
     for step in range(start + 1, config.steps + 1):
-        began = time.perf_counter()
-        rate = config.lr * lr_linear_decay(step, config.warmup, config.steps, config.decay)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        run.phase("update")
+        factor = lr_linear_decay(step, config.warmup, config.steps, config.decay)
+        rate = set_lr(optimizer, config.lr * factor)
         chosen = [groups[next(order)] for _ in range(config.questions)]
         metrics = reward_gradient(model, chosen, config, world)
         metrics |= {"grad_norm": clip_grad_norm(model, config.max_grad_norm), "lr": rate}
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        flops = 3 * forward_flops(
-            model.config, [(one.prompt, one.completions) for one in chosen], last=True
-        )
-        speed = optim.speed(
-            sum(one.tokens for one in chosen), flops, time.perf_counter() - began, world
-        )
+        run.phase("validate")
         if valid and (step % config.valid_every == 0 or step == config.steps):
             metrics |= validate(model, valid, config, world)
-        run.log(step, metrics, {"seconds": time.perf_counter() - began, **speed})
+        pairs = [(one.prompt, one.completions) for one in chosen]
+        flops = 3 * forward_flops(model.config, pairs, last=True)
+        run.log(step, metrics, Work(sum(one.tokens for one in chosen), flops))
         run.checkpoint(step, model, tokenizer, optimizer)
     run.finish(model, tokenizer, counts)
 

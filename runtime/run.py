@@ -1,4 +1,4 @@
-"""A run: its directory, options, metrics and checkpoints, and how signals stop it."""
+"""A run: its directory, options, metrics and checkpoints, and the signals that stop it."""
 
 import json
 import math
@@ -10,6 +10,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,70 +52,84 @@ def command(main: Callable, Config) -> None:
         sys.exit(code)
 
 
+# ----------------------------------------------------------------------------------------------------
+# Signals
+
+
 class Interrupted(Exception):
-    """The run was asked to stop and has saved itself."""
+    """A signal stopped the run, which has saved itself."""
 
     def __init__(self, signum: int, saved: Path):
-        super().__init__(
-            f"{signal.Signals(signum).name}: saved {saved}; the same command continues from there"
-        )
+        name = signal.Signals(signum).name
+        super().__init__(f"{name}: saved {saved}; the same command continues from there")
         self.signum = signum
 
 
 class Interrupt:
-    """Turns the first SIGINT (Ctrl-C) or SIGTERM into a flag; a second one, later, acts as usual."""
+    """Notes the first SIGINT (Ctrl-C) or SIGTERM. A second one acts as without this class."""
 
-    def __init__(self):
-        self.signum, self._at, self._before = 0, 0.0, {}
+    def __init__(self) -> None:
+        self.signum, self._time = 0, 0.0
+        self._handlers: dict[int, Any] = {}  # those of before
 
     def start(self) -> "Interrupt":
         # Python handles signals in the main thread only.
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
-                self._before[signum] = signal.signal(signum, self._handle)
+                self._handlers[signum] = signal.signal(signum, self._handle)
         return self
 
     def stop(self, *_) -> None:
-        while self._before:
-            signal.signal(*self._before.popitem())
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
 
     __enter__, __exit__ = start, stop
 
     def _handle(self, signum, frame) -> None:
-        # torchrun passes on a Ctrl-C that the terminal has already sent: within two seconds it is the same one.
-        if self.signum and time.monotonic() - self._at > 2:
+        # The terminal sends Ctrl-C to all, and torchrun sends it once more: that is the same signal.
+        if self.signum and time.monotonic() - self._time > 2:
             self.stop()
             os.kill(os.getpid(), signum)
         elif not self.signum:
-            self.signum, self._at = signum, time.monotonic()
+            self.signum, self._time = signum, time.monotonic()
             if local_main():
                 os.write(2, b"stopping after this step; once more stops at once\n")
 
     def requested(self, world: World) -> int:
-        """The number of the signal that any process has received, or 0. A collective: all stop at the same step."""
-        wanted = [float(self.signum == signum) for signum in (signal.SIGINT, signal.SIGTERM)]
-        sigint, sigterm = world.all_sum(torch.tensor(wanted)).tolist()
-        return signal.SIGINT if sigint else signal.SIGTERM if sigterm else 0
+        """The number of the signal that any process received, or 0. A collective, so all stop together."""
+        received = [float(self.signum == signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+        sigint, sigterm = world.all_sum(torch.tensor(received)).tolist()
+        if sigint:
+            return signal.SIGINT
+        return signal.SIGTERM if sigterm else 0
+
+
+# ----------------------------------------------------------------------------------------------------
+# Metrics
 
 
 class Metrics:
-    """metrics.jsonl: {"step": n, ...} a line a step, alike in every repetition; timing.jsonl: what the clock says."""
+    """metrics.jsonl: a line {"step": n, ...} for each step, the same if the run is repeated.
+
+    timing.jsonl: likewise, what depends on the clock.
+    """
 
     def __init__(self, run_dir, world: World, total_steps: int):
         self.directory, self.world, self.total = Path(run_dir), world, total_steps
-        self.began, self.first, self.printed = time.monotonic(), None, -math.inf
+        self.began, self.printed = time.monotonic(), -math.inf
+        self.first: int | None = None  # the step before the first that this process made
 
     def truncate(self, step: int) -> None:
-        """Drop the lines after `step`, and a half-written last one: what a resumed run will write again."""
+        """Drop the lines after `step`, which a resumed run writes again, and a half-written line."""
         if not self.world.is_main:
             return
-        for path in (self.directory / "metrics.jsonl", self.directory / "timing.jsonl"):
+        for name in ("metrics", "timing"):
+            path = self.directory / f"{name}.jsonl"
             if path.exists():
-                whole = path.read_text(encoding="utf-8").split("\n")[:-1]
+                lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+                kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
                 with atomic_write(path) as file:
-                    file.writelines(
-                        line + "\n" for line in whole if json.loads(line)["step"] <= step
-                    )
+                    file.writelines(kept)
 
     def write(self, step: int, metrics: dict, timing: dict) -> None:
         """Append to both files and, at most once a second, print a line with the time left."""
@@ -124,16 +139,22 @@ class Metrics:
         for name, row in (("metrics", metrics), ("timing", timing)):
             with open(self.directory / f"{name}.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **row}) + "\n")
+
+        if self.first is None:
+            self.first = max(step - 1, 0)
         now = time.monotonic()
-        self.first = max(step - 1, 0) if self.first is None else self.first
-        if now - self.printed >= 1 or step >= self.total:
-            self.printed = now
-            shown = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
-            text = "  ".join(
-                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()
-            )
-            left = (now - self.began) / max(step - self.first, 1) * max(self.total - step, 0)
-            print(f"step {step}/{self.total}  {text}  | {_clock(left)} left", flush=True)
+        if now - self.printed < 1 and step < self.total:
+            return
+        self.printed = now
+        words = [f"step {step}/{self.total}"]
+        for name, value in metrics.items():
+            if isinstance(value, int | float):
+                words.append(
+                    f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                )
+        seconds = (now - self.began) / max(step - self.first, 1)
+        left = _clock(seconds * max(self.total - step, 0))
+        print(f"{'  '.join(words)}  | {left} left", flush=True)
 
     def summary(self, values: dict) -> None:
         """Write summary.json."""
@@ -142,38 +163,43 @@ class Metrics:
                 json.dump(values, file, indent=2)
 
     def rows(self, name: str = "metrics") -> list[dict]:
+        """The lines of metrics.jsonl, or of timing.jsonl."""
         path = self.directory / f"{name}.jsonl"
-        return (
-            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            if path.exists()
-            else []
-        )
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+# ----------------------------------------------------------------------------------------------------
+# The run
+
+# Options that do not change the results of a run.
+MAY_CHANGE = (
+    "to",
+    "keep",
+    "save_every",
+    "keep_rollouts",
+    "device",
+    "kernels",
+    "compile",
+    "activation_checkpointing",
+    "max_rows",
+)
+PATIENCE = 100  # steps in a row without a signal, after which a run stops
 
 
 class Run:
-    """The run directory `config.to` of one trainer. `config` also has steps (and iterations), save_every and keep.
+    """The run directory `config.to` of a trainer.
 
-    Raises InputError where the directory holds a run with other options, but for those that do not change its results
-    and for a larger number of steps.
+    config: the trainer's options, checked once more; it has steps (and perhaps iterations) and
+    save_every. Raises InputError if the directory holds a run with other options. Those in
+    MAY_CHANGE may differ, and the number of steps may grow.
     """
-
-    MAY_CHANGE = (
-        "keep",
-        "save_every",
-        "device",
-        "max_rows",
-        "keep_rollouts",
-        "to",
-        "kernels",
-        "compile",
-        "activation_checkpointing",
-    )
-    PATIENCE = 100  # steps in a row without a signal, after which a run stops
 
     def __init__(self, config, world: World):
         check(config)
@@ -188,31 +214,32 @@ class Run:
         self._check_config()
 
     def _check_config(self) -> None:
+        """Raise InputError if the directory holds a run with other options."""
         path = self.directory / "config.toml"
-        if not path.exists() or not (
-            self.checkpoints.complete() or (self.directory / "rollouts").exists()
-        ):
-            return  # nothing here yet that the options have shaped
+        begun = self.checkpoints.complete() or (self.directory / "rollouts").exists()
+        if not begun or not path.exists():
+            return
+        # Where a run has iterations, `steps` is the length of each.
+        grows = "iterations" if getattr(self.config, "iterations", 1) > 1 else "steps"
         before, now = read_toml(path), tomllib.loads(to_toml(self.config))
-        grows = (
-            "iterations" if getattr(self.config, "iterations", 1) > 1 else "steps"
-        )  # else an iteration's own length
         for name, value in now.items():
             old = before.get(name, value)
-            if old != value and name not in self.MAY_CHANGE and not (name == grows and value > old):
-                change = f"{name} was {toml_value(old)}, now {toml_value(value)}"
-                raise InputError(f"{path}: {change}; give the same value, or another --to")
+            if old == value or name in MAY_CHANGE or (name == grows and value > old):
+                continue
+            change = f"{name} was {toml_value(old)}, now {toml_value(value)}"
+            raise InputError(f"{path}: {change}; give the same value, or another --to")
 
     def say(self, text: str) -> None:
+        """Print a line, on one process."""
         if self.world.is_main:
             print(text, flush=True)
 
     def checkpointing(self, *models: nn.Module, tokens: int) -> None:
-        """Say to the trained models whether blocks recompute their activations in the backward.
+        """Tell the trained models whether to recompute activations (--activation_checkpointing).
 
-        This is --activation_checkpointing. Where that is None, they do so on a GPU without memory
-        for a forward and backward pass of `tokens`; a line says so. The decision is kept in the
-        config. Call it when all models of the run are on the device. A collective.
+        If the option is None, they do so on a GPU that has no memory for a forward and backward
+        pass of `tokens`; a line says so. The config keeps the decision. Call this when all models
+        of the run are on the device. A collective.
         """
         if self.config.activation_checkpointing is None:
             self.config.activation_checkpointing = False
@@ -226,9 +253,10 @@ class Run:
             model.activation_checkpointing = self.config.activation_checkpointing
 
     def resume(self, model, optimizer, others: Others = None) -> tuple[int, dict]:
-        """(last finished step, its state) with models and optimizers as they were then; (0, {}) at the start.
+        """Load the last checkpoint into models and optimizers, if there is one.
 
-        From here on Ctrl-C and SIGTERM are answered by `checkpoint`.
+        Returns its step and state, or (0, {}). From here on, a signal stops the run at the end of a
+        step (see `checkpoint`).
         """
         found = self.checkpoints.load_latest(model, optimizer, others)
         step, state = found or (0, {})
@@ -244,32 +272,34 @@ class Run:
         return step, state
 
     def phase(self, name: str) -> None:
-        """What follows is this phase of a step, until the next phase or `log`. Its seconds count."""
+        """Begin a phase of a step. It lasts until the next one or `log`; its seconds are counted.
+
+        The name "" counts nothing.
+        """
         now = time.perf_counter()
         if self._phase:
             self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
         self._phase, self._since = name, now
 
-    def log(self, step: int, metrics: dict, work: Work | dict | None = None) -> None:
+    def log(self, step: int, metrics: dict, work: Work | None = None) -> None:
         """Write a step: `metrics` to metrics.jsonl, seconds and speed to timing.jsonl.
 
-        timing.jsonl gets the seconds of each phase and of all together, and of the phases "update"
-        and "assess" the tokens and the share of peak FLOP/s (mfu). Where the step sampled, in a
-        phase "rollout": tokens sampled a second, and mfu_step, that of the whole step.
+        timing.jsonl has the seconds of each phase and of all. With `work` it also has tokens a
+        second and mfu (see runtime/optim.py) of the phases "update" and "assess"; and if the step
+        sampled, in a phase "rollout", tokens sampled a second and mfu_step, that of the whole step.
         """
         self.phase("")
         seconds, self.seconds = self.seconds, {}
         timing = {"seconds": sum(seconds.values()), **seconds} if seconds else {}
-        if isinstance(work, dict):
-            timing |= work
-        elif work is not None:
+        if work:
             learning = seconds["update"] + seconds.get("assess", 0.0)
             timing |= optim.speed(work.tokens, work.flops, learning, self.world)
-            if "rollout" in seconds and work.sampled:
-                timing["rollout_tokens_per_second"] = work.sampled / seconds["rollout"]
-                flops = work.flops + work.sampling_flops
-                timing["mfu_step"] = optim.mfu(flops / timing["seconds"], self.world)
+        if work and work.sampled and "rollout" in seconds:
+            timing["rollout_tokens_per_second"] = work.sampled / seconds["rollout"]
+            flops = work.flops + work.sampling_flops
+            timing["mfu_step"] = optim.mfu(flops / timing["seconds"], self.world)
         self.metrics.write(step, metrics, timing)
+
         if count := metrics.get("reward_not_finite"):
             self.say(f"step {step}: {count} rewards are not finite; they count for nothing")
         self.silent = self.silent + 1 if metrics.get("no_signal") == 1 else 0
@@ -285,10 +315,10 @@ class Run:
     ) -> None:
         """Save every `save_every` steps, at the last one, and before the run stops early.
 
-        Raises Interrupted after Ctrl-C or SIGTERM, InputError after PATIENCE steps without a signal.
+        Raises Interrupted after a signal, InputError after PATIENCE steps without a signal to learn.
         """
         signum = self.interrupt.requested(self.world)
-        silent = self.silent >= self.PATIENCE and step < self.total
+        silent = self.silent >= PATIENCE and step < self.total
         if signum or silent or step % self.config.save_every == 0 or step == self.total:
             path = self.checkpoints.save(step, model, tokenizer, optimizer, state, others)
             if signum:
@@ -296,29 +326,33 @@ class Run:
                 raise Interrupted(signum, path)
         if silent:
             reason = "all rewards of each group were alike: the problems are too easy or too hard"
-            hint = "the same command goes on from here"
+            hint = "the same command continues from here"
             raise InputError(f"step {step}: no signal in {self.silent} steps, {reason}; {hint}")
 
     def renew_reference(self, step: int, policy, reference, tokenizer) -> None:
-        """Make the reference that of the outer iteration of `step`: the policy at its first step."""
+        """Give the reference the weights of the policy at the first step of this outer iteration.
+
+        Those are kept as reference_I/, for a run that is resumed later in the iteration.
+        """
         iteration, done = divmod(step - 1, self.config.steps)
         if done == 0:
             self.save_reference(iteration, policy, tokenizer)
         self.load_reference(iteration, reference)
 
     def save_reference(self, iteration: int, model, tokenizer) -> None:
-        """Keep the policy at the start of an outer iteration, exactly, as reference_I/. The one before stays too, and
-        those of the iterations that the checkpoints are in: a run resumed from one needs its reference."""
+        """Keep the model, exactly, as reference_I/.
+
+        Older ones are removed, except the one before and those that a checkpoint needs.
+        """
         self.checkpoints.write(
             self.directory / f"reference_{iteration}", model, tokenizer, state={}
         )
         if self.world.is_main:
-            needed = {
-                int(path.name[5:]) // self.config.steps for path in self.checkpoints.complete()
-            }
-            for old in self.directory.glob("reference_*"):
-                if (number := int(old.name[10:])) < iteration - 1 and number not in needed:
-                    remove(old)
+            steps = [int(path.name[5:]) for path in self.checkpoints.complete()]
+            needed = {iteration, iteration - 1, *(step // self.config.steps for step in steps)}
+            for path in self.directory.glob("reference_*"):
+                if int(path.name[10:]) not in needed:
+                    remove(path)
 
     def load_reference(self, iteration: int, reference) -> None:
         self.checkpoints.read(self.directory / f"reference_{iteration}", reference)

@@ -29,6 +29,7 @@ from training import (
 )
 
 import rollout
+import runtime.run
 import train_grpo
 import train_reward
 from batch import pack_completions, pack_rollouts, token_logprobs
@@ -45,7 +46,6 @@ from runtime.distributed import World, seeded, shuffled
 from runtime.hf import from_pretrained, save_pretrained
 from runtime.metrics import rollout_metrics
 from runtime.options import parse, read_toml
-from runtime.run import Run
 from train_grpo import (
     Config,
     Rollout,
@@ -693,7 +693,7 @@ def test_who_samples(tiny, tmp_path, algorithm):
 
 def test_a_run_without_signal_stops(tiny, tmp_path, monkeypatch, capsys):
     """After PATIENCE steps in a row; saved, so that the same command goes on."""
-    monkeypatch.setattr(Run, "PATIENCE", 3)
+    monkeypatch.setattr(runtime.run, "PATIENCE", 3)
     (tmp_path / "never.jsonl").write_text('{"id": "a", "question": "Ann?", "answer": "77"}\n')
     changes = dict(
         problems=tmp_path / "never.jsonl",
@@ -705,7 +705,7 @@ def test_a_run_without_signal_stops(tiny, tmp_path, monkeypatch, capsys):
     arguments = options("grpo", tiny.root, tmp_path / "run", **changes)
     said = refusal("grpo", arguments, monkeypatch, capsys)
     assert re.fullmatch(
-        "step 3: no signal in 3 steps, .*; the same command goes on from here", said
+        "step 3: no signal in 3 steps, .*; the same command continues from here", said
     )
     to = run("grpo", tiny.root, tmp_path / "run", **changes)
     assert [row["step"] for row in metrics(to)] == [1, 2, 3, 4, 5]
