@@ -46,6 +46,7 @@ from runtime.distributed import World, setup
 from runtime.options import option
 from runtime.run import command
 from tools import plan
+from tools.step import Plan
 
 POWERS = [2**i for i in range(13)]
 BASES = {
@@ -219,7 +220,7 @@ def make_learner(shape: Shape, model: ModelConfig, world: World) -> Learner:
     return Learner(Transformer(model).to(world.device), config, world, eos=-1)
 
 
-def planned(shape: Shape, gpu: bool) -> plan.Plan:
+def planned(shape: Shape, gpu: bool) -> Plan:
     """What tools/plan.py counts for a step on one device."""
     options = plan.options_of("grpo")(
         model=shape.size,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tools.plan import KINDS
+from tools.step import KINDS
 
 PHASES = ("rollout", "learning")
 

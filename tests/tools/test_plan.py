@@ -34,6 +34,8 @@ from runtime.options import parse, to_toml
 from runtime.run import Metrics
 from tools import plan
 from tools.ledger import Ledger, Model, share
+from tools.step import META, Plan
+from tools.work import work_of
 
 # No two of these numbers are alike, nor is 2 x 3 x 8 = 48 = (heads + 2 kv_heads) x 8: a mistaken dimension shows.
 SHAPE = ModelConfig(
@@ -83,7 +85,7 @@ class Real:
         self.model = self.made(shape, kind)
         self.value = self.made(shape, "value") if stage == "ppo" else None
         self.reference = self.made(shape) if stage in ("grpo", "ppo", "dpo") else None
-        self.items = plan.work_of(stage, dataclasses.replace(config, gpus=1)).items
+        self.items = work_of(stage, dataclasses.replace(config, gpus=1)).items
         trained = [one for one in (self.model, self.value) if one is not None]
         for one in trained:
             one.activation_checkpointing = config.activation_checkpointing
@@ -131,7 +133,7 @@ class Real:
         return most
 
 
-def beyond(found: plan.Plan, phase: str = "update") -> int:
+def beyond(found: Plan, phase: str = "update") -> int:
     """Bytes of a phase that were not there before it began."""
     before = ("weights", "optimizer", "reference", "sampler")
     return sum(size for kind, size in found.phases[phase].items() if kind not in before)
@@ -229,9 +231,7 @@ def test_nothing_is_left_in_the_ledger(directory):
     ledger = Ledger(503)
     with ledger.tracing(gpu=True):
         model = Model(ledger, SHAPE, 2, torch.bfloat16)
-        batches = training.micro_batches(
-            plan.work_of("grpo", config).items, config, None, plan.META
-        )
+        batches = training.micro_batches(work_of("grpo", config).items, config, None, META)
         train_grpo.grpo_gradient(model.module, batches, config)
         batches.clear()
         model.zero_grad()
@@ -321,7 +321,7 @@ def on_two_processes(directory: str) -> None:
         config = options(stage, directory, "--gpus", "2", "--device", "cpu")
         config.activation_checkpointing = checkpointing == "true"
         real = Real(stage, config, plan.model_shape(stage, config), world)
-        own = plan.work_of(stage, config).items
+        own = work_of(stage, config).items
         real.items = (
             np.concatenate([own, own]) if stage == "pretrain" else own * 2
         )  # of both processes
@@ -375,7 +375,7 @@ def test_the_trainers_logs_count_what_is_computed_once(stage, directory):
         stage, directory, "--gpus", "1", *(["--micro_batch=99"] if stage == "pretrain" else [])
     )
     config.micro_tokens = 10**6
-    found, items = plan.measure(stage, config), plan.work_of(stage, config).items
+    found, items = plan.measure(stage, config), work_of(stage, config).items
     if stage == "pretrain":
         needed = train_pretrain.step_flops(SHAPE, items, 1)
         pairs = 12 * 128 * 129 / 2
@@ -701,7 +701,7 @@ def test_the_paper_s_configurations_are_planned_as_they_are():
         words = ["--config", f"configs/paper/{stage}.toml", "--model", "1m"]
         config = parse(plan.options_of(stage), words, partial=True)
         plan.check(stage, config)
-        assert plan.work_of(stage, config).micros > 0
+        assert work_of(stage, config).micros > 0
 
 
 if __name__ == "__main__":
