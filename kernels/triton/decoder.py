@@ -177,16 +177,18 @@ class GpuDecoder(Decoder):
         newest, cached = self.state[0, :B], self.state[1, :B]
         x = model.embedded(newest)  # [B, D]
         rope = model.rope_table(self.longest)[:, cached, None]  # [2, B, 1, E/2]
-        of = cache.prompt_of[:B]
-        written = (cached - cache.prompt_lengths[of]).clamp(min=0)  # 0: rows that are not in use
+        prompt_of = cache.prompt_of[:B]
+        written = (cached - cache.prompt_lengths[prompt_of]).clamp(
+            min=0
+        )  # 0: rows that are not in use
         after = written + 1
         rows = rows_per_tile(B, model.config.heads, model.config.kv_heads)
-        tiles = prefix_tiles(of, cache.prompts, rows)
+        tiles = prefix_tiles(prompt_of, cache.prompts, rows)
         for layer, block in enumerate(model.layers):
             keys, values = cache.keys[layer], cache.values[layer]
             prompts = cache.prompt_keys[layer], cache.prompt_values[layer], cache.prompt_lengths
             q = append(block.before(x), *rope, written, keys, values)  # [B, H, E]
-            attended = decode_attention(q, keys, values, after, Prefix(*prompts, of, tiles))
+            attended = decode_attention(q, keys, values, after, Prefix(*prompts, prompt_of, tiles))
             x = block.after(x, attended.flatten(1))
         self.draw_rows(slice(0, B), model.logits(model.norm(x)).float())
 

@@ -86,7 +86,7 @@ for arch in map(int, sys.argv[1:]):
         for kind, queries in (("own", 1), ("prompt", 64)):
             constants = decode_attention.blocks(queries, 128, 2 if name == "bf16" else 4)
             warps = constants.pop("num_warps")
-            constants |= dict(OWN=kind == "own", EXACT=False)
+            constants |= dict(PROMPT=kind == "prompt", EXACT=False)
             kernel = decode_attention._partial_kernel
             found[f"attention {kind} {name} {arch}"] = described(kernel, arch, constants, pointers, warps)
     pointers = dict.fromkeys(("qkv", "q", "keys", "values"), "*bf16")

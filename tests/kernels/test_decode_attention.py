@@ -53,7 +53,7 @@ def by_hand(q, keys, values, lengths, prefix):
             head = h // (H // keys.shape[1])
             k, v = keys[b, head, : lengths[b]].double(), values[b, head, : lengths[b]].double()
             if prefix is not None:
-                p = prefix.of[b]
+                p = prefix.prompt_of[b]
                 k = torch.cat([prefix.keys[p, head, : prefix.lengths[p]].double(), k])
                 v = torch.cat([prefix.values[p, head, : prefix.lengths[p]].double(), v])
             out[b, h] = torch.softmax(k @ q[b, h].double() / E**0.5, 0) @ v
@@ -128,4 +128,4 @@ def test_errors():
         with pytest.raises(ValueError, match=r"\[B, H, E\], \[B, K, C, E\] twice"):
             decode_attention(*wrong)
     with pytest.raises(ValueError, match="prefix keys"):
-        decode_attention(q, keys, values, lengths, prefix._replace(of=prefix.of[1:]))
+        decode_attention(q, keys, values, lengths, prefix._replace(prompt_of=prefix.prompt_of[1:]))
