@@ -1,8 +1,9 @@
-"""The sandbox's server: a warm interpreter that forks a confined child per program (see data/sandbox/sandbox.py).
+"""The server of the sandbox (sandbox.py): a warm interpreter that forks a confined child for each
+program.
 
-guard: started by the trainer; makes the namespaces, waits
-+-- server: process 1 of its own process namespace; sympy loaded; talks to the trainer over two pipes
-    +-- program: confined further, runs one program, ends
+guard: the trainer starts it; it makes the namespaces and waits
++-- server: process 1 of a process namespace; it loads sympy and talks to the trainer over two pipes
+    +-- program: it is confined further, runs a program, and ends
 """
 
 import builtins
@@ -24,14 +25,15 @@ import traceback
 from data.sandbox import isolation
 
 LINUX = sys.platform == "linux"
-SCRATCH = "/scratch"  # in the own root
+SCRATCH = "/scratch"  # in the new root
 SCRATCH_BYTES, SCRATCH_FILES = 64 * 2**20, 1024
 FILE_BYTES, DESCRIPTORS, THREADS = 16 * 2**20, 64, 64
 WARM_UP = """
 from sympy import *
 x, y = symbols("x y")
 str([solve(simplify(x**2 - sqrt(2) * x + Rational(1, 3)), x), solve(x**2 - 9 * x + 20, x)])
-str([solve([x + y - 3, x - y], [x, y]), factor(x**3 - 1), expand((x + 1) ** 2), Matrix([[1, 2], [3, 4]]).det()])
+str([solve([x + y - 3, x - y], [x, y]), factor(x**3 - 1), expand((x + 1) ** 2)])
+str([Matrix([[1, 2], [3, 4]]).det()])
 str([integrate(x**2, x), diff(sin(x), x), N(pi)])
 """
 MODULES = (
@@ -57,11 +59,11 @@ MODULES = (
 )
 
 
-# ---------------------------------------------------------------------------------------------------- the protocol
+# ---- The protocol --------------------------------------------------------------------------------
 
 
 def send(descriptor: int, message: dict) -> None:
-    """One JSON message with its length in front."""
+    """Send a JSON message, with the length in front."""
     data = json.dumps(message).encode()
     data = memoryview(struct.pack("<I", len(data)) + data)
     while data:
@@ -69,7 +71,8 @@ def send(descriptor: int, message: dict) -> None:
 
 
 def receive(descriptor: int, deadline: float | None = None) -> dict:
-    """Raises EOFError when the other side is gone, TimeoutError past the deadline."""
+    """Receive a message. Raises EOFError if the other side is gone, TimeoutError after the
+    deadline."""
     length = struct.unpack("<I", _read_exactly(descriptor, 4, deadline))[0]
     return json.loads(_read_exactly(descriptor, length, deadline))
 
@@ -78,7 +81,7 @@ def _read_exactly(descriptor: int, count: int, deadline: float | None) -> bytes:
     data = b""
     while len(data) < count:
         if deadline is not None:
-            poll = select.poll()  # unlike select, good for descriptors above 1024
+            poll = select.poll()  # unlike select it takes descriptors above 1024
             poll.register(descriptor, select.POLLIN)
             if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
                 raise TimeoutError
@@ -89,28 +92,28 @@ def _read_exactly(descriptor: int, count: int, deadline: float | None) -> bytes:
     return data
 
 
-# ---------------------------------------------------------------------------------------------------- guard and server
+# ---- Guard and server ----------------------------------------------------------------------------
 
 
 def main() -> None:
-    """The guard. It ends with the server, and when its trainer is gone, however that died; the server ends with it."""
+    """The guard. It ends when the server ends, and when the trainer is gone for whatever reason.
+    The server ends with the guard."""
     config = json.loads(sys.argv[1])
-    trainer, missing = os.getppid(), {}
+    trainer, reason = os.getppid(), ""
     os.umask(0o022)
     before = isolation.namespaces() if LINUX else {}
-    listener = socket.create_server(("127.0.0.1", 0))  # for the probe: out of reach for programs?
+    listener = socket.create_server(("127.0.0.1", 0))  # the probe tests whether programs reach it
     if not LINUX:
-        missing = dict.fromkeys(("processes", "network", "ipc", "files"), "needs Linux")
+        reason = "needs Linux"
     elif "namespaces" in config["without"]:
-        missing = dict.fromkeys(("processes", "network", "ipc", "files"), "left out")
+        reason = "left out"
     else:
         try:
             isolation.enter_namespaces()
         except OSError as error:
-            missing = dict.fromkeys(
-                ("processes", "network", "ipc", "files"), f"no namespaces: {error}"
-            )
-    alive, held = os.pipe()  # at its end when the server has died
+            reason = f"no namespaces: {error}"
+    missing = dict.fromkeys(("processes", "network", "ipc", "files"), reason) if reason else {}
+    alive, held = os.pipe()  # the pipe ends when the server has died
     server = os.fork()
     if server == 0:
         os.close(alive)
@@ -124,7 +127,7 @@ def main() -> None:
     listener.close()
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
-    os.dup2(null, 1)  # the pipes are the server's
+    os.dup2(null, 1)  # the server has the pipes
     poll = select.poll()
     poll.register(alive)
     while not poll.poll(1000) and os.getppid() == trainer:
@@ -133,41 +136,36 @@ def main() -> None:
 
 
 def _serve(config: dict, missing: dict[str, str], before: dict[str, int], listener) -> None:
-    if LINUX:
-        isolation.call(
-            "prctl", 1, int(signal.SIGKILL), 0, 0, 0
-        )  # PR_SET_PDEATHSIG: die with the guard
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # process 1 gets no signal from inside that it does not handle
-    requests, replies = (
-        os.dup(0),
-        os.dup(1),
-    )  # the protocol moves off 0 and 1, which belong to programs
+    if LINUX:  # PR_SET_PDEATHSIG: die with the guard
+        isolation.call("prctl", 1, int(signal.SIGKILL), 0, 0, 0)
+    # Process 1 receives no signal from inside that it does not handle.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # The protocol leaves descriptors 0 and 1, which belong to programs.
+    requests, replies = os.dup(0), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     os.dup2(0, 1)
     os.environ.clear()
     sys.path += config["packages"]
     for name in MODULES:
         importlib.import_module(name)
-    exec(WARM_UP, {})  # first calls import a lot: make them here, once
-    builtins.exit = builtins.quit = sys.exit  # what -S leaves out
-    after = isolation.namespaces() if LINUX else {}  # and this, while there is a /proc
-    own = {name for name in after if after[name] != before.get(name)}
+    exec(WARM_UP, {})  # first calls import much: do it here, once
+    builtins.exit = builtins.quit = sys.exit  # -S leaves them out
+    after = isolation.namespaces() if LINUX else {}  # while there is still a /proc
+    separate = {name for name in after if after[name] != before.get(name)}
     memory = _address_space() + config["memory_mb"] * 2**20
     plan = {**_prepare(config, missing), "memory": memory}
     gc.collect()
-    gc.freeze()  # the collector must not touch, and so copy, the pages shared with children
+    gc.freeze()  # the collector would touch, and so copy, the pages that children share
     guard = os.getppid()
-    found = _probe(config, plan, own, listener.getsockname())
+    faults = _probe(config, plan, separate, listener.getsockname())
     listener.close()
-    first = _run(
-        "import colorsys\nopen('file', 'w').close()\nprint(1)", config, plan, requests, guard
-    )
+    program = "import colorsys\nopen('file', 'w').close()\nprint(1)"
+    first = _run(program, config, plan, requests, guard)
     if first and first["status"] != "ok":
-        raise RuntimeError(f"a first program did not run: {first['error']}")
-    lacking = {name: missing.get(name) or reason for name, reason in found.items() if reason}
-    send(replies, {"isolation": [name for name in found if not found[name]], "missing": lacking})
+        raise RuntimeError(f"the first program did not run: {first['error']}")
+    lacking = {name: missing.get(name) or fault for name, fault in faults.items() if fault}
+    active = [name for name, fault in faults.items() if not fault]
+    send(replies, {"isolation": active, "missing": lacking})
     while True:
         try:
             code = receive(requests)["code"]
@@ -180,9 +178,11 @@ def _serve(config: dict, missing: dict[str, str], before: dict[str, int], listen
 
 
 def _prepare(config: dict, missing: dict[str, str]) -> dict:
-    """Confine the server as far as its children are confined alike; what each of them has still to do.
+    """Confine the server by the steps that are the same for all children. Returns the plan of the
+    steps that each child still has to do.
 
-    Notes in `missing` what the system refuses. A step that cannot be undone is first tried in a child.
+    `missing` receives what the system refuses. A step that cannot be undone is first tried in a
+    child.
     """
     plan = {
         "scratch": os.path.realpath(config["scratch"]),
@@ -192,17 +192,14 @@ def _prepare(config: dict, missing: dict[str, str]) -> dict:
         "filter": None,
     }
     python = (sys.prefix, sys.base_prefix, *config["packages"])
-    plan["readable"] = tuple(
-        os.path.realpath(folder) + os.sep for folder in python
-    )  # for the audit hook
+    # for the audit hook
+    plan["readable"] = tuple(os.path.realpath(folder) + os.sep for folder in python)
     if not LINUX:
         missing.update(dict.fromkeys(("privileges", "landlock", "seccomp"), "needs Linux"))
         return plan
-    places, left_out = (
-        isolation.readable_places(config["packages"]),
-        dict.fromkeys(config["without"], "left out"),
-    )
-    missing.update({name: reason for name, reason in left_out.items() if name != "namespaces"})
+    places = isolation.readable_places(config["packages"])
+    left_out = [name for name in config["without"] if name != "namespaces"]
+    missing.update(dict.fromkeys(left_out, "left out"))
     if "files" not in missing:
         root = (config["scratch"], places, SCRATCH, SCRATCH_BYTES, SCRATCH_FILES)
         missing["files"] = isolation.attempt(lambda: _enter_root_and_import(root))
@@ -237,13 +234,16 @@ def _become_nobody(places: list[str]) -> None:
 
 
 def _read_python() -> None:
-    """Whether the standard library and sympy can be read here; raises OSError or ImportError."""
+    """Read the standard library and sympy. Raises OSError or ImportError if that is not
+    possible."""
     for name in ("sympy", "os"):
         open(sys.modules[name].__file__).close()
-    import colorsys  # noqa: F401  (a module that nothing has loaded yet)
+    import colorsys  # noqa: F401  (nothing has loaded this module yet)
 
 
 def _run(code: str, config: dict, plan: dict, requests: int, guard: int) -> dict | None:
+    """Run a program in a child. Returns the reply for the trainer, or None if the trainer is
+    gone."""
     folder = os.path.join(plan["scratch"], "program")
     os.mkdir(folder)
     if plan["user"] is not None:
@@ -269,7 +269,8 @@ def _run(code: str, config: dict, plan: dict, requests: int, guard: int) -> dict
 
 
 def _end_processes() -> None:
-    """End whatever a program has left running; in its own process namespace that is everything but the server."""
+    """End the processes that a program left behind. In a process namespace these are all processes
+    except the server."""
     if os.getpid() == 1:
         try:
             os.kill(-1, signal.SIGKILL)
@@ -283,7 +284,8 @@ def _end_processes() -> None:
 
 
 def _remove(folder: str) -> None:
-    """Remove a folder and all in it, without recursion and long paths: inner folders are moved up, then emptied."""
+    """Remove a folder and everything in it, without recursion and long paths: inner folders are
+    moved up and then emptied."""
     try:
         os.rmdir(folder)
         return
@@ -311,20 +313,19 @@ def _remove(folder: str) -> None:
 def _watch(
     child: int, out: int, error: int, requests: int, config: dict, guard: int
 ) -> dict | None:
-    """Collect a program's output until it ends or breaks a limit; None when the trainer has gone (child killed)."""
+    """Collect the output of a program until it ends or breaks a limit. Returns the reply for the
+    trainer, or None if the trainer is gone (then the child is killed)."""
     deadline = time.monotonic() + config["wall_seconds"]
     texts = {out: b"", error: b""}
     ended = status = usage = None
     poll = select.poll()
-    handle = os.pidfd_open(child) if hasattr(os, "pidfd_open") else None  # tells when it has ended
+    handle = os.pidfd_open(child) if hasattr(os, "pidfd_open") else None  # readable after its end
     for descriptor in (out, error, requests) + ((handle,) if handle is not None else ()):
         poll.register(descriptor, select.POLLIN)
     open_pipes = {out, error}
     while ended is None and status is None:
         for descriptor, _ in poll.poll(1000 if open_pipes or handle is not None else 1):
-            if (
-                descriptor == requests
-            ):  # nobody writes here while a program runs: it is the end of file
+            if descriptor == requests:  # nobody writes while a program runs: the trainer is gone
                 status = "gone"
             if descriptor not in texts:
                 continue
@@ -355,7 +356,7 @@ def _watch(
         os.close(handle)
     if status == "gone":
         return None
-    for descriptor in open_pipes:  # what was still in the pipes when it ended
+    for descriptor in open_pipes:  # read what was still in the pipes at the end
         os.set_blocking(descriptor, False)
         try:
             while status is None and (chunk := os.read(descriptor, 65536)):
@@ -363,22 +364,28 @@ def _watch(
                 status = "output" if len(texts[out]) > config["output_bytes"] else None
         except BlockingIOError:
             pass
-    line, finished, _ = texts[error][:10_000].decode(errors="replace").partition("\0")
+    seconds = usage.ru_utime + usage.ru_stime
+    status, line = _judge(status, ended, seconds, texts[error], config)
+    stdout = texts[out][: config["output_bytes"]].decode(errors="replace")
+    return {"status": status, "stdout": stdout, "error": line}
+
+
+def _judge(
+    status: str | None, ended: int, seconds: float, report: bytes, config: dict
+) -> tuple[str, str]:
+    """(status, error) of a Result.
+
+    status: the limit that the program broke while it was watched, or None. ended: the status of
+    os.wait4. seconds: CPU time. report: what the child wrote about its end.
+    """
+    line, finished, _ = report[:10_000].decode(errors="replace").partition("\0")
     line = line.strip()
     number = os.WTERMSIG(ended) if os.WIFSIGNALED(ended) else 0
-    if (
-        status == "timeout"
-        or number == signal.SIGXCPU
-        or (
-            number == signal.SIGKILL
-            and status is None
-            and usage.ru_utime + usage.ru_stime >= config["cpu_seconds"]
-        )
-    ):
-        status, line = (
-            "timeout",
-            f"more than {config['cpu_seconds']} CPU seconds or {config['wall_seconds']} seconds",
-        )
+    used_up = seconds >= config["cpu_seconds"]
+    killed = number == signal.SIGKILL and status is None and used_up
+    if status == "timeout" or number == signal.SIGXCPU or killed:
+        status = "timeout"
+        line = f"more than {config['cpu_seconds']} CPU seconds or {config['wall_seconds']} seconds"
     elif status == "output":
         line = f"printed more than {config['output_bytes']} bytes"
     elif line.startswith("MemoryError"):
@@ -389,12 +396,12 @@ def _watch(
         status, line = "error", line or f"exit code {os.waitstatus_to_exitcode(ended)}"
     elif not finished:
         status, line = "error", "it stopped before its end (os._exit)"
-    stdout = texts[out][: config["output_bytes"]].decode(errors="replace")
-    return {"status": status or "ok", "stdout": stdout, "error": line}
+    return status or "ok", line
 
 
 def _address_space() -> int:
-    """Bytes that the loaded interpreter itself takes; a program's memory is counted beyond them. 0 where unknown."""
+    """The bytes of the loaded interpreter, which do not count as memory of a program. 0 if
+    unknown."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[0]) * resource.getpagesize()
@@ -402,11 +409,12 @@ def _address_space() -> int:
         return 0
 
 
-# ---------------------------------------------------------------------------------------------------- the program
+# ---- The program ---------------------------------------------------------------------------------
 
 
 def _become_program(code: str, config: dict, plan: dict, folder: str, out: int, error: int) -> None:
-    """In the child: set every limit, run the program, report an uncaught exception on `error`. Does not return."""
+    """In the child: set every limit, run the program, and report an uncaught exception on `error`.
+    This function does not return."""
     os.setsid()
     os.dup2(out, 1)
     os.dup2(error, 3, inheritable=False)  # 0 and 2 are /dev/null
@@ -419,13 +427,11 @@ def _become_program(code: str, config: dict, plan: dict, folder: str, out: int, 
     os.chdir(folder)
     for step in _confinement(config, plan, folder).values():
         step()
-    os.closerange(4, 256)  # more than the server ever has open
+    os.closerange(4, 256)  # more than the server ever opens
     status = 1
     try:
-        exec(
-            compile(code, "program.py", "exec"),
-            {"__name__": "__main__", "__builtins__": __builtins__},
-        )
+        names = {"__name__": "__main__", "__builtins__": __builtins__}
+        exec(compile(code, "program.py", "exec"), names)
         sys.stdout.flush()
         status = 0
     except SystemExit as stop:
@@ -441,13 +447,13 @@ def _become_program(code: str, config: dict, plan: dict, folder: str, out: int, 
             _report(type(problem).__name__)
     try:
         sys.stdout.flush()
-        _report("\0")  # it came to its end
+        _report("\0")  # the program came to its end
     finally:
         os._exit(status)
 
 
 def _confinement(config: dict, plan: dict, folder: str) -> dict:
-    """The steps by which a child confines itself, in order."""
+    """The steps with which a child confines itself, in order."""
     steps = {"limits": lambda: _limit(config, plan)}
     if plan["drop"]:
         steps["privileges"] = lambda: isolation.drop_privileges(plan["user"])
@@ -461,24 +467,24 @@ def _confinement(config: dict, plan: dict, folder: str) -> dict:
 
 
 def _limits(config: dict, plan: dict) -> dict[int, tuple[int, int]]:
-    """Resource -> (soft, hard) limit, of the resources that this system knows."""
+    """resource -> (soft, hard) limit, for the resources that this system knows."""
     cpu = math.ceil(config["cpu_seconds"])
-    limits = {"CPU": (cpu, cpu + 1)}  # SIGXCPU, then SIGKILL for programs that catch it
-    for name, limit in (
-        ("AS", plan["memory"]),
-        ("FSIZE", FILE_BYTES),
-        ("CORE", 0),
-        ("NOFILE", DESCRIPTORS),
-        ("NPROC", THREADS),
-        ("MEMLOCK", 0),
-        ("MSGQUEUE", 0),
-    ):
-        limits[name] = (limit, limit)
-    return {
-        number: pair
-        for name, pair in limits.items()
-        if (number := getattr(resource, f"RLIMIT_{name}", None)) is not None
+    limits = {
+        "CPU": (cpu, cpu + 1),  # SIGXCPU, then SIGKILL for programs that catch it
+        "AS": (plan["memory"], plan["memory"]),
+        "FSIZE": (FILE_BYTES, FILE_BYTES),
+        "CORE": (0, 0),
+        "NOFILE": (DESCRIPTORS, DESCRIPTORS),
+        "NPROC": (THREADS, THREADS),
+        "MEMLOCK": (0, 0),
+        "MSGQUEUE": (0, 0),
     }
+    known = {}
+    for name, pair in limits.items():
+        number = getattr(resource, f"RLIMIT_{name}", None)
+        if number is not None:
+            known[number] = pair
+    return known
 
 
 def _limit(config: dict, plan: dict) -> None:
@@ -486,25 +492,28 @@ def _limit(config: dict, plan: dict) -> None:
         try:
             resource.setrlimit(number, pair)
         except (ValueError, OSError):
-            pass  # not supported here; the probe at the start tells
+            pass  # not supported here; the probe at the start reports it
 
 
 def _report(line: str) -> None:
     os.write(3, line[:1000].encode(errors="replace"))
 
 
-# ---------------------------------------------------------------------------------------------------- the probe
+# ---- The probe -----------------------------------------------------------------------------------
 
 
 def _probe(
-    config: dict, plan: dict, own: set[str], listener: tuple[str, int]
+    config: dict, plan: dict, separate: set[str], listener: tuple[str, int]
 ) -> dict[str, str | None]:
-    """Try, in a child confined like a program, what each protection is there to stop: its name -> None where it held,
-    else what was possible. `own`: the namespaces that differ from the trainer's."""
+    """Try what each protection should stop, in a child that is confined like a program.
+
+    separate: the namespaces that are not the trainer's. Returns protection -> None if it held, else
+    what was possible.
+    """
     read, write = os.pipe()
 
-    def tries():
-        found = dict.fromkeys(
+    def attack():
+        faults = dict.fromkeys(
             ("limits", "privileges", "landlock", "seccomp", "hook"), "not applied"
         )
         steps = _confinement(config, plan, plan["scratch"])
@@ -515,41 +524,36 @@ def _probe(
             "seccomp": _starts_processes,
             "hook": _audits,
         }
-        found["processes"] = (
-            None if "pid" in own and os.getppid() == 1 else "other processes are visible"
-        )
-        found["network"] = (
-            _connects(listener) if "net" in own else "the trainer's network is visible"
-        )
-        found["ipc"] = (
-            None if {"ipc", "uts"} <= own else "shared memory and the host's name are visible"
-        )
-        found["files"] = _sees_files(config["scratch"])
+        alone = "pid" in separate and os.getppid() == 1
+        faults["processes"] = None if alone else "other processes are visible"
+        faults["network"] = "the trainer's network is visible"
+        if "net" in separate:
+            faults["network"] = _connects(listener)
+        alone = {"ipc", "uts"} <= separate
+        faults["ipc"] = None if alone else "shared memory and the host's name are visible"
+        faults["files"] = _sees_files(config["scratch"])
         for name, step in steps.items():
             step()
-            found[name] = checks[name]()
-        os.write(write, json.dumps(found).encode())
+            faults[name] = checks[name]()
+        os.write(write, json.dumps(faults).encode())
 
-    child = isolation.fork(tries)
+    child = isolation.fork(attack)
     os.close(write)
     with open(read) as file:
         text = file.read()
     if os.waitpid(child, 0)[1]:
-        raise RuntimeError("the probe of the protections did not end well; its reason is above")
+        raise RuntimeError("the probe of the protections failed; the reason is above")
     return json.loads(text)
 
 
 def _limits_differ(config: dict, plan: dict) -> str | None:
-    differ = [
-        number
-        for number, pair in _limits(config, plan).items()
-        if resource.getrlimit(number) != pair
-    ]
-    return f"limits not taken: {differ}" if differ else None
+    limits = _limits(config, plan)
+    differ = [number for number, pair in limits.items() if resource.getrlimit(number) != pair]
+    return f"limits without effect: {differ}" if differ else None
 
 
 def _privileges() -> str | None:
-    return "programs are root or hold capabilities" if isolation.has_privileges() else None
+    return "programs are root or have capabilities" if isolation.has_privileges() else None
 
 
 def _connects(listener: tuple[str, int]) -> str | None:

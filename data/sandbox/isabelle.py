@@ -1,8 +1,9 @@
-"""Isabelle 2022 to 2025 as a prover, through its server: chapter "The Isabelle server" of the system manual.
+"""Isabelle 2022 to 2025 as a prover, through the Isabelle server (a chapter of Isabelle's system
+manual).
 
-The server is a process that keeps a session, Isabelle with a library loaded, and checks theories in it: a command is a
-line `NAME JSON`, its answer OK or ERROR; what takes time is a task, which ends with FINISHED or FAILED and can be
-cancelled.
+The server is a process with a session, which is Isabelle with a library loaded, and checks
+theories in it. A command is a line `NAME JSON`, and the reply is OK or ERROR. A command that takes
+time starts a task, which ends with FINISHED or FAILED and can be canceled.
 """
 
 import atexit
@@ -29,14 +30,14 @@ class Message(NamedTuple):
 
 
 class Check(NamedTuple):
-    status: str  # proved, failed, timeout, or error: the prover itself failed
+    status: str  # proved, failed, timeout, or error (the prover itself failed)
     messages: tuple[Message, ...] = ()
-    theory: str = ""  # as it was checked last
+    theory: str = ""  # the theory that was checked last
     seconds: float = 0.0
 
     @property
     def reason(self) -> str:
-        """The first error in one line; nothing where there is none."""
+        """The first error as a line, or "" if there is none."""
         return next((" ".join(m.text.split()) for m in self.messages if m.kind == "error"), "")
 
 
@@ -44,11 +45,12 @@ _TRUSTED = {"holds_by_evaluation"}  # what `eval` trusts: Isabelle's code genera
 
 
 class ServerError(Exception):
-    """The server ended, or said what is not of its protocol."""
+    """The server ended, or did not follow the protocol."""
 
 
 class _Connection:
-    """A client of the server: lines `NAME ARGUMENT`, or a line with a number of bytes and then as many."""
+    """A client of the server. A message is a line `NAME ARGUMENT`; a long one is a line with a
+    number, and then so many bytes."""
 
     def __init__(self, port: int, password: str, deadline: float):
         try:
@@ -80,7 +82,7 @@ class _Connection:
             self.received += data
 
     def read(self, deadline: float) -> tuple[str, dict]:
-        """The next message: (name, argument). Raises TimeoutError and ServerError."""
+        """The next message as (name, argument). Raises TimeoutError and ServerError."""
         while True:
             self._until(lambda: b"\n" in self.received, deadline)
             line, _, rest = self.received.partition(b"\n")
@@ -103,7 +105,8 @@ class _Connection:
         return name, argument if isinstance(argument, dict) else {"value": argument}
 
     def command(self, name: str, argument: dict, deadline: float) -> dict:
-        """The result of a command; messages of tasks in between are left out. Raises ServerError for an ERROR."""
+        """The result of a command. Messages of tasks in between are skipped. Raises ServerError
+        for an ERROR."""
         self.send(f"{name} {json.dumps(argument)}")
         while True:
             kind, result = self.read(deadline)
@@ -113,7 +116,7 @@ class _Connection:
                 raise ServerError(f"{name}: {result.get('message', result)}")
 
     def finished(self, task: str, deadline: float) -> tuple[bool, dict]:
-        """(whether a task finished, its result), once it has ended."""
+        """Wait for the end of a task. Returns (whether it FINISHED, the result)."""
         while True:
             kind, result = self.read(deadline)
             if kind in ("FINISHED", "FAILED") and result.get("task") == task:
@@ -128,9 +131,13 @@ def _left(deadline: float) -> float:
 
 
 class Isabelle:
-    """A prover: one server with one session, started by the first check and again after a crash. Not for several
-    threads. `grace` seconds are given to a check that ran out of time to be cancelled, before the server is killed;
-    `start` seconds to start a session, whose image is built the first time (half an hour and more)."""
+    """A prover: a server with a session. The first check starts the server, and the first check
+    after a crash starts it again. It is not for several threads.
+
+    afp: the folder `thys` of the Archive of Formal Proofs. grace: seconds to cancel a check that
+    ran out of time, before the server is killed. start: seconds to start a session, whose image is
+    built the first time (half an hour and more).
+    """
 
     def __init__(
         self,
@@ -147,7 +154,7 @@ class Isabelle:
 
     @property
     def version(self) -> str:
-        """As `isabelle version` says it, e.g. "Isabelle2025"."""
+        """The output of `isabelle version`, for example "Isabelle2025"."""
         if self._version is None:
             try:
                 run = subprocess.run(
@@ -165,7 +172,7 @@ class Isabelle:
         return self._version
 
     def check(self, theory_source: str, name: str, timeout: float) -> Check:
-        """See Prover.check. Raises InputError where Isabelle cannot be started."""
+        """See Prover.check. Raises InputError if Isabelle cannot start."""
         self._begin()
         began = time.monotonic()
         try:
@@ -173,19 +180,17 @@ class Isabelle:
                 (Path(folder) / f"{name}.thy").write_text(theory_source, encoding="utf-8")
                 check = self._use(folder, name, began + timeout)
         except (ServerError, TimeoutError, KeyError) as error:
-            self.close()  # the next check starts another
-            check = Check(
-                "error", (Message("error", f"Isabelle's server failed ({error or 'no answer'})"),)
-            )
+            self.close()  # the next check starts another server
+            text = f"Isabelle's server failed ({error or 'no answer'})"
+            check = Check("error", (Message("error", text),))
         return check._replace(theory=theory_source, seconds=time.monotonic() - began)
 
     def _use(self, folder: str, name: str, deadline: float) -> Check:
         theories = {"session_id": self._session_id, "theories": [name], "master_dir": folder}
-        # a margin so wide that no proposal is broken into lines; the client watches the time
+        # The margin is so wide that no proposal is broken into lines. The client watches the time.
         arguments = theories | {"pretty_margin": 100000.0, "watchdog_timeout": 0.0}
-        task = self._connection.command("use_theories", arguments, time.monotonic() + self.grace)[
-            "task"
-        ]
+        soon = time.monotonic() + self.grace
+        task = self._connection.command("use_theories", arguments, soon)["task"]
         try:
             finished, result = self._connection.finished(task, deadline)
         except TimeoutError:
@@ -195,7 +200,7 @@ class Isabelle:
         return verdict(name, finished, result)
 
     def _cancel(self, task: str, theories: dict) -> None:
-        """End a task and take its theory out; where the server does not obey, it is killed."""
+        """Cancel a task and remove the theory. If the server does not do it, it is killed."""
         try:
             soon = time.monotonic() + self.grace
             self._connection.command("cancel", {"task": task}, soon)
@@ -220,7 +225,7 @@ class Isabelle:
             line = _first_line(self._server.stdout, deadline)
             found = re.search(r'server "[^"]*" = 127\.0\.0\.1:(\d+) \(password "([^"]*)"\)', line)
             if not found:
-                raise ServerError(f"its first line is {line.strip()[:200]!r}")
+                raise ServerError(f"the first line is {line.strip()[:200]!r}")
             self._connection = _Connection(int(found[1]), found[2], deadline)
             arguments = {
                 "session": self.session,
@@ -236,12 +241,12 @@ class Isabelle:
             self.close()
             what = f"not within {self.start} s" if isinstance(error, TimeoutError) else error
             raise InputError(
-                f"{self.program}: its server does not start ({what}); try `isabelle build -b "
-                f"{self.session}`"
+                f"{self.program}: the server does not start ({what}); "
+                f"try `isabelle build -b {self.session}`"
             ) from None
 
     def close(self) -> None:
-        """End the server and all that it started."""
+        """End the server and everything that it started."""
         atexit.unregister(self.close)
         if self._connection:
             try:
@@ -278,47 +283,44 @@ def _first_line(pipe, deadline: float) -> str:
 
 
 def verdict(name: str, finished: bool, result: dict) -> Check:
-    """What `use_theories` says of a theory. It is proved if the server says that all is well, the theory came to its
-    end, and the theorem rests on no oracle but that of `eval`: the answer to `thm_oracles` lists them."""
-    node = next(
-        (n for n in result.get("nodes", []) if n.get("theory_name", "").split(".")[-1] == name), {}
-    )
-    messages = [
-        Message(m.get("kind", "writeln"), m.get("message", ""), m.get("pos", {}).get("line"))
-        for m in [*node.get("messages", []), *result.get("errors", [])]
-    ]
+    """What a result of `use_theories` means for a theory.
+
+    The theory is proved if the server says that everything is well, if the theory came to its end,
+    and if the theorem rests on no oracle except that of `eval`. The reply to `thm_oracles` lists
+    the oracles.
+    """
+    nodes = result.get("nodes", [])
+    nodes = [node for node in nodes if node.get("theory_name", "").split(".")[-1] == name]
+    node = nodes[0] if nodes else {}
+    messages = []
+    for m in [*node.get("messages", []), *result.get("errors", [])]:
+        line = m.get("pos", {}).get("line")
+        messages.append(Message(m.get("kind", "writeln"), m.get("message", ""), line))
     messages = tuple(dict.fromkeys(messages))  # errors are listed twice
     if not finished:
-        return Check(
-            "error", (Message("error", str(result.get("message", "the task failed"))), *messages)
-        )
-    status = node.get("status", {})
-    oracles = [m.text for m in messages if m.text.startswith("oracles:")]
-    bad = [
-        oracle
-        for text in oracles
-        for oracle in _oracles(text)
-        if oracle.split(".")[-1] not in _TRUSTED
-    ]
+        reason = str(result.get("message", "the task failed"))
+        return Check("error", (Message("error", reason), *messages))
+
+    lists = [message.text for message in messages if message.text.startswith("oracles:")]
+    bad = []
+    for text in lists:
+        bad += [oracle for oracle in _oracles(text) if oracle.split(".")[-1] not in _TRUSTED]
     if bad:
-        messages = (
-            *messages,
-            Message("error", f"the theorem rests on what is not proved: {', '.join(bad)}"),
-        )
-    whole = (
-        result.get("ok") is True and status.get("ok") is True and status.get("consolidated") is True
-    )
+        reason = f"the theorem rests on something that is not proved: {', '.join(bad)}"
+        messages = (*messages, Message("error", reason))
+    status = node.get("status", {})
+    signs = result.get("ok"), status.get("ok"), status.get("consolidated")
+    whole = all(sign is True for sign in signs)
     errors = any(message.kind == "error" for message in messages)
-    return Check("proved" if whole and oracles and not errors else "failed", messages)
+    return Check("proved" if whole and lists and not errors else "failed", messages)
 
 
 def _oracles(text: str) -> list[str]:
-    """The names in "oracles:" and a line for each, what is indented further being a proposition."""
+    """The names in the lines after "oracles:". A line with more indentation is a proposition."""
     lines = [line for line in text.splitlines()[1:] if line.strip()]
     indents = [len(line) - len(line.lstrip()) for line in lines]
-    names = [
-        line.split(":")[0].strip()
-        for line, indent in zip(lines, indents, strict=True)
-        if indent == min(indents)
-    ]
+    names = []
+    for line, indent in zip(lines, indents, strict=True):
+        if indent == min(indents):
+            names.append(line.split(":")[0].strip())
     return list(dict.fromkeys(names))

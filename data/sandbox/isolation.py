@@ -1,8 +1,9 @@
-"""What the Linux kernel holds a sandboxed program back with: namespaces, an own root, Landlock, seccomp, no privileges;
-last, for any system, an audit hook.
+"""The protections that hold a sandboxed program back: namespaces, a new root, Landlock, seccomp
+and dropped privileges on Linux, and an audit hook on any system.
 
-Everything here is called in the sandbox's server (data/sandbox/fork_server.py) or in a program's process just before the
-program. Calls raise OSError where the system does not permit something; nothing is retried with less.
+The server of the sandbox (fork_server.py) calls this code, and the process of a program calls it
+directly before the program. A call raises OSError if the system does not permit it. Nothing is
+tried again with less protection.
 """
 
 import contextlib
@@ -27,11 +28,17 @@ MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 163
 
 
 def call(name: str, *arguments) -> int:
-    """A function of the C library, its arguments passed as longs, text or NULL. Raises OSError."""
-    values = [
-        ctypes.c_ulong(a) if isinstance(a, int) else a.encode() if isinstance(a, str) else a
-        for a in arguments
-    ]
+    """Call a function of the C library. The arguments are integers, texts, bytes, or None for NULL.
+
+    Raises OSError if the result is negative.
+    """
+    values = []
+    for argument in arguments:
+        if isinstance(argument, int):
+            argument = ctypes.c_ulong(argument)
+        elif isinstance(argument, str):
+            argument = argument.encode()
+        values.append(argument)
     result = _function(name)(*values)
     if result < 0:
         number = ctypes.get_errno()
@@ -45,7 +52,10 @@ def _function(name: str):
 
 
 def fork(function) -> int:
-    """Run a function in a child process; its number. The child ends with 0, or 1 and the reason on stderr."""
+    """Run a function in a child process, and return the number of the process.
+
+    The child ends with status 0, or with status 1 and the reason on stderr.
+    """
     child = os.fork()
     if child == 0:
         status = 1
@@ -60,7 +70,8 @@ def fork(function) -> int:
 
 
 def attempt(function) -> str | None:
-    """Try a step that cannot be undone in a child first: None where it works there, else why it does not."""
+    """Try a step that cannot be undone, in a child. Returns None if it works, else the reason why
+    it does not."""
     read, write = os.pipe()
 
     def report():
@@ -74,14 +85,15 @@ def attempt(function) -> str | None:
     return None if os.waitpid(child, 0)[1] == 0 else reason or "it ended in a signal"
 
 
-# ---------------------------------------------------------------------------------------------------- namespaces
+# ---- namespaces ----------------------------------------------------------------------------------
 
 
 def enter_namespaces() -> None:
-    """Own user, network, IPC, host name and cgroup namespaces, and an own process namespace for the next children.
+    """Enter new namespaces for users, network, IPC, host name and control groups, and a new process
+    namespace for the next children.
 
-    The trainer's user and, where the trainer is root, nobody are the users that exist inside. Root without user
-    namespaces (some containers) makes the others directly.
+    The user of the trainer exists inside, and "nobody" if the trainer is root. Root without user
+    namespaces (in some containers) makes the other namespaces directly.
     """
     process, (wait, go) = os.getpid(), os.pipe()
 
@@ -104,6 +116,7 @@ def enter_namespaces() -> None:
 
 
 def _map_users(process: int) -> None:
+    """Map the user and the group of a process in its new user namespace."""
     user, group = os.geteuid(), os.getegid()
     privileged = user == 0
     if not privileged:
@@ -120,7 +133,7 @@ def _map_users(process: int) -> None:
 
 
 def namespaces() -> dict[str, int]:
-    """The namespaces of this process: name -> its number in the kernel."""
+    """The namespaces of this process: name -> the number that the kernel gave it."""
     found = {}
     for name in NAMESPACES:
         with contextlib.suppress(OSError):
@@ -129,7 +142,8 @@ def namespaces() -> dict[str, int]:
 
 
 def readable_places(packages: list[str]) -> list[str]:
-    """What a program may read: Python, the packages, shared libraries, harmless devices. Nothing else exists for it."""
+    """The files and folders that a program may read: Python, the packages, shared libraries,
+    harmless devices. Nothing else exists for the program."""
     libraries = [
         "/lib",
         "/lib64",
@@ -148,9 +162,11 @@ def readable_places(packages: list[str]) -> list[str]:
 def enter_root(
     folder: str, places: list[str], scratch: str, scratch_bytes: int, scratch_files: int
 ) -> None:
-    """An own mount namespace whose root holds only `places`, read-only, and `scratch`, writable, limited, in memory.
+    """Enter a new mount namespace. Its root has only `places`, which are read-only, and `scratch`,
+    which is writable, limited, and in memory.
 
-    `folder`: an empty folder to build the root on. The old root is detached: no path leads to it any more.
+    folder: an empty folder on which the root is built. The old root is detached, and no path leads
+    to it.
     """
     call("unshare", CLONE_NEWNS)
     call("mount", None, "/", None, MS_REC | MS_PRIVATE, None)
@@ -187,12 +203,12 @@ def enter_root(
     call("mount", "tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
 
 
-# ---------------------------------------------------------------------------------------------------- Landlock
+# ---- Landlock ------------------------------------------------------------------------------------
 
 
 def landlock_rules(places: list[str], scratch: str) -> int:
-    """A Landlock ruleset: read `places`, change `scratch`, execute nothing, no TCP, no signals or abstract sockets to
-    outside. Returns its descriptor; `landlock` applies it."""
+    """Make a Landlock ruleset: read `places`, change `scratch`, execute nothing, no TCP, no
+    signals and no abstract sockets to the outside. Returns the descriptor, for `landlock`."""
     version = call(
         "syscall", 444, None, 0, 1
     )  # landlock_create_ruleset(LANDLOCK_CREATE_RULESET_VERSION)
@@ -221,14 +237,16 @@ def landlock_rules(places: list[str], scratch: str) -> int:
 
 
 def landlock(rules: int) -> None:
+    """Apply a ruleset of `landlock_rules` to this process."""
     call("syscall", 446, rules, 0)  # landlock_restrict_self
 
 
-# ---------------------------------------------------------------------------------------------------- privileges
+# ---- privileges ----------------------------------------------------------------------------------
 
 
 def drop_privileges(user: int | None) -> None:
-    """Become `user` (None: stay who we are), without capabilities or a way to gain any; not to be traced or dumped."""
+    """Become `user` (None: stay the same user) without capabilities and without a way to gain any.
+    The process cannot be traced or dumped."""
     if user is not None:
         os.setgroups([])
         os.setresgid(user, user, user)
@@ -248,74 +266,79 @@ def has_privileges() -> bool:
     return 0 in os.getresuid() or any(sets.raw) or call("prctl", 39, 0, 0, 0, 0) != 1
 
 
-# ---------------------------------------------------------------------------------------------------- seccomp
+# ---- seccomp -------------------------------------------------------------------------------------
 
 # System calls a program may use: name, its number on x86-64, its number on arm64.
 _ALLOWED = """
-read 0/63 write 1/64 close 3/57 open 2/- stat 4/- fstat 5/80 lstat 6/- newfstatat 262/79 statx 332/291 poll 7/-
-ppoll 271/73 select 23/- pselect6 270/72 lseek 8/62 mmap 9/222 mprotect 10/226 munmap 11/215 mremap 25/216 msync
-26/227 mincore 27/232 madvise 28/233 brk 12/214 rt_sigaction 13/134 rt_sigprocmask 14/135 rt_sigreturn 15/139
-rt_sigpending 127/136 rt_sigtimedwait 128/137 rt_sigsuspend 130/133 sigaltstack 131/132 restart_syscall 219/128
-pause 34/- pread64 17/67 pwrite64 18/68 readv 19/65 writev 20/66 preadv 295/69 pwritev 296/70 preadv2 327/286
-pwritev2 328/287 access 21/- faccessat 269/48 faccessat2 439/439 pipe 22/- pipe2 293/59 sched_yield 24/124 dup
-32/23 dup2 33/- dup3 292/24 nanosleep 35/101 clock_nanosleep 230/115 clock_gettime 228/113 clock_getres 229/114
-gettimeofday 96/169 times 100/153 getitimer 36/102 setitimer 38/103 alarm 37/- getpid 39/172 getppid 110/173
-gettid 186/178 getuid 102/174 getgid 104/176 geteuid 107/175 getegid 108/177 getresuid 118/148 getresgid 120/150
-getgroups 115/158 getpgrp 111/- getpgid 121/155 getsid 124/156 getcpu 309/168 getrandom 318/278 exit 60/93
-exit_group 231/94 wait4 61/260 waitid 247/95 uname 63/160 sysinfo 99/179 getrlimit 97/163 getrusage 98/165
-sched_getaffinity 204/123 arch_prctl 158/- set_tid_address 218/96 set_robust_list 273/99 get_robust_list 274/100
-rseq 334/293 futex 202/98 flock 73/32 fsync 74/82 fdatasync 75/83 truncate 76/45 ftruncate 77/46 fallocate
-285/47 fadvise64 221/223 sendfile 40/71 copy_file_range 326/285 close_range 436/436 getdents 78/- getdents64
-217/61 getcwd 79/17 chdir 80/49 fchdir 81/50 creat 85/- openat 257/56 rename 82/- renameat 264/38 renameat2
-316/276 mkdir 83/- mkdirat 258/34 rmdir 84/- link 86/- linkat 265/37 unlink 87/- unlinkat 263/35 symlink 88/-
-symlinkat 266/36 readlink 89/- readlinkat 267/78 chmod 90/- fchmod 91/52 fchmodat 268/53 umask 95/166 utimensat
-280/88 statfs 137/43 fstatfs 138/44 epoll_create 213/- epoll_create1 291/20 epoll_ctl 233/21 epoll_wait 232/-
-epoll_pwait 281/22 eventfd 284/- eventfd2 290/19
+read 0/63 write 1/64 close 3/57 open 2/- stat 4/- fstat 5/80 lstat 6/- newfstatat 262/79 statx
+332/291 poll 7/- ppoll 271/73 select 23/- pselect6 270/72 lseek 8/62 mmap 9/222 mprotect 10/226
+munmap 11/215 mremap 25/216 msync 26/227 mincore 27/232 madvise 28/233 brk 12/214 rt_sigaction
+13/134 rt_sigprocmask 14/135 rt_sigreturn 15/139 rt_sigpending 127/136 rt_sigtimedwait 128/137
+rt_sigsuspend 130/133 sigaltstack 131/132 restart_syscall 219/128 pause 34/- pread64 17/67 pwrite64
+18/68 readv 19/65 writev 20/66 preadv 295/69 pwritev 296/70 preadv2 327/286 pwritev2 328/287 access
+21/- faccessat 269/48 faccessat2 439/439 pipe 22/- pipe2 293/59 sched_yield 24/124 dup 32/23 dup2
+33/- dup3 292/24 nanosleep 35/101 clock_nanosleep 230/115 clock_gettime 228/113 clock_getres
+229/114 gettimeofday 96/169 times 100/153 getitimer 36/102 setitimer 38/103 alarm 37/- getpid
+39/172 getppid 110/173 gettid 186/178 getuid 102/174 getgid 104/176 geteuid 107/175 getegid 108/177
+getresuid 118/148 getresgid 120/150 getgroups 115/158 getpgrp 111/- getpgid 121/155 getsid 124/156
+getcpu 309/168 getrandom 318/278 exit 60/93 exit_group 231/94 wait4 61/260 waitid 247/95 uname
+63/160 sysinfo 99/179 getrlimit 97/163 getrusage 98/165 sched_getaffinity 204/123 arch_prctl 158/-
+set_tid_address 218/96 set_robust_list 273/99 get_robust_list 274/100 rseq 334/293 futex 202/98
+flock 73/32 fsync 74/82 fdatasync 75/83 truncate 76/45 ftruncate 77/46 fallocate 285/47 fadvise64
+221/223 sendfile 40/71 copy_file_range 326/285 close_range 436/436 getdents 78/- getdents64 217/61
+getcwd 79/17 chdir 80/49 fchdir 81/50 creat 85/- openat 257/56 rename 82/- renameat 264/38
+renameat2 316/276 mkdir 83/- mkdirat 258/34 rmdir 84/- link 86/- linkat 265/37 unlink 87/- unlinkat
+263/35 symlink 88/- symlinkat 266/36 readlink 89/- readlinkat 267/78 chmod 90/- fchmod 91/52
+fchmodat 268/53 umask 95/166 utimensat 280/88 statfs 137/43 fstatfs 138/44 epoll_create 213/-
+epoll_create1 291/20 epoll_ctl 233/21 epoll_wait 232/- epoll_pwait 281/22 eventfd 284/- eventfd2
+290/19
 """
-# Allowed with some arguments only. clone3 and openat2 hide theirs in memory: "not implemented", libc uses others then.
-_LOOKED_AT = "clone 56/220 fcntl 72/25 ioctl 16/29 prlimit64 302/261 prctl 157/167 clone3 435/435 openat2 437/437"
-_LAST = 450  # later system calls are "not implemented", which libc knows to deal with
-_MACHINES = {
-    "x86_64": (0, 0xC000003E),
-    "aarch64": (1, 0xC00000B7),
-}  # column above, the kernel's number of the machine
+# Allowed with some arguments only. clone3 and openat2 hide theirs in memory: "not implemented",
+# libc uses others then.
+_LOOKED_AT = """
+clone 56/220 fcntl 72/25 ioctl 16/29 prlimit64 302/261 prctl 157/167 clone3 435/435 openat2 437/437
+"""
+_LAST = 450  # later system calls are "not implemented", which libc can handle
+# machine -> (column above, the kernel's number of the machine)
+_MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 
 def seccomp_filter(machine: str) -> bytes:
-    """A classic BPF program over (number of the system call, machine, arguments): a search tree over ranges of numbers.
+    """A filter of system calls, as a classic BPF program.
 
-    Everything that is not listed is refused: new processes, exec, sockets, signals, tracing, raising limits, mounts,
-    namespaces, keys, shared memory, memory files, io_uring, bpf. Raises OSError for a machine not listed.
+    The program reads the number of the system call, the machine and the arguments. It is a search
+    tree over ranges of numbers. Everything that is not listed is refused: new processes, exec,
+    sockets, signals, tracing, raising limits, mounts, namespaces, keys, shared memory, memory
+    files, io_uring, bpf. Raises OSError for a machine that is not listed.
     """
     if machine not in _MACHINES or sys.maxsize < 2**32:
         raise OSError(f"no list of system calls for {machine}")
     column, audit = _MACHINES[machine]
     load, equal, at_least, bits, give = 0x20, 0x15, 0x35, 0x45, 0x06  # opcodes
-    allow, refuse, unknown = (
-        [(give, 0, 0, 0x7FFF0000)],
-        [(give, 0, 0, 0x00050001)],
-        [(give, 0, 0, 0x00050026)],
-    )
+    allow = [(give, 0, 0, 0x7FFF0000)]
+    refuse = [(give, 0, 0, 0x00050001)]
+    unknown = [(give, 0, 0, 0x00050026)]
 
-    def one_of(argument: int, values: tuple[int, ...]) -> list:  # low half of an argument
+    def only(argument: int, values: tuple[int, ...]) -> list:
+        """Allow the call only with these values in the low half of an argument."""
         tests = [(equal, len(values) - i, 0, value) for i, value in enumerate(values)]
         return [(load, 0, 0, 16 + 8 * argument), *tests, *refuse, *allow]
 
     new_namespaces = CLONE_NEWUSER | CLONE_NEWNS | sum(NAMESPACES.values())
     special = {
+        # threads, but no processes and no namespaces
         "clone": [
             (load, 0, 0, 16),
             (bits, 0, 1, 0x10000),
             (bits, 0, 1, new_namespaces),
             *refuse,
             *allow,
-        ],  # threads
-        "fcntl": one_of(
-            1, (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032)
-        ),  # no F_SETOWN, F_SETSIG: they send signals
-        "ioctl": one_of(
-            1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
-        ),  # is it a terminal, its size, blocking
+        ],
+        # not F_SETOWN and F_SETSIG, which send signals
+        "fcntl": only(1, (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032)),
+        # whether it is a terminal, the size of the terminal, blocking
+        "ioctl": only(1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
+        # read limits, but do not set them
         "prlimit64": [
             (load, 0, 0, 32),
             (equal, 0, 2, 0),
@@ -323,8 +346,8 @@ def seccomp_filter(machine: str) -> bytes:
             (equal, 1, 0, 0),
             *refuse,
             *allow,
-        ],  # ask
-        "prctl": one_of(0, (15,)),  # name a thread
+        ],
+        "prctl": only(0, (15,)),  # name a thread
         "clone3": unknown,
         "openat2": unknown,
     }
@@ -342,27 +365,25 @@ def seccomp_filter(machine: str) -> bytes:
             return actions[starts[first]]
         middle = (first + last + 1) // 2
         left, right = tree(first, middle - 1), tree(middle, last)
-        jump = (
-            [(at_least, len(left), 0, starts[middle])]
-            if len(left) < 256
-            else [(at_least, 0, 1, starts[middle]), (0x05, 0, 0, len(left))]
-        )
+        jump = [(at_least, len(left), 0, starts[middle])]
+        if len(left) >= 256:  # a conditional jump has 8 bits
+            jump = [(at_least, 0, 1, starts[middle]), (0x05, 0, 0, len(left))]
         return jump + left + right
 
     code = [(load, 0, 0, 4), (equal, 1, 0, audit), *refuse, (load, 0, 0, 0)]
-    code += [(at_least, 0, 1, 0x40000000), *refuse]  # the x32 numbering would walk round the list
+    code += [(at_least, 0, 1, 0x40000000), *refuse]  # x32 has other numbers
     code += tree(0, len(starts) - 1)
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
 
 def apply_seccomp(program: bytes) -> None:
-    """From here on the filter holds for this process, for ever. Needs PR_SET_NO_NEW_PRIVS."""
+    """Apply the filter to this process, forever. Needs PR_SET_NO_NEW_PRIVS."""
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
     call("prctl", 22, 2, header, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 
 
-# ---------------------------------------------------------------------------------------------------- the audit hook
+# ---- the audit hook ------------------------------------------------------------------------------
 
 _REFUSED = (
     "socket.",
@@ -400,32 +421,30 @@ _CHANGING = (
 
 
 def audit_hook(folder: str, readable: tuple[str, ...]):
-    """For any system: refuses sockets, processes, signals, ctypes, writing outside `folder`, reading outside it and
-    `readable`, as PermissionError. Python code determined to get round an audit hook can."""
-    own = (folder + os.sep,)
-    readable += own
+    """An audit hook for any system. It refuses sockets, processes, signals, ctypes, writing outside
+    `folder`, and reading outside `folder` and `readable`, with a PermissionError. Python code that
+    tries hard can bypass an audit hook."""
+    writable = (folder + os.sep,)
+    readable += writable
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    realpath, fsdecode, sep, devices = (
-        os.path.realpath,
-        os.fsdecode,
-        os.sep,
-        (os.devnull, "/dev/urandom"),
-    )
+    # The program must not be able to replace these.
+    realpath, fsdecode, sep = os.path.realpath, os.fsdecode, os.sep
+    devices = (os.devnull, "/dev/urandom")
 
     def hook(event: str, arguments: tuple) -> None:
         if event.startswith(_REFUSED):
             raise PermissionError(f"{event} is not allowed in the sandbox")
         if event == "open":
-            allowed, paths = (own if arguments[2] & writing else readable), arguments[:1]
+            allowed = writable if arguments[2] & writing else readable
+            paths = arguments[:1]
         elif event in ("os.listdir", "os.scandir"):
             allowed, paths = readable, arguments[:1]
         elif event in _CHANGING:
-            if any(isinstance(a, int) and a >= 0 for a in arguments[-1:]) and event not in (
-                "os.chmod",
-                "os.truncate",
-            ):
+            last = arguments[-1] if arguments else None
+            has_folder = isinstance(last, int) and last >= 0
+            if has_folder and event not in ("os.chmod", "os.truncate"):
                 raise PermissionError(f"{event} with dir_fd is not allowed in the sandbox")
-            allowed, paths = own, [a for a in arguments if isinstance(a, str | bytes)]
+            allowed, paths = writable, [a for a in arguments if isinstance(a, str | bytes)]
         else:
             return
         for path in paths:

@@ -1,11 +1,12 @@
 """Formal proofs (paper 2.3.2): miniF2F by draft, sketch and prove, checked by Isabelle.
 
-A model writes a proof of the benchmark's theorem in Isabelle's Isar language and leaves holes, each the word
-`sledgehammer`, for what a machine can prove (Jiang et al. 2022). `prove` asks the prover for proofs of the holes, puts
-them in and has the whole checked. A completion gives the proof alone: imports and statement are the benchmark's, and
-the proof counts only if Isabelle accepts it and it rests on no unproved claim.
+A model writes a proof of a theorem in Isabelle's language Isar. Where a machine can find the proof
+of a step, the model leaves a hole, which is the word `sledgehammer` (Jiang et al. 2022). `prove`
+lets the prover search proofs for the holes, fills them in, and has the whole theory checked. A
+completion is only the proof: imports and statement come from the benchmark. The proof counts only
+if Isabelle accepts it, and if it rests on no unproved claim.
 
-    prover = find_prover()                   # None where Isabelle is not installed
+    prover = find_prover()                   # None if Isabelle is not installed
     checks = prove(problem, completions, prover)
 """
 
@@ -22,7 +23,7 @@ from data.io import InputError
 from data.sandbox.isabelle import Check, Isabelle, Message
 
 NO_PROVER = "no prover was present"
-METHODS = 60  # seconds for a check with heuristics that have no limit of their own
+METHODS = 60  # seconds for a check with heuristics that have no limit
 STOP = "\nInformal:"  # where a completion goes on to the next example (the authors' stop word)
 
 
@@ -30,26 +31,29 @@ class Prover(Protocol):
     version: str
 
     def check(self, theory_source: str, name: str, timeout: float) -> Check:
-        """Check a theory called `name`, for at most `timeout` seconds; its messages come with their lines."""
+        """Check the theory `name` for at most `timeout` seconds. The messages have their lines."""
 
 
 def find_prover(path: str | None = None, afp: str | None = None) -> Isabelle | None:
-    """Isabelle at `path` (its program or its folder), at $ISABELLE_HOME, or on the PATH; None where there is none.
-    `afp`, the folder `thys` of the Archive of Formal Proofs, is needed by two of miniF2F's problems. Nothing is started
-    before the first check. Raises InputError where `path` or $ISABELLE_HOME has no program."""
-    given = path or os.environ.get("ISABELLE_HOME")
-    if not given:
-        found = shutil.which("isabelle")
-        return Isabelle(found, afp) if found else None
-    program = Path(given) / "bin" / "isabelle" if Path(given).is_dir() else Path(given)
+    """Isabelle at `path` (the program or its folder), at $ISABELLE_HOME, or on the PATH. None if
+    there is none.
+
+    afp: the folder `thys` of the Archive of Formal Proofs, which two problems of miniF2F need. The
+    first check starts Isabelle. Raises InputError if `path` or $ISABELLE_HOME has no program.
+    """
+    place = path or os.environ.get("ISABELLE_HOME")
+    if not place:
+        installed = shutil.which("isabelle")
+        return Isabelle(installed, afp) if installed else None
+    program = Path(place) / "bin" / "isabelle" if Path(place).is_dir() else Path(place)
     if not os.access(program, os.X_OK) or program.is_dir():
         raise InputError(
-            f"{given}: no Isabelle; give the folder of its installation, or bin/isabelle in it"
+            f"{place}: no Isabelle; give the folder of the installation, or bin/isabelle in it"
         )
     return Isabelle(str(program), afp)
 
 
-# ---- What a completion may say ---------------------------------------------------------------------------------------
+# ---- What a completion may contain ---------------------------------------------------------------
 
 
 class Token(NamedTuple):
@@ -72,8 +76,11 @@ _OPEN = {"(*", "\\<open>", "‹"}
 
 
 def tokens(source: str) -> Iterator[Token]:
-    """The tokens of Isabelle's outer syntax, comments among them, spaces left out. Raises ValueError for a comment,
-    string or cartouche that does not end. Finer than Isabelle where they differ: no command goes unseen."""
+    """The tokens of Isabelle's outer syntax with comments, without spaces.
+
+    Raises ValueError for a comment, a string or a cartouche without an end. Where it differs from
+    Isabelle it is finer, so that no command is missed.
+    """
     at = 0
     while at < len(source):
         found = _TOKEN.match(source, at)
@@ -93,100 +100,103 @@ def tokens(source: str) -> Iterator[Token]:
         at = end
 
 
-# Whatever changes a theory, runs ML or writes files: the command keywords of Pure and HOL that are not of a proof. A
-# proof is closed by the last of these before another statement is made, so none of them may stand in a completion.
+# Command keywords of Pure and HOL that do not belong to a proof: they change a theory, run ML or
+# write files. A proof is closed before another statement is made, so none of them may be in a
+# completion.
 _COMMANDS = frozenset(
     """
-    sorry oops end theory begin imports keywords theorem lemma corollary proposition schematic_goal notepad lemmas
-    declare axiomatization consts judgment typedecl type_synonym nonterminal default_sort definition abbreviation syntax
-    no_syntax syntax_consts syntax_types translations no_translations notation no_notation type_notation
-    no_type_notation alias type_alias hide_class hide_type hide_const hide_fact adhoc_overloading no_adhoc_overloading
-    named_theorems context locale experiment class subclass instance instantiation overloading interpretation
-    global_interpretation sublocale bundle open_bundle unbundle oracle setup local_setup attribute_setup method_setup
-    method simproc_setup declaration syntax_declaration parse_ast_translation parse_translation print_translation
-    typed_print_translation print_ast_translation ML ML_val ML_command ML_prf ML_file ML_file_debug ML_file_no_debug
-    ML_export SML_file SML_file_debug SML_file_no_debug SML_import SML_export external_file bibtex_file ROOTS_file
-    generate_file export_generated_files compile_generated_files scala_build_generated_files realizers realizability
-    extract extract_type chapter section subsection subsubsection paragraph subparagraph text txt text_raw
-    datatype codatatype datatype_compat datatype_record old_rep_datatype free_constructors bnf bnf_axiomatization
-    copy_bnf lift_bnf primrec primcorec primcorecursive fun function termination partial_function nominal_datatype
-    recdef inductive coinductive inductive_set coinductive_set inductive_cases inductive_simps case_of_simps
-    simps_of_case fun_cases typedef record quotient_type quotient_definition lift_definition setup_lifting
-    lifting_forget lifting_update functor specification ax_specification statespace code_datatype code_identifier
-    code_lazy_type code_printing code_reserved code_reflect code_pred code_monad code_thms code_deps export_code
-    print_codeproc value values quickcheck_generator quickcheck_params nitpick_params refute_params sledgehammer_params
-    find_unused_assms mirabelle boogie_file spark_open
-""".split()
+    sorry oops end theory begin imports keywords theorem lemma corollary proposition schematic_goal
+    notepad lemmas declare axiomatization consts judgment typedecl type_synonym nonterminal
+    default_sort definition abbreviation syntax no_syntax syntax_consts syntax_types translations
+    no_translations notation no_notation type_notation no_type_notation alias type_alias hide_class
+    hide_type hide_const hide_fact adhoc_overloading no_adhoc_overloading named_theorems context
+    locale experiment class subclass instance instantiation overloading interpretation
+    global_interpretation sublocale bundle open_bundle unbundle oracle setup local_setup
+    attribute_setup method_setup method simproc_setup declaration syntax_declaration
+    parse_ast_translation parse_translation print_translation typed_print_translation
+    print_ast_translation ML ML_val ML_command ML_prf ML_file ML_file_debug ML_file_no_debug
+    ML_export SML_file SML_file_debug SML_file_no_debug SML_import SML_export external_file
+    bibtex_file ROOTS_file generate_file export_generated_files compile_generated_files
+    scala_build_generated_files realizers realizability extract extract_type chapter section
+    subsection subsubsection paragraph subparagraph text txt text_raw datatype codatatype
+    datatype_compat datatype_record old_rep_datatype free_constructors bnf bnf_axiomatization
+    copy_bnf lift_bnf primrec primcorec primcorecursive fun function termination partial_function
+    nominal_datatype recdef inductive coinductive inductive_set coinductive_set inductive_cases
+    inductive_simps case_of_simps simps_of_case fun_cases typedef record quotient_type
+    quotient_definition lift_definition setup_lifting lifting_forget lifting_update functor
+    specification ax_specification statespace code_datatype code_identifier code_lazy_type
+    code_printing code_reserved code_reflect code_pred code_monad code_thms code_deps export_code
+    print_codeproc value values quickcheck_generator quickcheck_params nitpick_params refute_params
+    sledgehammer_params find_unused_assms mirabelle boogie_file spark_open
+    """.split()
 )
-# Methods and options that run ML or take something for proved, wherever they stand, in quotes too.
+# Methods and options that run ML or accept something without a proof. They are refused anywhere,
+# also in quotes.
 _NAMES = re.compile(
-    r"\b(sorry|oops|tactic|raw_tactic|quick_and_dirty|skip_proofs?|smt_oracle|ML\w*|SML\w*|cheat\w*)\b"
+    r"\b(sorry|oops|tactic|raw_tactic|quick_and_dirty|skip_proofs?|smt_oracle|"
+    r"ML\w*|SML\w*|cheat\w*)\b"
 )
-_CONTROLS = {
-    "\\<^sub>",
-    "\\<^sup>",
-    "\\<^bold>",
-    "\\<^bsub>",
-    "\\<^esub>",
-    "\\<^bsup>",
-    "\\<^esup>",
-}
+_CONTROLS = {rf"\<^{name}>" for name in "sub sup bold bsub esub bsup esup".split()}
 
 
 def forbidden(proof: str) -> str | None:
-    """Why a proof is not even given to Isabelle, or None. In an interactive session Isabelle takes `sorry` for a proof,
-    and ML in a proof can do anything: what could cheat is refused by its words, comments apart."""
+    """The reason why a proof is not even sent to Isabelle, or None.
+
+    In an interactive session Isabelle accepts `sorry` as a proof, and ML in a proof can do
+    anything. So words that can cheat are refused, except in comments.
+    """
     try:
         parts = [token for token in tokens(proof) if token.kind != "comment"]
     except ValueError as error:
         return str(error)
     for kind, text, _ in parts:
-        # `...` is a string in some versions and in others is not
+        # In some versions `...` is a string, in others it is not.
         names = re.findall(r"[\w.]+", text) if text[0] == "`" else [text] if kind == "word" else []
-        if name := next((name for name in names if name in _COMMANDS), None) or (
-            text == "\\<proof>" and text
-        ):
-            return f"{name!r} is not allowed in a proof"
+        for name in names:
+            if name in _COMMANDS:
+                return f"{name!r} is not allowed in a proof"
+        if text == "\\<proof>":
+            return f"{text!r} is not allowed in a proof"
         if name := _NAMES.search(text):
             return f"{name[0]!r} is not allowed in a proof"
         if kind == "string" and re.search(r"\\\d", text):
             return "a character by its number is not allowed in a proof"
-        if control := next(
-            (c for c in re.findall(r"\\<\^[A-Za-z_]+>", text) if c not in _CONTROLS), None
-        ):
-            return f"{control!r} is not allowed in a proof"
+        for control in re.findall(r"\\<\^[A-Za-z_]+>", text):
+            if control not in _CONTROLS:
+                return f"{control!r} is not allowed in a proof"
     for first, second in zip(parts, parts[1:], strict=False):
         if second.start == first.start + 1 and first.text + second.text in ("@{", "{*"):
             return f"{first.text + second.text!r} is not allowed in a proof"
-    if any(
-        re.search(r"@\s*\{", text) for kind, text, _ in parts if kind in ("string", "cartouche")
-    ):
-        return "'@{' is not allowed in a proof"
+    for kind, text, _ in parts:
+        if kind in ("string", "cartouche") and re.search(r"@\s*\{", text):
+            return "'@{' is not allowed in a proof"
     return None
 
 
-# ---- From a completion to a theory -----------------------------------------------------------------------------------
+# ---- From a completion to a theory ---------------------------------------------------------------
 
-# Models write symbols as characters; theories have them by name.
+# Models write symbols as characters. Theories have them by name.
+_SYMBOL_NAMES = (
+    "≤ le ≥ ge ≠ noteq ∧ and ∨ or ¬ not ∀ forall ∃ exists ∈ in ∉ notin ⊆ subseteq ⊂ subset ∪ union "
+    "∩ inter ⇒ Rightarrow ⟹ Longrightarrow ⟶ longrightarrow → rightarrow ⟷ longleftrightarrow "
+    "⟺ Longleftrightarrow λ lambda Σ Sigma ∑ Sum ∏ Prod × times ⋅ cdot ∘ circ ℕ nat ℤ int ℚ rat "
+    "ℝ real ℂ complex"
+).split()
 _SYMBOLS = {
     ord(character): f"\\<{name}>"
-    for character, name in zip(
-        "≤≥≠∧∨¬∀∃∈∉⊆⊂∪∩⇒⟹⟶→⟷⟺λΣ∑∏×⋅∘ℕℤℚℝℂ",
-        "le ge noteq and or not forall exists in notin subseteq subset union inter Rightarrow Longrightarrow longrightarrow"
-        " rightarrow longleftrightarrow Longleftrightarrow lambda Sigma Sum Prod times cdot circ nat int rat real complex".split(),
-        strict=True,
-    )
+    for character, name in zip(_SYMBOL_NAMES[::2], _SYMBOL_NAMES[1::2], strict=True)
 }
 
 
 def _statement(problem) -> tuple[str, str]:
-    """(name of the theorem, its statement with that name) of a problem."""
+    """(name of the theorem, statement with this name) of a problem."""
     header, statement = problem.task["header"], problem.task["formal_statement"].strip()
     theory = re.search(r"\btheory\s+([A-Za-z][\w']*)", header)
     found = re.match(r"(?:theorem|lemma)\s+([A-Za-z][\w']*)\s*(?:\[[^\]]*\]\s*)?:(?!:)", statement)
     if not theory or not re.match(r"(?:theorem|lemma)\b", statement):
         raise InputError(
-            f"problem {problem.id}: its header has no theory or its statement is no theorem; correct it"
+            f"problem {problem.id}: the header has no theory or the statement is not a theorem; "
+            "correct it"
         )
     if found:
         return found[1], statement
@@ -194,11 +204,13 @@ def _statement(problem) -> tuple[str, str]:
 
 
 def _plain(source: str) -> list[Token]:
+    """The tokens without comments."""
     return [token for token in tokens(source) if token.kind != "comment"]
 
 
 def _words(parts: list[Token]) -> list[str]:
-    """What a statement says, for comparison: without its name, spaces of strings made one."""
+    """The words of a statement, for comparison: without its name, and with single spaces in
+    strings."""
     texts = [" ".join(token.text.split()) for token in parts]
     if texts[2:3] == [":"]:
         return texts[:1] + texts[3:]
@@ -206,8 +218,11 @@ def _words(parts: list[Token]) -> list[str]:
 
 
 def proof_of(problem, completion: str) -> str:
-    """The proof in a completion: what follows the statement where it repeats that (alone or in a theory), the content
-    of a ``` block, up to the next example. Raises ValueError where it states another theorem."""
+    """The proof in a completion: the content of a ``` block, up to the next example, without the
+    statement if the completion repeats it (alone or in a theory).
+
+    Raises ValueError if the completion states another theorem.
+    """
     text = completion.split(STOP)[0]
     if fenced := re.search(r"```[^\n]*\n(.*?)(?:```|\Z)", text, re.DOTALL):
         text = fenced[1]
@@ -231,8 +246,11 @@ def proof_of(problem, completion: str) -> str:
 
 
 def sketch_theory(problem, completion: str) -> str:
-    """The theory that a completion makes: the benchmark's header and statement, the completion's proof, and a question
-    to Isabelle for what the theorem rests on. Raises ValueError for a proof that is not allowed."""
+    """The theory of a completion: header and statement of the benchmark, the proof of the
+    completion, and the command that lists what the theorem rests on.
+
+    Raises ValueError for a proof that is not allowed.
+    """
     proof = proof_of(problem, completion)
     if not proof:
         raise ValueError("the completion has no proof")
@@ -245,7 +263,7 @@ def sketch_theory(problem, completion: str) -> str:
 
 
 def holes(theory: str) -> list[tuple[int, int]]:
-    """Where the holes of a theory are: (start, end) of each word `sledgehammer`, with its options."""
+    """The holes of a theory: (start, end) of each word `sledgehammer` with its options."""
     parts, found = _plain(theory), []
     for i, token in enumerate(parts):
         if token.kind == "word" and token.text == "sledgehammer":
@@ -257,45 +275,48 @@ def holes(theory: str) -> list[tuple[int, int]]:
     return found
 
 
-# ---- Filling the holes -----------------------------------------------------------------------------------------------
+# ---- Filling the holes ---------------------------------------------------------------------------
 
 _PROPOSAL = re.compile(r"(Try this|Found proof):\s+((?:using\b[^\n]*?\s+)?by\b[^\n]*)")
 _TIME = re.compile(r"\s*\((?:>\s*)?[\d.]+ m?s(?:, timed out)?\)\.?\s*$")
 
 
 def proposals(messages: list[Message]) -> list[str]:
-    """The proofs that `try0` and `sledgehammer` propose in their messages, each once, what they advise first."""
-    found = [pair for message in messages for pair in _PROPOSAL.findall(message.text)]
-    texts = [
-        _TIME.sub("", text.strip())
-        for _, text in sorted(found, key=lambda pair: pair[0] != "Try this")
-    ]
+    """The proofs in the messages of `try0` and `sledgehammer`, each once, the advised ones
+    first."""
+    found = []
+    for message in messages:
+        found += _PROPOSAL.findall(message.text)
+    found.sort(key=lambda pair: pair[0] != "Try this")
+    texts = [_TIME.sub("", text.strip()) for _, text in found]
     return list(dict.fromkeys(texts))
 
 
 class _Hole:
-    """What stands in a hole now, and what is to be tried after that: heuristics (by `try0`: auto, simp, blast,
-    fastforce, force, presburger, linarith and more, each with a limit of time; then those that it lacks), and then
-    Sledgehammer for `hammer` seconds. A step that ends in `sorry` asks for proofs; the check goes on without."""
+    """The text in a hole now, and the texts that are tried after it.
+
+    First come heuristics: `try0` with auto, simp, blast, fastforce, force, presburger, linarith and
+    more, each with a limit of time, and then methods that `try0` lacks. Then comes Sledgehammer for
+    `hammer` seconds. A step that ends in `sorry` searches for proofs, and the check goes on.
+    """
 
     def __init__(self, theory: str, hammer: int):
         methods = ["arith", "auto simp: field_simps", "eval"]
-        if "Sum_of_Squares" in theory:  # a method that is not imported is an error
+        if "Sum_of_Squares" in theory:  # otherwise the method is an error
             methods.insert(0, "sos")
-        # of (m1 | m2) the first that succeeds is taken, and `m; fail` succeeds where m leaves no goal
+        # (m1 | m2) takes the first that succeeds, and `m; fail` succeeds if m leaves no goal.
         self.methods = "by (" + " | ".join(f"({method}; fail)" for method in methods) + ")"
-        self.text, self.rest = (
-            "try0 sorry",
-            [self.methods, f"sledgehammer [timeout = {hammer}] sorry"],
-        )
+        self.text = "try0 sorry"
+        self.rest = [self.methods, f"sledgehammer [timeout = {hammer}] sorry"]
 
     @property
-    def asks(self) -> bool:
+    def is_searching(self) -> bool:
+        """Whether the hole only searches for proofs now."""
         return self.text.endswith("sorry")
 
-    def next(self, found: list[str] | None = None) -> bool:
-        """Go on to the next proof, those found before what is left; False at the end."""
-        self.rest = [*(found or []), *self.rest]
+    def next(self, new: list[str] | None = None) -> bool:
+        """Go on to the next proof: first `new` ones, then those that are left. False at the end."""
+        self.rest = [*(new or []), *self.rest]
         self.text = self.rest.pop(0) if self.rest else ""
         return bool(self.text)
 
@@ -303,7 +324,7 @@ class _Hole:
 def _assemble(
     theory: str, places: list[tuple[int, int]], fillers: list[_Hole]
 ) -> tuple[str, list[int]]:
-    """(the theory with the holes filled, the line of each)."""
+    """(the theory with filled holes, the line of each hole)."""
     text, lines, at = "", [], 0
     for (start, end), hole in zip(places, fillers, strict=True):
         text += theory[at:start].rstrip(" ") + "\n"
@@ -314,55 +335,54 @@ def _assemble(
 
 
 def _fill(theory: str, name: str, prover: Prover, timeout: float, hammer: int) -> Check:
-    """Fill the holes of a theory and check it, for at most `timeout` seconds in all. Every round of the loop is one
-    check of the whole, after which each hole that asked or failed goes on to its next proof."""
+    """Fill the holes of a theory and check it, for at most `timeout` seconds.
+
+    Each round checks the whole theory once. After it, each hole that searched or failed goes on to
+    its next proof.
+    """
     places, deadline = holes(theory), time.monotonic() + timeout
     fillers = [_Hole(theory, hammer) for _ in places]
     while True:
         source, lines = _assemble(theory, places, fillers)
-        slow = [
-            hole for hole in fillers if hole.text == hole.methods
-        ]  # these have no limit of their own
+        slow = [hole for hole in fillers if hole.text == hole.methods]  # without a limit of time
         left = deadline - time.monotonic()
         if left <= 0:
             return Check("timeout", theory=source)
-        check = prover.check(source, name, min(left, METHODS) if slow else left)._replace(
-            theory=source
-        )
+        check = prover.check(source, name, min(left, METHODS) if slow else left)
+        check = check._replace(theory=source)
         if check.status == "timeout" and slow:
             moved, done = slow, [hole.next() for hole in slow]
-        elif check.status in ("error", "timeout") or (
-            check.status == "proved" and not any(h.asks for h in fillers)
-        ):
+        elif check.status in ("error", "timeout"):
+            return check
+        elif check.status == "proved" and not any(hole.is_searching for hole in fillers):
             return check
         else:
             errors = [m.line for m in check.messages if m.kind == "error" and m.line]
             outside = min((line for line in errors if line not in lines), default=math.inf)
             if errors and outside == min(errors):
-                return check  # what is wrong is not in a hole, nor comes of one
-            # Most failed proofs let the check go on. After one that did not, nothing is known of what follows.
-            moved = [
-                (hole, line)
-                for hole, line in zip(fillers, lines, strict=True)
-                if (hole.asks or line in errors) and line < outside
-            ]
-            done = [
-                hole.next(proposals([m for m in check.messages if m.line == line]))
-                for hole, line in moved
-            ]
+                return check  # the error is not in a hole and does not come from a hole
+            # After most failed proofs the check goes on. After an error outside, the rest is
+            # unknown.
+            moved = []
+            done = []
+            for hole, line in zip(fillers, lines, strict=True):
+                if (hole.is_searching or line in errors) and line < outside:
+                    moved.append(hole)
+                    answers = [message for message in check.messages if message.line == line]
+                    done.append(hole.next(proposals(answers)))
         if not moved:
             return check
         if not all(done):
-            return check._replace(
-                status="failed", messages=(Message("error", "a hole has no proof"), *check.messages)
-            )
+            messages = (Message("error", "a hole has no proof"), *check.messages)
+            return check._replace(status="failed", messages=messages)
 
 
 def prove(
     problem, completions: list[str], prover: Prover | None, timeout: float = 600, hammer: int = 30
 ) -> list[Check]:
-    """Check each completion as a proof of the problem's theorem, for at most `timeout` seconds, with Sledgehammer for
-    `hammer` seconds a hole. Without a prover every check is an error that says so."""
+    """Check each completion as a proof of the theorem, for at most `timeout` seconds, with
+    Sledgehammer for `hammer` seconds in each hole. Without a prover, each check is an error with
+    that reason."""
     checks = []
     for completion in completions:
         began = time.monotonic()
@@ -372,10 +392,8 @@ def prove(
             check = Check("failed", (Message("error", str(error)),))
         else:
             name = re.search(r"\btheory\s+([A-Za-z][\w']*)", theory)[1]
-            check = (
-                _fill(theory, name, prover, timeout, hammer)
-                if prover
-                else Check("error", (Message("error", NO_PROVER),))
-            )
+            check = Check("error", (Message("error", NO_PROVER),))
+            if prover:
+                check = _fill(theory, name, prover, timeout, hammer)
         checks.append(check._replace(seconds=time.monotonic() - began))
     return checks

@@ -1,26 +1,35 @@
-"""Running a model's Python programs, which may be hostile: limited, isolated, and in a few milliseconds each.
+"""Runs the Python programs of a model, which may be hostile: limited, isolated, in a few
+milliseconds each.
 
-Each worker is a server of data/sandbox/fork_server.py: a fresh interpreter, started once with sympy loaded, that forks a child
-per program. The trainer talks to it over two pipes, so the trainer may have threads, CUDA or torchrun around it: it
-never forks itself.
+Each worker is a server of fork_server.py: a fresh interpreter that starts once, loads sympy, and
+forks a child for each program. The trainer talks to it over two pipes and never forks itself. So
+the trainer may use threads, CUDA and torchrun.
 
-What holds a program back (Linux; elsewhere only "limits" and "hook"), each verified by a probe at the start:
-- "limits": CPU seconds, address space, files, threads, no core dumps, as rlimits. The CPU limit decides "timeout", so
-  the verdict does not depend on load; a wall clock of 3 x the CPU limit + 2 s is the backstop for programs that sleep.
-- "files": a mount namespace whose root holds Python, its packages and the shared libraries, read-only, and a scratch
-  folder in memory (64 MiB, 1024 files), fresh for each program. No home folder, no data, no /proc, no shell.
-- "processes": a process namespace; nothing else is visible, and whatever a program leaves running ends with it.
-- "network", "ipc": no network device, no shared memory, no host name of the trainer's.
-- "privileges": no capabilities, no way to gain any; another user (nobody) where the trainer is root.
-- "seccomp": a list of the system calls that Python computes with; everything else is refused.
-- "landlock": a second line behind "files".
-- "hook": an audit hook that turns attempts into plain errors. Python code can get round it; nothing depends on it
-  where the other protections are active.
-No environment, standard input empty, no inherited descriptors. `Sandbox.isolation` names what is active,
-`Sandbox.missing` what is not, and why. Against an attacker with a flaw of the kernel, use a virtual machine as well.
+These protections hold a program back. A probe verifies each of them at the start. On systems other
+than Linux there are only "limits" and "hook".
 
-Programs start from the same state: hash seed 0, `random` seeded with 0. A program's exit closes everything it had;
-a server ends, killing its program, when its trainer is gone, however that died.
+- "limits": CPU seconds, address space, files, threads, no core dumps, as rlimits. The CPU limit
+  decides "timeout", so the verdict does not depend on the load. Programs that sleep end after a
+  wall clock of 3 times the CPU limit plus 2 seconds.
+- "files": a mount namespace. Its root has only Python, the packages and the shared libraries,
+  read-only, and a scratch folder in memory (64 MiB, 1024 files) that is new for each program.
+  There is no home folder, no data, no /proc and no shell.
+- "processes": a process namespace. No other process is visible, and processes that a program leaves
+  behind end with it.
+- "network", "ipc": no network device, no shared memory, not the host name of the trainer.
+- "privileges": no capabilities, no way to gain any, and the user "nobody" if the trainer is root.
+- "seccomp": only the system calls that Python needs to compute.
+- "landlock": a second line of defense behind "files".
+- "hook": an audit hook that turns attempts into plain errors. Python code can bypass it. Nothing
+  depends on it where the other protections are active.
+
+A program has no environment, an empty standard input, and no inherited descriptors.
+`Sandbox.isolation` names the active protections, and `Sandbox.missing` says why others are
+missing. Against an attacker who knows a flaw of the kernel, use a virtual machine as well.
+
+Every program starts from the same state: hash seed 0, `random` seeded with 0. When a program
+exits, everything that it opened is closed. When the trainer is gone, for whatever reason, a server
+kills its program and ends.
 """
 
 import importlib.util
@@ -39,7 +48,8 @@ from typing import NamedTuple
 from data.io import InputError
 from data.sandbox.fork_server import receive, send
 
-REQUIRED = {  # by mode "strict"; what to do where it is missing
+# What mode "strict" requires, and what to do if it is missing
+REQUIRED = {
     "limits": "raise the trainer's own limits (ulimit -H)",
     "hook": "run Python 3.11 or later",
     "privileges": "make Python and its packages readable for every user, or do not run as root",
@@ -49,29 +59,33 @@ REQUIRED = {  # by mode "strict"; what to do where it is missing
     "ipc": "allow user namespaces",
     "files": "allow user namespaces; Linux 5.12 or later",
 }
-NAMESPACES = """User namespaces: sysctl user.max_user_namespaces above 0; on Ubuntu also \
-kernel.apparmor_restrict_unprivileged_userns=0; in a container --security-opt seccomp=unconfined (Docker, Podman)"""
+NAMESPACES = (
+    "User namespaces: sysctl user.max_user_namespaces above 0; on Ubuntu also "
+    "kernel.apparmor_restrict_unprivileged_userns=0; "
+    "in a container --security-opt seccomp=unconfined (Docker, Podman)"
+)
 LONGEST = 1_000_000  # characters of a program
 
 
 class Result(NamedTuple):
-    """status: "ok"; "error" (uncaught exception, non-zero exit, killed); "timeout"; "memory"; "output" (too much).
-    stdout: what was printed, at most output_bytes. error: last line of the traceback, or what ended the program."""
+    """The result of a program.
+
+    status: "ok", "error" (uncaught exception, exit code, killed), "timeout", "memory", or "output"
+    (it printed too much).
+    """
 
     status: str
-    stdout: str
-    error: str
-
-
-# ---------------------------------------------------------------------------------------------------- trainer's side
+    stdout: str  # what it printed, at most output_bytes
+    error: str  # the last line of the traceback, or the reason why the program ended
 
 
 class Sandbox:
-    """`workers` fork servers; a context manager. Memory is counted beyond what the loaded interpreter itself uses.
+    """Runs programs in `workers` fork servers. It is a context manager.
 
-    mode "strict" raises InputError where a protection that this system could have is missing; "best-effort" names it
-    on stderr, once. Raises RuntimeError, saying why, when a server cannot start. `_without` is for tests: protections
-    left out.
+    cpu_seconds, memory_mb, output_bytes: limits of each program. The memory of the loaded
+    interpreter does not count. mode: with "strict", a protection that is missing here raises
+    InputError. With "best-effort", a warning names it once. _without: protections that tests leave
+    out. Raises RuntimeError if a server cannot start.
     """
 
     def __init__(
@@ -84,7 +98,7 @@ class Sandbox:
         _without: tuple[str, ...] = (),
     ):
         if mode not in ("strict", "best-effort"):
-            raise InputError(f"--sandbox {mode}: unknown; write strict or best-effort")
+            raise InputError(f"--sandbox {mode}: unknown; use strict or best-effort")
         limits = {
             "cpu_seconds": cpu_seconds,
             "memory_mb": memory_mb,
@@ -92,31 +106,28 @@ class Sandbox:
             "without": _without,
         }
         self._threads = ThreadPoolExecutor(max(1, workers))
-        self._servers = [_Server(limits) for _ in range(max(1, workers))]  # started together,
+        self._servers = [_Server(limits) for _ in range(max(1, workers))]  # they start together
         try:
             for server in self._servers:
-                server.wait_ready()  # then waited for
+                server.wait_ready()
             self.isolation: tuple[str, ...] = self._servers[0].isolation
             self.missing: dict[str, str] = self._servers[0].missing
-            self._judge(mode)
+            self._check_protections(mode)
         except BaseException:
             self.close()
             raise
         self._free = list(self._servers)
         self._available = threading.Semaphore(len(self._servers))
 
-    def _judge(self, mode: str) -> None:
+    def _check_protections(self, mode: str) -> None:
         global _warned
         lacking = [name for name in REQUIRED if name in self.missing]
         reasons = "; ".join(f"{name}: {self.missing[name]}, {REQUIRED[name]}" for name in lacking)
         text = f"the sandbox lacks protections ({reasons})."
-        text += (
-            f" {NAMESPACES}."
-            if any("user namespaces" in REQUIRED[name] for name in lacking)
-            else ""
-        )
+        if any("user namespaces" in REQUIRED[name] for name in lacking):
+            text += f" {NAMESPACES}."
         if lacking and mode == "strict":
-            raise InputError(f"--sandbox strict: {text} --sandbox best-effort runs without")
+            raise InputError(f"--sandbox strict: {text} --sandbox best-effort runs without them")
         if lacking and not _warned:
             print(
                 f"warning: {text} Run only programs that you trust, or use --sandbox strict",
@@ -125,9 +136,11 @@ class Sandbox:
             _warned = True
 
     def run(self, code: str) -> Result:
-        """Run one program. May be called from several threads."""
+        """Run a program. Several threads may call this."""
         if len(code) > LONGEST:
-            return Result("error", "", f"a program of {len(code)} characters; at most {LONGEST}")
+            return Result(
+                "error", "", f"the program has {len(code)} characters; {LONGEST} is the most"
+            )
         with self._available:
             server = self._free.pop()
             try:
@@ -136,16 +149,18 @@ class Sandbox:
                 self._free.append(server)
 
     def start(self, code: str) -> "Future[Result]":
-        """Run one program while the caller goes on, as soon as a worker is free."""
+        """Run a program as soon as a worker is free, while the caller goes on."""
         return self._threads.submit(self.run, code)
 
     def run_many(self, codes: list[str]) -> list[Result]:
-        """Results in the order of `codes`, spread over the workers; equal programs run once."""
+        """Run the programs on all workers. Equal programs run once. The results are in the order of
+        `codes`."""
         started = {code: self.start(code) for code in dict.fromkeys(codes)}
         return [started[code].result() for code in codes]
 
     def close(self) -> None:
-        """Programs that have not begun are dropped, those that run are waited for: at most their time limit."""
+        """Drop programs that have not started, and wait for the others, at most their time
+        limit."""
         self._threads.shutdown(cancel_futures=True)
         for server in self._servers:
             server.stop()
@@ -161,7 +176,7 @@ _warned = False  # best-effort warns once in a process
 
 
 class _Server:
-    """The trainer's handle of one fork server; restarts it when it has died."""
+    """A fork server, as the trainer sees it. It is started again when it has died."""
 
     def __init__(self, limits: dict):
         self.limits = limits
@@ -171,9 +186,8 @@ class _Server:
     def start(self) -> None:
         self.scratch = tempfile.mkdtemp(prefix="sandbox-")
         spec = importlib.util.find_spec("sympy")
-        packages = (
-            [os.path.dirname(folder) for folder in spec.submodule_search_locations] if spec else []
-        )
+        folders = spec.submodule_search_locations if spec else []
+        packages = [os.path.dirname(folder) for folder in folders]
         config = {
             **self.limits,
             "wall_seconds": self.wall_seconds,
@@ -182,8 +196,11 @@ class _Server:
         }
         self.log = tempfile.TemporaryFile()
         root = str(Path(__file__).resolve().parents[2])
-        code = f"import sys; sys.path += [{root!r}]; from data.sandbox import fork_server; sys.path.pop(); fork_server.main()"
-        # Not -I: that would ignore the hash seed. -s -S -P and an otherwise empty environment isolate as well.
+        code = (
+            f"import sys; sys.path += [{root!r}]; from data.sandbox import fork_server; "
+            "sys.path.pop(); fork_server.main()"
+        )
+        # -I would ignore the hash seed. -s -S -P and an empty environment isolate as well.
         command = [sys.executable, "-s", "-S", "-P", "-B", "-c", code, json.dumps(config)]
         try:
             self.process = subprocess.Popen(
@@ -215,7 +232,7 @@ class _Server:
 
     def stop(self) -> None:
         if self.process.poll() is None:
-            self.process.kill()  # its server and the program die with it
+            self.process.kill()  # the server and the program die with it
         self.process.wait()
         self.process.stdin.close()
         self.process.stdout.close()
@@ -233,12 +250,10 @@ class _Server:
                 failure = Result("error", "", "the sandbox's server died")
             self.stop()
             self.start()
-            had = set(self.isolation)
+            before = set(self.isolation)
             self.wait_ready()
-            if had - set(self.isolation):
-                raise RuntimeError(
-                    f"the sandbox started again without {', '.join(had - set(self.isolation))}"
-                )
+            if lost := before - set(self.isolation):
+                raise RuntimeError(f"the sandbox started again without {', '.join(lost)}")
             if failure.status == "timeout":
                 break
         return failure

@@ -1,15 +1,21 @@
-r"""Code problems: the program that runs a completion and then its tests, and prints a secret only when all have passed.
+r"""Tests of programming problems: a program that runs a completion and then the tests, and prints
+a secret if all tests have passed. The sandbox (sandbox.py) runs it.
 
-The sandbox (sandbox.py) runs it. What a completion may do to pass without solving its task, and what stops that:
-- end early (sys.exit, os._exit, a file of its own that ends): the secret is not printed;
-- print what a passed test prints: the secret is new for each program, and output of the completion goes nowhere;
-- define `check` itself, or replace exec, print, AssertionError or another builtin: the tests are compiled before the
-  completion runs, run in a namespace of their own with builtins as they were, and define their own `check`;
-- return an object that is equal to everything: a value of a class whose comparison or difference the completion
-  defines may not be returned to the tests.
-The completion runs in the same process as its tests, so one that searches the interpreter's frames for the secret, or
-changes modules that tests import, can still cheat: this keeps out what a model stumbles on, not an attacker. No verdict
-without running in a process apart could promise more.
+A completion may try to pass without solving the task. This stops it:
+
+- It ends early (sys.exit, os._exit): then the secret is not printed.
+- It prints what a passed test prints: the secret is new for each program, and the output of the
+  completion is dropped.
+- It defines `check`, or replaces exec, print, AssertionError or another builtin: the tests are
+  compiled before the completion runs. They run in another namespace with the original builtins,
+  and define `check` again.
+- It returns an object that equals everything: the tests receive no value of a class in which the
+  completion defines comparison or difference.
+
+The completion and the tests run in the same process. A completion that searches the frames of the
+interpreter for the secret, or changes modules that the tests import, can still cheat. This stops
+the tricks that a model finds by chance, not an attacker. Only a separate process could promise
+more.
 """
 
 import re
@@ -25,21 +31,27 @@ COMPLETION_STOPS = ("\ndef", "\nclass", "\nif __name__", "\nprint", "\n#")
 
 
 class TestProgram(NamedTuple):
-    """Passed if the sandbox's Result has status "ok" and `passed(stdout, secret)`."""
+    """A program with a secret. The tests have passed if the sandbox's Result has status "ok" and
+    `passed(stdout, secret)` is true."""
 
-    __test__ = False  # pytest: not a class of tests
+    __test__ = False  # for pytest: this is not a class of tests
 
     code: str
     secret: str
 
 
 def passed(stdout: str, secret: str) -> bool:
+    """Whether the program has printed the secret, and nothing else."""
     return stdout.strip() == secret
 
 
 def test_program(problem: Problem, completion: str) -> TestProgram:
-    """The program that tests a completion: for HumanEval the rest of the function, or the whole of it in a ```python
-    block; for MBPP a program, in a ```python block or bare. Raises ValueError for a problem that is not code."""
+    """The program that tests a completion.
+
+    A completion of HumanEval is the rest of the function, or the whole function in a ```python
+    block. A completion of MBPP is a program, with or without a ```python block. Raises ValueError
+    for a problem that is not code.
+    """
     if problem.kind != "code":
         raise ValueError(f"problem {problem.id} is of kind {problem.kind}, not code")
     secret = secrets.token_hex(16)
@@ -47,40 +59,31 @@ def test_program(problem: Problem, completion: str) -> TestProgram:
     tests = "\n".join([task.get("setup", ""), task["tests"]])
     if task["entry_point"]:
         tests += f"\ncheck({task['entry_point']})"
-    # the secret stands in the tests' last line, not in a variable that the completion could read by its name
-    return TestProgram(
-        _DRIVER.format(
-            solution=solution(problem, completion), tests=f"{tests}\n_report({secret!r})"
-        ),
-        secret,
-    )
+    # The secret is in the last line of the tests, not in a variable that the completion could read.
+    tests += f"\n_report({secret!r})"
+    return TestProgram(_DRIVER.format(solution=solution(problem, completion), tests=tests), secret)
 
 
 test_program.__test__ = False
 
 
 def solution(problem: Problem, completion: str) -> str:
-    """The program that a completion stands for, without tests."""
+    """The program of a completion, without tests."""
     prompt, entry_point = problem.task["prompt"], problem.task["entry_point"]
     blocks = re.findall(r"```(?:python|py)?[^\S\n]*\n(.*?)(?:```|\Z)", completion, re.DOTALL)
-    defines = (
-        rf"^(?:async\s+)?def\s+{re.escape(entry_point)}\b"
-        if entry_point
-        else r"^(?:def|class|from|import)\b"
-    )
+    defines = r"^(?:def|class|from|import)\b"
+    if entry_point:
+        defines = rf"^(?:async\s+)?def\s+{re.escape(entry_point)}\b"
     whole = next((block for block in blocks if re.search(defines, block, re.MULTILINE)), None)
     if whole is None and re.match(defines, completion.lstrip()):
         whole = completion.lstrip()
     if not entry_point:
         return whole or (blocks[0] if blocks else completion)
-    if (
-        whole is not None
-    ):  # the prompt brings imports and helpers; its unfinished function is defined anew
+    if whole is not None:  # the prompt has imports and helpers; the function is defined again
         return f"{prompt}\n{whole}"
     body = blocks[0] if blocks else completion
-    body = body[
-        : min((at for stop in COMPLETION_STOPS if (at := body.find(stop)) >= 0), default=len(body))
-    ]
+    ends = [body.find(stop) for stop in COMPLETION_STOPS if stop in body]
+    body = body[: min(ends, default=len(body))]
     return prompt.rstrip() + ("" if body.startswith("\n") else "\n") + body
 
 
@@ -95,20 +98,23 @@ def _main(solution, tests):
     module = types.ModuleType("solution")
     sys.modules["solution"], sys.stdout = module, stdout
 
-    compared = {{"__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__sub__", "__rsub__", "__contains__"}}
+    compared = {{"__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"}}
+    compared |= {{"__sub__", "__rsub__", "__contains__"}}
 
     def forged(value, depth=0):
-        if any(kind.__module__ == "solution" and compared & set(vars(kind)) for kind in type(value).__mro__):
-            return True
+        for kind in type(value).__mro__:
+            if kind.__module__ == "solution" and compared & set(vars(kind)):
+                return True
         if depth < 4 and isinstance(value, (list, tuple, set, frozenset, dict)):
-            return any(forged(one, depth + 1) for one in (value.items() if isinstance(value, dict) else value))
+            items = value.items() if isinstance(value, dict) else value
+            return any(forged(item, depth + 1) for item in items)
         return False
 
     def guarded(function):
         def call(*args, **kwargs):
             value = function(*args, **kwargs)
             if forged(value):
-                raise TypeError("the solution returned an object that compares in a way of its own")
+                raise TypeError("the solution returned an object that defines its comparison")
             return value
 
         return call
@@ -118,8 +124,10 @@ def _main(solution, tests):
         out.flush()
 
     execute(compile(solution, "<solution>", "exec", dont_inherit=True), vars(module))
-    names = vars(module).items()
-    namespace = {{name: guarded(value) if isinstance(value, functions) else value for name, value in names}}
+    namespace = dict(vars(module))
+    for name, value in namespace.items():
+        if isinstance(value, functions):
+            namespace[name] = guarded(value)
     namespace.update(__builtins__=pristine, _report=report)
     execute(tests, namespace)
 

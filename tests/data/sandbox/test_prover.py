@@ -497,7 +497,7 @@ def test_what_cannot_start_says_so(program, tmp_path):
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho no java\n")
     broken.chmod(0o755)
-    with pytest.raises(InputError, match="its first line is 'no java'"):
+    with pytest.raises(InputError, match="the first line is 'no java'"):
         Isabelle(str(broken), start=20).check("", "t", 5)
     broken.write_text("#!/bin/sh\nsleep 60\n")
     with pytest.raises(InputError, match="not within 0.2 s"):

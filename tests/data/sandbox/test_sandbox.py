@@ -364,12 +364,12 @@ def test_what_is_left_out_is_found_missing(name, monkeypatch, capsys):
     with Sandbox(workers=1, _without=(name,)) as sandbox:
         assert expected <= set(sandbox.missing) and not expected & set(sandbox.isolation)
         assert sandbox.run("print(1)") == Result("ok", "1\n", "")
-        sandbox._judge("best-effort")  # as when another starts: already said
+        sandbox._check_protections("best-effort")  # as when another starts: already said
     assert capsys.readouterr().err.count("warning: the sandbox lacks protections") == 1
 
 
 def test_mode_is_checked():
-    with pytest.raises(InputError, match="--sandbox maximal: unknown; write strict or best-effort"):
+    with pytest.raises(InputError, match="--sandbox maximal: unknown; use strict or best-effort"):
         Sandbox(mode="maximal")
 
 
@@ -430,7 +430,7 @@ print("passed")
 
 def test_long_programs(sandbox):
     assert sandbox.run("x = '" + "a" * 900_000 + "'\nprint(len(x))") == Result("ok", "900000\n", "")
-    assert sandbox.run("#" * 1_000_001).error == "a program of 1000001 characters; at most 1000000"
+    assert sandbox.run("#" * 1_000_001).error == "the program has 1000001 characters; 1000000 is the most"
 
 
 def test_scratch_is_removed_on_close():
