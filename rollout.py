@@ -245,7 +245,7 @@ def save_rollouts(path: Path, rollouts: list[Rollout], tokenizer: Tokenizer) -> 
     write_jsonl(path, rows)
 
 
-def load_rollouts(path: Path, tokenizer: Tokenizer | None = None) -> list[Rollout]:
+def load_rollouts(path: str | Path, tokenizer: Tokenizer | None = None) -> list[Rollout]:
     """What `save_rollouts` wrote, bit for bit. With a tokenizer, the ids must be their text in it.
 
     Raises InputError naming file and line.

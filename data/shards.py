@@ -12,7 +12,7 @@ import itertools
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -238,7 +238,11 @@ class Mixture:
     """
 
     def __init__(
-        self, sources: dict[str, str | Path], weights: dict[str, float], context: int, seed: int = 0
+        self,
+        sources: Mapping[str, str | Path],
+        weights: dict[str, float],
+        context: int,
+        seed: int = 0,
     ):
         if set(sources) != set(weights) or not sources:
             names = ", ".join(sorted(set(sources) ^ set(weights))) or "none"

@@ -165,11 +165,12 @@ class Tokenizer:
                 )
             return id
 
-        self.eos_id = id_of("eos_token")
-        if self.eos_id is None:
+        eos_id = id_of("eos_token")
+        if eos_id is None:
             raise InputError(
                 "no end-of-text token; give eos_token in a tokenizer_config.json beside it"
             )
+        self.eos_id: int = eos_id
         template_bos = _read_post_processor(document.get("post_processor"))
         self.bos_id = template_bos if id_of("bos_token") is None else id_of("bos_token")
         add_bos = config.get("add_bos_token")

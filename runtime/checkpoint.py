@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from runtime.distributed import World, full_state
 from runtime.hf import save_pretrained
 
 # Models that are trained beside the main one, by name, with their optimizers: PPO's value model.
-Others = dict[str, tuple[nn.Module, torch.optim.Optimizer]] | None
+Others = Mapping[str, tuple[nn.Module, torch.optim.Optimizer]] | None
 
 
 class Checkpoints:

@@ -16,6 +16,7 @@ import kernels
 from data.io import InputError
 from kernels.compiled import compile_blocks
 from kernels.cpu import compiler
+from model import ModelConfig, Transformer
 from runtime.options import local_main
 
 # ----------------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ def shuffled(count: int, seed: int) -> Iterator[int]:
 # How a model computes
 
 
-def use_kernels(shape, world: World) -> None:
+def use_kernels(shape: ModelConfig, world: World) -> None:
     """Choose what computes the definitions, for models of this ModelConfig. A collective.
 
     An accelerator that one process sets aside is set aside on all. The main process prints what is
@@ -173,7 +174,7 @@ def use_kernels(shape, world: World) -> None:
         print(*lines, sep="\n", flush=True)
 
 
-def prepare(model: nn.Module, world: World, trained: bool = True) -> nn.Module:
+def prepare(model: Transformer, world: World, trained: bool = True) -> Transformer:
     """Make the model compute as the run's options say: kernels, compiled blocks, bfloat16.
 
     Compiled blocks are torch.compile's. bfloat16 here is for matrix products on a CPU; a model that
@@ -189,7 +190,7 @@ def prepare(model: nn.Module, world: World, trained: bool = True) -> nn.Module:
     return model
 
 
-def shard(model: nn.Module, world: World) -> nn.Module:
+def shard(model: Transformer, world: World) -> Transformer:
     """Prepare a model to be trained, and split its weights over the processes (FSDP2).
 
     Each block in `model.layers` is a unit, and the rest is one. Gradients are the *sum* over the

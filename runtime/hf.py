@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from data.io import InputError
 from model import ModelConfig, Transformer
@@ -288,7 +288,8 @@ def save_pretrained(
     state = state_dict if state_dict is not None else model.state_dict()
 
     # Fill the files in the order of the layers.
-    shards, size = [{}], 0
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
     for name, parts in hf_names(config):
         weight = state[name].detach()
         weight = weight.to("cpu", dtype or weight.dtype)
@@ -309,7 +310,8 @@ def save_pretrained(
         if old.name not in names:  # of an earlier save with other files
             old.unlink(missing_ok=True)
     if len(shards) > 1:
-        weight_map, total = {}, 0
+        weight_map: dict[str, str] = {}
+        total = 0
         for name, tensors in zip(names, shards, strict=True):
             weight_map |= dict.fromkeys(tensors, name)
             total += sum(part.nbytes for part in tensors.values())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from model import ModelConfig, Transformer
 from runtime.distributed import World, whole_tensor
 
 # ----------------------------------------------------------------------------------------------------
@@ -37,7 +38,8 @@ def clip_grad_norm(model: nn.Module, max_norm: float) -> float:
     NaN into the weights.
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = whole_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = whole_tensor(torch.nn.utils.get_total_norm(gradients))
     if not math.isfinite(norm):
         raise FloatingPointError(
             f"the norm of the gradient is {norm.item()}; look at the data or lower --lr"
@@ -154,7 +156,7 @@ def memory_left(world: World) -> float | None:
     return 0.9 * usable - torch.cuda.memory_allocated(world.device)
 
 
-def learning_bytes(models: Sequence[nn.Module], tokens: int, dtype: torch.dtype) -> float:
+def learning_bytes(models: Sequence[Transformer], tokens: int, dtype: torch.dtype) -> float:
     """An estimate of the bytes that learning takes beside the weights, if nothing is recomputed.
 
     models: those that are trained, one after the other. tokens: of one forward and backward pass.
@@ -169,7 +171,7 @@ def learning_bytes(models: Sequence[nn.Module], tokens: int, dtype: torch.dtype)
     return 12 * held + max(activation_bytes(model.config, tokens, dtype) for model in models)
 
 
-def activation_bytes(shape, tokens: int, dtype: torch.dtype) -> float:
+def activation_bytes(shape: ModelConfig, tokens: int, dtype: torch.dtype) -> float:
     """An estimate of the bytes of activations that a backward of `tokens` needs.
 
     shape: a ModelConfig. Of each token, a block keeps inputs of norms and matrix products (4 D),

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from data.io import InputError, atomic_write
+from model import Transformer
 from runtime import optim
 from runtime.checkpoint import Checkpoints, Others, remove
 from runtime.distributed import World, is_first
@@ -234,7 +234,7 @@ class Run:
         if self.world.is_main:
             print(text, flush=True)
 
-    def checkpointing(self, *models: nn.Module, tokens: int) -> None:
+    def checkpointing(self, *models: Transformer, tokens: int) -> None:
         """Tell the trained models whether to recompute activations (--activation_checkpointing).
 
         If the option is None, they do so on a GPU that has no memory for a forward and backward
