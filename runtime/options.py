@@ -164,10 +164,11 @@ def _fault(value, declared) -> str:
 
 
 def _allowed(declared) -> str:
-    """The range of a number in words: "at least 0 and below 1"."""
-    return " and ".join(
-        f"{words} {declared[name]}" for name, (_, words) in LIMITS.items() if name in declared
-    )
+    """The range of a number in words: "at least 0 and below 1", "from 0 to 1"."""
+    if "least" in declared and "most" in declared:
+        return f"from {declared['least']} to {declared['most']}"
+    limits = [(words, declared[name]) for name, (_, words) in LIMITS.items() if name in declared]
+    return " and ".join(f"{words} {limit}" for words, limit in limits)
 
 
 def _alternatives(choices: Iterable) -> str:

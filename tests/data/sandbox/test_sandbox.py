@@ -430,7 +430,10 @@ print("passed")
 
 def test_long_programs(sandbox):
     assert sandbox.run("x = '" + "a" * 900_000 + "'\nprint(len(x))") == Result("ok", "900000\n", "")
-    assert sandbox.run("#" * 1_000_001).error == "the program has 1000001 characters; 1000000 is the most"
+    assert (
+        sandbox.run("#" * 1_000_001).error
+        == "the program has 1000001 characters; 1000000 is the most"
+    )
 
 
 def test_scratch_is_removed_on_close():
