@@ -89,6 +89,27 @@ def test_examples_print_what_they_say():
     assert not runner.failures
 
 
+def test_lines_that_the_exercises_change_are_there():
+    lesson, code = ((ROOT / name).read_text() for name in ("docs/lesson.md", "train_grpo.py"))
+    for snippet in ("rewards.double()", "lengths.clamp(min=1).float()"):
+        assert snippet in lesson and code.count(snippet) == 1
+    for line in (
+        "return advantage.where(highest > lowest, 0).float()",
+        "d = bounded(",
+        "objective =",
+    ):
+        assert line in code
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_named_functions_exist(page):
+    """`train_grpo.grpo_loss` and the like."""
+    for module, name in re.findall(
+        r"`(train_\w+|batch|model|reward|rollout)\.(\w+)`", page.read_text()
+    ):
+        assert name == "py" or hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
 def printed(command: str) -> str:
     words = shlex.split(command)
     assert words[0] == "python"
