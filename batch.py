@@ -19,7 +19,6 @@ from torch import Tensor
 
 from data.io import InputError
 from kernels import definition
-from kernels.logprob import linear_logprob
 from model import Layout, ModelConfig, Transformer
 
 Group = tuple[list[int], list[list[int]]]  # a prompt's ids and the ids of its completions
@@ -147,9 +146,7 @@ def token_logprobs(
     """Log-prob [N] float32 of every completion token and, if asked, the entropy [N] of its distribution, which has no
     gradient."""
     hidden = hidden_states(model, batch)
-    return linear_logprob(
-        hidden, model.head_weight, batch.targets, temperature=temperature, entropy=entropy
-    )
+    return logprobs(hidden, model.head_weight, batch.targets, temperature, entropy)
 
 
 def token_values(model: Transformer, batch: Batch) -> Tensor:

@@ -92,7 +92,6 @@ class Config:
     max_grad_norm: float = option(1.0, "largest norm of each model's gradient; 0: any", least=0)
     micro_tokens: int = option(16_384, "tokens of one forward and backward pass", least=1)
     shared_prompts: bool = option(True, "read a question once for all its completions")
-    fused: bool | None = option(None, "LM head and loss in one pass; none: by vocabulary")
     activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
     bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
     compile: bool | None = option(None, "compile the blocks with torch.compile; none: on GPUs")

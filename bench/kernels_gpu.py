@@ -4,16 +4,14 @@
     python bench/kernels_gpu.py --sweep      also other block choices for the two kernels that read logits
     python bench/kernels_gpu.py --small      tiny sizes: that the program itself runs, on a CPU too
 
-Right: relative error in the Euclidean norm against float64 on the CPU, for fresh random inputs; a bound that is
-exceeded ends the program with exit code 1 before anything is timed. Bytes are counted, not measured: 2TV for log-probs
-of bf16 logits (each is read once), 4TV for the loss that turns logits into their gradient; the share is that of the
-bandwidth of a copy on the same device. The fused head is set beside the same loss in two calls, in plain PyTorch and,
-where it is installed, in liger-kernel; memory is the peak beyond inputs and outputs (the gradients of the hidden states
-in bf16 and of the weight in float32 are outputs; who returns the latter in bf16 holds that much less).
+Right: relative error in the Euclidean norm of each accelerator in Triton against its definition in float64 on the CPU, for
+fresh random inputs. A bound that is exceeded ends the program with exit code 1 before anything is timed. Bytes are
+counted, not measured: 2TV for log-probs of bf16 logits, of which each is read once. The share is that of the bandwidth
+of a copy on the same device. The head and the loss in one are set beside two calls, plain PyTorch and, where it is
+installed, liger-kernel. Memory is the peak beyond inputs and outputs.
 """
 
 import argparse
-import functools
 import gc
 import importlib.metadata
 import itertools
@@ -24,16 +22,17 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from kernels import head_loss, logprob, policy_loss, triton
-from kernels.advantage import group_advantage, process_advantage
-from kernels.head_loss import head_policy_loss, policy_loss_from_logits
-from kernels.kl import kl
-from kernels.logprob import linear_logprob, logprob_from_logits
+import batch
+import kernels
+import train_grpo
+from kernels.cases import group_advantage_cases, process_advantage_cases, tokens_of
+from kernels.triton import advantage, head_loss, logprob, policy_loss, triton
 
 GB = 1e9
 BETA, TEMPERATURE = 0.04, 0.9
@@ -41,19 +40,6 @@ BETA, TEMPERATURE = 0.04, 0.9
 
 # --------------------------------------------------------------------------------------------------
 # Inputs
-
-
-def tokens_of(T, V, device, seed=0):
-    """Targets, advantages, weights, old and reference log-probs of T tokens, none of them masked."""
-    draw = torch.Generator().manual_seed(seed)
-    found = dict(
-        targets=torch.randint(V, (T,), generator=draw),
-        advantage=torch.randn(T, generator=draw),
-        weights=torch.full((T,), 1 / T),
-        old_logp=-torch.rand(T, generator=draw) * 12,
-        ref_logp=-torch.rand(T, generator=draw) * 12,
-    )
-    return {name: x.to(device) for name, x in found.items()}
 
 
 def head_inputs(T, D, V, device, dtype, seed=0):
@@ -75,37 +61,49 @@ def error(found, exact):
     return value if value == value else float("inf")
 
 
-def near_policy(tokens, logp, seed):
-    """Old and reference log-probs beside those of the policy, so that some tokens are clipped on either side; a quarter
-    of the tokens masked, with NaN where nothing may be read, and some without advantage."""
-    draw, T = torch.Generator().manual_seed(seed), len(logp)
-    found = {k: x.cpu() for k, x in tokens.items()}
-    found["old_logp"], found["ref_logp"] = (
-        logp.float() + 0.3 * torch.randn(T, generator=draw) for _ in range(2)
-    )
-    masked = torch.rand(T, generator=draw) < 0.25
-    found["weights"] = found["weights"].masked_fill(masked, 0)
-    found["advantage"] = found["advantage"].masked_fill(torch.rand(T, generator=draw) < 0.2, 0)
-    return {
-        k: x.masked_fill(masked, float("nan")) if k in ("advantage", "old_logp", "ref_logp") else x
-        for k, x in found.items()
-    }
+def exact_of(x):
+    """The same in float64 on the CPU; a list or a namespace of tensors too."""
+    if isinstance(x, SimpleNamespace):
+        return SimpleNamespace(**{name: exact_of(value) for name, value in vars(x).items()})
+    if isinstance(x, list):
+        return [exact_of(value) for value in x]
+    if not torch.is_tensor(x):
+        return x
+    exact = x.detach().cpu()
+    exact = exact.double() if exact.is_floating_point() else exact
+    return exact.requires_grad_(x.requires_grad)
 
 
-def check(device, small, seed, backend=None) -> list[dict]:
-    """Every kernel against float64 on the CPU: [{kernel, quantity, error, bound}]. backend: that of the kernels."""
+def values(function, args) -> dict:
+    """What a call returns, and the gradients of its arguments, by name."""
+    found = function(*args)
+    found = list(found) if isinstance(found, tuple | list) else [found]
+    result = {}
+    for number, part in enumerate(found):
+        for name, x in part.items() if isinstance(part, dict) else [(f"result {number}", part)]:
+            if x is not None and name != "clip":  # a token at the edge may count or not
+                result[name] = x
+    if found[0].requires_grad:
+        draw = torch.Generator().manual_seed(1)
+        upstream = torch.randn(found[0].shape, generator=draw)
+        found[0].backward(upstream.to(found[0]))
+        for number, x in enumerate(args):
+            if torch.is_tensor(x) and x.requires_grad:
+                result[f"gradient {number}"] = x.grad
+    return result
+
+
+def check(device, small, seed) -> list[dict]:
+    """Each kernel against its definition in float64: [{kernel, quantity, error, bound}]."""
     rows = []
 
-    def add(kernel, bound, **pairs):
-        for name, (found, exact) in pairs.items():
-            rows.append(
-                {"kernel": kernel, "quantity": name, "error": error(found, exact), "bound": bound}
-            )
-
-    def exact_of(x):
-        return (
-            None if x is None else x.detach().double().cpu() if x.is_floating_point() else x.cpu()
-        )
+    def add(name, function, definition, args, bound, gradient_bound=None) -> None:
+        with kernels.plain():
+            exact = values(definition, [exact_of(x) for x in args])
+        for quantity, x in values(function, args).items():
+            limit = gradient_bound if "gradient" in quantity and gradient_bound else bound
+            off = error(x, exact[quantity])
+            rows.append({"kernel": name, "quantity": quantity, "error": off, "bound": limit})
 
     sizes = (
         [(7, 16, 37), (33, 32, 300)]
@@ -115,94 +113,36 @@ def check(device, small, seed, backend=None) -> list[dict]:
     for (T, D, V), dtype in itertools.product(sizes, (torch.float32, torch.bfloat16)):
         name, bound = f"T {T} D {D} V {V} {str(dtype)[6:]}", (3e-5, 1e-2)[dtype == torch.bfloat16]
         hidden, weight = head_inputs(T, D, V, device, dtype, seed)
-        h, w = (exact_of(x).requires_grad_() for x in (hidden, weight))
-        tokens = tokens_of(T, V, device, seed)
-        with torch.no_grad():
-            tokens = near_policy(
-                tokens, linear_logprob(h, w, tokens["targets"].cpu(), TEMPERATURE)[0], seed
-            )
-        own, exact = (
-            {k: x.to(device) for k, x in tokens.items()},
-            {k: exact_of(x) for k, x in tokens.items()},
-        )
+        micro, config = micro_batch(hidden, weight, seed)
+        args = [hidden, weight, micro.targets, TEMPERATURE, True]
+        add(f"logprobs {name}", logprob.logprobs, batch.logprobs, args, 3e-5, bound)
+        hidden.grad = weight.grad = None
+        args = [hidden, weight, micro, config]
+        add(f"policy_loss {name}", head_loss.grpo, train_grpo.policy_loss, args, 3e-5, bound)
+        logp = batch.logprobs(hidden, weight, micro.targets)[0].detach().requires_grad_()
+        args = [logp, micro.old_logp, micro.ref_logp, micro.advantage, micro.weight, 0.1, 0.2, 0.3]
+        add(f"grpo_loss {name}", policy_loss.grpo_loss, train_grpo.grpo_loss, args, 3e-5)
 
-        grad = torch.randn(T, generator=torch.Generator().manual_seed(seed))
-        logp, entropy = linear_logprob(
-            hidden, weight, own["targets"], TEMPERATURE, chunk=5, backend=backend
-        )
-        logp.backward(grad.to(device))
-        want, want_entropy = linear_logprob(h, w, exact["targets"], TEMPERATURE)
-        want.backward(grad.double())
-        add(f"linear_logprob {name}", 3e-5, logp=(logp, want), entropy=(entropy, want_entropy))
-        add(
-            f"linear_logprob {name}",
-            bound,
-            hidden=(hidden.grad, h.grad),
-            weight=(weight.grad, w.grad),
-        )
-
-        hidden.grad = weight.grad = h.grad = w.grad = None
-        settings = dict(clip_low=0.1, clip_high=0.3, beta=0.2, temperature=TEMPERATURE)
-        loss, stats, logp = head_policy_loss(
-            hidden, weight, **own, **settings, chunk=5, backend=backend
-        )
-        (2 * loss).backward()
-        want, want_stats, want_logp = head_policy_loss(h, w, **exact, **settings)
-        (2 * want).backward()
-        add(
-            f"head_policy_loss {name}",
-            3e-5,
-            loss=(loss, want),
-            logp=(logp, want_logp),
-            **{k: (stats[k], want_stats[k]) for k in stats if k != "clip"},
-        )
-        add(
-            f"head_policy_loss {name}",
-            bound,
-            hidden=(hidden.grad, h.grad),
-            weight=(weight.grad, w.grad),
-        )
-
-        logits = (h @ w.T).detach().to(dtype)
-        for inplace in (False, True):
-            x, z = logits.to(device).clone().requires_grad_(), logits.double().requires_grad_()
-            loss, stats, _ = policy_loss_from_logits(
-                x, **own, **settings, inplace=inplace, backend=backend
-            )
-            loss.backward()
-            want, want_stats, _ = policy_loss_from_logits(z, **exact, **settings, backend="torch")
-            want.backward()
-            kernel = f"policy_loss_from_logits {name}{' in place' * inplace}"
-            add(kernel, 3e-5, loss=(loss, want), kl=(stats["kl"], want_stats["kl"]))
-            add(kernel, bound, logits=(x.grad, z.grad))
-        x, z = logits.to(device).clone().requires_grad_(), logits.double().requires_grad_()
-        logp, entropy = logprob_from_logits(x, own["targets"], TEMPERATURE, backend=backend)
-        logp.backward(grad.to(device))
-        want, want_entropy = logprob_from_logits(z, exact["targets"], TEMPERATURE, backend="torch")
-        want.backward(grad.double())
-        add(f"logprob_from_logits {name}", 3e-5, logp=(logp, want), entropy=(entropy, want_entropy))
-        add(f"logprob_from_logits {name}", bound, logits=(x.grad, z.grad))
-
-    draw = torch.Generator().manual_seed(seed)
-    d = torch.cat([torch.randn(5000, generator=draw), torch.logspace(-7, 1.5, 200)])
-    for kind in ("k1", "k2", "k3"):
-        found = kl(torch.zeros_like(d).to(device), d.to(device), kind, backend)
-        add(f"kl {kind}", 1e-5, kl=(found, kl(0 * d.double(), d.double(), kind)))
-    rewards = torch.rand(64, 16, generator=draw, dtype=torch.float64).round(decimals=1)
-    rewards[3] = 0.1
-    found = group_advantage(rewards.to(device), backend=backend)
-    add("group_advantage", 1e-6, advantage=(found, group_advantage(rewards, backend="torch")))
-    ends = [torch.tensor([3, 9, 70]), torch.tensor([0, 5]), torch.tensor([99])]
-    steps, lengths = [torch.rand(len(e), generator=draw) for e in ends], [80, 6, 100]
-    found = process_advantage(
-        [r.to(device) for r in steps], [e.to(device) for e in ends], lengths, backend=backend
-    )
-    add(
-        "process_advantage",
-        1e-6,
-        advantage=(torch.cat(found), torch.cat(process_advantage(steps, ends, lengths))),
-    )
+    setting = kernels.Setting(None, device)
+    for args in group_advantage_cases(setting):
+        pair = advantage.group_advantage, train_grpo.group_advantage
+        add("group_advantage", *pair, list(args), 1e-6)
+    for args in process_advantage_cases(setting):
+        pair = advantage.process_advantage, train_grpo.process_advantage
+        add("process_advantage", *pair, list(args), 1e-6)
     return rows
+
+
+def micro_batch(hidden, weight, seed=0):
+    """(tokens near the policy, of which some are clipped and some masked; the settings of the loss)."""
+    draw = torch.Generator().manual_seed(seed)
+    targets = torch.randint(len(weight), (len(hidden),), generator=draw).to(hidden.device)
+    with torch.no_grad():
+        logp = batch.logprobs(hidden, weight, targets, TEMPERATURE)[0]
+    micro = tokens_of(logp, True, True)
+    micro.targets = targets
+    settings = dict(temperature=TEMPERATURE, clip_low=0.1, clip_high=0.3, beta=0.2)
+    return micro, SimpleNamespace(**settings)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -305,66 +245,44 @@ def ceilings(report, small) -> None:
     )
 
 
-def plain_loss(logp, advantage, weights, old_logp, ref_logp):
-    """Equation 3 in plain PyTorch."""
-    ratio, d = (logp - old_logp).exp(), ref_logp - logp
-    surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
-    return (weights * (BETA * (d.exp() - d - 1) - surrogate)).sum()
-
-
 def from_logits(report, small) -> None:
-    """Log-probs (2TV bytes) and policy loss with its gradient in place (4TV bytes) of bf16 logits."""
+    """Log-probs (2TV bytes) of bf16 logits."""
     T, V, device = (64, 512, report.device) if small else (16_384, 102_400, report.device)
-    tokens = tokens_of(T, V, device)
-    targets = tokens["targets"]
-    logits = (2 * torch.randn(T, V, device=device, dtype=torch.bfloat16)).requires_grad_()
+    targets = torch.randint(V, (T,), generator=torch.Generator().manual_seed(0)).to(device)
+    logits = 2 * torch.randn(T, V, device=device, dtype=torch.bfloat16)
     size = T * V * logits.element_size()
     shape = f"T {T} V {V}"
-    with torch.no_grad():
-        report.time(
-            f"log-prob, {shape}, 2TV",
-            lambda: logprob_from_logits(logits, targets, TEMPERATURE, False),
-            size,
-        )
-        report.time(
-            f"  with entropy, {shape}, 2TV",
-            lambda: logprob_from_logits(logits, targets, TEMPERATURE),
-            size,
-        )
 
-        def plain():
-            return (logits.float() / TEMPERATURE).log_softmax(-1).gather(1, targets[:, None])
+    def plain():
+        return (logits.float() / TEMPERATURE).log_softmax(-1).gather(1, targets[:, None])
 
-        report.time(f"  plain PyTorch, {shape}", plain, size)
+    def read(entropy):
+        return lambda: logprob.read(logits, targets, TEMPERATURE, entropy)
 
-    def fused():  # from the second call on the logits are gradients: as many bytes, and still finite numbers
-        with torch.enable_grad():
-            return policy_loss_from_logits(logits, **tokens, temperature=TEMPERATURE, inplace=True)
-
-    report.time(f"policy loss in place, {shape}, 4TV", fused, 2 * size)
-    rows = T // 4  # the plain way holds several tables in float32
-    x = (2 * torch.randn(rows, V, device=device, dtype=torch.bfloat16)).requires_grad_()
-    own = {k: v[:rows] for k, v in tokens.items() if k != "targets"}
-
-    def plain_step():
-        logp = (x.float() / TEMPERATURE).log_softmax(-1).gather(1, targets[:rows, None])[:, 0]
-        return torch.autograd.grad(plain_loss(logp, **own), x)
-
-    report.time(f"  plain PyTorch, T {rows} V {V}", plain_step, 2 * size // 4)
+    report.time(f"log-prob, {shape}, 2TV", read(False), size)
+    report.time(f"  with entropy, {shape}, 2TV", read(True), size)
+    report.time(f"  plain PyTorch, {shape}", plain, size)
 
 
 def head(report, small) -> None:
-    """Head and loss, forward and backward, in several ways; all must give one loss."""
+    """Head and loss, forward and backward, in several ways; all must give the same loss."""
     T, D, V, B = (64, 32, 500, 4) if small else (16_384, 4096, 131_072, 16)
     device, cuda = report.device, report.device.type == "cuda"
     hidden, weight = head_inputs(T, D, V, device, torch.bfloat16 if cuda else torch.float32)
-    tokens, flops = tokens_of(T, V, device), 6 * T * D * V
+    flops = 6 * T * D * V
+    draw = torch.Generator(device).manual_seed(1)
+    targets = torch.randint(V, (T,), generator=draw, device=device)
     with torch.no_grad():
-        logp = linear_logprob(hidden, weight, tokens["targets"], TEMPERATURE, entropy=False)[0]
-        draw = torch.Generator(device).manual_seed(1)
-        for name in ("old_logp", "ref_logp"):
-            tokens[name] = logp + 0.2 * torch.randn(T, generator=draw, device=device)
-        tokens["advantage"] = tokens["advantage"][:B].repeat_interleave(T // B)  # one a completion
+        logp = logprob.logprobs(hidden, weight, targets, TEMPERATURE)[0]
+    noise = 0.2 * torch.randn(3, T, generator=draw, device=device)
+    micro = SimpleNamespace(
+        targets=targets,
+        advantage=noise[2, :B].repeat_interleave(T // B),  # one a completion
+        weight=torch.full((T,), 1 / T, device=device),
+        old_logp=logp + noise[0],
+        ref_logp=logp + noise[1],
+    )
+    config = SimpleNamespace(temperature=TEMPERATURE, clip_low=0.2, clip_high=0.2, beta=BETA)
     outputs = hidden.numel() * hidden.element_size() + 4 * weight.numel()
     losses = {}
 
@@ -377,47 +295,39 @@ def head(report, small) -> None:
 
         return run
 
-    settings = dict(temperature=TEMPERATURE, beta=BETA, entropy=False)
-    targets, rest = tokens["targets"], {k: v for k, v in tokens.items() if k != "targets"}
-
     def two_calls():
-        logp, _ = linear_logprob(hidden, weight, targets, TEMPERATURE, entropy=False)
-        return policy_loss.policy_loss(
-            logp, rest["old_logp"], rest["ref_logp"], rest["advantage"], rest["weights"], beta=BETA
-        )[0]
+        functions = {
+            "batch.logprobs": logprob.logprobs,
+            "train_grpo.grpo_loss": policy_loss.grpo_loss,
+        }
+        with kernels.using(functions):
+            return train_grpo.policy_loss(hidden, weight, micro, config)[0]
 
     def plain():
-        logp = (
-            ((hidden @ weight.T).float() / TEMPERATURE)
-            .log_softmax(-1)
-            .gather(1, targets[:, None])[:, 0]
-        )
-        return plain_loss(logp, **rest)
+        with kernels.plain():
+            return train_grpo.policy_loss(hidden, weight, micro, config)[0]
 
     ways = {
-        "fused head": lambda: head_policy_loss(hidden, weight, **tokens, **settings)[0],
-        "  with entropy": lambda: head_policy_loss(
-            hidden, weight, **tokens, **{**settings, "entropy": True}
-        )[0],
+        "fused head": lambda: head_loss.grpo(hidden, weight, micro, config)[0],
         "  two calls": two_calls,
         "  plain PyTorch": plain,
     }
     try:
         from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
-        its = LigerFusedLinearGRPOLoss(
+        liger = LigerFusedLinearGRPOLoss(
             beta=BETA, loss_type="grpo", temperature=TEMPERATURE, chunk_size=1
         )
         shape = B, T // B
         ones = torch.ones(shape, device=device)
-        ways[f"  liger-kernel {importlib.metadata.version('liger-kernel')}"] = lambda: its(
+        ways[f"  liger-kernel {importlib.metadata.version('liger-kernel')}"] = lambda: liger(
             hidden.view(*shape, D),
             weight,
             targets.view(shape),
             ones,
-            rest["advantage"][:: T // B],
-            ref_per_token_logps=rest["ref_logp"].view(shape),
-            old_per_token_logps=rest["old_logp"].view(shape),
+            micro.advantage[:: T // B],
+            ref_per_token_logps=micro.ref_logp.view(shape),
+            old_per_token_logps=micro.old_logp.view(shape),
         )[0]
     except ImportError:
         report.write("  liger-kernel", "not installed")
@@ -425,22 +335,16 @@ def head(report, small) -> None:
         label = f"{name}, T {T} H {D} V {V}"
         try:
             report.time(label, step(name, function), flops=flops, outputs=outputs)
-        except (
-            Exception
-        ) as failure:  # out of memory, or another interface of a peer's: said, and the rest goes on
+        except Exception as failure:  # out of memory, or a peer with another interface
             if name.startswith("fused"):
                 raise
-            report.write(
-                label,
-                f"failed: {type(failure).__name__}: {str(failure).splitlines()[0][:90]}",
-                failed=True,
-            )
+            reason = f"{type(failure).__name__}: {str(failure).splitlines()[0][:90]}"
+            report.write(label, f"failed: {reason}", failed=True)
         hidden.grad = weight.grad = None
     for name, loss in losses.items():
         off = abs(loss.item() - losses["fused head"].item())
-        report.write(
-            f"{name.strip()}: loss", f"{loss.item():.6f}, off by {off:.1e}", loss=loss.item()
-        )
+        text = f"{loss.item():.6f}, off by {off:.1e}"
+        report.write(f"{name.strip()}: loss", text, loss=loss.item())
 
 
 def launches(report) -> None:
@@ -450,30 +354,23 @@ def launches(report) -> None:
         return report.write("launches, compilations", "counted on a GPU alone")
     from torch.profiler import ProfilerActivity, profile
 
-    x, rewards = torch.randn(4096, device=device), torch.rand(64, 16, device=device)
-    for name, function in (
-        ("kl, no gradient", lambda: kl(x, x)),
-        ("group_advantage", lambda: group_advantage(rewards)),
-    ):
-        function()
-        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-            function()
-            torch.cuda.synchronize()
-        count = sum(
-            e.count
-            for e in profiled.key_averages()
-            if e.device_type == torch.autograd.DeviceType.CUDA
-        )
-        report.write(f"launches of {name}", str(count), launches=count)
+    rewards = torch.rand(64, 16, device=device)
+    advantage.group_advantage(rewards)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        advantage.group_advantage(rewards)
+        torch.cuda.synchronize()
+    on_device = torch.autograd.DeviceType.CUDA
+    count = sum(e.count for e in profiled.key_averages() if e.device_type == on_device)
+    report.write("launches of group_advantage", str(count), launches=count)
 
     def compiled():
-        kernels = (
+        found = (
             head_loss._policy_kernel,
             logprob._read_kernel,
             logprob._slope_kernel,
             policy_loss._loss_kernel,
         )
-        return sum(len(cache[0]) for kernel in kernels for cache in kernel.device_caches.values())
+        return sum(len(cache[0]) for kernel in found for cache in kernel.device_caches.values())
 
     hidden, weight = head_inputs(999, 64, 1024, device, torch.bfloat16)
     counts = []
@@ -483,43 +380,41 @@ def launches(report) -> None:
         (1, 1.0, 0.04, 0.2),
         (16, 1, 1, 0),
     ):
-        tokens = tokens_of(T, 1024, device)
-        settings = dict(temperature=temperature, beta=beta, clip_low=clip, chunk=max(T // 3, 1))
-        head_policy_loss(hidden[:T], weight, **tokens, **settings)[0].backward()
-        linear_logprob(hidden[:T], weight, tokens["targets"], temperature)[0].sum().backward()
+        micro, config = micro_batch(hidden[:T], weight)
+        config.temperature, config.beta, config.clip_low = temperature, beta, clip
+        head_loss.grpo(hidden[:T], weight, micro, config)[0].backward()
+        logprob.logprobs(hidden[:T], weight, micro.targets, temperature)[0].sum().backward()
         counts.append(compiled())
-    report.write(
-        "compilations after other lengths and scalars",
-        str(counts[-1] - counts[0]),
-        compilations=counts,
-    )
+    text = str(counts[-1] - counts[0])
+    report.write("compilations after other lengths and scalars", text, compilations=counts)
 
 
 def sweep(report, small) -> None:
-    """Other warps, stages and programs for the kernels that read logits; the choices in the files are not changed."""
-    T, V, device = (64, 512, report.device) if small else (8192, 131_072, report.device)
-    tokens = tokens_of(T, V, device)
-    logits = (2 * torch.randn(T, V, device=device, dtype=torch.bfloat16)).requires_grad_()
-    size = 2 * T * V
+    """Other warps, stages and programs for the kernels that read logits; the files keep their choices."""
+    T, D, V = (64, 32, 512) if small else (8192, 1024, 131_072)
+    device = report.device
+    hidden, weight = head_inputs(T, D, V, device, torch.bfloat16)
+    micro, config = micro_batch(hidden, weight)
+    logits = 2 * torch.randn(T, V, device=device, dtype=torch.bfloat16)
     before = dict(logprob.READ), dict(head_loss.ROW), head_loss.PROGRAMS
+
+    def read():
+        return logprob.read(logits, micro.targets, 1.0, False)
+
+    def fused():
+        return head_loss.grpo(hidden, weight, micro, config)
+
     try:
         for warps, stages in itertools.product((4, 8, 16), (1, 2, 3, 4)):
             logprob.READ.update(warps=warps, stages=stages)
-            with torch.no_grad():
-                report.time(
-                    f"log-prob, V {V}, {warps} warps, {stages} stages",
-                    lambda: logprob_from_logits(logits, tokens["targets"], 1.0, False),
-                    size,
-                )
+            name = f"log-prob, V {V}, {warps} warps, {stages} stages"
+            report.time(name, read, 2 * T * V)
         for programs, warps, stages in itertools.product((1, 2, 3), (8, 16, 32), (1, 3, 4)):
             head_loss.ROW.update(warps=warps, stages=stages)
             head_loss.PROGRAMS = programs
             name = f"policy loss, V {V}, {programs} programs of {warps} warps, {stages} stages"
             try:
-                fused = functools.partial(
-                    policy_loss_from_logits, logits, **tokens, entropy=False, inplace=True
-                )
-                report.time(name, fused, 2 * size)
+                report.time(name, fused)
             except Exception as failure:  # a choice that does not fit the device
                 report.write(name, f"failed: {type(failure).__name__}", failed=True)
     finally:

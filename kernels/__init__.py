@@ -44,6 +44,12 @@ MODULES = (
     "kernels.packed_attention",
     "kernels.cpu.decoder",
     "kernels.triton.decoder",
+    "kernels.triton.advantage",
+    "kernels.triton.policy_loss",
+    "kernels.triton.logprob",
+    "kernels.triton.head_loss",
+    "kernels.logprob",
+    "kernels.head_loss",
 )
 
 definitions: dict[str, Callable] = {}  # name -> the plain function
@@ -157,12 +163,10 @@ def using(functions: dict[str, Callable]) -> Iterator[None]:
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
     """What is in use at the start of a `with` block is in use again after it."""
-    global reference
-    saved, before = dict(_table), reference
+    saved = dict(_table)
     try:
         yield
     finally:
-        reference = before
         _table.clear()
         _table.update(saved)
 
@@ -192,8 +196,6 @@ def use(mode: str, setting: Setting | None = None, without: Iterable[str] = ()) 
 
     without: names of accelerators that another process of the run has set aside. What was once wrong stays aside.
     """
-    global reference
-    reference = mode == "plain"
     _table.clear()
     choice = Choice()
     if mode == "plain" or setting is None:
@@ -320,41 +322,6 @@ def _tensors(value) -> Iterator[Tensor]:
 def record() -> dict[str, dict[str, str]]:
     """Write the fingerprints of all loaded accelerators; `python -m kernels` calls it after the proof."""
     load()
-    found = {one.name: one.fingerprint() for one in accelerators}
+    found = {one.name: one.fingerprint() for one in accelerators if one.computes in definitions}
     FINGERPRINTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     return found
-
-
-# ----------------------------------------------------------------------------------------------------
-# What the kernels of before still use; it goes when they have become accelerators.
-
-
-reference = False
-
-
-def use_triton(tensor: torch.Tensor, backend: str | None) -> bool:
-    """Whether to launch the Triton kernel for `tensor`: on CUDA unless it is float64, which the references serve, or
-    on the readable path.
-
-    `backend` "torch" or "triton" overrides the choice. Raises ValueError for another name, RuntimeError where Triton
-    is asked for and not installed.
-    """
-    from kernels.triton import triton
-
-    if backend is None:
-        return (
-            triton is not None
-            and not reference
-            and tensor.is_cuda
-            and tensor.dtype != torch.float64
-        )
-    if backend not in ("torch", "triton"):
-        raise ValueError(f"backend {backend!r}: give None, 'torch' or 'triton'")
-    if backend == "triton" and triton is None:
-        raise RuntimeError("backend 'triton': Triton is not installed; run `pip install triton`")
-    return backend == "triton"
-
-
-def float_of(tensor: torch.Tensor) -> torch.dtype:
-    """The type in which a loss is computed: float32 for everything but float64."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -1,15 +1,97 @@
-"""Prove the accelerators and record the fingerprints of their definitions: python -m kernels
+"""Prove the accelerators, then record the fingerprints of the definitions that they repeat.
 
-Run it after an edit of a definition and of its accelerators. It writes kernels/fingerprints.json where definition and
-accelerator agree.
+    python -m kernels             numbers for several shapes, then tests/kernels (minutes)
+    python -m kernels --numbers   numbers alone (seconds)
+
+Run it after an edit of a definition and of its accelerators. Where definition and accelerator disagree, it says where,
+records nothing and ends with exit code 1. Without a GPU, Triton's interpreter runs the Triton kernels.
 """
 
-from kernels import record
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
+
+import kernels
+from kernels import Setting
+
+# Files with definitions.
+DEFINED = (
+    "model",
+    "batch",
+    "generate",
+    "train_pretrain",
+    "train_sft",
+    "train_reward",
+    "train_grpo",
+    "train_dpo",
+    "train_ppo",
+)
 
 
-def main() -> None:
-    print(f"recorded {len(record())} accelerators")
+def settings() -> Iterator[Setting]:
+    """LLaMA, Qwen2 and Qwen3 shapes, tied or not, in float32 and with products in bfloat16."""
+    from model import preset
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape = preset("1m", 2048)
+    families = {
+        "llama": dict(head_width=32, rope_scaling={"rope_type": "linear", "factor": 2.0}),
+        "qwen2": dict(head_width=64, qkv_bias=True, norm_eps=1e-5),
+        "qwen3": dict(head_width=128, qk_norm=True, rope_theta=1e6, heads=8, kv_heads=1),
+    }
+    for family, changes in families.items():
+        for tied in (True, False):
+            for bf16 in (False, True):
+                one = replace(shape, family=family, tied=tied, **changes)
+                yield Setting(one, device, bf16)
+
+
+def numbers() -> list[str]:
+    """Accelerators whose numbers are wrong, a line each."""
+    from kernels.cases import small
+
+    wrong, seen = [], set()
+    for setting in settings():
+        setting = replace(setting, shape=small(setting.shape))
+        for one in kernels.accelerators:
+            slow = "triton" in one.name and setting.device.type == "cpu"  # the interpreter: once
+            if one.computes not in kernels.definitions or (slow and one.name in seen):
+                continue
+            seen.add(one.name)
+            if one.available(setting.device) is True and (why := kernels._wrong(one, setting)):
+                wrong.append(why)
+    return list(dict.fromkeys(wrong))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m kernels", description=__doc__.splitlines()[0])
+    parser.add_argument("--numbers", action="store_true", help="leave out the tests")
+    given = parser.parse_args()
+    for name in DEFINED:
+        importlib.import_module(name)
+    kernels.load()
+    wrong = numbers()
+    print(*wrong, sep="\n", end="\n" if wrong else "")
+    if not wrong and not given.numbers:
+        tests = Path(__file__).parents[1] / "tests" / "kernels"
+        environment = {**os.environ, "TRITON_INTERPRET": "0"}
+        command = [sys.executable, "-m", "pytest", "-q", str(tests)]
+        wrong = [""] if subprocess.run(command, env=environment).returncode else []
+    if wrong:
+        return 1
+    print(f"recorded {len(kernels.record())} accelerators in {kernels.FINGERPRINTS.name}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,7 +18,7 @@ import train_sft
 from batch import token_logprobs
 from data.io import InputError
 from data.shards import windows
-from kernels import head_loss, logprob, packed_attention, policy_loss
+from kernels import head_loss, logprob, packed_attention
 from kernels.cpu import attention as cpu_attention
 from kernels.cpu import block as cpu_block
 from kernels.cpu import decoder as cpu_decoder
@@ -40,8 +40,7 @@ def readable(monkeypatch):
         monkeypatch.setattr(packed_attention, "buckets", refuse)
         monkeypatch.setattr(torch, "compile", refuse)
         for kernel in (
-            logprob._LinearLogprob,
-            policy_loss._PolicyLoss,
+            logprob._Logprobs,
             head_loss._HeadLoss,
             cpu_attention._Attention,
             cpu_block._RMSNorm,
@@ -109,8 +108,8 @@ def test_gradients_and_metrics_of_every_trainer(tiny, alone, readable):
 
 def test_pretraining_and_sft_with_the_head_in_one(tiny, alone, monkeypatch):
     """What large vocabularies and GPUs take: the same gradients and losses, cut into micro-batches or not."""
-    monkeypatch.setattr(head_loss, "fuses", lambda *_: True)
-    monkeypatch.setattr(logprob._LinearLogprob, "apply", None)
+    monkeypatch.setattr(head_loss, "LARGE", 0)
+    monkeypatch.setattr(logprob._Logprobs, "apply", None)
     model, world = from_pretrained(tiny.root / "base"), World()
     for micro in (1, 4):
         rows = windows(tiny.root / "a", 32, 7)

@@ -29,11 +29,10 @@ from batch import pack_completions, token_scores, token_values
 from data.problems.problem import Problem
 from data.tokenizer import Tokenizer, train
 from generate import Sample
-from kernels.policy_loss import policy_loss, token_weights
 from rollout import Rollout, load_rollouts
 from runtime.distributed import World, shuffled
 from runtime.hf import from_pretrained, save_pretrained
-from train_grpo import grpo_gradient
+from train_grpo import grpo_gradient, grpo_loss, token_weights
 from train_ppo import (
     Config,
     as_grpo,
@@ -284,7 +283,8 @@ def test_equation_18_is_the_gradient():
     weight = token_weights(lengths, torch.ones(12), completion, "grpo", 3, 12, 0).double()
     for before in (None, old):
         x = logp.clone().requires_grad_()
-        policy_loss(x, before, None, advantage, weight, 0.2, 0.3, 0.0)[0].backward()
+        sampled = x.detach() if before is None else before
+        grpo_loss(x, sampled, None, advantage, weight, 0.2, 0.3, 0.0)[0].backward()
         ratio = torch.ones(12, dtype=torch.float64) if before is None else (logp - old).exp()
         coefficient = ppo_coefficient(advantage, ratio, 0.2, 0.3)
         expected = (

@@ -31,9 +31,10 @@ from torch.utils._pytree import tree_leaves
 import kernels.cpu
 import kernels.cpu.attention
 import kernels.cpu.block
-import kernels.head_loss
 import kernels.logprob
-from kernels import packed_attention
+import kernels.triton.head_loss
+import kernels.triton.logprob
+from kernels import head_loss, packed_attention
 from kernels.logprob import CHUNK_BYTES
 from model import ModelConfig, Transformer, rotate
 
@@ -219,20 +220,29 @@ class Ledger(TorchDispatchMode):
             return kernels.cpu.attention.attention(qkv, rope, layout, heads)
 
         functions = {"model.attention": attention}
+        heads = kernels.triton.head_loss if gpu else head_loss
+        logprobs = kernels.triton.logprob if gpu else kernels.logprob
+        functions["batch.logprobs"] = logprobs.logprobs
+        if gpu or self.vocabulary >= head_loss.LARGE:
+            functions["train_grpo.policy_loss"] = heads.grpo
+            functions["train_ppo.policy_loss"] = heads.ppo
+            functions["train_pretrain.cross_entropy"] = heads.pretrain
+            functions["train_sft.cross_entropy"] = heads.sft
         with ExitStack() as stack:
 
             def put(module, name: str, value) -> None:
                 stack.callback(setattr, module, name, getattr(module, name))
                 setattr(module, name, value)
 
-            if not gpu:  # what a kernel does not know it takes for a GPU
-                put(kernels.logprob, "CHUNK_BYTES", CHUNK_BYTES | {"meta": CHUNK_BYTES["cpu"]})
+            size = CHUNK_BYTES["cuda" if gpu else "cpu"]
+            put(kernels.logprob, "CHUNK_BYTES", CHUNK_BYTES | {"meta": size})
+            if not gpu:
                 if lanes:
                     put(kernels.cpu, "native", _NotNative)
                     functions["model.rms_norm"] = kernels.cpu.block.rms_norm
                     functions["model.swiglu"] = kernels.cpu.block.swiglu
             else:
-                put(kernels.head_loss, "multiprocessors", lambda tensor: 1)
+                put(kernels.triton.head_loss, "multiprocessors", lambda tensor: 1)
                 for module in [
                     module for name, module in sys.modules.items() if name.startswith("kernels.")
                 ]:

@@ -19,8 +19,7 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from kernels import advantage, head_loss, kl, logprob, policy_loss
-from kernels.triton import decode_attention
+from kernels.triton import advantage, decode_attention, head_loss, logprob, policy_loss
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 FLOATS = ["old_logp", "ref_logp", "advantage", "weight", "logp", "lse", "entropy", "grad", "slope", "sums", "value",
@@ -61,7 +60,7 @@ for arch in map(int, sys.argv[1:]):
     for name, logits, out in (("bf16", "*bf16", "*bf16"), ("mixed", "*fp32", "*bf16"), ("fp32", "*fp32", "*fp32")):
         blocks = logprob.row_blocks(131072, 2 if out == "*bf16" else 4, **head_loss.ROW)
         warps = blocks.pop("num_warps")
-        constants = dict(OLD=True, REF=True, KIND="k3", ENTROPY=True) | blocks
+        constants = dict(OLD=True, REF=True, ENTROPY=True) | blocks
         pointers = {"logits": logits, "out": out}
         found[f"policy {name} {arch}"] = described(head_loss._policy_kernel, arch, constants, pointers, warps)
     for name, logits in (("bf16", "*bf16"), ("fp32", "*fp32")):
@@ -71,11 +70,10 @@ for arch in map(int, sys.argv[1:]):
         found[f"read {name} {arch}"] = described(logprob._read_kernel, arch, constants, {"logits": logits}, warps)
     if arch < 90:
         continue  # of the others one is enough
-    constants = dict(GRAD=True, BLOCK=4096)
+    constants = dict(BLOCK=4096)
     found[f"slope {arch}"] = described(logprob._slope_kernel, arch, constants, {"logits": "*bf16", "out": "*bf16"}, 8)
-    constants = dict(OLD=True, REF=True, KIND="k3", BLOCK=1024)
+    constants = dict(OLD=True, REF=True, BLOCK=1024)
     found[f"loss {arch}"] = described(policy_loss._loss_kernel, arch, constants, {})
-    found[f"kl {arch}"] = described(kl._kl_kernel, arch, dict(KIND="k3", BLOCK=1024), {})
     found[f"scale {arch}"] = described(head_loss._scale_kernel, arch, dict(BLOCK=4096), {})
     rewards = {"rewards": "*fp64"}
     found[f"group {arch}"] = described(advantage._group_kernel, arch, dict(DDOF=1, STD=True, BLOCK=64), rewards)
@@ -116,7 +114,7 @@ def compiled():
 
 def test_every_kernel_fits(compiled):
     """No register is spilled, and the shared memory is what the smallest supported GPUs have (99 KiB)."""
-    assert len(compiled) == 5 + 17
+    assert len(compiled) == 5 + 16
     for name, one in compiled.items():
         assert one["stack"] == one["local"] == one["spills"] == 0, name
         assert one["shared"] <= 99 << 10 and one["reg"] * 32 * one["warps"] <= 65536, (name, one)

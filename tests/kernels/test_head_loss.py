@@ -1,13 +1,16 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_logprob import Largest
 
-from kernels import head_loss
-from kernels.head_loss import cross_entropy, head_policy_loss, policy_loss_from_logits
-from kernels.logprob import linear_logprob
-from kernels.policy_loss import policy_loss, token_weights
+import kernels
+import train_grpo
+import train_pretrain
+from batch import logprobs
+from kernels import head_loss, logprob
+from train_grpo import token_weights
 
 NORMALIZATIONS = ("grpo", "dapo", "dr_grpo")
 
@@ -30,31 +33,37 @@ def example(dtype=torch.float64, seed=0, normalization="grpo", D=6, V=53, length
     advantage = torch.randn(len(lengths), generator=g)[completion].to(exact)
     tokens = dict(targets=torch.randint(V, (T,), generator=g), advantage=advantage, weights=weights)
     with torch.no_grad():
-        logp = linear_logprob(hidden, weight, tokens["targets"])[0]
+        logp = logprobs(hidden, weight, tokens["targets"])[0]
     for name in ("old_logp", "ref_logp"):
         tokens[name] = logp + 0.4 * torch.randn(T, generator=g)
     return hidden, weight, tokens
 
 
-def two_calls(
-    hidden,
-    weight,
-    targets,
-    advantage,
-    weights,
-    old_logp=None,
-    ref_logp=None,
-    temperature=1.0,
-    **settings,
+@pytest.fixture
+def chunks(monkeypatch):
+    """chunks(tokens, V): logits of so many tokens exist at once."""
+    return lambda tokens, V: monkeypatch.setitem(logprob.CHUNK_BYTES, "cpu", 4 * V * tokens)
+
+
+def arguments(
+    hidden, weight, targets, advantage, weights, old_logp=None, ref_logp=None, **settings
 ):
-    """The definition: log-probs, then the loss on them."""
-    logp, entropy = linear_logprob(hidden, weight, targets, temperature)
-    loss, stats = policy_loss(logp, old_logp, ref_logp, advantage, weights, **settings)
-    return (
-        loss,
-        stats | {"entropy": entropy.where(weights != 0, 0).sum()},
-        logp.detach().where(weights != 0, 0),
+    """What policy_loss takes: hidden, head, micro, config."""
+    micro = SimpleNamespace(
+        targets=targets, advantage=advantage, weight=weights, old_logp=old_logp, ref_logp=ref_logp
     )
+    usual = dict(temperature=1.0, clip_low=0.2, clip_high=0.2, beta=0.04)
+    return hidden, weight, micro, SimpleNamespace(**{**usual, **settings})
+
+
+def head_policy_loss(*args, **settings):
+    return head_loss.grpo(*arguments(*args, **settings))
+
+
+def two_calls(*args, **settings):
+    """The definition: log-probs, then the loss on them."""
+    with kernels.plain():
+        return train_grpo.policy_loss(*arguments(*args, **settings))
 
 
 def results(function, hidden, weight, tokens, **settings):
@@ -85,43 +94,37 @@ def assert_same(found, wanted, tolerance):
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("old, ref", [(True, True), (False, True), (True, False), (False, False)])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_as_two_calls(dtype, tolerance, old, ref, normalization):
+def test_as_two_calls(dtype, tolerance, old, ref, normalization, chunks):
     hidden, weight, tokens = example(dtype, normalization=normalization)
     tokens["old_logp"], tokens["ref_logp"] = (
         tokens["old_logp"] if old else None,
         tokens["ref_logp"] if ref else None,
     )
-    for kind, temperature, chunk in (
-        ("k3", 1.0, None),
-        ("k3", 0.7, 4),
-        ("k1", 1.3, 1),
-        ("k2", 1.0, 7),
-    ):
-        settings = dict(
-            clip_low=0.1, clip_high=0.3, beta=0.2, kl_kind=kind, temperature=temperature
-        )
+    for temperature, chunk in ((1.0, 1000), (0.7, 4), (1.3, 1)):
+        chunks(chunk, len(weight))
+        settings = dict(clip_low=0.1, clip_high=0.3, beta=0.2 * ref, temperature=temperature)
         wanted = results(two_calls, hidden, weight, tokens, **settings)
-        assert_same(
-            results(head_policy_loss, hidden, weight, tokens, **settings, chunk=chunk),
-            wanted,
-            tolerance,
-        )
+        found = results(head_policy_loss, hidden, weight, tokens, **settings)
+        assert_same(found, wanted, tolerance)
         assert not old or temperature != 1 or wanted["clip"] > 2
 
 
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    "cross_entropy", [head_loss.pretrain, train_pretrain.cross_entropy.definition]
+)
 @pytest.mark.parametrize(
     "dtype, tolerance", [(torch.float64, 1e-11), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
 )
-def test_cross_entropy_is_the_definition(dtype, tolerance, fused):
+def test_cross_entropy(dtype, tolerance, cross_entropy, chunks):
     """Value and gradients against autograd through log_softmax of all logits, in float64."""
     hidden, weight, tokens = example(dtype, V=97, D=16)
     h, w = (x.detach().double().requires_grad_() for x in (hidden, weight))
     expected = -(h @ w.T).log_softmax(-1).gather(1, tokens["targets"][:, None]).sum() / 40
     (3 * expected).backward()
-    for chunk in (None, 7):
+    for chunk in (1000, 7):
+        chunks(chunk, len(weight))
         h2, w2 = (x.detach().requires_grad_() for x in (hidden, weight))
-        loss = cross_entropy(h2, w2, tokens["targets"], 40, fused, chunk)
+        loss = cross_entropy(h2, w2, tokens["targets"], 40)
         (3 * loss).backward()
         assert loss.dtype == torch.promote_types(dtype, torch.float32)
         exact = 1e-12 if dtype == torch.float64 else 1e-5
@@ -129,30 +132,25 @@ def test_cross_entropy_is_the_definition(dtype, tolerance, fused):
         for found, wanted in ((h2.grad, h.grad), (w2.grad, w.grad)):
             assert (found.double() - wanted).abs().max() <= tolerance * wanted.abs().max()
         with torch.no_grad():
-            assert cross_entropy(
-                h2, w2, tokens["targets"], 40, fused, chunk
-            ).item() == pytest.approx(loss.item())
+            again = cross_entropy(h2, w2, tokens["targets"], 40)
+        assert again.item() == pytest.approx(loss.item())
 
 
-def test_cross_entropy_fuses_large_vocabularies_alone(monkeypatch):
-    calls = []
-    monkeypatch.setattr(
-        head_loss, "head_policy_loss", lambda *a, **k: calls.append(1) or head_policy_loss(*a, **k)
-    )
-    for vocabulary, fused in ((4095, 0), (4096, 1)):
+def test_large_vocabularies_alone(monkeypatch):
+    """A small vocabulary's head is no share of a step. Windows of nothing but EOS have no token."""
+    calls, apply = [], head_loss._HeadLoss.apply
+    monkeypatch.setattr(head_loss._HeadLoss, "apply", lambda *a: calls.append(1) or apply(*a))
+    for vocabulary, taken in ((4095, 0), (4096, 1)):
         weight, hidden = torch.zeros(vocabulary, 2), torch.zeros(3, 2)
-        loss = cross_entropy(hidden, weight, torch.tensor([0, 5, 4094]), 3)
-        assert loss.item() == pytest.approx(math.log(vocabulary)) and len(calls) == fused
-    empty = cross_entropy(
-        torch.zeros(0, 2, requires_grad=True), weight, torch.zeros(0, dtype=torch.int64), 3
-    )
-    empty.backward()  # windows of nothing but EOS
+        loss = train_pretrain.cross_entropy(hidden, weight, torch.tensor([0, 5, 4094]), 3)
+        assert loss.item() == pytest.approx(math.log(vocabulary)) and len(calls) == taken
+    nothing = torch.zeros(0, 2, requires_grad=True), weight, torch.zeros(0, dtype=torch.int64)
+    empty = train_pretrain.cross_entropy(*nothing, 3)
+    empty.backward()
     assert empty.item() == 0
-    with pytest.raises(ValueError, match="targets reach from 0 to 4096"):
-        cross_entropy(hidden, weight, torch.tensor([0, 5, 4096]), 3)
 
 
-def test_as_the_whole_table_in_float64():
+def test_as_the_whole_table_in_float64(chunks):
     """Autograd through the softmax of all logits, with float32 here: the project's own two calls are not the oracle."""
     hidden, weight, tokens = example(torch.float32, V=300, D=32)
     h, w = (
@@ -168,7 +166,8 @@ def test_as_the_whole_table_in_float64():
     loss = -(tokens["weights"] * terms)[live].sum()
     (3 * loss).backward()
     entropy = -(log_p.exp() * log_p).sum(-1)[live].sum()
-    settings = dict(clip_low=0.1, clip_high=0.2, beta=0.1, temperature=0.8, chunk=5)
+    settings = dict(clip_low=0.1, clip_high=0.2, beta=0.1, temperature=0.8)
+    chunks(5, len(weight))
     found = results(head_policy_loss, hidden, 0.2 * weight, tokens, **settings)
     for name, x in dict(loss=loss, hidden=h.grad, weight=w.grad, entropy=entropy).items():
         assert (found[name] - x).abs().max() < 1e-5 * x.abs().max(), name
@@ -179,7 +178,7 @@ def test_equation_21():
     hidden, weight, tokens = example()
     tokens["old_logp"] = None
     found = results(head_policy_loss, hidden, weight, tokens, beta=0.04)
-    logp, _ = linear_logprob(hidden, weight, tokens["targets"])
+    logp, _ = logprobs(hidden, weight, tokens["targets"])
     coefficient = tokens["advantage"] + 0.04 * torch.expm1(tokens["ref_logp"] - logp.detach())
     (
         -3 * (tokens["weights"] * coefficient).where(tokens["weights"] != 0, 0) * logp
@@ -188,10 +187,11 @@ def test_equation_21():
     torch.testing.assert_close(found["weight"], weight.grad, rtol=1e-9, atol=1e-12)
 
 
-def test_masked_rows_leave_no_trace():
+def test_masked_rows_leave_no_trace(chunks):
     """NaN and infinities in every tensor of a masked token: nothing of it is read."""
     hidden, weight, tokens = example(torch.float32)
-    clean = results(head_policy_loss, hidden, weight, tokens, chunk=5)
+    chunks(5, len(weight))
+    clean = results(head_policy_loss, hidden, weight, tokens)
     masked = tokens["weights"] == 0
     dirty = {
         name: x.where(~masked, math.nan)
@@ -199,9 +199,8 @@ def test_masked_rows_leave_no_trace():
         if name not in ("targets", "weights")
     }
     dirty = {**tokens, **dirty}
-    found = results(
-        head_policy_loss, hidden.detach().where(~masked[:, None], math.inf), weight, dirty, chunk=5
-    )
+    infinite = hidden.detach().where(~masked[:, None], math.inf)
+    found = results(head_policy_loss, infinite, weight, dirty)
     assert_same(found, clean, 1e-6)
     assert (found["hidden"][masked] == 0).all() and (found["logp"][masked] == 0).all()
 
@@ -222,26 +221,28 @@ class Products(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 @pytest.mark.parametrize("ref", [True, False])
-def test_only_rows_with_a_gradient_are_multiplied(ref):
+def test_only_rows_with_a_gradient_are_multiplied(ref, chunks):
     """Rows without loss are dropped; those without advantage are read alone, where there is no KL either."""
     hidden, weight, tokens = example(torch.float32)
     tokens["advantage"][:9] = 0
     tokens["old_logp"], tokens["ref_logp"] = None, tokens["ref_logp"] if ref else None
     live = tokens["weights"] != 0
-    wanted = results(two_calls, hidden, weight, tokens)
+    wanted = results(two_calls, hidden, weight, tokens, beta=0.04 * ref)
+    chunks(4, len(weight))
     with Products(53) as seen:
-        found = results(head_policy_loss, hidden, weight, tokens, chunk=4)
+        found = results(head_policy_loss, hidden, weight, tokens, beta=0.04 * ref)
     assert seen.made == live.sum() < len(live)
     assert seen.taken == (live if ref else live & (tokens["advantage"] != 0)).sum()
     assert_same(found, wanted, 1e-5)
 
 
-def test_no_logits_are_made_twice_or_all_at_once():
+def test_no_logits_are_made_twice_or_all_at_once(chunks):
     """6TDV, not 8: three products of a chunk's logits. No tensor is larger than a chunk's."""
     hidden, weight, tokens = example(torch.float32, D=4, V=50, lengths=(40, 24))
     tokens["weights"] = torch.full((64,), 1 / 64)
+    chunks(8, len(weight))
     with Largest() as largest, Products(50) as seen:
-        head_policy_loss(hidden, weight, **tokens, chunk=8)[0].backward()
+        head_policy_loss(hidden, weight, **tokens)[0].backward()
     assert largest.elements == 8 * 50 and (seen.made, seen.taken) == (64, 64)
 
 
@@ -266,14 +267,15 @@ def test_only_what_needs_a_gradient_gets_one():
     assert torch.equal(only_hidden, hidden.grad) and torch.equal(only_weight, weight.grad)
 
 
-def test_bf16():
+def test_bf16(chunks):
     """bf16 inputs: log-probs are float32 from the dot product on, gradients come back in bf16, summed in float32."""
     hidden, weight, tokens = example(torch.bfloat16, D=32, V=300)
     weight = (0.2 * weight.detach()).requires_grad_()
-    found = results(head_policy_loss, hidden, weight, tokens, chunk=3)
+    chunks(3, len(weight))
+    found = results(head_policy_loss, hidden, weight, tokens)
     assert found["loss"].dtype == found["logp"].dtype == torch.float32
     assert found["hidden"].dtype == found["weight"].dtype == torch.bfloat16
-    exact = results(head_policy_loss, hidden.double(), weight.double(), tokens, chunk=3)
+    exact = results(head_policy_loss, hidden.double(), weight.double(), tokens)
     assert (found["logp"] - exact["logp"]).abs().max() < 1e-5
     for name in ("hidden", "weight"):
         torch.testing.assert_close(
@@ -301,7 +303,7 @@ def test_gradients_are_handed_over_once():
     loss, _, _ = head_policy_loss(hidden, weight, **tokens)
     loss.backward(retain_graph=True)
     kept = weight.grad.clone()
-    with pytest.raises(RuntimeError, match="call it again"):
+    with pytest.raises(RuntimeError, match="call the loss again"):
         loss.backward()
     assert torch.equal(weight.grad, kept)
 
@@ -313,33 +315,3 @@ def test_nothing_to_learn(T):
     found = results(head_policy_loss, hidden, weight, tokens)
     assert found["loss"] == found["count"] == found["entropy"] == 0 and (found["weight"] == 0).all()
     assert found["hidden"].shape == (T, 6) and (found["hidden"] == 0).all()
-
-
-@pytest.mark.parametrize("entropy", [True, False])
-def test_from_logits(entropy):
-    hidden, weight, tokens = example()
-    logits = (hidden @ weight.T).detach().requires_grad_()
-    loss, stats, logp = policy_loss_from_logits(logits, **tokens, temperature=0.7, entropy=entropy)
-    loss.backward()
-    want, want_stats, want_logp = two_calls(hidden, weight, **tokens, temperature=0.7)
-    want.backward()
-    assert ("entropy" in stats) == entropy
-    torch.testing.assert_close((loss, logp), (want, want_logp), rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(stats, {k: want_stats[k] for k in stats}, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(logits.grad @ weight.detach(), hidden.grad, rtol=1e-9, atol=1e-12)
-
-
-def test_errors():
-    hidden, weight, tokens = example()
-    with pytest.raises(ValueError, match=r"\[T, D\] and \[V, D\]"):
-        head_policy_loss(hidden, weight[:, :2], **tokens)
-    with pytest.raises(ValueError, match="k9"):
-        head_policy_loss(hidden, weight, **tokens, kl_kind="k9")
-    with pytest.raises(ValueError, match="temperature 0"):
-        head_policy_loss(hidden, weight, **tokens, temperature=0)
-    with pytest.raises(ValueError, match="outside the vocabulary of 53"):
-        head_policy_loss(hidden, weight, **{**tokens, "targets": tokens["targets"] + 53})
-    with pytest.raises(ValueError, match=r"ref_logp \[3\]"):
-        head_policy_loss(hidden, weight, **{**tokens, "ref_logp": tokens["ref_logp"][:3]})
-    with pytest.raises(ValueError, match=r"weight \[2\]"):
-        policy_loss_from_logits(hidden @ weight.T, **{**tokens, "weights": tokens["weights"][:2]})

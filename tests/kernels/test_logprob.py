@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels.logprob import linear_logprob, logprob_from_logits, product
+from batch import logprobs as definition
+from kernels import logprob
+from kernels.logprob import logprobs, product
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    """chunks(tokens, V): logits of so many tokens exist at once."""
+    return lambda tokens, V: monkeypatch.setitem(logprob.CHUNK_BYTES, "cpu", 4 * V * tokens)
 
 
 def example(T=13, D=5, V=11, dtype=torch.float32, seed=0):
@@ -25,9 +33,11 @@ def oracle(hidden, weight, targets, temperature, grad):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 3.0])
 @pytest.mark.parametrize("chunk", [None, 1, 4, 13, 100])
-def test_linear_against_float64(temperature, chunk):
+def test_against_float64(temperature, chunk, chunks):
     hidden, weight, targets, grad = example()
-    logp, entropy = linear_logprob(hidden, weight, targets, temperature, chunk)
+    if chunk:
+        chunks(chunk, len(weight))
+    logp, entropy = logprobs(hidden, weight, targets, temperature, entropy=True)
     logp.backward(grad)
     assert logp.dtype == entropy.dtype == torch.float32 and not entropy.requires_grad
     got = (logp.detach(), entropy, hidden.grad, weight.grad)
@@ -35,36 +45,37 @@ def test_linear_against_float64(temperature, chunk):
         torch.testing.assert_close(a, b.float(), rtol=2e-5, atol=2e-6)
 
 
-def test_uniform_and_certain_by_hand():
-    logits = torch.tensor([[0.0] * 4, [100.0, 0, 0, 0], [math.log(3), 0, -math.inf, -math.inf]])
-    logp, entropy = logprob_from_logits(logits, torch.tensor([2, 0, 1]))
+@pytest.mark.parametrize("function", [logprobs, definition.definition])
+def test_uniform_and_certain_by_hand(function):
+    """With an LM head of ones and zeros, hidden states are logits."""
+    logits = torch.tensor([[0.0] * 4, [100.0, 0, 0, 0], [math.log(3), 0, -1e9, -1e9]])
+    logp, entropy = function(logits, torch.eye(4), torch.tensor([2, 0, 1]), entropy=True)
     assert logp.tolist() == pytest.approx([-math.log(4), 0.0, -math.log(4)])
     assert entropy.tolist() == pytest.approx(
         [math.log(4), 0.0, math.log(4) - 0.75 * math.log(3)], abs=1e-6
     )
 
 
-def test_gradcheck():
-    hidden, weight, targets, _ = example(7, 3, 5, torch.float64)
-    assert torch.autograd.gradcheck(
-        lambda h, w: linear_logprob(h, w, targets, 0.8, 3)[0], (hidden, weight)
-    )
-    logits = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda x: logprob_from_logits(x, targets[:4], 0.8)[0], (logits,)
-    )
+def test_gradcheck(chunks):
+    hidden, weight, targets, _ = example(dtype=torch.float64)
+    chunks(3, len(weight))
+    for function in (logprobs, definition.definition):
+        assert torch.autograd.gradcheck(
+            lambda h, w, f=function: f(h, w, targets, 0.8)[0], (hidden, weight)
+        )
 
 
-def test_masked_tokens_are_skipped_without_a_trace():
+def test_masked_tokens_are_skipped_without_a_trace(chunks):
     """A zero incoming gradient: the rest has the same gradients as alone, and NaN in a masked row does not spread."""
     hidden, weight, targets, grad = example()
     grad[[0, 3, 4, 12]] = 0
     live = grad != 0
     h, w = hidden.detach()[live].requires_grad_(), weight.detach().clone().requires_grad_()
-    linear_logprob(h, w, targets[live])[0].backward(grad[live])
+    logprobs(h, w, targets[live])[0].backward(grad[live])
     with torch.no_grad():
         hidden[3] = math.nan
-    linear_logprob(hidden, weight, targets, chunk=3)[0].backward(grad)
+    chunks(3, len(weight))
+    logprobs(hidden, weight, targets)[0].backward(grad)
     torch.testing.assert_close(hidden.grad[live], h.grad)
     assert (hidden.grad[~live] == 0).all()
     torch.testing.assert_close(weight.grad, w.grad, rtol=1e-5, atol=1e-6)
@@ -72,34 +83,34 @@ def test_masked_tokens_are_skipped_without_a_trace():
 
 def test_all_masked_and_empty():
     hidden, weight, targets, grad = example()
-    linear_logprob(hidden, weight, targets)[0].backward(torch.zeros_like(grad))
+    logprobs(hidden, weight, targets)[0].backward(torch.zeros_like(grad))
     assert (hidden.grad == 0).all() and (weight.grad == 0).all()
-    logp, entropy = linear_logprob(hidden[:0], weight, targets[:0])
+    logp, entropy = logprobs(hidden[:0], weight, targets[:0], entropy=True)
     assert logp.shape == entropy.shape == (0,)
     logp.sum().backward()
 
 
 def test_only_what_needs_a_gradient_gets_one():
     hidden, weight, targets, grad = example()
-    linear_logprob(hidden, weight.detach(), targets)[0].backward(grad)
+    logprobs(hidden, weight.detach(), targets)[0].backward(grad)
     only_hidden, hidden.grad = hidden.grad, None
-    linear_logprob(hidden.detach(), weight, targets)[0].backward(grad)
+    logprobs(hidden.detach(), weight, targets)[0].backward(grad)
     only_weight, weight.grad = weight.grad, None
-    linear_logprob(hidden, weight, targets)[0].backward(grad)
+    logprobs(hidden, weight, targets)[0].backward(grad)
     assert torch.equal(only_hidden, hidden.grad) and torch.equal(only_weight, weight.grad)
 
 
 def test_entropy_only_when_asked():
     hidden, weight, targets, _ = example()
-    logp, entropy = linear_logprob(hidden, weight, targets, entropy=False)
+    logp, entropy = logprobs(hidden, weight, targets)
     assert entropy is None
-    assert torch.equal(logp, linear_logprob(hidden, weight, targets)[0])
-    assert logprob_from_logits(hidden @ weight.T, targets, entropy=False)[1] is None
+    assert torch.equal(logp, logprobs(hidden, weight, targets)[0])
+    assert definition.definition(hidden, weight, targets)[1] is None
 
 
 def test_large_logits_stay_finite():
     hidden, weight, targets, _ = example()
-    logp, entropy = linear_logprob(hidden * 1e4, weight, targets)
+    logp, entropy = logprobs(hidden * 1e4, weight, targets, entropy=True)
     assert logp.isfinite().all() and entropy.isfinite().all() and (entropy >= -1e-6).all()
 
 
@@ -109,13 +120,13 @@ def test_bf16_inputs_give_float32_log_probs():
     with torch.no_grad():
         weight *= 0.2
     want = oracle(hidden, weight, targets, 1.0, grad)
-    logp, entropy = linear_logprob(hidden, weight, targets)
+    logp, entropy = logprobs(hidden, weight, targets, entropy=True)
     logp.backward(grad)
     torch.testing.assert_close(logp, want[0].float(), rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(entropy, want[1].float(), rtol=1e-5, atol=1e-5)
     assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
     torch.testing.assert_close(weight.grad.float(), want[3].float(), rtol=1e-2, atol=1e-3)
-    rounded = logprob_from_logits(hidden @ weight.T, targets)[0]
+    rounded = (hidden @ weight.T).float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
     assert (rounded - want[0]).abs().max() > 4e-3
 
 
@@ -148,23 +159,26 @@ def test_products_of_half_precision(add):
         (torch.addmm if add else torch.mm)(*inputs, out_dtype=torch.float32, out=out)
 
 
-def test_logits_of_all_tokens_never_exist():
+def test_logits_of_all_tokens_never_exist(chunks):
     hidden, weight, targets, grad = example(T=64, D=4, V=50)
     with Largest() as largest:
-        linear_logprob(hidden, weight, targets, chunk=8)[0].backward(grad)
+        chunks(8, len(weight))
+        logprobs(hidden, weight, targets)[0].backward(grad)
     assert largest.elements == 8 * 50  # a chunk of logits, and nothing above it
     with Largest() as largest:
-        logprob_from_logits(hidden @ weight.T, targets)[0].backward(grad)
+        definition.definition(hidden, weight, targets)[0].backward(grad)
     assert largest.elements == 64 * 50
 
 
-def test_weight_gradient_adds_up_over_many_chunks():
+def test_weight_gradient_adds_up_over_many_chunks(chunks):
     """The sum over tokens is the same whatever the chunk, because it runs in float32 for bf16 weights too."""
     hidden, weight, targets, _ = example(400, 4, 6, torch.bfloat16)
     grad = torch.full((400,), 1.0)
-    linear_logprob(hidden, weight, targets, chunk=1)[0].backward(grad)
+    chunks(1, len(weight))
+    logprobs(hidden, weight, targets)[0].backward(grad)
     ones, weight.grad = weight.grad, None
-    linear_logprob(hidden, weight, targets, chunk=400)[0].backward(grad)
+    chunks(400, len(weight))
+    logprobs(hidden, weight, targets)[0].backward(grad)
     torch.testing.assert_close(ones, weight.grad, rtol=1e-2, atol=1e-3)
     torch.testing.assert_close(
         ones.double(), oracle(hidden, weight, targets, 1.0, grad)[3], rtol=1e-2, atol=1e-2
@@ -174,33 +188,9 @@ def test_weight_gradient_adds_up_over_many_chunks():
 def test_gradient_of_a_sum():
     """An expanded incoming gradient (stride 0), as sum() gives, and inputs that are not contiguous."""
     hidden, weight, targets, _ = example()
-    linear_logprob(hidden, weight, targets)[0].sum().backward()
+    logprobs(hidden, weight, targets)[0].sum().backward()
     want = oracle(hidden, weight, targets, 1.0, torch.ones(13))
     torch.testing.assert_close(hidden.grad, want[2].float(), rtol=2e-5, atol=2e-6)
     h = hidden.detach().T.contiguous().T.requires_grad_()
-    logp, _ = linear_logprob(
-        h, weight.detach().T.contiguous().T, torch.stack([targets] * 2, 1)[:, 0]
-    )
+    logp, _ = logprobs(h, weight.detach().T.contiguous().T, torch.stack([targets] * 2, 1)[:, 0])
     torch.testing.assert_close(logp, want[0].float(), rtol=2e-5, atol=2e-6)
-
-
-@pytest.mark.parametrize("bad", [-1, 11])
-def test_targets_outside_the_vocabulary(bad):
-    hidden, weight, targets, _ = example()
-    targets[5] = bad
-    with pytest.raises(ValueError, match="outside the vocabulary of 11"):
-        linear_logprob(hidden, weight, targets)
-    with pytest.raises(ValueError, match="outside the vocabulary of 11"):
-        logprob_from_logits(hidden @ weight.T, targets)
-
-
-def test_other_errors():
-    hidden, weight, targets, _ = example()
-    with pytest.raises(ValueError, match=r"\[T, D\] and \[V, D\]"):
-        linear_logprob(hidden, weight[:, :2], targets)
-    with pytest.raises(ValueError, match="int64"):
-        linear_logprob(hidden, weight, targets.int())
-    with pytest.raises(ValueError, match=r"int64 \[13\]"):
-        linear_logprob(hidden, weight, targets[:3])
-    with pytest.raises(ValueError, match="temperature 0"):
-        linear_logprob(hidden, weight, targets, temperature=0)
