@@ -37,7 +37,16 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from data.io import InputError, atomic_write
-from data.mine.ngrams import Hashes, batches, crossing, rollings, unit_hashes, units
+from data.mine.ngrams import (
+    Array,
+    Hashes,
+    batches,
+    crossing,
+    offsets_from,
+    rollings,
+    unit_hashes,
+    units,
+)
 
 _BLOCK = 64  # texts in a block
 _SLICE = 1024  # vectors that a thread initializes or updates at a time
@@ -72,7 +81,7 @@ def read_words(texts: Iterable[str]) -> Hashes:
     return unit_hashes([text + _END for text in texts], "space")
 
 
-def bucket_numbers(words: Hashes, settings: Settings) -> Iterator[tuple[int, np.ndarray]]:
+def bucket_numbers(words: Hashes, settings: Settings) -> Iterator[tuple[int, Array]]:
     """For n = 2 .. ngrams, yield (n, the bucket of every n words in a row: int64 [N - n + 1]).
 
     Words count as a row even if they belong to different texts (see `crossing`).
@@ -84,11 +93,6 @@ def bucket_numbers(words: Hashes, settings: Settings) -> Iterator[tuple[int, np.
         yield n, numbers.view(np.int64)
 
 
-def ngram_counts(words: Hashes, n: int) -> np.ndarray:
-    """How many n-grams each text has: int64 [texts]."""
-    return np.maximum(words.counts - n + 1, 0)
-
-
 class Table:
     """A map from hashes (uint64 [V], distinct) to values [V] of any type.
 
@@ -96,11 +100,13 @@ class Table:
     hash; one in 2**64 words has this hash.
     """
 
-    def __init__(self, hashes: np.ndarray, values: np.ndarray):
+    def __init__(self, hashes: Array, values: Array):
         bits = (4 * len(hashes)).bit_length() or 1
-        self._shift, self._mask = np.uint64(64 - bits), 2**bits - 1
-        self._keys = np.zeros(2**bits, np.uint64)
-        self._values = np.zeros(2**bits, values.dtype)
+        size = 2**bits
+        self._shift = np.uint64(64 - bits)
+        self._mask = size - 1
+        self._keys = np.zeros(size, np.uint64)
+        self._values = np.zeros(size, values.dtype)
         # Place all hashes at once; those whose slot is taken try the next slot.
         left = np.arange(len(hashes))
         slots = self._first_slots(hashes)
@@ -109,22 +115,24 @@ class Table:
             self._keys[slots[free]] = hashes[left[free]]  # if several want a slot, one gets it
             placed = self._keys[slots] == hashes[left]
             self._values[slots[placed]] = values[left[placed]]
-            left, slots = left[~placed], self._next_slots(slots[~placed])
+            left = left[~placed]
+            slots = self._next_slots(slots[~placed])
 
-    def _first_slots(self, hashes: np.ndarray) -> np.ndarray:
+    def _first_slots(self, hashes: Array) -> Array:
         return (hashes >> self._shift).view(np.int64)
 
-    def _next_slots(self, slots: np.ndarray) -> np.ndarray:
+    def _next_slots(self, slots: Array) -> Array:
         return (slots + 1) & self._mask
 
-    def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def find(self, hashes: Array) -> tuple[Array, Array]:
         """(the value of each hash [N], 0 for an absent hash; is the hash present? bool [N])."""
         slots = self._first_slots(hashes)
         keys = self._keys.take(slots, mode="clip")
         present = keys == hashes
         left = np.flatnonzero((keys != 0) & ~present)
         while len(left):
-            slots[left] = following = self._next_slots(slots[left])
+            following = self._next_slots(slots[left])
+            slots[left] = following
             keys = self._keys[following]
             hit = keys == hashes[left]
             present[left[hit]] = True
@@ -136,12 +144,13 @@ class Table:
 # ---- The trained classifier ------------------------------------------------------------------
 
 
-def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def _sums(values: Array, offsets: Array) -> Array:
     """The sum of values[offsets[i] : offsets[i + 1]] for each text i; 0 for an empty text."""
-    result = np.zeros(len(offsets) - 1, values.dtype)
-    full = np.flatnonzero(offsets[1:] > offsets[:-1])
+    begins, ends = offsets[:-1], offsets[1:]
+    result = np.zeros(len(begins), values.dtype)
+    full = np.flatnonzero(ends > begins)
     if len(full):
-        result[full] = np.add.reduceat(values, offsets[full])
+        result[full] = np.add.reduceat(values, begins[full])
     return result
 
 
@@ -154,19 +163,22 @@ class Classifier:
     """A weight for each feature. `train` and `load` make it."""
 
     settings: Settings
-    words: np.ndarray  # uint64 [V]: hashes of the words that have their own weight
-    word_weights: np.ndarray  # float32 [V]
-    bucket_weights: np.ndarray  # float32 [buckets]
+    words: Array  # uint64 [V]: hashes of the words that have their own weight
+    word_weights: Array  # float32 [V]
+    bucket_weights: Array  # float32 [buckets]
 
-    def margins(self, texts: Iterable[str]) -> np.ndarray:
+    def margins(self, texts: Iterable[str]) -> Array:
         """The log-odds log(p / (1 - p)) of the probability p of mathematics: float32 [texts].
 
         Margins also order the pages with p close to 1. The margin of a text does not depend on the
         other texts.
         """
-        return np.concatenate([np.zeros(0, np.float32), *map(self._margins, batches(texts))])
+        parts = [np.zeros(0, np.float32)]
+        for batch in batches(texts):
+            parts.append(self._margins(batch))
+        return np.concatenate(parts)
 
-    def _margins(self, texts: Sequence[str]) -> np.ndarray:
+    def _margins(self, texts: Sequence[str]) -> Array:
         words = read_words(texts)
         weights, known = self._table.find(words.values)
         count = _sums(known.astype(np.float32), words.offsets)
@@ -175,8 +187,9 @@ class Classifier:
             grams = self.bucket_weights.take(numbers, mode="clip")
             grams[crossing(words, n)] = 0
             weights[: len(grams)] += grams  # the weight of an n-gram is added to its first word
-            count += ngram_counts(words, n).astype(np.float32)
-        return _sums(weights, words.offsets) / np.maximum(count, np.float32(1))
+            count += words.ngram_counts(n).astype(np.float32)
+        total = _sums(weights, words.offsets)
+        return total / np.maximum(count, np.float32(1))
 
     @functools.cached_property
     def _table(self) -> Table:
@@ -187,16 +200,25 @@ class Classifier:
 
         A positive share speaks for mathematics. The sum of all shares is the margin.
         """
-        words, strings = read_words([text]), units(text + _END, "space")
+        words = read_words([text])
+        strings = units(text + _END, "space")
         weights, known = self._table.find(words.values)
         features = [(strings[i], weights[i]) for i in np.flatnonzero(known)]
         for n, numbers in bucket_numbers(words, self.settings):
-            for i, bucket in enumerate(numbers):
-                features.append((" ".join(strings[i : i + n]), self.bucket_weights[bucket]))
+            for i, weight in enumerate(self.bucket_weights[numbers]):
+                ngram = " ".join(strings[i : i + n])
+                features.append((ngram, weight))
+
         shares: dict[str, float] = {}
         for string, weight in features:
-            shares[string] = shares.get(string, 0.0) + float(weight) / len(features)
-        return sorted(shares.items(), key=lambda item: (-abs(item[1]), item[0]))[:count]
+            share = float(weight) / len(features)
+            shares[string] = shares.get(string, 0.0) + share
+
+        def rank(item: tuple[str, float]) -> tuple:
+            string, share = item
+            return -abs(share), string
+
+        return sorted(shares.items(), key=rank)[:count]
 
     def save(self, path: str | os.PathLike) -> None:
         """Write one .npz file (atomically): settings as JSON, hashes of the words, weights."""
@@ -240,45 +262,56 @@ def load(path: str | os.PathLike) -> Classifier:
 # ---- Parts of training -----------------------------------------------------------------------
 
 
-def count_words(values: np.ndarray, min_count: int) -> np.ndarray:
+def count_words(values: Array, min_count: int) -> Array:
     """The distinct hashes that occur at least `min_count` times, sorted.
 
     Counts in pieces, so that only the distinct hashes need memory.
     """
-    words, counts = np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    for i in range(0, len(values), _COUNTED):
-        new, times = np.unique(values[i : i + _COUNTED], return_counts=True)
-        words, where = np.unique(np.concatenate([words, new]), return_inverse=True)
+    words = np.zeros(0, np.uint64)
+    counts = np.zeros(0, np.int64)
+    for start in range(0, len(values), _COUNTED):
+        some = values[start : start + _COUNTED]
+        new, times = np.unique(some, return_counts=True)
+        both = np.concatenate([words, new])
+        words, where = np.unique(both, return_inverse=True)
         sums = np.bincount(where, weights=np.concatenate([counts, times]))
         counts = sums.astype(np.int64)
     return words[counts >= min_count]
 
 
-def initial_vectors(start: int, count: int, width: int, seed: int) -> np.ndarray:
+def initial_vectors(
+    start: int,
+    count: int,
+    width: int,
+    seed: int,
+) -> Array:
     """The vectors start .. start + count - 1 before training: float32 [count, width].
 
     Uniform within 1 / width of 0, from 16 random bits for each number. `start` is a multiple of
     _SLICE and `count` is at most _SLICE.
     """
-    random = np.random.PCG64([seed, 1, start]).random_raw((count * width + 3) // 4)
-    bits = random.view(np.int16)[: count * width]
+    numbers = count * width
+    random = np.random.PCG64([seed, 1, start])
+    raw = random.random_raw((numbers + 3) // 4)  # four numbers in 64 bits
+    bits = raw.view(np.int16)[:numbers]
     return bits.reshape(count, width) * np.float32(2**-15 / width)
 
 
-def schedule(
-    counts: np.ndarray, settings: Settings, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def schedule(counts: Array, settings: Settings, seed: int) -> Iterator[tuple[Array, Array]]:
     """For every block, yield (its texts, the learning rate of each).
 
     `counts` has the number of words of each text. The rate falls with the words that are done.
     """
-    total = settings.epochs * counts.sum()
+    words = counts.sum()
     for epoch in range(settings.epochs):
-        order = np.random.default_rng([seed, 0, epoch]).permutation(len(counts))
-        done = np.cumsum(counts[order]) - counts[order] + epoch * counts.sum()
-        rates = settings.rate * (1 - done / total)
-        for i in range(0, len(order), _BLOCK):
-            yield order[i : i + _BLOCK], rates[i : i + _BLOCK]
+        random = np.random.default_rng([seed, 0, epoch])
+        order = random.permutation(len(counts))
+        shuffled = counts[order]
+        done = np.cumsum(shuffled) - shuffled + epoch * words
+        rates = settings.rate * (1 - done / (settings.epochs * words))
+        for start in range(0, len(order), _BLOCK):
+            stop = start + _BLOCK
+            yield order[start:stop], rates[start:stop]
 
 
 @dataclass(frozen=True)
@@ -287,18 +320,18 @@ class Features:
 
     settings: Settings
     words: Table
-    rows: np.ndarray  # int32 [buckets]: the vector number of each bucket
+    rows: Array  # int32 [buckets]: the vector number of each bucket
 
     def __call__(self, words: Hashes) -> list[Hashes]:
         """The vector numbers of texts: Hashes of int64 values, one for each n = 1 .. ngrams."""
         numbers, known = self.words.find(words.values)
-        ends = np.concatenate([[0], np.cumsum(known)])
-        result = [Hashes(numbers[known], ends[words.offsets])]
+        known_before = offsets_from(known)
+        result = [Hashes(numbers[known], known_before[words.offsets])]
         for n, buckets in bucket_numbers(words, self.settings):
             rows = self.rows[buckets].astype(np.int64)
             rows[crossing(words, n)] = -1
-            ends = np.concatenate([[0], np.cumsum(ngram_counts(words, n))])
-            result.append(Hashes(rows[rows >= 0], ends))
+            offsets = offsets_from(words.ngram_counts(n))
+            result.append(Hashes(rows[rows >= 0], offsets))
         return result
 
 
@@ -309,13 +342,13 @@ class Block:
     A bag holds the features of one text and one n.
     """
 
-    ids: np.ndarray  # int64 [N]: vector numbers, one bag after the other
-    bags: np.ndarray  # int64 [ngrams * texts]: where each bag begins
-    sizes: np.ndarray  # int64 [texts]: features of each text
-    shared: np.ndarray  # float32 [texts, texts]: pairs of equal features of two texts
-    rows: np.ndarray  # int64 [R]: the distinct vector numbers, sorted
-    owners: np.ndarray  # int64 [N]: the text of each feature, sorted by vector number
-    starts: np.ndarray  # int64 [R]: where the owners of each vector begin
+    ids: Array  # int64 [N]: vector numbers, one bag after the other
+    bags: Array  # int64 [ngrams * texts]: where each bag begins
+    sizes: Array  # int64 [texts]: features of each text
+    shared: Array  # float32 [texts, texts]: pairs of equal features of two texts
+    rows: Array  # int64 [R]: the distinct vector numbers, sorted
+    owners: Array  # int64 [N]: the text of each feature, sorted by vector number
+    starts: Array  # int64 [R]: where the owners of each vector begin
 
 
 def make_block(features: Features, words: Hashes) -> Block:
@@ -331,8 +364,10 @@ def make_block(features: Features, words: Hashes) -> Block:
 
     # Sort (vector number, text), packed into an integer.
     bits = texts.bit_length()
-    keys = np.sort((ids << bits) | np.concatenate([part.owners for part in parts]))
-    rows, owners = keys >> bits, keys & (2**bits - 1)
+    owners = np.concatenate([part.owners for part in parts])
+    keys = np.sort(ids << bits | owners)
+    rows = keys >> bits
+    owners = keys & (2**bits - 1)
     starts = np.flatnonzero(np.diff(rows, prepend=-1))
     sizes = sum(part.counts for part in parts)
 
@@ -346,12 +381,24 @@ def make_block(features: Features, words: Hashes) -> Block:
     cells = owners[often] * columns + column[often]
     counts = np.bincount(cells, minlength=texts * columns)
     counts = counts.reshape(texts, columns).astype(np.float32)
-    return Block(ids, np.concatenate(bags), sizes, counts @ counts.T, rows[starts], owners, starts)
+    return Block(
+        ids=ids,
+        bags=np.concatenate(bags),
+        sizes=sizes,
+        shared=counts @ counts.T,
+        rows=rows[starts],
+        owners=owners,
+        starts=starts,
+    )
 
 
 def take_steps(
-    block: Block, means: np.ndarray, labels: np.ndarray, rates: np.ndarray, d: np.ndarray
-) -> np.ndarray:
+    block: Block,
+    means: Array,
+    labels: Array,
+    rates: Array,
+    d: Array,
+) -> Array:
     """Take the SGD steps of a block. Changes d [width] in place.
 
     `means` [texts, width] are the mean vectors of the texts before the block. Returns what each
@@ -365,14 +412,20 @@ def take_steps(
     for t in range(len(means)):
         size = block.sizes[t]
         if size:
-            mean = means[t] + (block.shared[t, :t] / size) @ added[:t]
+            shares = block.shared[t, :t] / size
+            mean = means[t] + shares @ added[:t]
             g = rates[t] * (labels[t] - _sigmoid(d @ mean))
             added[t] = g / size * d
             d += 2 * g * mean
     return added
 
 
-def _prefetch(pool: ThreadPoolExecutor, function, items: Iterable, count: int) -> Iterator:
+def _prefetch(
+    pool: ThreadPoolExecutor,
+    function,
+    items: Iterable,
+    count: int,
+) -> Iterator:
     """Yield function(item) for each item in order; at most `count` results are made in advance."""
     pending: deque = deque()
     for item in items:
@@ -412,12 +465,13 @@ def train(
         raise InputError(f"classifier: threads is {threads}; give an integer of 1 or more")
     positive = _read_examples(positives, "the positives")
     negative = _read_examples(negatives, "the negatives")
-    labels = np.repeat([1.0, 0.0], [sum(map(len, positive)), sum(map(len, negative))])
+    sizes = [sum(map(len, positive)), sum(map(len, negative))]
+    labels = np.repeat([1.0, 0.0], sizes)
     parts = positive + negative
     del positive, negative
     counts = np.concatenate([part.counts for part in parts])
     values = np.concatenate([part.values for part in parts])
-    words = Hashes(values, np.concatenate([[0], np.cumsum(counts)]))
+    words = Hashes(values, offsets_from(counts))
 
     # The features that have a vector: frequent words, and buckets in use.
     frequent = count_words(words.values, settings.min_count)
@@ -427,79 +481,95 @@ def train(
             numbers[crossing(part, n)] = -1
             used[numbers[numbers >= 0]] = True
     del parts
-    rows = (np.cumsum(used, dtype=np.int64) - 1 + len(frequent)).astype(np.int32)
-    features = Features(settings, Table(frequent, np.arange(len(frequent))), rows)
+    first = len(frequent)  # the vector number of the first bucket in use
+    rows = np.cumsum(used, dtype=np.int64) - 1 + first
+    table = Table(frequent, np.arange(first))
+    features = Features(settings, table, rows.astype(np.int32))
 
     # SGD, then a weight for each feature.
-    trainer = _Trainer(features, len(frequent) + int(used.sum()), words, labels)
+    trainer = _Trainer(features, first + int(used.sum()), words, labels)
     vectors, d = trainer.fit(seed, threads)
     weights = np.einsum("rw,w->r", vectors, d.astype(np.float32))
     buckets = np.zeros(settings.buckets, np.float32)
-    buckets[used] = weights[len(frequent) :]
-    return Classifier(settings, frequent, weights[: len(frequent)].copy(), buckets)
+    buckets[used] = weights[first:]
+    return Classifier(settings, frequent, weights[:first].copy(), buckets)
 
 
 class _Trainer:
     """SGD over blocks of texts, with threads that read and write vectors."""
 
-    def __init__(self, features: Features, count: int, words: Hashes, labels: np.ndarray):
+    def __init__(
+        self,
+        features: Features,
+        count: int,
+        words: Hashes,
+        labels: Array,
+    ):
         import torch  # embedding_bag sums rows at the speed of memory; numpy would copy them first
 
-        self.features, self.settings = features, features.settings
-        self.words, self.labels = words, labels
-        self.vectors = np.empty((count, self.settings.width), np.float32)
+        self.features = features
+        self.settings = features.settings
+        self.words = words
+        self.labels = labels
+        width = self.settings.width
+        self.vectors = np.empty((count, width), np.float32)
         self.matrix = torch.from_numpy(self.vectors)  # the same memory
-        self.d = np.zeros(self.settings.width)
+        self.d = np.zeros(width)
 
-    def fit(self, seed: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
+    def fit(self, seed: int, threads: int) -> tuple[Array, Array]:
         """(vectors float32 [count, width], d float64 [width]) after all steps."""
         import torch
 
         def initialize(start: int) -> None:
             part = self.vectors[start : start + _SLICE]
-            part[:] = initial_vectors(start, len(part), self.settings.width, seed)
+            count, width = part.shape
+            part[:] = initial_vectors(start, count, width, seed)
 
         plan = schedule(self.words.counts, self.settings, seed)
         torch_threads = torch.get_num_threads()
         torch.set_num_threads(1)  # every thread of the pool works alone
         try:
             with ThreadPoolExecutor(threads) as pool, torch.no_grad():
-                list(pool.map(initialize, range(0, len(self.vectors), _SLICE)))
-                for block, labels, rates in _prefetch(pool, self._prepare, plan, 2 * threads):
+                slices = range(0, len(self.vectors), _SLICE)
+                list(pool.map(initialize, slices))
+                prepared = _prefetch(pool, self._prepare, plan, 2 * threads)
+                for block, labels, rates in prepared:
                     means = self._read_means(pool, block)
                     added = take_steps(block, means, labels, rates, self.d)
-                    self._write(pool, block, torch.from_numpy(added.astype(np.float32)))
+                    self._write(pool, block, added.astype(np.float32))
         finally:
             torch.set_num_threads(torch_threads)
         return self.vectors, self.d
 
-    def _prepare(self, item: tuple[np.ndarray, np.ndarray]) -> tuple:
+    def _prepare(self, item: tuple[Array, Array]) -> tuple:
         """(block, labels, rates) of a block of the schedule."""
         texts, rates = item
         values = np.concatenate([self.words[i] for i in texts])
-        offsets = np.concatenate([[0], np.cumsum(self.words.counts[texts])])
+        offsets = offsets_from(self.words.counts[texts])
         block = make_block(self.features, Hashes(values, offsets))
         return block, self.labels[texts], rates
 
-    def _read_means(self, pool: ThreadPoolExecutor, block: Block) -> np.ndarray:
+    def _read_means(self, pool: ThreadPoolExecutor, block: Block) -> Array:
         """The mean vector of each text: float64 [texts, width]."""
         texts, bags = len(block.sizes), len(block.bags)
 
-        def read(start: int) -> np.ndarray:
-            """The sums of the bags from `start` on: float32 [bags, width]."""
-            end = min(start + step, bags)
-            last = block.bags[end] if end < bags else len(block.ids)
+        def read(start: int) -> Array:
+            """The sums of `step` bags from `start` on: float32 [step, width]."""
+            some = block.bags[start : start + step]
+            end = start + len(some)
             first = block.bags[start]
-            return self._sum_rows(
-                self.matrix, block.ids[first:last], block.bags[start:end] - first
-            ).numpy()
+            last = block.bags[end] if end < bags else len(block.ids)
+            sums = self._sum_rows(self.matrix, block.ids[first:last], some - first)
+            return sums.numpy()
 
         step = max(texts // 4, 1)
-        sums = np.concatenate(list(pool.map(read, range(0, bags, step))))
-        sums = sums.reshape(-1, texts, self.settings.width).sum(0, dtype=np.float64)
-        return sums / np.maximum(block.sizes, 1)[:, None]
+        parts = list(pool.map(read, range(0, bags, step)))
+        sums = np.concatenate(parts)
+        sums = sums.reshape(-1, texts, self.settings.width)
+        sizes = np.maximum(block.sizes, 1)
+        return sums.sum(0, dtype=np.float64) / sizes[:, None]
 
-    def _write(self, pool: ThreadPoolExecutor, block: Block, added) -> None:
+    def _write(self, pool: ThreadPoolExecutor, block: Block, added: Array) -> None:
         """Add the changes `added` [texts, width] to the vectors of the features."""
         import torch
 
@@ -507,17 +577,25 @@ class _Trainer:
             rows = block.rows[start : start + _SLICE]
             end = start + len(rows)
             first = block.starts[start]
-            last = block.starts[end] if end < len(block.rows) else len(block.owners)
+            is_last = end == len(block.rows)
+            last = len(block.owners) if is_last else block.starts[end]
             bags = block.starts[start:end] - first
-            change = self._sum_rows(added, block.owners[first:last], bags)
+            change = self._sum_rows(changes, block.owners[first:last], bags)
             self.matrix.index_add_(0, torch.from_numpy(rows), change)
 
-        list(pool.map(write, range(0, len(block.rows), _SLICE)))
+        changes = torch.from_numpy(added)
+        slices = range(0, len(block.rows), _SLICE)
+        list(pool.map(write, slices))
 
     @staticmethod
-    def _sum_rows(matrix, ids: np.ndarray, bags: np.ndarray):
+    def _sum_rows(matrix, ids: Array, bags: Array):
         """For each bag of ids, the sum of these rows of the matrix: [bags, width]."""
         import torch
         import torch.nn.functional as F
 
-        return F.embedding_bag(torch.from_numpy(ids), matrix, torch.from_numpy(bags), mode="sum")
+        return F.embedding_bag(
+            torch.from_numpy(ids),
+            matrix,
+            torch.from_numpy(bags),
+            mode="sum",
+        )

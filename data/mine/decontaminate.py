@@ -29,7 +29,7 @@ import numpy as np
 
 from data.io import InputError, atomic_write, write_jsonl
 from data.mine.benchmark_files import Item, read_benchmarks
-from data.mine.ngrams import Hashes, ngram_hashes, normalize, unit_hashes
+from data.mine.ngrams import Array, Hashes, ngram_hashes, normalize, offsets_from, unit_hashes
 from data.mine.store import page_batches
 
 GRAM, SHORTEST = 10, 3  # units
@@ -62,19 +62,21 @@ def _units(text: str) -> list[str]:
 class _HashSet:
     """A set of hashes. A table of the leading bits rejects nearly all hashes that are not in it."""
 
-    def __init__(self, values: np.ndarray):
+    def __init__(self, values: Array):
         self.values = values  # uint64 [N], sorted and distinct
-        bits = min(max(16 * len(values), 2**16).bit_length(), 26)
+        slots = max(16 * len(values), 2**16)
+        bits = min(slots.bit_length(), 26)
         self.shift = np.uint64(64 - bits)
         self.table = np.zeros(2**bits, bool)
         self.table[values >> self.shift] = True
 
-    def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def find(self, hashes: Array) -> tuple[Array, Array]:
         """(indices of the hashes that are in the set; for each, its index in the set)."""
         which = np.flatnonzero(self.table[hashes >> self.shift])
-        rows = np.searchsorted(self.values, hashes[which])
+        wanted = hashes[which]
+        rows = np.searchsorted(self.values, wanted)
         right = rows < len(self.values)
-        right[right] = self.values[rows[right]] == hashes[which][right]
+        right[right] = self.values[rows[right]] == wanted[right]
         return which[right], rows[right]
 
 
@@ -85,14 +87,16 @@ class Index:
     items: list[Item]
     counts: dict[str, int]
     # For n = 10: hashes of all 10-grams. For n = 3 .. 9: hashes of whole texts. uint64, sorted.
-    grams: dict[int, np.ndarray]
+    grams: dict[int, Array]
     # For each n: int64 [grams, 2], the item and the place in the item.
-    where: dict[int, np.ndarray]
+    where: dict[int, Array]
     # Hashes of the first 3-grams of the whole texts: uint64, sorted.
-    starts: np.ndarray
+    starts: Array
 
     def __post_init__(self):
-        self._sets = {size: _HashSet(values) for size, values in self.grams.items()}
+        self._sets = {}
+        for size, values in self.grams.items():
+            self._sets[size] = _HashSet(values)
         self._starts = _HashSet(self.starts)
 
     @classmethod
@@ -110,13 +114,15 @@ class Index:
         units = unit_hashes([item.text for item in items])
         long = units.counts >= GRAM
         short = (units.counts >= SHORTEST) & ~long
-        grams, where, starts = {}, {}, [np.zeros(0, np.uint64)]
+        grams, where = {}, {}
+        starts = [np.zeros(0, np.uint64)]
         for size in range(SHORTEST, GRAM + 1):
-            owners = np.flatnonzero(long if size == GRAM else short & (units.counts == size))
+            chosen = long if size == GRAM else short & (units.counts == size)
+            owners = np.flatnonzero(chosen)
             hashes = ngram_hashes(_select(units, owners), size)
-            places = np.arange(len(hashes.values)) - np.repeat(hashes.offsets[:-1], hashes.counts)
             grams[size], first = np.unique(hashes.values, return_index=True)
-            where[size] = np.stack([owners[hashes.owners], places], axis=1)[first]
+            texts, places = _places(hashes, first)
+            where[size] = np.stack([owners[texts], places], axis=1)
             if size < GRAM:
                 beginnings = _select(units, owners, SHORTEST)
                 starts.append(ngram_hashes(beginnings, SHORTEST).values)
@@ -126,14 +132,17 @@ class Index:
             "ignored": int((~long & ~short).sum()),
             "grams": sum(map(len, grams.values())),
         }
-        return cls(items, counts, grams, where, np.unique(np.concatenate(starts)))
+        starts = np.unique(np.concatenate(starts))
+        return cls(items, counts, grams, where, starts)
 
     def save(self, path) -> None:
-        texts = json.dumps({"items": self.items, "counts": self.counts}).encode()
-        arrays = {f"grams{size}": values for size, values in self.grams.items()}
+        texts = {"items": self.items, "counts": self.counts}
+        data = json.dumps(texts).encode()
+        arrays = {"starts": self.starts, "texts": np.frombuffer(data, np.uint8)}
+        arrays |= {f"grams{size}": values for size, values in self.grams.items()}
         arrays |= {f"where{size}": values for size, values in self.where.items()}
         with atomic_write(path, "wb") as file:
-            np.savez(file, starts=self.starts, texts=np.frombuffer(texts, np.uint8), **arrays)
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path) -> "Index":
@@ -161,43 +170,40 @@ class Index:
 
         Neighboring n-grams of the same item are a single match.
         """
-        # Hits: rows of (text, place in the text, n, row of where[n]).
+        # Sort the hits by text, then by place, then by n.
         hits = np.concatenate(list(self._hits(texts)))
-        hits = hits[np.lexsort((hits[:, 2], hits[:, 1], hits[:, 0]))]
+        owners, places, sizes, _ = hits.T
+        order = np.lexsort((sizes, places, owners))
+        hits_of: dict[int, list] = {}
+        for text, *hit in hits[order].tolist():
+            hits_of.setdefault(text, []).append(hit)
+
         result: list[list[Match]] = [[] for _ in texts]
-        bounds = np.flatnonzero(np.diff(hits[:, 0], prepend=-1)).tolist() + [len(hits)]
-        for begin, end in zip(bounds, bounds[1:], strict=False):
-            text = int(hits[begin, 0])
-            result[text] = self._check_hits(texts[text], hits[begin:end, 1:].tolist())
+        for text, rows in hits_of.items():
+            result[text] = self._check_hits(texts[text], rows)
         return result
 
-    def _hits(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
-        """Yield hits by hash, in several arrays [N, 4]."""
+    def _hits(self, texts: Sequence[str]) -> Iterator[Array]:
+        """Yield hits by hash: arrays [N, 4] of (text, place in the text, n, row of where[n])."""
         units = unit_hashes(texts)
         ngrams = ngram_hashes(units, GRAM)
         which, rows = self._sets[GRAM].find(ngrams.values)
-        yield self._locate(ngrams, which, GRAM, rows)
+        owners, places = _places(ngrams, which)
+        yield _hit_rows(owners, places, GRAM, rows)
 
         # Whole texts: first look where a text may begin, by 3-grams; then try every length.
         ngrams = ngram_hashes(units, SHORTEST)
         which, _ = self._starts.find(ngrams.values)
-        owners, places, _, _ = self._locate(ngrams, which, SHORTEST, which).T
+        owners, places = _places(ngrams, which)
         for size in range(SHORTEST, GRAM):
-            fits = np.flatnonzero(places + size <= units.counts[owners])
-            begins = units.offsets[owners[fits]] + places[fits]
-            windows = units.values[begins[:, None] + np.arange(size)]
+            fits = places + size <= units.counts[owners]
+            texts, begins = owners[fits], places[fits]
+            first = units.offsets[texts] + begins
+            windows = units.values[first[:, None] + np.arange(size)]
             offsets = np.arange(len(windows) + 1) * size
             ngrams = ngram_hashes(Hashes(windows.ravel(), offsets), size)
             which, rows = self._sets[size].find(ngrams.values)
-            at = fits[which]
-            yield np.stack([owners[at], places[at], np.full(len(at), size), rows], axis=1)
-
-    @staticmethod
-    def _locate(ngrams: Hashes, which: np.ndarray, size: int, rows: np.ndarray) -> np.ndarray:
-        """Hits [N, 4] of the n-grams with the indices `which`."""
-        owners = np.searchsorted(ngrams.offsets, which, side="right") - 1
-        places = which - ngrams.offsets[owners]
-        return np.stack([owners, places, np.full(len(which), size), rows], axis=1)
+            yield _hit_rows(texts[which], begins[which], size, rows)
 
     def _check_hits(self, text: str, hits: list[list[int]]) -> list[Match]:
         """The matches of a text from its hits (place, n, row), without hash collisions."""
@@ -209,7 +215,8 @@ class Index:
         matches = []
         for place, size, row in hits:
             item, place_in_item = self.where[size][row].tolist()
-            wanted = _units(self.items[item].text)[place_in_item : place_in_item + size]
+            wanted = _units(self.items[item].text)
+            wanted = wanted[place_in_item : place_in_item + size]
             if units[place : place + size] != wanted:
                 continue  # a hash collision
             key, last = (item, place - place_in_item), place + size - 1
@@ -222,15 +229,32 @@ class Index:
         result = []
         for item, (first, last) in matches:
             benchmark, id, field, _ = self.items[item]
-            result.append(Match(benchmark, id, field, text[spans[first][0] : spans[last][1]]))
+            begin, _ = spans[first]
+            _, end = spans[last]
+            result.append(Match(benchmark, id, field, text[begin:end]))
         return result
 
 
-def _select(units: Hashes, texts: np.ndarray, first: int | None = None) -> Hashes:
+def _places(ngrams: Hashes, which: Array) -> tuple[Array, Array]:
+    """(the text, the place in the text) of n-grams with these indices: int64 [N] each."""
+    owners = np.searchsorted(ngrams.offsets, which, side="right") - 1
+    return owners, which - ngrams.offsets[owners]
+
+
+def _hit_rows(owners: Array, places: Array, size: int, rows: Array) -> Array:
+    """int64 [N, 4]"""
+    sizes = np.full(len(rows), size)
+    return np.stack([owners, places, sizes, rows], axis=1)
+
+
+def _select(units: Hashes, texts: Array, first: int | None = None) -> Hashes:
     """The units of some of the texts; with `first`, only so many units of each."""
-    counts = units.counts[texts] if first is None else np.full(len(texts), first)
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    at = np.arange(offsets[-1]) + np.repeat(units.offsets[texts] - offsets[:-1], counts)
+    counts = units.counts[texts]
+    if first is not None:
+        counts = np.full(len(texts), first)
+    offsets = offsets_from(counts)
+    shifts = units.offsets[texts] - offsets[:-1]
+    at = np.arange(offsets[-1]) + np.repeat(shifts, counts)
     return Hashes(units.values[at], offsets)
 
 
@@ -242,7 +266,13 @@ def _load_index(path: Path, modified: int) -> Index:
     return Index.load(path)
 
 
-def decontaminate_shard(source, index_file, to, drops, part: str = "page") -> dict[str, int]:
+def decontaminate_shard(
+    source,
+    index_file,
+    to,
+    drops,
+    part: str = "page",
+) -> dict[str, int]:
     """Write the pages of a shard that have no match to the file `to`.
 
     For every other page, the file `drops` gets {line (from 1), url, page (true if all of it went),
@@ -257,8 +287,9 @@ def decontaminate_shard(source, index_file, to, drops, part: str = "page") -> di
     if part not in PARTS:
         raise InputError(f"part {part!r}: unknown; choose one of {', '.join(PARTS)}")
     path = Path(index_file)
-    index = _load_index(path, path.stat().st_mtime_ns) if path.exists() else Index.load(path)
-    counts = Counter({"in": 0, "out": 0, "dropped": 0, "cut": 0})
+    modified = path.stat().st_mtime_ns if path.exists() else 0
+    index = _load_index(path, modified)
+    counts = Counter(dict.fromkeys(("in", "out", "dropped", "cut"), 0))
     dropped = []
 
     def left() -> Iterator[dict]:
@@ -269,10 +300,17 @@ def decontaminate_shard(source, index_file, to, drops, part: str = "page") -> di
                 text = page["text"]
                 if matches:
                     text = _clean_paragraphs(index, text) if part == "paragraph" else ""
-                    row = {"line": line, "url": page.get("url", ""), "page": not text}
-                    dropped.append(row | {"matches": [match._asdict() for match in matches]})
+                    dropped.append(
+                        {
+                            "line": line,
+                            "url": page.get("url", ""),
+                            "page": not text,
+                            "matches": [match._asdict() for match in matches],
+                        }
+                    )
+                    benchmarks = {f"benchmark {match.benchmark}" for match in matches}
                     counts["cut" if text else "dropped"] += 1
-                    counts.update(sorted({f"benchmark {match.benchmark}" for match in matches}))
+                    counts.update(sorted(benchmarks))
                 if text or not matches:
                     counts["out"] += 1
                     yield page | {"text": text}
@@ -286,7 +324,8 @@ def _clean_paragraphs(index: Index, text: str) -> str:
     """The paragraphs without a match, or "" if they match together."""
     paragraphs = re.split(r"\n\s*\n", text)
     clean = []
-    for paragraph, matches in zip(paragraphs, index.matches(paragraphs), strict=True):
+    found = index.matches(paragraphs)
+    for paragraph, matches in zip(paragraphs, found, strict=True):
         if not matches:
             clean.append(paragraph)
     rest = "\n\n".join(clean).strip()

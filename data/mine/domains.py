@@ -18,6 +18,7 @@ order, so the number of workers changes neither a count nor an example.
 """
 
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
@@ -34,6 +35,8 @@ _URL = re.compile(
     re.IGNORECASE,
 )
 _HOST = re.compile(r"(?:[\w-]+\.)+[\w-]+")
+
+DomainCounts = dict[str, list[int]]  # {domain: [pages, kept pages]}
 
 
 # ---- Domains ---------------------------------------------------------------------------------
@@ -58,13 +61,13 @@ def _domain(host: str) -> str:
     return domain if _HOST.fullmatch(domain) else ""
 
 
-def domain_counts(pages: Iterable[tuple[str, bool]]) -> dict[str, list[int]]:
+def domain_counts(pages: Iterable[tuple[str, bool]]) -> DomainCounts:
     """{domain: [pages, kept pages]} of (url, kept) pairs. URLs without a host are left out.
 
     >>> domain_counts([("http://a.example/1", True), ("http://www.a.example/2", False)])
     {'a.example': [2, 1]}
     """
-    counts: dict[str, list[int]] = {}
+    counts: DomainCounts = {}
     for url, kept in pages:
         domain = _segments(url)[0]
         if domain:
@@ -74,9 +77,9 @@ def domain_counts(pages: Iterable[tuple[str, bool]]) -> dict[str, list[int]]:
     return counts
 
 
-def merge_domains(tables: Iterable[dict[str, list[int]]]) -> dict[str, list[int]]:
+def merge_domains(tables: Iterable[DomainCounts]) -> DomainCounts:
     """The sum of the domain_counts of several shards."""
-    merged: dict[str, list[int]] = {}
+    merged: DomainCounts = {}
     for table in tables:
         for domain, (total, kept) in table.items():
             count = merged.setdefault(domain, [0, 0])
@@ -85,7 +88,7 @@ def merge_domains(tables: Iterable[dict[str, list[int]]]) -> dict[str, list[int]
     return merged
 
 
-def math_domains(counts: dict[str, list[int]], share: float = 0.10, minimum: int = 1) -> list[str]:
+def math_domains(counts: DomainCounts, share: float = 0.10, minimum: int = 1) -> list[str]:
     """Domains with at least `minimum` pages, of which more than `share` were kept.
 
     Domains with most kept pages come first.
@@ -97,7 +100,12 @@ def math_domains(counts: dict[str, list[int]], share: float = 0.10, minimum: int
     for domain, (total, kept) in counts.items():
         if total >= minimum and kept > share * total:
             chosen.append(domain)
-    return sorted(chosen, key=lambda domain: (-counts[domain][1], domain))
+
+    def rank(domain: str) -> tuple:
+        _, kept = counts[domain]
+        return -kept, domain
+
+    return sorted(chosen, key=rank)
 
 
 # ---- Prefixes --------------------------------------------------------------------------------
@@ -143,12 +151,17 @@ class Prefix:
         This is as good as random, and does not depend on the order in which examples arrive.
         """
 
-        def key(example: tuple[str, str]) -> tuple:
-            digest = blake2b(example[0].encode("utf-8", "replace"), digest_size=8).digest()
-            return digest, example
+        self.kept_examples = _first_by_hash(self.kept_examples, count)
+        self.other_examples = _first_by_hash(self.other_examples, count)
 
-        self.kept_examples = sorted(set(map(tuple, self.kept_examples)), key=key)[:count]
-        self.other_examples = sorted(set(map(tuple, self.other_examples)), key=key)[:count]
+
+def _first_by_hash(examples: list, count: int) -> list[tuple[str, str]]:
+    def key(example: tuple[str, str]) -> tuple:
+        url = example[0].encode("utf-8", "replace")
+        return blake2b(url, digest_size=8).digest(), example
+
+    distinct = set(map(tuple, examples))  # from JSON they come as lists
+    return sorted(distinct, key=key)[:count]
 
 
 def prefix_counts(
@@ -243,7 +256,7 @@ class Domain:
 
 
 def domain_table(
-    counts: dict[str, list[int]], prefixes: dict[str, Prefix], domains: Sequence[str]
+    counts: DomainCounts, prefixes: dict[str, Prefix], domains: Sequence[str]
 ) -> list[Domain]:
     """A row for each of the domains, in this order, with the prefixes on it."""
     by_domain: dict[str, list[str]] = {}
@@ -253,7 +266,8 @@ def domain_table(
     for domain in domains:
         total, kept = counts[domain]
         names = sorted(by_domain.get(domain, []))
-        table.append(Domain(domain, total, kept, {name: prefixes[name] for name in names}))
+        chosen = {name: prefixes[name] for name in names}
+        table.append(Domain(domain, total, kept, chosen))
     return table
 
 
@@ -273,7 +287,8 @@ def table_text(table: Sequence[Domain]) -> str:
         share = f"{100 * row.kept / row.total:.0f} %"
         lines.append(f"{row.domain}: {row.kept} of {row.total} pages kept ({share})")
         for name in row.questions():
-            lines.append("  " + describe(name, row.prefixes[name]).replace("\n", "\n  "))
+            text = describe(name, row.prefixes[name])
+            lines.append(textwrap.indent(text, "  "))
         lines.append("")
     return "\n".join(lines)
 
@@ -283,7 +298,14 @@ def table_rows(table: Sequence[Domain]) -> list[dict]:
     rows = []
     for row in table:
         shown = [{"prefix": name} | asdict(row.prefixes[name]) for name in row.questions()]
-        rows.append({"domain": row.domain, "total": row.total, "kept": row.kept, "prefixes": shown})
+        rows.append(
+            {
+                "domain": row.domain,
+                "total": row.total,
+                "kept": row.kept,
+                "prefixes": shown,
+            }
+        )
     return rows
 
 

@@ -27,7 +27,6 @@ mathematical domains are held as a whole, because a person is to read them.
 """
 
 import heapq
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -115,6 +114,14 @@ class Config:
 FREE = ("rounds", "to", "repeat", "workers", "executor", "tokenizer")
 
 
+def fixed_options(config: Config) -> dict:
+    """The options that cannot change within a run."""
+    options = asdict(config)
+    for name in FREE:
+        del options[name]
+    return options
+
+
 def check_config(config: Config) -> None:
     """Raise InputError for an option out of range or an input file that does not exist."""
     check(config)
@@ -152,7 +159,12 @@ def crawl_files(paths: Iterable[str]) -> list[tuple[str, Path]]:
     return files
 
 
-def sample_texts(paths: Iterable[Path], count: int, seed: int, option: str) -> list[str]:
+def sample_texts(
+    paths: Iterable[Path],
+    count: int,
+    seed: int,
+    option: str,
+) -> list[str]:
     """At most `count` texts of JSONL files, drawn without repetition and in random order.
 
     Only `count` texts are in memory. Raises InputError for a line without text, and for no text.
@@ -173,8 +185,14 @@ def sample_texts(paths: Iterable[Path], count: int, seed: int, option: str) -> l
 
 def classifier_settings(config) -> classifier.Settings:
     """The settings of the classifier, from options with the same names."""
-    names = ("width", "rate", "ngrams", "min_count", "epochs", "buckets")
-    return classifier.Settings(**{name: getattr(config, name) for name in names})
+    return classifier.Settings(
+        width=config.width,
+        rate=config.rate,
+        ngrams=config.ngrams,
+        min_count=config.min_count,
+        epochs=config.epochs,
+        buckets=config.buckets,
+    )
 
 
 # ---- A round ---------------------------------------------------------------------------------
@@ -232,7 +250,8 @@ def collect(run: Run, number: int) -> tuple[list[Path], dict]:
 
     Returns the files that say which pages are collected, and the counts for the report.
     """
-    limit = run.config.keep_tokens[min(number, len(run.config.keep_tokens)) - 1]
+    limits = run.config.keep_tokens
+    limit = limits[min(number, len(limits)) - 1]
     model_file = run.round_folder(number) / "classifier.npz"
     scores = run.files(f"round_{number}/scores", ".npy")
     scored = run.over_shards(f"scores_{number}", recall.score_shard, model_file, scores)
@@ -250,6 +269,7 @@ def collect(run: Run, number: int) -> tuple[list[Path], dict]:
     collected = run.over_shards(f"kept_{number}", recall.collect_shard, *columns)
 
     sums, pages = total(collected), total(scored)
+    histograms = [row["histogram"] for row in scored]
     return kept, {
         "limit": limit,
         "cutoff": cutoff,
@@ -258,7 +278,7 @@ def collect(run: Run, number: int) -> tuple[list[Path], dict]:
         "of_pages": pages["pages"],
         "of_tokens": pages["tokens"],
         "collected_before": sums["again"] / sums["collected"] if number > 1 else None,
-        "histogram": np.sum([row["histogram"] for row in scored], axis=0).tolist(),
+        "histogram": np.sum(histograms, axis=0).tolist(),
         "nearest": recall.nearest(collected, cutoff),
     }
 
@@ -281,7 +301,7 @@ def annotate(run: Run, number: int, kept: list[Path]) -> dict:
     for path in parts:
         counts.update(read_json(path))
     names = folder / "math_domains.json"
-    run_once(names, lambda: sorted(counts, key=lambda name: (-counts[name][1], name)))
+    run_once(names, lambda: domains.math_domains(counts, share=0))
 
     # Count pages by URL prefix on these domains.
     targets = run.files(f"round_{number}/prefixes", ".json")
@@ -328,7 +348,12 @@ def freeze_annotations(run: Run, number: int) -> Path:
     return path
 
 
-def write_corpus(run: Run, kept: list[Path], name: str, folder: str) -> list[dict]:
+def write_corpus(
+    run: Run,
+    kept: list[Path],
+    name: str,
+    folder: str,
+) -> list[dict]:
     """Write the collected pages without benchmark text to a folder of the run."""
     targets, drops = run.files(folder), run.files(f"{folder}/drops")
     index = run.to / "benchmarks.npz"
@@ -360,9 +385,8 @@ def run_round(run: Run, number: int) -> tuple[list[Path], dict]:
 
 def begin(run: Run, files: list[tuple[str, Path]]) -> None:
     """Create the run directory, or check that it belongs to a run with the same options."""
-    options = {name: value for name, value in asdict(run.config).items() if name not in FREE}
     sizes = [[str(file), file.stat().st_size] for _, file in files]
-    setup = json.loads(json.dumps({"options": options, "crawl": sizes}))
+    setup = {"options": fixed_options(run.config), "crawl": sizes}
     if run_once(run.to / "setup.json", lambda: setup) != setup:
         raise InputError(
             f"{run.to}: contains a run with other options or files; "
@@ -441,7 +465,8 @@ def mine(config: Config, map: Callable) -> None:
 
     # Pages
     extracted = extract_pages(run, files)
-    digests = {str(file): row["sha256"] for (_, file), row in zip(files, extracted, strict=True)}
+    paths = [str(file) for _, file in files]
+    digests = {path: row["sha256"] for path, row in zip(paths, extracted, strict=True)}
     if config.repeat:
         manifest = report.compare_crawl(Path(config.repeat), digests)
         for number, prefixes in manifest["annotations"].items():
@@ -472,8 +497,7 @@ def mine(config: Config, map: Callable) -> None:
     tokens = write_token_shards(run, number) if config.tokenizer else None
 
     # Report and manifest
-    options = {name: value for name, value in asdict(config).items() if name not in FREE}
-    options = {"rounds": config.rounds} | options
+    options = {"rounds": config.rounds} | fixed_options(config)
     result = {
         "options": options,
         "pages": total(extracted),

@@ -10,14 +10,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.mine.ngrams import MULTIPLIER, Hashes, batches, mix, ngram_hashes, unit_hashes
+from data.mine.ngrams import (
+    MULTIPLIER,
+    Array,
+    Hashes,
+    batches,
+    mix,
+    ngram_hashes,
+    unit_hashes,
+)
 
+HALF = np.uint64(32)  # bits
 EMPTY = np.uint32(0xFFFFFFFF)  # a place without an n-gram; all places of a text without words
 
 
 def signatures(
-    texts: Sequence[str], permutations: int = 128, ngram: int = 5, seed: int = 0
-) -> np.ndarray:
+    texts: Sequence[str],
+    permutations: int = 128,
+    ngram: int = 5,
+    seed: int = 0,
+) -> Array:
     """MinHash signatures of the sets of word n-grams: uint32 [texts, permutations].
 
     The standard error of an estimate from them is about sqrt(J (1 - J) / permutations). A text
@@ -35,28 +47,32 @@ def signatures(
         # The least value at each place.
         owners, values = _ngrams(batch, ngram)
         values = mix(values ^ key)
-        places = ((values >> np.uint64(32)) * np.uint64(permutations)) >> np.uint64(32)
-        places = places.astype(np.int64) + owners * permutations
+        places = (values >> HALF) * np.uint64(permutations) >> HALF  # by the upper half
+        cells = owners * permutations + places.astype(np.int64)
         least = np.full((len(batch), permutations), EMPTY)
-        np.minimum.at(least.reshape(-1), places, values.astype(np.uint32))
+        lower = values.astype(np.uint32)
+        np.minimum.at(least.reshape(-1), cells, lower)
 
         # Empty places copy from another place: the first in their order that has a value.
         filled = least.copy()
         empty = least == EMPTY
-        rows, places = np.nonzero(empty & ~empty.all(1, keepdims=True))
+        without_words = empty.all(1, keepdims=True)
+        rows, places = np.nonzero(empty & ~without_words)
         for turn in range(permutations):
             if not len(places):
                 break
-            copied = least[rows, order[places, turn]]
+            sources = order[places, turn]
+            copied = least[rows, sources]
             filled[rows, places] = copied
             still_empty = copied == EMPTY
             rows, places = rows[still_empty], places[still_empty]
-        result[start : start + len(batch)] = filled
-        start += len(batch)
+        end = start + len(batch)
+        result[start:end] = filled
+        start = end
     return result
 
 
-def _ngrams(texts: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
+def _ngrams(texts: Sequence[str], n: int) -> tuple[Array, Array]:
     """(the text it belongs to, int64 [N]; the hash, uint64 [N]) for every word n-gram.
 
     A text of fewer than n words has a single n-gram, made of all its words.
@@ -67,26 +83,29 @@ def _ngrams(texts: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
     for size in range(1, n):
         short = units.counts == size
         if short.any():
-            words = units.values[np.repeat(short, units.counts)]
-            whole = Hashes(words, np.arange(short.sum() + 1) * size)
+            inside = np.repeat(short, units.counts)
+            offsets = size * np.arange(short.sum() + 1)
+            words = Hashes(units.values[inside], offsets)
             owners.append(np.flatnonzero(short))
-            values.append(ngram_hashes(whole, size).values)
+            values.append(ngram_hashes(words, size).values)
     return np.concatenate(owners), np.concatenate(values)
 
 
-def _key(seed: int) -> np.ndarray:
-    return mix(np.array([seed], np.uint64) * MULTIPLIER + MULTIPLIER)
+def _key(seed: int) -> Array:
+    number = np.array([seed], np.uint64)
+    return mix(number * MULTIPLIER + MULTIPLIER)
 
 
 @functools.lru_cache
-def _order(permutations: int, seed: int) -> np.ndarray:
+def _order(permutations: int, seed: int) -> Array:
     """[permutations, permutations]: the places from which each empty place copies, in order."""
-    numbers = np.arange(permutations**2, dtype=np.uint64) * MULTIPLIER
-    random = mix(numbers ^ mix(_key(seed)))
-    return np.argsort(random.reshape(permutations, permutations), axis=1)
+    numbers = np.arange(permutations**2, dtype=np.uint64)
+    random = mix(numbers * MULTIPLIER ^ mix(_key(seed)))
+    square = random.reshape(permutations, permutations)
+    return np.argsort(square, axis=1)
 
 
-def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def similarity(a: Array, b: Array) -> Array:
     """The estimated Jaccard similarity of signatures, row by row: float64 [rows]."""
     return (a == b).mean(1)
 
@@ -97,10 +116,15 @@ def acceptance(threshold: float, permutations: int) -> float:
     This finds 84 % of the pairs at the threshold and 99 % of those 0.05 above it. The price is some
     pairs that lie a little below the threshold.
     """
-    return threshold - math.sqrt(threshold * (1 - threshold) / permutations)
+    variance = threshold * (1 - threshold)
+    return threshold - math.sqrt(variance / permutations)
 
 
-def banding(threshold: float, permutations: int, probability: float = 0.99) -> tuple[int, int]:
+def banding(
+    threshold: float,
+    permutations: int,
+    probability: float = 0.99,
+) -> tuple[int, int]:
     """(bands, rows) for LSH: as many rows as possible, so that few pairs meet by chance.
 
     A pair at the threshold shares a band with probability 1 - (1 - threshold^rows)^bands. This must
@@ -112,18 +136,20 @@ def banding(threshold: float, permutations: int, probability: float = 0.99) -> t
     best = 1
     for rows in range(2, permutations + 1):
         bands = permutations // rows
-        if 1 - (1 - threshold**rows) ** bands >= probability:
+        misses = (1 - threshold**rows) ** bands
+        if 1 - misses >= probability:
             best = rows
     return permutations // best, best
 
 
-def band_keys(signature: np.ndarray, bands: int, rows: int) -> np.ndarray:
+def band_keys(signature: Array, bands: int, rows: int) -> Array:
     """uint64 [texts, bands] of signatures [texts, permutations].
 
     Two keys are equal if all rows of the band are equal.
     """
-    parts = signature[:, : bands * rows].reshape(-1, bands, rows).astype(np.uint64)
-    keys = np.broadcast_to(np.arange(1, bands + 1, dtype=np.uint64), parts.shape[:2])
+    used = signature[:, : bands * rows].astype(np.uint64)
+    parts = used.reshape(-1, bands, rows)
+    keys = np.arange(1, bands + 1, dtype=np.uint64)
     for row in range(rows):
         keys = mix(keys * MULTIPLIER + parts[:, :, row])
     return keys

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Array = np.ndarray
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _BATCH = 2**18  # characters in a batch; intermediate arrays then stay in the processor's cache
-_KEEP = np.array([2 ** (8 * n) - 1 for n in range(9)], np.uint64)  # keeps n bytes of eight
+_KEEP = np.array([256**n - 1 for n in range(9)], np.uint64)  # keeps n bytes of eight
 
 
 @dataclass(frozen=True)
@@ -31,27 +32,44 @@ class Hashes:
     The hashes of text i are values[offsets[i] : offsets[i + 1]].
     """
 
-    values: np.ndarray  # uint64 [N]
-    offsets: np.ndarray  # int64 [texts + 1]
+    values: Array  # uint64 [N]
+    offsets: Array  # int64 [texts + 1]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, i: int) -> np.ndarray:
-        return self.values[self.offsets[i] : self.offsets[i + 1]]
+    def __getitem__(self, i: int) -> Array:
+        begin, end = self.offsets[i : i + 2]
+        return self.values[begin:end]
 
     @property
-    def counts(self) -> np.ndarray:
+    def counts(self) -> Array:
         """The number of hashes of each text: int64 [texts]."""
         return np.diff(self.offsets)
 
     @property
-    def owners(self) -> np.ndarray:
+    def owners(self) -> Array:
         """The text of each hash: int64 [N]."""
-        return np.repeat(np.arange(len(self)), self.counts)
+        texts = np.arange(len(self))
+        return np.repeat(texts, self.counts)
+
+    def ngram_counts(self, n: int) -> Array:
+        """The number of n-grams of each text: int64 [texts]."""
+        return np.maximum(self.counts - n + 1, 0)
 
 
-def mix(x: np.ndarray) -> np.ndarray:
+def offsets_from(counts: Array) -> Array:
+    """The offsets of texts with these counts of hashes: int64 [texts + 1].
+
+    >>> offsets_from(np.array([2, 3])).tolist()
+    [0, 2, 5]
+    """
+    offsets = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets
+
+
+def mix(x: Array) -> Array:
     """A bijection of 64-bit integers: every output bit depends on all input bits (splitmix64)."""
     x = x ^ (x >> np.uint64(30))
     x *= np.uint64(0xBF58476D1CE4E5B9)
@@ -83,7 +101,9 @@ def normalize(text: str) -> str:
     >>> normalize("Ｓin X")
     'sin x'
     """
-    return (text if text.isascii() else unicodedata.normalize("NFKC", text)).lower()
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return text.lower()
 
 
 # First bytes of characters that are signs: U+0080-00BF, U+2000-2FFF, U+E000-FFFF.
@@ -104,7 +124,13 @@ def _word_bytes() -> bytes:
 _WORD = _word_bytes()
 
 
-def _edges(raw: bytes, kind: str, ascii: bool) -> np.ndarray:
+def _changes(inside: Array) -> Array:
+    """The places whose value differs from the one before: int64."""
+    differs = inside[1:] != inside[:-1]
+    return np.flatnonzero(differs) + 1
+
+
+def _edges(raw: bytes, kind: str, ascii: bool) -> Array:
     """Where units begin and end, in turn: int64 [2 N].
 
     An even entry is the first byte of a unit, an odd entry is the byte after the last.
@@ -112,11 +138,12 @@ def _edges(raw: bytes, kind: str, ascii: bool) -> np.ndarray:
     """
     data = np.frombuffer(raw, np.uint8)
     if kind == "space":
-        inside = ((data - np.uint8(9)) > 4) & (data != 32)  # not \t \n \v \f \r, and not a space
+        is_control = (data - np.uint8(9)) <= 4  # \t \n \v \f \r
+        inside = ~is_control & (data != 32)  # 32 is a space
     else:
         inside = np.frombuffer(raw.translate(_WORD), bool)
     if ascii:
-        return np.flatnonzero(inside[1:] != inside[:-1]) + 1
+        return _changes(inside)
 
     # Bytes outside ASCII. Most texts have few of them, so this part is cheap.
     high = np.flatnonzero(data >= 0x80)
@@ -128,20 +155,25 @@ def _edges(raw: bytes, kind: str, ascii: bool) -> np.ndarray:
         inside[sign + 1] = False
         inside[sign[data[sign] != 0xC2] + 2] = False
         # U+3000-303F: punctuation of Chinese and Japanese.
-        stop = high[(byte == 0xE3) & (data[high + 1] == 0x80)]
+        following = data[high + 1]
+        stop = high[(byte == 0xE3) & (following == 0x80)]
         for k in range(3):
             inside[stop + k] = False
-    edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
+    edges = _changes(inside)
 
     # Every CJK character is a unit: U+3000-9FFF (NFKC maps U+F900-FAFF to these), and
     # U+10000-3FFFF: rare characters and emoji.
-    first = high[((byte - np.uint8(0xE3)) < 7) | (byte == 0xF0)]
+    is_three = (byte - np.uint8(0xE3)) < 7  # begins a character of three bytes
+    is_four = byte == 0xF0
+    first = high[is_three | is_four]
     if len(first):
-        last = first + 3 + (data[first] == 0xF0)
-        apart = last[:-1] < first[1:]
-        cut = np.concatenate([first, last[:-1][apart], last[-1:]])
+        end = first + 3 + (data[first] == 0xF0)
+        next_first = np.append(first[1:], len(data))
+        apart = end < next_first
+        cut = np.concatenate([first, end[apart]])
         cut = cut[inside[cut] & inside[cut - 1]]  # elsewhere there is an edge already
-        edges = np.sort(np.concatenate([edges, cut, cut]))  # a unit ends and the next begins
+        edges = np.concatenate([edges, cut, cut])  # a unit ends and the next begins
+        edges.sort()
     return edges
 
 
@@ -154,8 +186,8 @@ def units(text: str, kind: str = "word") -> list[str]:
     if kind == "word":
         text = normalize(text)
     raw = b"\n" + text.encode("utf-8", "replace") + b"\n"
-    edges = _edges(raw, kind, raw.isascii()).tolist()
-    return [raw[start:end].decode() for start, end in zip(edges[::2], edges[1::2], strict=True)]
+    edges = _edges(raw, kind, raw.isascii()).reshape(-1, 2)
+    return [raw[start:end].decode() for start, end in edges.tolist()]
 
 
 # ---- Hashes of units -------------------------------------------------------------------------
@@ -169,11 +201,13 @@ def unit_hashes(texts: Sequence[str], kind: str = "word") -> Hashes:
     ([2, 3], True)
     """
     if kind == "word":
-        texts = [normalize(text) for text in texts]
+        texts = list(map(normalize, texts))
     # Allocate and free 16 MB: glibc's malloc then keeps freed memory, which saves a third of the
     # time.
     np.empty(2**24, np.uint8)
-    values, offsets, total = [np.zeros(0, np.uint64)], [np.zeros(1, np.int64)], 0
+    values = [np.zeros(0, np.uint64)]
+    offsets = [np.zeros(1, np.int64)]
+    total = 0
     for batch in batches(texts):
         hashes, ends = _hash_batch(batch, kind)
         values.append(hashes)
@@ -182,7 +216,7 @@ def unit_hashes(texts: Sequence[str], kind: str = "word") -> Hashes:
     return Hashes(np.concatenate(values), np.concatenate(offsets))
 
 
-def _hash_batch(texts: Sequence[str], kind: str) -> tuple[np.ndarray, np.ndarray]:
+def _hash_batch(texts: Sequence[str], kind: str) -> tuple[Array, Array]:
     """(hashes of all units, uint64 [N]; units that begin before each text's end, int64 [texts])."""
     # The bytes of all texts, separated by newlines.
     joined = "\n".join(texts)
@@ -194,11 +228,12 @@ def _hash_batch(texts: Sequence[str], kind: str) -> tuple[np.ndarray, np.ndarray
         raw, lengths = b"\n".join(encoded), map(len, encoded)
     raw = b"\n" + raw + b"\n" + b" " * 8  # so that eight bytes can be read from any place
     edges = _edges(raw, kind, ascii).reshape(-1, 2)
-    starts = np.ascontiguousarray(edges[:, 0])
-    sizes = edges[:, 1] - starts
+    starts, ends = np.ascontiguousarray(edges.T)
+    sizes = ends - starts
 
     # Hash the size and the first eight bytes.
-    blocks = np.ndarray(len(raw) - 7, "<u8", raw, strides=(1,))  # the eight bytes at every place
+    places = len(raw) - 7
+    blocks = np.ndarray(places, "<u8", raw, strides=(1,))  # the eight bytes at every place
     values = blocks[starts]
     values &= _KEEP.take(sizes, mode="clip")
     values += sizes.view(np.uint64) * MULTIPLIER
@@ -210,13 +245,17 @@ def _hash_batch(texts: Sequence[str], kind: str) -> tuple[np.ndarray, np.ndarray
     if len(long):
         other = _hash_other_bytes(blocks, starts[long], sizes[long])
         values[long] = mix(values[long] + other * MULTIPLIER)
-    ends = np.cumsum(np.fromiter(lengths, np.int64, len(texts)) + 1)
-    return values, np.searchsorted(starts, ends)
+    lengths = np.fromiter(lengths, np.int64, len(texts))
+    text_ends = np.cumsum(lengths + 1)
+    return values, np.searchsorted(starts, text_ends)
 
 
 def _hash_eight(
-    blocks: np.ndarray, starts: np.ndarray, sizes: np.ndarray, place: np.ndarray
-) -> np.ndarray:
+    blocks: Array,
+    starts: Array,
+    sizes: Array,
+    place: Array,
+) -> Array:
     """Hash bytes 8 * place .. 8 * place + 7 of each unit, together with `place`: uint64 [units]."""
     parts = blocks[starts + 8 * place]
     parts &= _KEEP.take(sizes - 8 * place, mode="clip")
@@ -224,15 +263,16 @@ def _hash_eight(
     return mix(parts * MULTIPLIER)
 
 
-def _hash_other_bytes(blocks: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def _hash_other_bytes(blocks: Array, starts: Array, sizes: Array) -> Array:
     """Hash the bytes of units after the first eight, uint64 [units]. Every unit has such bytes."""
     sums = _hash_eight(blocks, starts, sizes, np.ones(1, np.int64))
     longer = np.flatnonzero(sizes > 16)  # few units: process all their blocks at once
     if len(longer):
         counts = (sizes[longer] - 9) >> 3
         begins = np.cumsum(counts) - counts
-        place = np.arange(2, counts.sum() + 2) - np.repeat(begins, counts)  # 2, 3, ... per unit
         owners = np.repeat(longer, counts)
+        place = np.arange(len(owners)) - np.repeat(begins, counts)
+        place += 2  # 2, 3, ... in each unit
         parts = _hash_eight(blocks, starts[owners], sizes[owners], place)
         sums[longer] += np.add.reduceat(parts, begins)
     return sums
@@ -249,20 +289,21 @@ def ngram_hashes(units: Hashes, n: int) -> Hashes:
     """
     if n == 1:
         return units
-    offsets = np.concatenate([[0], np.cumsum(np.maximum(units.counts - n + 1, 0))])
     size = max(len(units.values) - n + 1, 0)
     values = np.empty(size, np.uint64)
     step = _BATCH // 8
-    for i in range(0, size, step):
-        values[i : i + step] = mix(rolling(units.values[i : i + step + n - 1], n))
+    for begin in range(0, size, step):
+        end = begin + step
+        some = units.values[begin : end + n - 1]
+        values[begin:end] = mix(rolling(some, n))
     if len(units) > 1:
         whole = np.ones(size, bool)
         whole[crossing(units, n)] = False
         values = values[whole]
-    return Hashes(values, offsets)
+    return Hashes(values, offsets_from(units.ngram_counts(n)))
 
 
-def rollings(values: np.ndarray, n: int) -> Iterator[tuple[int, np.ndarray]]:
+def rollings(values: Array, n: int) -> Iterator[tuple[int, Array]]:
     """For k = 2 .. n, yield (k, a number for every k units in a row: uint64 [N - k + 1]).
 
     Units count as a row even if they belong to different texts. The high bits of a number can
@@ -275,7 +316,7 @@ def rollings(values: np.ndarray, n: int) -> Iterator[tuple[int, np.ndarray]]:
         yield k, rolled
 
 
-def rolling(values: np.ndarray, n: int) -> np.ndarray:
+def rolling(values: Array, n: int) -> Array:
     """The last array of `rollings`: uint64 [N - n + 1]. For n = 1 it is `values`."""
     rolled = values
     for _, longer in rollings(values, n):
@@ -283,7 +324,10 @@ def rolling(values: np.ndarray, n: int) -> np.ndarray:
     return rolled
 
 
-def crossing(units: Hashes, n: int) -> np.ndarray:
+def crossing(units: Hashes, n: int) -> Array:
     """Where in rolling(units.values, n) an n-gram crosses into the next text: int64, may repeat."""
-    places = (units.offsets[1:-1, None] - np.arange(1, n)).ravel()
-    return places[(places >= 0) & (places <= len(units.values) - n)]
+    ends = units.offsets[1:-1, None]
+    places = (ends - np.arange(1, n)).ravel()
+    last = len(units.values) - n
+    exists = (places >= 0) & (places <= last)
+    return places[exists]

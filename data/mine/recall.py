@@ -18,7 +18,7 @@ import numpy as np
 
 from data.io import InputError, read_jsonl
 from data.mine import classifier
-from data.mine.ngrams import unit_hashes
+from data.mine.ngrams import Array, unit_hashes
 from data.mine.store import page_batches, save_array
 
 # For each page: the margin log(p / (1 - p)), and the number of words and CJK characters.
@@ -72,16 +72,18 @@ def probability(margin: float) -> float:
     """
     if margin >= 0:
         return 1 / (1 + math.exp(-margin))
-    return math.exp(margin) / (1 + math.exp(margin))
+    odds = math.exp(margin)  # exp(-margin) could overflow
+    return odds / (1 + odds)
 
 
 # ---- The cutoff ------------------------------------------------------------------------------
 
 
-def margin_keys(margins: np.ndarray) -> np.ndarray:
+def margin_keys(margins: Array) -> Array:
     """Map float32 margins to uint32 keys that have the same order."""
     bits = np.ascontiguousarray(margins, np.float32).view(np.uint32)
-    return np.where(bits >> 31, ~bits, bits | np.uint32(2**31))
+    is_negative = bits >> 31
+    return np.where(is_negative, ~bits, bits | np.uint32(2**31))
 
 
 def key_margin(key: int) -> float:
@@ -114,7 +116,7 @@ def tokens_by_key(scores_file: Path, upper: int | None, target: Path) -> dict:
     return {"bins": len(used)}
 
 
-def sum_bins(paths: Iterable[Path]) -> np.ndarray:
+def sum_bins(paths: Iterable[Path]) -> Array:
     """The sum of the counts that tokens_by_key wrote for several shards: int64 [BINS]."""
     total = np.zeros(BINS, np.int64)
     for path in paths:
@@ -123,7 +125,7 @@ def sum_bins(paths: Iterable[Path]) -> np.ndarray:
     return total
 
 
-def fill(tokens: np.ndarray, limit: int) -> tuple[int, int]:
+def fill(tokens: Array, limit: int) -> tuple[int, int]:
     """Take bins from the last to the first while the total is at most `limit`.
 
     Returns (the first bin that does not fit, or -1 if all fit; the tokens taken).
@@ -133,10 +135,11 @@ def fill(tokens: np.ndarray, limit: int) -> tuple[int, int]:
     """
     taken = np.cumsum(tokens[::-1])
     count = int(np.searchsorted(taken, limit, side="right"))
-    return len(tokens) - 1 - count, int(taken[count - 1]) if count else 0
+    first = len(tokens) - 1 - count
+    return first, int(taken[count - 1]) if count else 0
 
 
-def cutoff(coarse: np.ndarray, fine: Callable[[int], np.ndarray], limit: int) -> float:
+def cutoff(coarse: Array, fine: Callable[[int], Array], limit: int) -> float:
     """The lowest margin to collect.
 
     Pages with this margin or more have at most `limit` tokens; with the next lower margin they
@@ -161,7 +164,11 @@ def cutoff(coarse: np.ndarray, fine: Callable[[int], np.ndarray], limit: int) ->
 
 
 def collect_shard(
-    shard: Path, scores_file: Path, least: float, before: Path | None, target: Path
+    shard: Path,
+    scores_file: Path,
+    least: float,
+    before: Path | None,
+    target: Path,
 ) -> dict:
     """Collect the pages of a shard with a margin of at least `least`. Writes bool [pages].
 
@@ -172,25 +179,30 @@ def collect_shard(
     margins = scores["margin"]
     kept = margins >= np.float32(least)
     save_array(target, kept)
+    again = kept & np.load(before) if before else np.zeros(0)
 
     # The lines nearest to the cutoff, on either side.
     lines = {}
     for name, side in (("kept", kept), ("dropped", ~kept)):
         rows = np.flatnonzero(side)
-        order = np.argsort(np.abs(margins[rows] - least), kind="stable")
-        lines[name] = set(rows[order[:NEAREST]].tolist())
+        distances = np.abs(margins[rows] - least)
+        order = np.argsort(distances, kind="stable")
+        nearest_rows = rows[order[:NEAREST]]
+        lines[name] = set(nearest_rows.tolist())
 
     # Their margin, URL and beginning, for the report.
     shown: dict[str, list] = {name: [] for name in lines}
     for line, page in read_jsonl(shard):
+        index = line - 1
         for name in shown:
-            if line - 1 in lines[name]:
-                beginning = " ".join(page["text"].split())[:200]
-                shown[name].append([float(margins[line - 1]), page["url"], beginning])
+            if index in lines[name]:
+                words = " ".join(page["text"].split())
+                row = [float(margins[index]), page["url"], words[:200]]
+                shown[name].append(row)
     return {
         "pages": len(kept),
         "collected": int(kept.sum()),
-        "again": int((kept & np.load(before)).sum()) if before else 0,
+        "again": int(again.sum()),
         "tokens": int(scores["tokens"][kept].sum()),
         "nearest": shown,
     }
@@ -206,5 +218,6 @@ def nearest(parts: Iterable[dict], least: float) -> dict[str, list]:
 
     for part in parts:
         for name, rows in part["nearest"].items():
-            result[name] = heapq.nsmallest(NEAREST, result[name] + rows, key=distance)
+            both = result[name] + rows
+            result[name] = heapq.nsmallest(NEAREST, both, key=distance)
     return result

@@ -4,6 +4,7 @@ Each step writes its files atomically and returns counts. loop.py sums the count
 The steps of recall are in recall.py.
 """
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -38,7 +39,9 @@ def extract(source: Path, named: bool, target: Path) -> dict:
 
 def random_bits(seed: int, *place) -> int:
     """64 bits that depend only on the seed and on the place, such as (file, line)."""
-    return int.from_bytes(blake2b(repr((seed, *place)).encode(), digest_size=8).digest(), "big")
+    name = repr((seed, *place)).encode()
+    digest = blake2b(name, digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 # ---- Examples for the classifier -------------------------------------------------------------
@@ -64,16 +67,19 @@ def sample_shard(
     """
     urls = [page["url"] for _, page in read_jsonl(shard)]
     prefixes = domains.read_annotations(annotation) if annotation else []
+    none = np.zeros(len(urls), bool)
     annotated = np.array(domains.under(prefixes, urls), bool)
-    collected = np.load(kept) if kept else np.zeros(len(urls), bool)
-    positive = annotated & ~collected | (np.load(added) if added else False)
+    collected = np.load(kept) if kept else none
+    earlier = np.load(added) if added else none
+    positive = annotated & ~collected | earlier
     negative = ~(annotated | collected | positive)
     counts = Counter(positives=0, negatives=0)
 
     def is_chosen(kind: str, line: int) -> bool:
         if kind == "positives":
             return positive[line - 1]
-        return negative[line - 1] and random_bits(seed, shard.name, line) < share * 2**64
+        bits = random_bits(seed, shard.name, line)
+        return negative[line - 1] and bits < share * 2**64
 
     def examples(kind: str) -> Iterator[dict]:
         for line, page in read_jsonl(shard):
@@ -95,17 +101,24 @@ def read_kept(shard: Path, kept: Path) -> Iterator[tuple[str, bool, str]]:
 
     The title is the first line of the text.
     """
-    for (_, page), collected in zip(read_jsonl(shard), np.load(kept).tolist(), strict=True):
-        yield page["url"], collected, page["text"].strip().partition("\n")[0]
+    rows = zip(read_jsonl(shard), np.load(kept).tolist(), strict=True)
+    for (_, page), collected in rows:
+        title, _, _ = page["text"].strip().partition("\n")
+        yield page["url"], collected, title
 
 
-def domains_shard(shard: Path, kept: Path, partitions: int, target: Path) -> dict:
+def domains_shard(
+    shard: Path,
+    kept: Path,
+    partitions: int,
+    target: Path,
+) -> dict:
     """Count the pages of a shard by domain: {domain: [pages, collected]}.
 
     The file has a line for each partition. A hash of the name assigns domains to partitions.
     """
-    urls = (page["url"] for _, page in read_jsonl(shard))
-    counts = domains.domain_counts(zip(urls, np.load(kept).tolist(), strict=True))
+    pages = ((url, collected) for url, collected, _ in read_kept(shard, kept))
+    counts = domains.domain_counts(pages)
     lines: list[dict] = [{} for _ in range(partitions)]
     for domain, count in counts.items():
         lines[random_bits(0, domain) % partitions][domain] = count
@@ -113,23 +126,39 @@ def domains_shard(shard: Path, kept: Path, partitions: int, target: Path) -> dic
     return {"domains": len(counts)}
 
 
-def domains_part(tables: list[Path], part: int, share: float, minimum: int, target: Path) -> dict:
+def domains_part(
+    tables: list[Path],
+    part: int,
+    share: float,
+    minimum: int,
+    target: Path,
+) -> dict:
     """Write the mathematical domains of a partition: {domain: [pages, collected]}."""
 
     def lines() -> Iterator[dict]:
         for path in tables:
             with open(path, encoding="utf-8") as file:
-                yield next(json.loads(line) for number, line in enumerate(file) if number == part)
+                line = next(itertools.islice(file, part, None))
+                yield json.loads(line)
 
     counts = domains.merge_domains(lines())
     chosen = domains.math_domains(counts, share, minimum)
     write_json(target, {domain: counts[domain] for domain in chosen})
-    return {"domains": len(counts), "math_domains": len(chosen)}
+    return {
+        "domains": len(counts),
+        "math_domains": len(chosen),
+    }
 
 
-def prefix_shard(shard: Path, kept: Path, names: Path, target: Path) -> dict:
+def prefix_shard(
+    shard: Path,
+    kept: Path,
+    names: Path,
+    target: Path,
+) -> dict:
     """Count the pages of a shard by URL prefix, on the domains that the file `names` lists."""
-    counts = domains.prefix_counts(read_kept(shard, kept), read_json(names))
+    pages, wanted = read_kept(shard, kept), read_json(names)
+    counts = domains.prefix_counts(pages, wanted)
     write_json(target, {name: asdict(prefix) for name, prefix in counts.items()})
     return {"prefixes": len(counts)}
 
@@ -138,7 +167,12 @@ def prefix_shard(shard: Path, kept: Path, names: Path, target: Path) -> dict:
 
 
 def corpus_shard(
-    shard: Path, kept: Path, index: Path, part: str, target: Path, drops: Path
+    shard: Path,
+    kept: Path,
+    index: Path,
+    part: str,
+    target: Path,
+    drops: Path,
 ) -> dict:
     """Write the collected pages of a shard without benchmark text.
 
@@ -158,10 +192,13 @@ def corpus_shard(
     # Counts by language.
     languages: dict[str, Counter] = {}
     for batch in page_batches(target):
-        tokens = unit_hashes([page["text"] for _, page in batch]).counts.tolist()
+        texts = [page["text"] for _, page in batch]
+        tokens = unit_hashes(texts).counts.tolist()
         for (_, page), count in zip(batch, tokens, strict=True):
-            row = {"pages": 1, "tokens": count, "characters": len(page["text"])}
-            languages.setdefault(page["lang"], Counter()).update(row)
+            language = languages.setdefault(page["lang"], Counter())
+            language["pages"] += 1
+            language["tokens"] += count
+            language["characters"] += len(page["text"])
     by_name = {name: dict(row) for name, row in sorted(languages.items())}
     return counts | {"languages": by_name, "sha256": report.sha256(target)}
 

@@ -93,7 +93,12 @@ def _listed(values: tuple) -> str:
     return ", ".join(map(str, values))
 
 
-def distinct(draw: Draw, count: int, size: int, taken: Sequence[int] = ()) -> list[int]:
+def distinct(
+    draw: Draw,
+    count: int,
+    size: int,
+    taken: Sequence[int] = (),
+) -> list[int]:
     """`count` different integers below `size` that are not in `taken`."""
     chosen: list[int] = []
     while len(chosen) < count:
@@ -125,7 +130,11 @@ class Plot:
 
 
 def problem(
-    index: int, split: str = "train", seed: int = 0, lang=None, level=None
+    index: int,
+    split: str = "train",
+    seed: int = 0,
+    lang=None,
+    level=None,
 ) -> SyntheticProblem:
     """Problem number `index` of a split. Equal arguments give equal problems.
 
@@ -151,7 +160,12 @@ def _draw_plot(families: list[Family], draw: Draw) -> Plot:
     return Plot(family, numbers, people, objects)
 
 
-def _tell(id: str, plot: Plot, lang: str, draw: Draw) -> SyntheticProblem:
+def _tell(
+    id: str,
+    plot: Plot,
+    lang: str,
+    draw: Draw,
+) -> SyntheticProblem:
     """Put a problem into words. The wording and the distractor are not part of the key."""
     family, column = plot.family, LANGS.index(lang)
 
@@ -200,7 +214,12 @@ def _distractor(plot: Plot, lang: str, draw: Draw) -> str:
 
 
 def document(
-    index: int, kind: str, split: str = "train", seed: int = 0, lang=None, level=None
+    index: int,
+    kind: str,
+    split: str = "train",
+    seed: int = 0,
+    lang=None,
+    level=None,
 ) -> str:
     """Pre-training document number `index` of a kind ("general", "math", "code") and a split.
 
@@ -210,7 +229,14 @@ def document(
     return document_row(index, kind, split, seed, lang, level)["text"]
 
 
-def document_row(index: int, kind: str, split: str, seed: int, lang, level) -> dict:
+def document_row(
+    index: int,
+    kind: str,
+    split: str,
+    seed: int,
+    lang,
+    level,
+) -> dict:
     """The same as a row {text, source, lang}."""
     choose("kind", kind, KINDS)
     choose("split", split, SPLITS)
@@ -229,7 +255,11 @@ def document_row(index: int, kind: str, split: str, seed: int, lang, level) -> d
         text = documents.compose(kind, lang, draw, exercise, max(levels))
         # A text with a word problem of this split cannot be a text of another split.
         if exercises or split_of(text) == split:
-            return {"text": text, "source": kind, "lang": lang}
+            return {
+                "text": text,
+                "source": kind,
+                "lang": lang,
+            }
 
 
 # ---- Files -----------------------------------------------------------------------------------

@@ -236,7 +236,7 @@ def test_stars_are_the_components(tmp_path_factory, edges):
     rows = np.concatenate([rows, rows[:, ::-1]])
     for part in range(3):
         these = rows[part::3]
-        dedup._write_by_key(plan, plan.file("edges0", part), these)
+        plan.write_partitions("edges0", part, these)
     turn, before = 0, None
     while (graph := [dedup.large_star(plan, part, turn) for part in range(3)]) != before:
         for part in range(3):
@@ -258,7 +258,7 @@ def test_a_long_chain_takes_few_turns(tmp_path):
     order = np.random.default_rng(0).permutation(5000).astype(np.uint64)
     rows = np.stack([order[1:], order[:-1]], axis=1)
     rows = np.concatenate([rows, rows[:, ::-1]])
-    dedup._write_by_key(plan, plan.file("edges0", 0), rows)
+    plan.write_partitions("edges0", 0, rows)
     turn, before = 0, None
     while (graph := dedup.large_star(plan, 0, turn)) != before:
         dedup.small_star(plan, 0, turn)

@@ -215,7 +215,7 @@ def test_partitioned_domains_are_all_domains(tmp_path):
         ]
         pages += rows
         shard, kept = tmp_path / f"{i}.jsonl", tmp_path / f"{i}.npy"
-        write_jsonl(shard, ({"url": url} for url, _ in rows))
+        write_jsonl(shard, ({"url": url, "text": ""} for url, _ in rows))
         np.save(kept, np.array([one for _, one in rows]))
         tables.append(tmp_path / f"{i}.domains.jsonl")
         steps.domains_shard(shard, kept, 4, tables[-1])
