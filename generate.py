@@ -14,7 +14,7 @@ seed gives the same samples for every batch size, order of prompts and number of
 """
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -37,7 +37,7 @@ class Sampling:
     temperature: float = option(1.0, "0 is greedy", least=0)
     top_p: float = option(1.0, "share of the probability that is kept", above=0, most=1)
     max_new_tokens: int = option(256, "most tokens of a completion", least=1)
-    stop: tuple[str, ...] = ()
+    stop: Collection[str] = ()
     seed: int = option(0, "seed of the random numbers", least=0)
 
     def __post_init__(self):
@@ -254,7 +254,8 @@ class Scheduler:
         enough = max(1, self.rows // 8)  # a large batch waits for several free rows
         if self.running and free < min(len(self.waiting), enough):
             return []
-        new, unseen = [], []
+        new: list[Sequence] = []
+        unseen: list[int] = []  # prompts
         while self.waiting and len(new) < free:
             prompt = self.waiting[0].prompt
             if prompt not in self.decoder.prompts and prompt not in unseen:
@@ -319,7 +320,7 @@ class Scheduler:
 class Ends:
     """What ends a sequence: EOS, a stop string, or its limit."""
 
-    def __init__(self, model: Transformer, tokenizer, stop: tuple[str, ...]):
+    def __init__(self, model: Transformer, tokenizer, stop: Collection[str]):
         self.tokenizer = tokenizer
         # EOS of the model's generation settings, an id or a list, and of the tokenizer
         stated = model.config.eos_id
@@ -378,8 +379,8 @@ def generate(
     if not prompts:
         return []
     keys = list(range(len(prompts))) if keys is None else keys
-    streams = mix64(torch.tensor(keys) + mix64(torch.tensor(sampling.seed)))  # [Q]
-    streams = mix64(streams[:, None] + torch.arange(G)).tolist()  # [Q][G]
+    names = mix64(torch.tensor(keys) + mix64(torch.tensor(sampling.seed)))  # [Q]
+    streams = mix64(names[:, None] + torch.arange(G)).tolist()  # [Q][G]
 
     waiting = []
     for index, ids in enumerate(prompts):
@@ -427,6 +428,7 @@ class Config(Sampling):
 
 
 def main() -> None:
+    from data.prompts import encode
     from data.tokenizer import Tokenizer
     from runtime.distributed import setup, use_kernels
     from runtime.hf import from_pretrained
@@ -437,9 +439,8 @@ def main() -> None:
     tokenizer = Tokenizer.load(config.model)
     model = from_pretrained(config.model, world.device, world.dtype)
     use_kernels(model.config, world)
-    bos = [tokenizer.bos_id] if tokenizer.add_bos else []
-    prompt = bos + tokenizer.encode(config.prompt)
-    for number, sample in enumerate(generate(model, tokenizer, [prompt], config)[0]):
+    prompts = encode(tokenizer, [config.prompt])
+    for number, sample in enumerate(generate(model, tokenizer, prompts, config)[0]):
         tokens, logp = len(sample.ids), sum(sample.logprobs)
         print(f"--- sample {number}: {tokens} tokens, {sample.finish}, log-prob {logp:.3f}")
         print(tokenizer.decode(sample.ids))

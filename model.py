@@ -340,9 +340,11 @@ class Block(nn.Module):
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.dropout and torch.is_grad_enabled() else x
 
-    def decode(self, x: Tensor, rope: Tensor, cache: tuple, lengths: Tensor, seen: Tensor):
-        """x [B, D] -> [B, D], one new token a row; cache: keys and values of this layer."""
-        return self.after(x, attend_cached(self.before(x), rope, *cache, lengths, seen))
+    def decode(
+        self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, lengths, seen
+    ) -> Tensor:
+        """x [B, D] -> [B, D], one new token a row. keys, values: this layer's part of the cache."""
+        return self.after(x, attend_cached(self.before(x), rope, keys, values, lengths, seen))
 
 
 class Transformer(nn.Module):
@@ -446,7 +448,7 @@ class Transformer(nn.Module):
         rope = self.rope_table(longest)[:, lengths, None]  # [2, B, 1, E/2]
         seen = torch.arange(longest, device=ids.device) <= lengths[:, None]  # [B, longest]
         for block, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-            x = block.decode(x, rope, (keys, values), lengths, seen)
+            x = block.decode(x, rope, keys, values, lengths, seen)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
