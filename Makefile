@@ -38,12 +38,13 @@ figures: setup ## figures 5, 6 and 7, best of N and reward hacking, on built-in 
 	$(BIN)/python -m experiments.figure5 $(if $(TO),--to $(TO))
 	for figure in figure6 figure7 best_of_n hacking; do $(BIN)/python -m experiments.$$figure --seeds 3 $(if $(TO),--to $(TO)) || exit; done
 
-test: lint ## check the style and run all tests
+test: lint ## check style and types, run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: setup ## check the style only
+lint: setup ## check style and types only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy runtime
 
 clean: ## remove .venv and runs
 	rm -rf .venv runs
