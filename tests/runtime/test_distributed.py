@@ -9,10 +9,10 @@ import torch
 from toy import SHAPE, edit, lines, run_toy, start, toy_gradient
 
 from data.io import InputError
-from model import Transformer
+from model import Transformer, preset
 from runtime import distributed
 from runtime.checkpoint import Checkpoints
-from runtime.distributed import World, seeded, setup
+from runtime.distributed import World, seeded, setup, use_kernels
 from runtime.optim import adamw, clip_grad_norm
 
 
@@ -41,6 +41,25 @@ def test_device_errors(monkeypatch):
     with pytest.raises(InputError, match="--device cuda: PyTorch finds no GPU"):
         setup("cuda")
     assert setup("auto") == World()
+
+
+def test_an_accelerator_set_aside_on_one_process_is_set_aside_on_all(capsys):
+    name = "kernels.cpu.attention.attention"
+
+    class OtherFails(World):
+        def all_gather_objects(self, value):
+            return [value, {name: "it fails on the other process"}]
+
+    alone, world = World(), OtherFails(size=2)
+    shape = preset("1m", 300)
+    use_kernels(shape, alone)
+    use_kernels(shape, world)
+    assert name in alone.accelerators["model.attention"]
+    assert name not in world.accelerators["model.attention"]
+    assert "it fails on the other process" in capsys.readouterr().out
+    plain = World(kernels="plain")
+    use_kernels(shape, plain)
+    assert plain.accelerators == {}
 
 
 def test_two_processes(uninterrupted, tmp_path):
