@@ -215,7 +215,7 @@ def main(config: Config) -> None:
 
         # --- validate, log, save
         run.phase("validate")
-        metrics = {"loss": loss, "grad_norm": norm, "lr": rate, "tokens": step * tokens}
+        metrics: dict = {"loss": loss, "grad_norm": norm, "lr": rate, "tokens": step * tokens}
         metrics["sources"] = {name: sources.count(name) for name in config.data}
         if held_out and (step % config.valid_every == 0 or step == config.steps):
             metrics |= validation_losses(model, held_out, eos, config.micro_batch, world)

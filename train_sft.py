@@ -123,7 +123,8 @@ def length(example: Group) -> int:
 
 def batches(lengths: list[int], context: int, batch: int, seed: int) -> Iterator[list[int]]:
     """Endless batches of example numbers. A batch is `batch` packed sequences; every epoch is packed anew."""
-    epoch, packed = 0, []
+    epoch = 0
+    packed: list[list[int]] = []
     while True:
         while len(packed) < batch:
             packed += pack(lengths, context, np.random.default_rng([seed, epoch]))
@@ -186,7 +187,7 @@ def main(config: Config) -> None:
     check_tokenizer(tokenizer, model, config.init)
     model.config.context = max(model.config.context, config.context)
     examples, left_out = load_examples(config.data, tokenizer, config.template, config.context)
-    held_out = []
+    held_out: list[Group] = []
     if config.valid:
         files = [config.valid]
         held_out, _ = load_examples(files, tokenizer, config.template, config.context)

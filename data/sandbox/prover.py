@@ -28,10 +28,13 @@ STOP = "\nInformal:"  # where a completion goes on to the next example (the auth
 
 
 class Prover(Protocol):
-    version: str
+    @property
+    def version(self) -> str: ...
 
     def check(self, theory_source: str, name: str, timeout: float) -> Check:
         """Check the theory `name` for at most `timeout` seconds. The messages have their lines."""
+
+    def close(self) -> None: ...
 
 
 def find_prover(path: str | None = None, afp: str | None = None) -> Isabelle | None:
