@@ -1,4 +1,4 @@
-"""generate.py: cached decoding against full forwards, the draws against the softmax, and what ends a sample."""
+"""generate.py: decoding with a cache against forward passes, draws against the softmax, and what ends a sample."""
 
 import itertools
 import math
@@ -409,12 +409,12 @@ def test_tool_output_is_written_and_read(temperature):
         random_model(9),
         Sampling(4, temperature, max_new_tokens=20, stop=("a", "c"), seed=2),
     )
-    asked = {}
+    answers = {}
 
     def hook(stopped):
         for (prompt, sample, ids), answer in zip(stopped, answers_of(stopped), strict=True):
             assert ids[-1] in (0, 2)
-            asked[prompt, sample, len(ids)] = answer
+            answers[prompt, sample, len(ids)] = answer
         return answers_of(stopped)
 
     results = generate(model, LETTERS, PROMPTS, sampling, 5, on_stop=hook)
@@ -431,7 +431,7 @@ def test_tool_output_is_written_and_read(temperature):
                 if temperature == 0:
                     assert i == logp[n - 1].argmax()
                 if i in (0, 2) and n < 20:
-                    forced = asked.pop((p, g, n))
+                    forced = answers.pop((p, g, n))
                     if forced is None:
                         assert (n, s.finish) == (len(s.ids), "stop")
                         break
@@ -444,7 +444,7 @@ def test_tool_output_is_written_and_read(temperature):
                     assert (n, s.finish) == (len(s.ids), "eos")
             if not s.mask[-1]:
                 assert (len(s.ids), s.finish) == (20, "length")
-    assert not asked
+    assert not answers
     assert {s.finish for group in results for s in group} == {"stop", "length"} | (
         {"eos"} if temperature else set()
     )
@@ -485,9 +485,9 @@ def test_tool_output_is_cut_at_the_limit():
     sampling = Sampling(temperature=0, max_new_tokens=4, stop=("b",))
     ((s,),) = generate(model, tokenizer, [[0]], sampling, on_stop=lambda stopped: [[3, 3, 3, 3, 3]])
     assert (s.ids, s.mask, s.finish) == ([1, 3, 3, 3], [True, False, False, False], "length")
-    sampling.max_new_tokens = 1  # no room for an answer: the tool is not asked
+    sampling.max_new_tokens = 1  # no room for an answer: the tool is not called
     ((s,),) = generate(
-        model, tokenizer, [[0]], sampling, on_stop=lambda stopped: pytest.fail("asked")
+        model, tokenizer, [[0]], sampling, on_stop=lambda stopped: pytest.fail("called")
     )
     assert (s.ids, s.finish) == ([1], "stop")
 
@@ -601,7 +601,7 @@ def test_places_of_prompts_are_used_again(monkeypatch):
 
 
 def test_a_step_reads_no_value_of_the_device():
-    """On the meta device no tensor has values: a step that asked for one would fail. Hence a CUDA graph can hold it."""
+    """On the meta device no tensor has values: a step that needs one would fail. Hence a CUDA graph can hold it."""
     shape, sequences = random_model(0).config, [Sequence(i, 0, 5, 9, 0, 4) for i in range(2)]
     with torch.device("meta"):
         model = Transformer(shape)

@@ -1,10 +1,9 @@
-// A model's forward on a CPU, for sampling: ids and a KV cache in, logits out, then draws (decoder.py calls it).
+// A model's forward pass on a CPU for sampling: ids and a KV cache in, logits out; then draws. decoder.py calls it.
 //
 // PyTorch spends most of a decoding step between its operators: for a small model each of some sixty calls is a few
-// microseconds of arithmetic. Here the step is one call and one parallel region. Matrix products run over weights packed
-// in panels (PANEL outputs, all inputs), so that every weight is read in order and serves all rows of a tile from
-// registers. Every sum is taken in an order that depends neither on the batch nor on the threads: a row's logits are the
-// same bits alone and among others.
+// microseconds of arithmetic. Here a step is one call and one parallel region. Weights are packed in panels (PANEL
+// outputs, all inputs), so that each weight is read in order and serves all rows of a tile from registers. The order of
+// each sum depends neither on the batch nor on the threads: the logits of a row are the same bits alone and among others.
 //
 // Shapes: T tokens, D width, H query heads on K key/value heads of width E, F feed-forward width, V vocabulary.
 
@@ -50,7 +49,7 @@ int lanes() { return LANES; }
 // A row of a buffer of n columns: room for whole panels, so that nothing that is stored needs a tail.
 static inline int64_t padded(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
 
-// sums[r] = sum over d of x[r][d] * w[d][:] for R rows and a panel, given to done(r, sums[r]).
+// sums[r] = sum over d of x[r][d] * w[d][:] for R rows and a panel; then done(r, sums[r]).
 template <int R, class Done>
 static inline void tile(const float *x, int64_t stride, int64_t D, const float *w, Done done) {
     vec sums[R][VECTORS] = {};
@@ -62,8 +61,8 @@ static inline void tile(const float *x, int64_t stride, int64_t D, const float *
     for (int r = 0; r < R; r++) done(r, sums[r]);
 }
 
-// x [B, padded(D)] times panels w [padded(N) / PANEL, D, PANEL]: done(row, first column, sums). Threads share the panels,
-// and where rows are many also those: some hundred at a time, which stay in a core's cache while panels pass.
+// x [B, padded(D)] times panels w [padded(N) / PANEL, D, PANEL]; then done(row, first column, sums). Threads share the
+// panels. Many rows are cut into parts of about a hundred, which stay in a core's cache.
 template <class Done>
 static void multiply(const float *x, int64_t B, int64_t D, const float *w, int64_t N, Done done) {
     const int64_t tiles = (B + ROWS - 1) / ROWS, parts = (tiles + 15) / 16, most = (tiles + parts - 1) / parts * ROWS;
@@ -73,21 +72,21 @@ static void multiply(const float *x, int64_t B, int64_t D, const float *w, int64
             const float *weights = w + column * D;
             const int64_t stop = part * most + most < B ? part * most + most : B;
             for (int64_t first = part * most; first < stop; first += ROWS) {
-                auto give = [&](int r, const vec *sums) { done(first + r, column, sums); };
+                auto store_row = [&](int r, const vec *sums) { done(first + r, column, sums); };
                 const float *from = x + first * padded(D);
                 switch (stop - first < ROWS ? stop - first : ROWS) {
-                    case 1: tile<1>(from, padded(D), D, weights, give); break;
-                    case 2: tile<2>(from, padded(D), D, weights, give); break;
-                    case 3: tile<3>(from, padded(D), D, weights, give); break;
-                    case 4: tile<4>(from, padded(D), D, weights, give); break;
-                    case 5: tile<5>(from, padded(D), D, weights, give); break;
-                    default: tile<ROWS>(from, padded(D), D, weights, give);
+                    case 1: tile<1>(from, padded(D), D, weights, store_row); break;
+                    case 2: tile<2>(from, padded(D), D, weights, store_row); break;
+                    case 3: tile<3>(from, padded(D), D, weights, store_row); break;
+                    case 4: tile<4>(from, padded(D), D, weights, store_row); break;
+                    case 5: tile<5>(from, padded(D), D, weights, store_row); break;
+                    default: tile<ROWS>(from, padded(D), D, weights, store_row);
                 }
             }
         }
 }
 
-// The same with products of bfloat16 on the processor's matrix unit (AMX), sums in float: 16 rows and a panel at a time.
+// The same with products of bfloat16 on the matrix unit (AMX), sums in float: 16 rows and a panel at a time.
 // w [padded(N) / PANEL, D / 2, PANEL, 2], D a multiple of 32; `room`: for a thread's rows in bfloat16.
 #if defined(__AMX_BF16__)
 struct alignas(64) TileConfig {  // eight tiles of 16 rows of 64 bytes
@@ -136,7 +135,7 @@ static void multiply_bfloat16(const float *x, int64_t B, int64_t D, const uint16
         }
 }
 
-extern "C" int tiles() { return !syscall(SYS_arch_prctl, 0x1023, 18); }  // asks the system for the use of tile registers
+extern "C" int tiles() { return !syscall(SYS_arch_prctl, 0x1023, 18); }  // asks the system for tile registers
 #else
 static void begin_tiles() {}
 static void end_tiles() {}
@@ -146,11 +145,11 @@ static void multiply_bfloat16(const float *, int64_t, int64_t, const uint16_t *,
 extern "C" int tiles() { return 0; }
 #endif
 
-// T tokens through the model: token t of id ids[t] stands at position[t] of cache row row[t], behind tokens that the cache
-// holds or that are among the T: a decoding step is one token a row, a prefill a prompt's tokens in a row. Then the logits
-// [L, padded(V)] of the tokens last[0 .. L). rope [2, positions, E / 2]; scratch: T * padded(each of D, D, (H + 2 K) E, H E,
-// F) + threads * (2 * capacity + 48 * padded(the widest of D, H E, F)) floats. Returns -1, or the first token whose id is
-// none of the V.
+// T tokens through the model. Token t has id ids[t] and stands at position[t] of cache row row[t], after tokens that the
+// cache holds or that are among the T: a decoding step is one token a row, a prefill the tokens of prompts in order.
+// Writes the logits [L, padded(V)] of the tokens last[0 .. L). rope [2, positions, E / 2]: cos and sin.
+// scratch: T * padded(each of D, D, (H + 2 K) E, H E, F) + threads * (2 * capacity + 48 * padded(the widest of D, H E, F))
+// floats. Returns -1, or the first token whose id is not below V.
 extern "C" int64_t step(const Model *model, const Cache *cache, int64_t T, const int64_t *ids, const int64_t *row,
                         const int64_t *position, const float *rope, int64_t positions, int64_t L, const int64_t *last,
                         float *scratch, float *logits, int threads) {
@@ -256,8 +255,8 @@ static inline uint64_t mix(uint64_t x) {  // splitmix64
     return x ^ (x >> 31);
 }
 
-// Draw an id a row from logits [B, padded(V)] (lost), as generate.sample_tokens does, by the random number of (stream,
-// position): ids and log-probs [B]. temperature 0 is greedy, with log-probs under temperature 1.
+// Draw an id for each row of logits [B, padded(V)], which are overwritten, as generate.sample_tokens does, with the random
+// number of (stream, position). Writes ids and log-probs [B]. temperature 0 is greedy, with log-probs of temperature 1.
 extern "C" void draw(float *logits, int64_t B, int64_t V, float temperature, const int64_t *stream, const int64_t *position,
                      int64_t *ids, float *logprobs, int threads) {
     #pragma omp parallel for num_threads(threads)

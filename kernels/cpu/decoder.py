@@ -253,7 +253,7 @@ class CpuDecoder(Decoder):
             self.threads,
         )
         if wrong >= 0:
-            raise IndexError(f"token id {ids[wrong]} is none of the model's {self.shape.V}")
+            raise IndexError(f"token id {ids[wrong]} is not among the {self.shape.V} of the model")
         return logits
 
     def draw_tokens(self, logits: Tensor, streams: Tensor, positions: Tensor):

@@ -1,4 +1,4 @@
-"""Attention of decoding: the reference against a loop over rows and heads in float64; tiles; shapes."""
+"""Attention of decoding: PyTorch's version against a loop over rows and heads in float64; tiles; shapes."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kernels.triton.decode_attention import Prefix, append, decode_attention, prefix_tiles
 from model import rotate
 
-# B, H, K, E, capacity of the own parts, prompts, tokens of a prompt at most
+# B, H, K, E, capacity of a row, prompts, most tokens of a prompt
 SHAPES = {
     "one row": (1, 4, 4, 16, 40, 1, 30),
     "H = K": (6, 2, 2, 16, 70, 2, 50),
@@ -20,7 +20,7 @@ SHAPES = {
 
 
 def inputs(name, dtype=torch.float32, seed=0, device="cpu"):
-    """(q, keys, values, lengths, prefix), own parts empty, of length 1 and full; what is not in use is NaN."""
+    """(q, keys, values, lengths, prefix): rows that wrote nothing, a token, all that fits. Unused places are NaN."""
     B, H, K, E, C, P, L = SHAPES[name]
     draw = torch.Generator().manual_seed(seed)
 
@@ -61,7 +61,7 @@ def by_hand(q, keys, values, lengths, prefix):
 
 
 def unmarked(x):
-    """The reference multiplies what is not in use by 0, as the zeros of a cache, so NaN must not stand there."""
+    """PyTorch multiplies unused places by 0, so they must not be NaN."""
     q, keys, values, lengths, prefix = x
     prefix = prefix._replace(keys=prefix.keys.nan_to_num(), values=prefix.values.nan_to_num())
     return q, keys.nan_to_num(), values.nan_to_num(), lengths, prefix
@@ -69,7 +69,7 @@ def unmarked(x):
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("shared", [True, False])
-def test_the_reference_is_a_softmax_over_prompt_and_own_part(name, shared):
+def test_a_softmax_over_the_prompt_and_what_the_row_wrote(name, shared):
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         q, keys, values, lengths, prefix = unmarked(inputs(name, dtype))
         if not shared:

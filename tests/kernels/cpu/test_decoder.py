@@ -103,16 +103,16 @@ def test_prefill_and_steps_give_the_logits_of_the_model_in_float64(family):
         )
     ]
     for step in range(24):
-        going = [i for i in range(3) if starts[i] + step < len(texts[i])]
-        at = [starts[i] + step for i in going]
+        active = [i for i in range(3) if starts[i] + step < len(texts[i])]
+        at = [starts[i] + step for i in active]
         parts = run(
             decoder,
             cache,
-            [texts[i][n : n + 1] for i, n in zip(going, at, strict=True)],
-            [rows[i] for i in going],
+            [texts[i][n : n + 1] for i, n in zip(active, at, strict=True)],
+            [rows[i] for i in active],
             at,
         )
-        for i, part in zip(going, parts, strict=True):
+        for i, part in zip(active, parts, strict=True):
             found[i].append(part)
     for parts, logits in zip(found, expected, strict=True):
         torch.testing.assert_close(
@@ -172,9 +172,9 @@ def test_products_of_bfloat16(family):
     store = []
     model(text, store=store)
     keys, values = store[0]
-    for stored, theirs in ((cache.values[0, 0], values), (keys_of(cache)[0, 0], keys)):
+    for stored, expected in ((cache.values[0, 0], values), (keys_of(cache)[0, 0], keys)):
         torch.testing.assert_close(
-            stored[:, :60].float(), theirs.transpose(0, 1), rtol=2**-6, atol=2**-6
+            stored[:, :60].float(), expected.transpose(0, 1), rtol=2**-6, atol=2**-6
         )
 
 
@@ -261,7 +261,7 @@ def test_ids_without_probability_are_never_drawn():
 @pytest.mark.parametrize("wrong", [-1, 97])
 def test_an_id_that_the_model_has_not(wrong):
     model = random_model(**FAMILIES["llama"])
-    with pytest.raises(IndexError, match=f"token id {wrong} is none of the model's 97"):
+    with pytest.raises(IndexError, match=f"token id {wrong} is not among the 97"):
         generate(model, Letters(), [[1, 2], [3, wrong]], Sampling(2, max_new_tokens=4))
 
 
@@ -285,8 +285,8 @@ def test_samples_are_those_of_pytorch(temperature, top_p, stop, monkeypatch):
     sampling = Sampling(5, temperature, top_p, 24, stop, seed=3)
 
     def samples(rows):
-        def tool(asked):
-            return [[1, 2, 3] if number % 2 else None for _, number, _ in asked]
+        def tool(stopped):
+            return [[1, 2, 3] if number % 2 else None for _, number, _ in stopped]
 
         return [
             s
@@ -306,9 +306,9 @@ def test_samples_are_those_of_pytorch(temperature, top_p, stop, monkeypatch):
     forwards.clear()
     with kernels.plain():
         plain = samples(7)
-    for ours, theirs in zip(found, plain, strict=True):
-        assert (ours.ids, ours.mask, ours.finish) == (theirs.ids, theirs.mask, theirs.finish)
-        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=2e-5)
+    for ours, other in zip(found, plain, strict=True):
+        assert (ours.ids, ours.mask, ours.finish) == (other.ids, other.mask, other.finish)
+        assert ours.logprobs == pytest.approx(other.logprobs, abs=2e-5)
     assert not forwards
     assert len({s.finish for s in found}) > 1 or not temperature
     assert any(not all(s.mask) for s in found) == bool(stop)
