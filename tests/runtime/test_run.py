@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.distributed as dist
+import training
 from safetensors.torch import load_file
 from toy import SHAPE, ToyConfig, edit, lines, run_toy, start, toy_main
 
@@ -213,3 +214,12 @@ def test_activations_as_the_option_says(tmp_path, monkeypatch, capsys):
 @dataclass
 class SwitchConfig(ToyConfig):
     activation_checkpointing: bool | None = option(None, "recompute activations")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("trainer", training.TRAINERS)
+def test_a_step_of_every_trainer_on_a_gpu(trainer, tiny, tmp_path):
+    iterations = {"grpo": 1, "iterative": 2}.get(trainer)
+    more = {"iterations": iterations} if iterations else {}
+    to = training.run(trainer, tiny.root, tmp_path, steps=1, valid="", device="cuda", **more)
+    assert training.metrics(to)[-1]["step"] == (iterations or 1)
