@@ -105,7 +105,8 @@ def forward_flops(config: ModelConfig, groups: Iterable[Group], last: bool = Fal
 def cut_group(prompt: list[int], completions: list[list[int]], budget: int) -> list[list[int]]:
     """Cut a group's completions, by number, so that question and completions of a part hold at most `budget` tokens
     (one completion at least)."""
-    parts, size = [], budget + 1
+    parts: list[list[int]] = []
+    size = budget + 1
     for number, ids in enumerate(completions):
         if size + len(ids) > budget:
             parts.append([])

@@ -13,6 +13,7 @@ Shapes: B rows, T tokens, D width, H heads, K key/value heads, E head width, F f
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -289,7 +290,7 @@ class Attention(nn.Module):
     def project(self, x: Tensor) -> Tensor:
         """x [T, D] -> queries, keys and values before rotation, [T, H + 2K, E]."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.E))
-        if self.q_norm is None:
+        if self.q_norm is None or self.k_norm is None:
             return qkv
         q, k, v = qkv.split([self.H, self.K, self.K], dim=1)
         return torch.cat([self.q_norm(q), self.k_norm(k), v], dim=1)
@@ -356,11 +357,11 @@ class Transformer(nn.Module):
         # Not nn.Embedding's own initialization: on the meta device it imports torch for a second.
         weight = torch.empty(config.vocab_size, config.width)
         self.embed = nn.Embedding.from_pretrained(weight, freeze=False)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.layers: Any = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         own_head = not (config.tied or config.score)
         self.head = Linear(config.width, config.vocab_size, bias=False) if own_head else None
-        self.score = Linear(config.width, 1) if config.score else None
+        self.score: Any = Linear(config.width, 1) if config.score else None
         self.compute_dtype: torch.dtype | None = None  # None: the embedding's
         self.activation_checkpointing = False
         self._rope: Tensor | None = None

@@ -375,7 +375,7 @@ def main(config: Config) -> None:
             data_source = replace(sampler, model=copy.deepcopy(copied))  # always the first model
         if start == 0 and held_out:
             gather_into(policy, sampler.model)
-            run.log(0, validate(sampler, held_out, config.formats, config.max_new_tokens), {})
+            run.log(0, validate(sampler, held_out, config.formats, config.max_new_tokens))
 
         iteration = 0
         for step in range(start + 1, run.total + 1):

@@ -343,7 +343,7 @@ def main(config: Config) -> None:
         sampler = Sampler(policy, tokenizer, config.template, config.max_rows, sandbox, world)
         if start == 0 and held_out:
             gather_into(model, policy)
-            run.log(0, validate(sampler, held_out, config.formats, config.max_new_tokens), {})
+            run.log(0, validate(sampler, held_out, config.formats, config.max_new_tokens))
         for step in range(start + 1, config.steps + 1):
             batch = [items[next(order)] for _ in range(config.questions)]
             path = run.directory / "rollouts" / f"step_{step:06d}.jsonl"

@@ -368,7 +368,7 @@ def main(config: Config) -> None:
     for _ in range(start * config.questions):
         next(order)
     if start == 0 and valid:
-        run.log(0, validate(model, valid, config, world), {})
+        run.log(0, validate(model, valid, config, world))
     for step in range(start + 1, config.steps + 1):
         run.phase("update")
         factor = lr_linear_decay(step, config.warmup, config.steps, config.decay)
