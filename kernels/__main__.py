@@ -18,9 +18,6 @@ from pathlib import Path
 
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
-
 import kernels
 from kernels import Setting
 
@@ -77,6 +74,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels", description=__doc__.splitlines()[0])
     parser.add_argument("--numbers", action="store_true", help="leave out the tests")
     given = parser.parse_args()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
     for name in DEFINED:
         importlib.import_module(name)
     kernels.load()

@@ -165,7 +165,7 @@ def _is_generated(owner: type, key: str) -> bool:
 @functools.cache
 def _is_library(module: str) -> bool:
     """Is a module part of Python, of an installed package, or of kernels/, which repeats and defines nothing?"""
-    top = module.partition(".")[0]
+    top = (module or "").partition(".")[0]  # code of `exec` may have no module
     if top == "kernels":  # the seam itself
         return True
     if top in sys.stdlib_module_names:

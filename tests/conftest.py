@@ -65,13 +65,16 @@ def killed(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def accelerated():
-    """The tests run by accelerators, as a run does, where they do not say otherwise."""
+    """The tests run by accelerators, as a run does, where they do not say otherwise.
+
+    Code counts as proved here. tests/kernels/test_agreement.py compares it with what was recorded.
+    """
     import kernels
     from model import preset
 
-    choice = kernels.use("fast", kernels.Setting(preset("1m", 300)))
-    assert not choice.set_aside, "unedited, nothing is set aside; record with: python -m kernels"
-    return choice
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_edited", lambda *args: "")
+        return kernels.use("fast", kernels.Setting(preset("1m", 300)))
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,138 @@
+"""When an accelerator may stand in for a definition: unedited always, wrong or edited never."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import kernels
+import model
+import train_grpo
+from kernels import Setting
+from kernels.__main__ import settings
+from model import Layout, ModelConfig, Transformer, preset
+
+ROOT = Path(__file__).parents[2]
+LAYOUT = [9, 5, 1, 12, 20, 1, 16], [-1, 0, 0, 0, -1, 4, -1]  # questions with completions, 64 tokens
+
+
+@pytest.mark.parametrize("setting", list(settings()), ids=str)
+def test_unedited_nothing_is_set_aside(setting):
+    kernels._right.clear()
+    began = time.process_time()
+    choice = kernels.use("fast", setting)
+    assert not choice.set_aside
+    assert {"model.attention", "batch.logprobs", "train_grpo.policy_loss"} <= choice.in_use.keys()
+    assert time.process_time() - began < 3  # 0.2 seconds
+
+
+def test_the_record_is_of_the_code_as_it_is():
+    """In a process of its own: other tests of this one may have loaded more or less."""
+    program = """
+import sys, kernels, kernels.__main__ as main, importlib
+for name in main.DEFINED:
+    importlib.import_module(name)
+kernels.load()
+import json
+recorded = json.loads(kernels.FINGERPRINTS.read_text())
+for one in kernels.accelerators:
+    if one.computes in kernels.definitions:
+        assert not kernels._edited(one, recorded.get(one.name, {})), one.name
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, f"record it with: python -m kernels\n{done.stderr}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(family="llama", rope_scaling={"rope_type": "linear", "factor": 2.0}),
+        dict(family="qwen2", qkv_bias=True, tied=True, kv_heads=4),
+        dict(family="qwen3", qk_norm=True, head_width=32),
+    ],
+)
+def test_a_model_learns_as_by_definitions(changes):
+    """Hidden states and all gradients of a small model, with segments that share a parent."""
+    shape = dict(vocab_size=50, width=64, layers=2, heads=4, kv_heads=2, ffn=96) | changes
+    ids = torch.randint(50, (64,), generator=torch.Generator().manual_seed(0))
+    upstream = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
+    found = []
+    for mode in ("plain", "fast"):
+        kernels.use(mode, Setting(ModelConfig(**shape)))
+        one = Transformer(ModelConfig(**shape), seed=3)
+        hidden = one(ids, Layout(*LAYOUT))
+        (hidden * upstream).sum().backward()
+        found.append([hidden, *(p.grad for p in one.parameters() if p.grad is not None)])
+    for plain, fast in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=0, atol=2e-5 * plain.abs().max().item())
+
+
+def test_an_edit_takes_effect(monkeypatch):
+    """A definition that was replaced is what runs, and a line names what was set aside."""
+
+    def rms_norm(x, weight, eps):
+        return 2 * model.rms_norm.definition(x, weight, eps)
+
+    edited = kernels.definition(rms_norm)
+    monkeypatch.setitem(kernels.definitions, "model.rms_norm", rms_norm)
+    monkeypatch.setattr(model, "rms_norm", edited)
+    choice = kernels.use("fast", Setting(preset("1m", 300)))
+    aside = choice.set_aside["kernels.cpu.block.rms_norm"]
+    assert "model.rms_norm was edited: running model.rms_norm as it stands" in aside
+    assert "model.rms_norm" not in choice.in_use and "model.attention" in choice.in_use
+
+
+def test_code_without_source_takes_effect(monkeypatch):
+    space = {}
+    exec("def kl_estimate(logp, ref_logp): return (ref_logp - logp) ** 2 / 2", space)
+    monkeypatch.setattr(train_grpo, "kl_estimate", space["kl_estimate"])
+    choice = kernels.use("fast", Setting(preset("1m", 300)))
+    assert "no source" in choice.set_aside["kernels.head_loss.grpo"]
+    assert "batch.logprobs" in choice.in_use
+
+
+@pytest.mark.parametrize("wrong", ["value", "gradient", "nan", "crash"])
+def test_wrong_numbers_are_found(wrong, monkeypatch):
+    one = next(a for a in kernels.accelerators if a.name == "kernels.logprob.logprobs")
+    right = one.function
+
+    def spoiled(*args):
+        logp, entropy = right(*args)
+        if wrong == "crash":
+            raise OSError("a driver fails")
+        if wrong == "gradient":
+            return 2 * logp - logp.detach(), entropy
+        return logp * (1.001 if wrong == "value" else torch.nan), entropy
+
+    spoiled.__module__, spoiled.__qualname__ = right.__module__, right.__qualname__
+    monkeypatch.setattr(one, "function", spoiled)
+    monkeypatch.setattr(kernels, "_right", set())
+    monkeypatch.setattr(kernels, "_failed", {})
+    choice = kernels.use("fast", Setting(preset("1m", 300)))
+    assert list(choice.set_aside) == [one.name]
+    assert "batch.logprobs" not in choice.in_use
+    expected = "a driver fails" if wrong == "crash" else "is off by"
+    assert expected in choice.set_aside[one.name]
+
+
+def test_plain_and_without():
+    setting = Setting(preset("1m", 300))
+    assert kernels.use("plain", setting).in_use == {} and not kernels._table
+    fast = kernels.use("fast", setting)
+    name = "kernels.cpu.attention.attention"
+    fewer = kernels.use("fast", setting, without=[name])
+    assert name not in fewer.in_use["model.attention"]
+    if name in fast.in_use["model.attention"]:
+        assert kernels._table["model.attention"][0].name == "kernels.packed_attention.attention"
+    with kernels.plain():
+        assert not kernels._table
+    assert kernels._table
+
+
+def test_each_line_is_said_once(monkeypatch):
+    monkeypatch.setattr(kernels, "_said", set())
+    choice = kernels.use("fast", Setting(preset("1m", 300)))
+    assert choice.news()[-1].startswith("accelerators: ") and not choice.news()
