@@ -183,7 +183,7 @@ def check_lengths(
         for problem, ids in zip(problems, prompts, strict=True):
             if len(ids) >= context:
                 source = f" ({problem.source})" if problem.source else ""
-                reason = f"its prompt is as long as the model's context, {context}; leave it out"
+                reason = f"the prompt is as long as the model's context, {context}; leave it out"
                 raise InputError(f"problem {problem.id}{source}: {reason}")
 
 

@@ -764,7 +764,7 @@ LINE = '{"id": "a", "question": "Ann?", "answer": "1"}\n'
         (
             LINE.replace("Ann", "Ann " * 99),
             {},
-            "problem a: its prompt is as long as the model's context, 96; .*",
+            "problem a: the prompt is as long as the model's context, 96; .*",
         ),
         (LINE, dict(valid="{}/none.jsonl"), "{}/none.jsonl: cannot be read .*"),
         (LINE, dict(init="{}/none"), "{}/none.*"),
@@ -872,7 +872,7 @@ def test_a_prompt_that_is_too_long_in_one_format_only(tiny, tmp_path, monkeypatc
     said = refusal(
         "grpo", options("grpo", tiny.root, tmp_path / "run", **changes), monkeypatch, capsys
     )
-    assert said == "problem long: its prompt is as long as the model's context, 96; leave it out"
+    assert said == "problem long: the prompt is as long as the model's context, 96; leave it out"
     assert not (tmp_path / "run").exists()
 
 

@@ -17,8 +17,22 @@ from typing import NamedTuple
 
 from data.answers.equality import Mode, same
 from data.answers.extraction import OPTION, extract, plain_number
-from data.answers.reading import CHARACTERS, MAX_LENGTH, SPACES, WORDS, Reading, circles, read
-from data.answers.trees import Unreadable, is_percent, kind, multiply, stated_value
+from data.answers.reading import (
+    CHARACTERS,
+    MAX_LENGTH,
+    SPACES,
+    WORDS,
+    Reading,
+    circles,
+    read,
+)
+from data.answers.trees import (
+    Unreadable,
+    is_percent,
+    kind,
+    multiply,
+    stated_value,
+)
 from data.answers.units import is_measure
 from data.answers.values import identical
 
@@ -61,53 +75,71 @@ def compare(gold: str | None, prediction: str | None, strict: bool = False) -> V
     >>> compare("5 cm", "5 m").reason, compare("2", "3").reason, compare("2", None).reason
     ('unit', 'value', 'no_answer')
     """
-    if gold is None or prediction is None or not gold.strip() or not prediction.strip():
+    if gold is None or prediction is None:
+        return Verdict(False, "no_answer")
+    gold, prediction = gold.strip(), prediction.strip()
+    if not gold or not prediction:
         return Verdict(False, "no_answer")
 
     # Plain numbers. Decimals may be rounded, so different ones need the full comparison.
-    numbers = plain_number(gold), plain_number(prediction)
-    if None not in numbers:
-        equal = numbers[0] == numbers[1]
-        if equal or strict or "." not in gold + prediction:
-            return _verdict(equal)
+    a, b = plain_number(gold), plain_number(prediction)
+    if a is not None and b is not None:
+        if a == b or strict or "." not in gold + prediction:
+            return _verdict(a == b)
 
-    # Equal texts, letters of multiple choice, times
-    gold, prediction = gold.strip(), prediction.strip()
+    # Equal texts
     if gold == prediction:
         return _verdict(True)
     relaxed = not strict
-    if relaxed:  # what is in a box is the answer, whatever stands around it
-        gold, prediction = (
-            extract(text) or text if "\\box" in text else text for text in (gold, prediction)
-        )
-    if relaxed and (options := _options(gold, prediction)):
-        return _verdict(options[0] == options[1])
-    texts = _simplified(gold, relaxed), _simplified(prediction, relaxed)
-    if texts[0] == texts[1] != "":
+    if relaxed:
+        gold, prediction = _unboxed(gold), _unboxed(prediction)
+        letters = _options(gold, prediction)
+        if letters:
+            return _verdict(letters[0] == letters[1])
+    simple_gold = _simplified(gold, relaxed)
+    simple_prediction = _simplified(prediction, relaxed)
+    if simple_gold and simple_gold == simple_prediction:
         return _verdict(True)
     if max(len(gold), len(prediction)) > MAX_LENGTH:
         return Verdict(False, "not_parsed")
-    times = _time(texts[0]), _time(texts[1])
-    if None not in times:
-        return _verdict(_same_time(*times, relaxed))
+
+    # Times
+    time, other_time = _time(simple_gold), _time(simple_prediction)
+    if time and other_time:
+        return _verdict(_same_time(time, other_time, relaxed))
 
     # Mathematics
-    readings = read(gold, relaxed), read(prediction, relaxed)
-    verdict = _compare_readings(*readings, relaxed)
-    if verdict.equal or None in readings:
-        words = verdict.reason == "not_parsed" and all(_WORDS_ONLY.fullmatch(t) for t in texts)
+    a, b = read(gold, relaxed), read(prediction, relaxed)
+    verdict = _compare_readings(a, b, relaxed)
+    if verdict.equal:
+        return verdict
+    if a is None or b is None:
+        words = _WORDS_ONLY.fullmatch(simple_gold) and _WORDS_ONLY.fullmatch(simple_prediction)
         return _verdict(False) if words else verdict
 
-    # Other readings: 2 t beside 2t is a product, not tonnes; 100,200 beside 100, 200 is a list
-    again = read(gold, relaxed, letters=False), read(prediction, relaxed, letters=False)
-    if again != readings and _compare_readings(*again, relaxed).equal:
+    # Without units of a single letter: 2 t beside 2t is a product, not tonnes
+    c = read(gold, relaxed, letters=False)
+    d = read(prediction, relaxed, letters=False)
+    if (c, d) != (a, b) and _compare_readings(c, d, relaxed).equal:
         return _verdict(True)
-    if relaxed and "list" in (kind(readings[0].tree), kind(readings[1].tree)):
-        again = [read(text, relaxed, thousands=False) for text in (gold, prediction)]
-        if None not in again and all(kind(reading.tree) == "list" for reading in again):
-            blanks = [Reading(("blanks", *r.tree[1:]), r.units) for r in again]
-            return _verdict(True) if _compare_readings(*blanks, relaxed).equal else verdict
+
+    # Without thousands: 100,200 beside 100, 200 is a list
+    if relaxed and "list" in (kind(a.tree), kind(b.tree)):
+        c = read(gold, relaxed, thousands=False)
+        d = read(prediction, relaxed, thousands=False)
+        if c and d and kind(c.tree) == kind(d.tree) == "list":
+            c = Reading(("blanks", *c.tree[1:]), c.units)
+            d = Reading(("blanks", *d.tree[1:]), d.units)
+            if _compare_readings(c, d, relaxed).equal:
+                return _verdict(True)
     return verdict
+
+
+def _unboxed(text: str) -> str:
+    """The content of a box in the text, else the text. What is in a box is the answer."""
+    if "\\box" not in text:
+        return text
+    return extract(text) or text
 
 
 def _verdict(equal: bool) -> Verdict:
@@ -118,18 +150,26 @@ def _verdict(equal: bool) -> Verdict:
 
 
 def _compare_readings(a: Reading | None, b: Reading | None, relaxed: bool) -> Verdict:
-    if None in (a, b):
+    if a is None or b is None:
         return Verdict(False, "not_parsed")
     try:
         if same(a.tree, b.tree, Mode(relaxed)):
-            return _verdict(True) if _same_units(a, b, relaxed) else Verdict(False, "unit")
+            if _same_units(a, b, relaxed):
+                return _verdict(True)
+            return Verdict(False, "unit")
         if _same_quantity(a, b):
             return Verdict(False, "unit")
-        trees = stated_value(a.tree), stated_value(b.tree)
-        kinds = [tree[:3] if kind(tree) == "seq" else kind(tree) for tree in trees]
-        return Verdict(False, "value" if kinds[0] == kinds[1] else "format")
+        if _format(a.tree) == _format(b.tree):
+            return Verdict(False, "value")
+        return Verdict(False, "format")
     except (Unreadable, RecursionError, OverflowError, ZeroDivisionError, ValueError, TypeError):
         return Verdict(False, "not_parsed")
+
+
+def _format(tree):
+    """The kind of an answer; for a point or an interval with the brackets."""
+    value = stated_value(tree)
+    return value[:3] if kind(value) == "seq" else kind(value)
 
 
 def _same_units(a: Reading, b: Reading, relaxed: bool) -> bool:
@@ -137,20 +177,26 @@ def _same_units(a: Reading, b: Reading, relaxed: bool) -> bool:
     one answer has."""
     if not relaxed:
         return a.units == b.units
-    units = []
-    for reading in (a, b):
-        measures = tuple(filter(is_measure, reading.units))
-        percent = ("%",) if is_percent(reading.tree) else ()
-        units.append(measures or percent)
-    return () in units or units[0] == units[1]
+    units, other_units = _measures(a), _measures(b)
+    return not units or not other_units or units == other_units
+
+
+def _measures(reading: Reading) -> tuple:
+    measures = tuple(filter(is_measure, reading.units))
+    if not measures and is_percent(reading.tree):
+        return ("%",)
+    return measures
 
 
 def _same_quantity(a: Reading, b: Reading) -> bool:
     """Whether two answers are one quantity in different units, as 100 cm and 1 m. They are
     different answers, but not different values."""
-    if not len(a.units) == len(b.units) == 1 or not kind(a.tree) == kind(b.tree) == "number":
+    if kind(a.tree) != "number" or kind(b.tree) != "number":
         return False
-    (dimensions_a, factor_a), (dimensions_b, factor_b) = a.units + b.units
+    if len(a.units) != 1 or len(b.units) != 1:
+        return False
+    dimensions_a, factor_a = a.units[0]
+    dimensions_b, factor_b = b.units[0]
     if factor_a == factor_b or dimensions_a != dimensions_b:
         return False
     return identical(multiply(a.tree, factor_a), multiply(b.tree, factor_b))
@@ -166,9 +212,13 @@ def _simplified(text: str, relaxed: bool) -> str:
     """The text without formula signs, LaTeX's words and spaces, so that equal texts look equal."""
     if text.count("$") % 2 == 0 or relaxed:  # a single $ is money
         text = text.strip("$ ")
-    text = SPACES.sub(" ", WORDS.sub(r"\1", circles(text))).translate(CHARACTERS)
-    text = re.sub(r"\s+", "" if "\\" in text else " ", text).strip(" .,;:!?*" if relaxed else " ")
-    return _BETWEEN_CIRCLES.sub("", text).casefold() if relaxed else text
+    text = WORDS.sub(r"\1", circles(text))
+    text = SPACES.sub(" ", text).translate(CHARACTERS)
+    text = re.sub(r"\s+", "" if "\\" in text else " ", text)
+    if not relaxed:
+        return text.strip(" ")
+    text = text.strip(" .,;:!?*")
+    return _BETWEEN_CIRCLES.sub("", text).casefold()
 
 
 _TIME = re.compile(
@@ -190,10 +240,14 @@ def _time(text: str) -> _Time | None:
     if not match:
         return None
     morning, afternoon, hour, minute, second, spoken, half, early, late = match.groups()
-    hour, minute, second = int(hour), int(minute or spoken or (30 if half else 0)), int(second or 0)
-    mark = (early or late or ("a" if morning else "p" if afternoon else "")).lower()
+    hour = int(hour)
+    minute = int(minute or spoken or (30 if half else 0))
+    second = int(second or 0)
     if hour > (12 if early or late else 24) or minute > 59 or second > 59:
         return None
+    mark = (early or late or "").lower()  # a or p
+    if not mark and (morning or afternoon):
+        mark = "a" if morning else "p"
     if mark and hour <= 12:
         hour = hour % 12 + 12 * (mark == "p")
     return _Time(3600 * hour + 60 * minute + second, bool(mark))
@@ -220,11 +274,18 @@ def _options(*texts: str) -> list[str] | None:
     each text has a letter. Else None."""
     if max(map(len, texts)) > MAX_LENGTH:
         return None
-    texts = tuple(re.sub(r"[{}$\s.*]+", " ", WORDS.sub(r"\1", text)).strip() for text in texts)
-    if not any(OPTION.fullmatch(text) for text in texts):
-        return None
-    found = [_LETTER.match(text) for text in texts]
-    return None if None in found else [match[1] or match[2] for match in found]
+    letters = []
+    has_letter_alone = False
+    for text in texts:
+        text = WORDS.sub(r"\1", text)
+        text = re.sub(r"[{}$\s.*]+", " ", text).strip()
+        match = _LETTER.match(text)
+        if match is None:
+            return None
+        letters.append(match[1] or match[2])
+        if OPTION.fullmatch(text):
+            has_letter_alone = True
+    return letters if has_letter_alone else None
 
 
 def choice(text: str, options: list[str] | tuple[str, ...]) -> str | None:
@@ -237,29 +298,28 @@ def choice(text: str, options: list[str] | tuple[str, ...]) -> str | None:
     'B'
     """
     letters = [chr(65 + k) for k in range(len(options))]
-    answer = extract(text)
+    answer, picked = extract(text), None
     if answer is None:
         answer = text.strip(" \n\t*$.。")
         opening = re.match(r"\(?([A-Z])(?:[).:,、。]|\s*$)", answer[:MAX_LENGTH])
         marked = re.findall(r"[(（]([A-Z])[)）]", text)
-        picked = opening[1] if opening else marked[-1] if marked else None
-    else:
-        found = _options("A", answer)
-        picked = found[1] if found else None
+        if opening:
+            picked = opening[1]
+        elif marked:
+            picked = marked[-1]
+    elif pair := _options("A", answer):
+        picked = pair[1]
     if picked in letters:
         return picked
 
     # No letter: compare with the text of each option. Strict first, since 50% and 0.5 may both be
     # options.
-    contents = [
-        _without_letter(option, letter) for letter, option in zip(letters, options, strict=True)
-    ]
     for strict in (True, False):
-        equal = [
-            letter
-            for letter, content in zip(letters, contents, strict=True)
-            if compare(content, answer, strict).equal
-        ]
+        equal = []
+        for letter, option in zip(letters, options, strict=True):
+            content = _without_letter(option, letter)
+            if compare(content, answer, strict).equal:
+                equal.append(letter)
         if len(equal) == 1:
             return equal[0]
     return None

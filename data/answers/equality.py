@@ -48,7 +48,7 @@ def same(a, b, mode: Mode) -> bool:
         return _same_percent(a, b, relaxed)
 
     # Relations, unions and matrices
-    if relaxed and "union" in kinds and {"rel", "list"} & kinds:  # x < 1 or x > 2
+    if relaxed and (kinds == {"union", "rel"} or kinds == {"union", "list"}):  # x < 1 or x > 2
         a, b = _as_union(a), _as_union(b)
         kinds = {kind(a), kind(b)}
     if "rel" in kinds:
@@ -65,20 +65,25 @@ def same(a, b, mode: Mode) -> bool:
     if kinds == {"seq"}:
         if relaxed:  # [(1, 2)] is (1, 2)
             a, b = _without_list(a, b), _without_list(b, a)
-        return a[1:3] == b[1:3] and _all_same(a[3:], b[3:], mode)
+        if a[1:3] != b[1:3]:  # the brackets
+            return False
+        return _all_same(a[3:], b[3:], mode)
     if kinds == {"ratio"}:
         return _same_ratio(a, b, mode)
 
     # Lists and sets
-    if "blanks" in kinds and kinds <= {"blanks", "list"}:  # in order
-        return (relaxed or len(kinds) == 1) and _all_same(a[1:], b[1:], mode)
-    if kinds == {"list"} and not relaxed:
-        return len(a) == len(b) and _same_in_any_order(a[1:], b[1:], mode)
-    if len(kinds) == 1 or relaxed and kinds <= {"set", "list", "blanks"}:
-        return _same_elements(a[1:], b[1:], mode)
-    if relaxed and kinds == {"set", "number"}:
+    if "number" in kinds:
+        if not relaxed or kinds != {"set", "number"}:
+            return False
         elements, number = (a, b) if kind(a) == "set" else (b, a)
         return len(elements) == 2 and same(elements[1], number, mode)
+    left, right = a[1:], b[1:]
+    if kinds == {"blanks"} or relaxed and kinds == {"blanks", "list"}:  # in order
+        return _all_same(left, right, mode)
+    if kinds == {"list"} and not relaxed:
+        return _same_in_any_order(left, right, mode)
+    if len(kinds) == 1 or relaxed and kinds <= {"set", "list", "blanks"}:
+        return _same_elements(left, right, mode)
     return False
 
 
@@ -89,57 +94,72 @@ def _all_same(left, right, mode: Mode) -> bool:
 
 
 def _same_matrix(a, b, mode: Mode) -> bool:
-    if not kind(a) == kind(b) == "matrix" or len(a) != len(b):
+    if kind(a) != "matrix" or kind(b) != "matrix" or len(a) != len(b):
         return False
-    return all(_all_same(left, right, mode) for left, right in zip(a[1:], b[1:], strict=True))
+    rows = zip(a[1:], b[1:], strict=True)
+    return all(_all_same(left, right, mode) for left, right in rows)
 
 
 def _same_as_sequence(seq, other, mode: Mode) -> bool | None:
     """Whether a sequence in brackets is the same as an answer of another kind; None if only the
     other rules can tell. [5] is 5, [1, 2, 3] is a list, (1, 2) is 1, 2."""
-    brackets, items = seq[1:3], seq[3:]
-    if brackets == ("[", "]") and len(items) == 1:
+    brackets, items = seq[1] + seq[2], seq[3:]
+    if brackets == "[]" and len(items) == 1:
         return same(items[0], other, mode)
-    if kind(other) in ("list", "blanks") and brackets in (("(", ")"), ("[", "]")):
+    if kind(other) in ("list", "blanks") and brackets in ("()", "[]"):
         if _all_same(items, other[1:], mode):
             return True
-    if brackets == ("[", "]") and (len(items) > 2 or any(kind(x) == "seq" for x in items)):
-        return same(("list", *items), other, mode)
+    if brackets == "[]":
+        has_points = any(kind(item) == "seq" for item in items)
+        if len(items) > 2 or has_points:
+            return same(("list", *items), other, mode)
     return None
 
 
 def _without_list(seq, other):
     """The point of a list with one point, if the other sequence is a point."""
-    is_list_of_one = seq[1:3] == ("[", "]") and len(seq) == 4
-    return seq[3] if is_list_of_one and kind(seq[3]) == "seq" != kind(other[-1]) else seq
+    if seq[1:3] != ("[", "]") or len(seq) != 4:
+        return seq
+    has_point = kind(seq[3]) == "seq"
+    return seq[3] if has_point and kind(other[-1]) != "seq" else seq
 
 
 def _same_ratio(a, b, mode: Mode) -> bool:
-    if len(a) != len(b) or 0 in a[1:] or 0 in b[1:]:
-        return _all_same(a[1:], b[1:], mode)
+    left, right = a[1:], b[1:]
+    if len(left) != len(right) or 0 in left or 0 in right:
+        return _all_same(left, right, mode)
     scales = []
-    for x, y in zip(a[1:], b[1:], strict=True):
-        scales.append(multiply(scalar(x), power(scalar(y), Fraction(-1))))
+    for x, y in zip(left, right, strict=True):
+        inverse = power(scalar(y), Fraction(-1))
+        scales.append(multiply(scalar(x), inverse))
     return all(identical(scales[0], scale) for scale in scales[1:])
 
 
 def _same_in_any_order(left, right, mode: Mode) -> bool:
     """Each item of `left` takes one item of `right`. Strict equality is transitive, so the first
     match is as good as any other."""
+    if len(left) != len(right):
+        return False
     remaining = list(right)
     for x in left:
-        place = next((k for k, y in enumerate(remaining) if same(x, y, mode)), None)
-        if place is None:
+        for place, y in enumerate(remaining):
+            if same(x, y, mode):
+                remaining.pop(place)
+                break
+        else:
             return False
-        remaining.pop(place)
     return True
 
 
 def _same_elements(left, right, mode: Mode) -> bool:
     """Equality of sets: order and repetition do not matter."""
-    return all(any(same(x, y, mode) for y in right) for x in left) and all(
-        any(same(x, y, mode) for x in left) for y in right
-    )
+    for x in left:
+        if not any(same(x, y, mode) for y in right):
+            return False
+    for y in right:
+        if not any(same(x, y, mode) for x in left):
+            return False
+    return True
 
 
 def _same_percent(a, b, relaxed: bool) -> bool:
@@ -157,7 +177,9 @@ def _same_percent(a, b, relaxed: bool) -> bool:
 
 
 def _same_number(a, b, relaxed: bool) -> bool:
-    return identical(a, b) or relaxed and (rounds_to(a, b) or rounds_to(b, a))
+    if identical(a, b):
+        return True
+    return relaxed and (rounds_to(a, b) or rounds_to(b, a))
 
 
 # ---- Relations -----------------------------------------------------------------------------------
@@ -165,32 +187,41 @@ def _same_number(a, b, relaxed: bool) -> bool:
 
 def _same_relation(a, b, mode: Mode) -> bool:
     if kind(a) != "rel" or kind(b) != "rel":
-        interval, other = (_interval(a), b) if kind(a) == "rel" else (_interval(b), a)
-        return mode.relaxed and interval is not None and same(interval, other, mode)
+        if not mode.relaxed:
+            return False
+        relation, other = (a, b) if kind(a) == "rel" else (b, a)
+        interval = _interval(relation)
+        return interval is not None and same(interval, other, mode)
     operators_a, left = _oriented(a)
     operators_b, right = _oriented(b)
     if operators_a != operators_b:
         return False
     if len(left) > 2 and set(operators_a) != {"="}:
         return _all_same(left, right, mode)
-    if any(kind(term) != "number" for term in (*left, *right)):  # (x, y) = (1, 2)
+    terms = (*left, *right)
+    if any(kind(term) != "number" for term in terms):  # (x, y) = (1, 2)
         return _all_same(left, right, mode)
     any_sign = operators_a[0] in ("=", "!=")
-    pairs = zip(_differences(left), _differences(right), strict=True)
-    return all(proportional(x, y, any_sign) for x, y in pairs)
+    for x, y in zip(_differences(left), _differences(right), strict=True):
+        if not proportional(x, y, any_sign):
+            return False
+    return True
 
 
 def _oriented(relation):
     """(operators, terms) with < and <= instead of > and >=."""
     operators, terms = relation[1], relation[2:]
-    if set(operators) <= {">", ">="}:
-        return tuple(NEGATED[operator] for operator in reversed(operators)), terms[::-1]
-    return operators, terms
+    if not set(operators) <= {">", ">="}:
+        return operators, terms
+    turned = tuple(NEGATED[operator] for operator in reversed(operators))
+    return turned, terms[::-1]
 
 
 def _differences(terms):
-    pairs = zip(terms, terms[1:], strict=False)
-    return [add(scalar(x), negate(scalar(y))) for x, y in pairs]
+    differences = []
+    for x, y in zip(terms, terms[1:], strict=False):
+        differences.append(add(scalar(x), negate(scalar(y))))
+    return differences
 
 
 def _interval(relation):
@@ -201,10 +232,14 @@ def _interval(relation):
     operators, terms = _oriented(relation)
     if len(terms) == 2 and operators[0] in ("<", "<="):
         if is_name(terms[0]) and not symbols(terms[1]):
-            operators, terms = ("<", *operators), (negate(_INFINITY), *terms)
+            operators = ("<", *operators)
+            terms = (negate(_INFINITY), *terms)
         elif is_name(terms[1]) and not symbols(terms[0]):
-            operators, terms = (*operators, "<"), (*terms, _INFINITY)
-    if len(terms) != 3 or not set(operators) <= {"<", "<="} or not is_name(terms[1]):
+            operators = (*operators, "<")
+            terms = (*terms, _INFINITY)
+    if len(terms) != 3 or not set(operators) <= {"<", "<="}:
+        return None
+    if not is_name(terms[1]):
         return None
     low, name, high = terms
     opening = "(" if operators[0] == "<" else "["
@@ -222,11 +257,18 @@ def _interval(relation):
 def _as_union(node):
     """A list of relations (x < 1 or x > 2), or a relation in |x|, as a union of intervals. Any
     other node is returned as it is."""
-    parts = node[1:] if kind(node) == "list" else [node] if kind(node) == "rel" else []
+    parts = []
+    if kind(node) == "list":
+        parts = node[1:]
+    elif kind(node) == "rel":
+        parts = [node]
     pieces = []
     for part in parts:
         interval = _interval(part) if kind(part) == "rel" else None
         if interval is None:
             return node
-        pieces += interval[1:] if kind(interval) == "union" else [interval]
+        if kind(interval) == "union":
+            pieces += interval[1:]
+        else:
+            pieces.append(interval)
     return ("union", *pieces) if pieces else node

@@ -72,7 +72,9 @@ def extract(text: str, fallback_last_number: bool = False) -> str | None:
     >>> extract("It costs 5 dollars.") is None
     True
     """
-    text = _END_OF_TEXT.split(text.rsplit("</think>", 1)[-1], maxsplit=1)[0][-MAX_TEXT:]
+    text = text.rsplit("</think>", 1)[-1]
+    text = _END_OF_TEXT.split(text, maxsplit=1)[0]
+    text = text[-MAX_TEXT:]
     best, where = _last_box(text)
 
     hashes = [match for match in _HASHES.finditer(text) if match.start() >= where]
@@ -80,14 +82,18 @@ def extract(text: str, fallback_last_number: bool = False) -> str | None:
         best, where = hashes[-1][1].strip(), hashes[-1].start()
 
     phrases = [match for match in _PHRASE.finditer(text) if match.start() >= where]
-    clauses = []
+    clauses, with_value = [], []
     for match in phrases[-MAX_TRIED:]:
-        clauses.append((_clause(text[match.end() : match.end() + 400]), match.start()))
-    stated = [pair for pair in clauses if _HAS_VALUE.search(pair[0])]
-    if not stated and best is None:
-        stated = [pair for pair in clauses if pair[0]]
-    if stated:
-        best, where = _value_in(stated[-1][0]), stated[-1][1]
+        clause = _clause(text[match.end() : match.end() + 400])
+        if clause:
+            clauses.append((clause, match.start()))
+        if _HAS_VALUE.search(clause):
+            with_value.append((clause, match.start()))
+    if best is None and not with_value:
+        with_value = clauses
+    if with_value:
+        clause, where = with_value[-1]
+        best = _value_in(clause)
 
     picked = [match for match in _PICKED.finditer(text) if match.start() >= where]
     if picked and (best is None or OPTION.fullmatch(best)):
@@ -105,17 +111,24 @@ def plain_number(text: str) -> Fraction | None:
     >>> plain_number("1,234.5"), plain_number("-3/4"), plain_number("2 apples")
     (Fraction(2469, 2), Fraction(-3, 4), None)
     """
-    match = len(text) < 60 and _PLAIN_NUMBER.fullmatch(text)
-    if not match or "$" in text and text.count("$") != 2:  # a single $ is money
+    if len(text) >= 60 or text.count("$") not in (0, 2):  # a single $ is money
+        return None
+    match = _PLAIN_NUMBER.fullmatch(text)
+    if match is None:
         return None
     sign, whole, decimals, denominator, top, bottom = match.groups()
-    if denominator and (decimals or not int(denominator)) or bottom and not int(bottom):
-        return None
+    whole = (whole or "").replace(",", "")
     if decimals:
-        digits = whole.replace(",", "") + decimals[1:]
-        value = Fraction(int(digits), 10 ** (len(decimals) - 1))
+        if denominator:
+            return None
+        numerator = int(whole + decimals[1:])
+        below = 10 ** (len(decimals) - 1)
     else:
-        value = Fraction(int(top or whole.replace(",", "")), int(bottom or denominator or 1))
+        numerator = int(top or whole)
+        below = int(bottom or denominator or 1)
+    if below == 0:
+        return None
+    value = Fraction(numerator, below)
     return -value if sign == "-" else value
 
 
@@ -156,15 +169,17 @@ def _last_box(text: str) -> tuple[str | None, int]:
     found = boxes(text)
     if not found:
         return None, -1
-    parts = [found[-1][2]]
-    for (_, end, previous), (start, _, _) in reversed(list(zip(found, found[1:], strict=False))):
+    start, last_end, content = found[-1]
+    parts = [content.strip()]
+    for previous_start, end, content in reversed(found[:-1]):
         if start - end > 200:
             break
         gap = re.sub(r"\\(?:text|mbox|q?quad|[()\[\], ])|[{}$]", " ", text[end:start])
         if not _BETWEEN_BOXES.fullmatch(gap.strip()):
             break
-        parts.insert(0, previous)
-    return ", ".join(dict.fromkeys(part.strip() for part in parts)), found[-1][1]
+        parts.insert(0, content.strip())
+        start = previous_start
+    return ", ".join(dict.fromkeys(parts)), last_end
 
 
 def formulas(text: str) -> list[tuple[int, int, str]]:
@@ -201,19 +216,29 @@ def _value_in(clause: str) -> str:
     as a whole is the answer."""
     if plain_number(clause) is not None or read(clause, True) is not None:
         return clause
-    if OPTION.match(clause) and not re.match(r"\(?[A-Z]\)?[\w'^_=+*/\\-]", clause):
+    formula = re.match(r"\(?[A-Z]\)?[\w'^_=+*/\\-]", clause)
+    if OPTION.match(clause) and not formula:
         return clause
-    if circled := re.findall("[①-⑳](?:[ ,、和]*[①-⑳])*", circles(clause)):
+    circled = re.findall("[①-⑳](?:[ ,、和]*[①-⑳])*", circles(clause))
+    if circled:
         return circled[-1]
+    value = _last_value(clause)
+    if value:
+        return value
     letters = re.findall(r"(?<![\w'$])([A-HJ-Z])(?![\w'])", WORDS.sub(r"\1", clause))
-    return _last_value(clause) or (letters[0] if letters else clause)
+    return letters[0] if letters else clause
 
 
 def _last_value(text: str) -> str | None:
     """The last formula that is mathematics, or the last number outside such formulas."""
-    candidates = [(end, 1, content) for _, end, content in formulas(text)[-MAX_TRIED:]]
-    candidates += [(match.end(), 0, match[0]) for match in _NUMBER.finditer(text)]
+    candidates = []  # (where it ends, whether it is a formula, text)
+    for _, end, content in formulas(text)[-MAX_TRIED:]:
+        candidates.append((end, True, content))
+    for match in _NUMBER.finditer(text):
+        candidates.append((match.end(), False, match[0]))
     for _, is_formula, content in sorted(candidates, reverse=True):
-        if not is_formula or len(content) <= MAX_LENGTH and read(content, True) is not None:
+        if not is_formula:
+            return content.strip()
+        if len(content) <= MAX_LENGTH and read(content, True) is not None:
             return content.strip()
     return None

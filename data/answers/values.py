@@ -13,7 +13,13 @@ from fractions import Fraction
 
 import mpmath
 
-from data.answers.trees import FUNCTIONS, MAX_BITS, Unreadable, exact, symbols
+from data.answers.trees import (
+    FUNCTIONS,
+    MAX_BITS,
+    Unreadable,
+    exact,
+    symbols,
+)
 
 MP = mpmath.MPContext()
 MP.dps = 120
@@ -37,25 +43,34 @@ def _evaluate(node, point: int):
     if kind == "%":
         return _evaluate(parts[0], point) / 100
     if kind == "call":
-        return _call(parts[0], [_evaluate(part, point) for part in parts[1:]])
+        name, *arguments = parts
+        return _call(name, [_evaluate(argument, point) for argument in arguments])
     if kind not in ("+", "*", "^"):
         raise Unreadable(kind)
     values = [_evaluate(part, point) for part in parts]
     if kind == "^":
-        return _bounded_power(*values)
-    return MP.fsum(values) if kind == "+" else MP.fprod(values)
+        base, exponent = values
+        return _bounded_power(base, exponent)
+    if kind == "+":
+        return MP.fsum(values)
+    return MP.fprod(values)
 
 
 def _value_of_variable(name: str, point: int):
     """All variables are positive at points 0 to 2, all negative at 3, and some negative at 4."""
     value = MP.mpf(random.Random(f"{name} {point}").uniform(0.3, 2.7))
-    negative = point == 3 or point == 4 and random.Random(name).random() < 0.5
-    return -value if negative else value
+    if point == 3:
+        return -value
+    if point == 4 and random.Random(name).random() < 0.5:
+        return -value
+    return value
 
 
 def _bounded_power(base, exponent):
-    if base and abs(exponent) * (1 + abs(MP.log(abs(base)))) > MAX_BITS:
-        raise Unreadable("power too large")
+    if base:
+        size = 1 + abs(MP.log(abs(base)))
+        if abs(exponent) * size > MAX_BITS:
+            raise Unreadable("power too large")
     return base**exponent
 
 
@@ -65,19 +80,22 @@ def _call(name, values):
     if large and name not in ("root", "log", "abs", "log10"):
         raise Unreadable("argument too large")
     if name == "root":
-        if values[1] == 2:
+        degree = values[1]
+        if degree == 2:
             return MP.sqrt(x)
-        odd = MP.isint(values[1]) and int(values[1]) % 2
+        odd = MP.isint(degree) and int(degree) % 2
         if isinstance(x, MP.mpf) and x < 0 and odd:
-            return -_bounded_power(-x, 1 / values[1])
-        return _bounded_power(x, 1 / values[1])
+            return -_bounded_power(-x, 1 / degree)
+        return _bounded_power(x, 1 / degree)
     if name == "abs":
         return abs(x)
     if name in FUNCTIONS.values():
         return getattr(MP, name)(*values)
     # Any fixed function stands for an unknown f(x).
-    waves = [(k + 1.37) * MP.sin(value + len(name)) for k, value in enumerate(values)]
-    return sum(waves) + ord(name[0])
+    total = 0
+    for k, value in enumerate(values):
+        total += (k + 1.37) * MP.sin(value + len(name))
+    return total + ord(name[0])
 
 
 @functools.lru_cache(1024)
@@ -108,29 +126,40 @@ def proportional(a, b, any_sign: bool) -> bool:
     0 are the same equation."""
     if symbols(a) != symbols(b):
         return False
-    both = zip(values(a, range(3)), values(b, range(3)), strict=True)
-    pairs = [(x, y) for x, y in both if None not in (x, y)]
-    if len(pairs) < 2 or any(not x or not y for x, y in pairs):
+    ratios = []
+    for x, y in zip(values(a, range(3)), values(b, range(3)), strict=True):
+        if x is None or y is None:
+            continue
+        if not x or not y:
+            return False
+        ratios.append(x / y)
+    if len(ratios) < 2:
         return False
-    ratios = [x / y for x, y in pairs]
-    if not all(_agree(ratios[0], ratio) for ratio in ratios):
+    first = ratios[0]
+    if not all(_agree(first, ratio) for ratio in ratios):
         return False
-    return any_sign or MP.im(ratios[0]) == 0 and MP.re(ratios[0]) > 0
+    return any_sign or MP.im(first) == 0 and MP.re(first) > 0
 
 
 def identical(a, b) -> bool:
     """Whether two number trees have the same value: exact for rational numbers, else at the
     points."""
-    if exact(a) is not None and exact(b) is not None:
-        return exact(a) == exact(b)
+    exact_a, exact_b = exact(a), exact(b)
+    if exact_a is not None and exact_b is not None:
+        return exact_a == exact_b
     points = range(5) if symbols(a) | symbols(b) else range(1)
-    pairs = []
-    for k, (x, y) in enumerate(zip(values(a, points), values(b, points), strict=True)):
+    compared = 0
+    for point, x, y in zip(points, values(a, points), values(b, points), strict=True):
+        if x is None or y is None:
+            continue
         # Where variables are negative, roots and logarithms have branches: only real values count.
         real = isinstance(x, MP.mpf) and isinstance(y, MP.mpf)
-        if None not in (x, y) and (k < 3 or real):
-            pairs.append((x, y))
-    return len(pairs) >= min(len(points), 2) and all(_agree(x, y) for x, y in pairs)
+        if point >= 3 and not real:
+            continue
+        if not _agree(x, y):
+            return False
+        compared += 1
+    return compared >= min(len(points), 2)
 
 
 def rounds_to(decimal, other) -> bool:
@@ -140,13 +169,16 @@ def rounds_to(decimal, other) -> bool:
     digits or more needs only 9 correct digits. Two short decimals, or a short decimal and a number
     with a finite decimal form, must be equal.
     """
-    if isinstance(decimal, Fraction) or decimal[0] != "dec" or decimal[3] < 4 or symbols(other):
+    if isinstance(decimal, Fraction) or decimal[0] != "dec":
         return False
     _, _, decimals, digits = decimal
+    if digits < 4 or symbols(other):
+        return False
     other_is_float = isinstance(other, tuple) and other[0] == "dec" and other[3] >= 15
     number = exact(other)
     if digits < 15 and not other_is_float and number is not None:
-        if pow(10, number.denominator.bit_length(), number.denominator) == 0:
+        below = number.denominator
+        if pow(10, below.bit_length(), below) == 0:
             return False  # `other` has a finite decimal form
     value = values(other, range(1))[0]
     if not isinstance(value, MP.mpf) or MP.isinf(value):

@@ -20,7 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data.io import CommandParser, InputError, at_least, atomic_write, jsonl_files, run_cli
+from data.io import (
+    CommandParser,
+    InputError,
+    at_least,
+    atomic_write,
+    jsonl_files,
+    run_cli,
+)
 from data.mine.benchmark_files import Item
 from data.mine.decontaminate import GRAM, SHORTEST, Index, Match
 from data.mine.ngrams import Hashes, ngram_hashes, unit_hashes, units

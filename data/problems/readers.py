@@ -14,7 +14,13 @@ from pathlib import Path
 
 from data import answers
 from data.io import InputError, read_jsonl, write_jsonl
-from data.problems.problem import KINDS, LETTERS, Problem, as_row, is_chinese
+from data.problems.problem import (
+    KINDS,
+    LETTERS,
+    Problem,
+    as_row,
+    is_chinese,
+)
 from data.problems.templates import WordTemplate, parse_number
 
 

@@ -13,7 +13,14 @@ from dataclasses import dataclass, replace
 from string import Formatter
 
 from data.problems.problem import Problem
-from data.world.families import DISTRACTORS, FAMILIES, NAMES, OBJECTS, Family, fields
+from data.world.families import (
+    DISTRACTORS,
+    FAMILIES,
+    NAMES,
+    OBJECTS,
+    Family,
+    fields,
+)
 from data.world.synthetic import ANSWER, LANGS, distinct, split_of
 
 # slot of a thing -> fields of (the plural or the noun, the singular, the measure word)

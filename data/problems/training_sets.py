@@ -19,7 +19,13 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from data.io import CommandParser, InputError, at_least, run_cli, write_jsonl
+from data.io import (
+    CommandParser,
+    InputError,
+    at_least,
+    run_cli,
+    write_jsonl,
+)
 from data.problems.problem import Problem
 from data.problems.readers import gsm8k_rows, load, save, word_problem_rows
 from data.problems.templates import Rewording, WordTemplate, number_text

@@ -24,8 +24,6 @@ from typing import NamedTuple
 
 from data.problems.problem import Problem
 
-# The CPU time that a sandbox for tests allows. MBPP's own solution of problem 123 takes 4 to 5.
-CPU_SECONDS = 15
 # The body of a function has ended where one of these begins.
 COMPLETION_STOPS = ("\ndef", "\nclass", "\nif __name__", "\nprint", "\n#")
 

@@ -6,12 +6,12 @@ import pytest
 from data.problems import benchmarks
 from data.problems.problem import Problem
 from data.sandbox.sandbox import Sandbox
-from data.sandbox.unit_tests import CPU_SECONDS, passed, solution, test_program
+from data.sandbox.unit_tests import passed, solution, test_program
 
 
 @pytest.fixture(scope="module")
 def sandbox():
-    with Sandbox(workers=2, cpu_seconds=CPU_SECONDS) as sandbox:
+    with Sandbox(workers=2, cpu_seconds=15) as sandbox:
         yield sandbox
 
 
