@@ -1,18 +1,20 @@
-"""Reward models (paper 4.1.2 to 4.2, after Math-Shepherd): one score a completion, or one at the end of every step.
+"""Reward models (paper 4.1.2 to 4.2, after Math-Shepherd): a score of a completion, or of each of its steps.
 
-    outcome    the last token's score; its label: is the answer right?
-    process    each step's last token; its label: do completions sampled from there reach the answer?
-               soft: the share that does; hard: 1 where any does
+    outcome    the score at the last token; its label: is the answer right?
+    process    a score at the last token of each step; its label: do completions sampled from there reach the answer?
+               soft: the share that does; hard: 1 if any does
 
-A model with a linear score head instead of the LM head, trained by cross-entropy of sigmoid(score) against the label,
-the mean over all labelled tokens of the batch. The paper: from DeepSeekMath-Base 7B, learning rate 2e-5. Data are files
-of rollout.py, of PRM800K or of Math-Shepherd. With --history a share of the training set, the paper's 10 % (4.1.4), is
-replayed from older files.
+    for step in 1..M:
+        a batch of questions with their labeled completions
+        minimize the cross-entropy of sigmoid(score) against the labels (reward_loss)
+
+The model has a linear score head in place of the LM head. The paper starts from DeepSeekMath-Base 7B, with a learning
+rate of 2e-5. Data are files of rollout.py, of PRM800K or of Math-Shepherd. With --history a share of the training set,
+the paper's 10 % (4.1.4), is replayed from older files.
 
     python train_reward.py --kind process --init runs/demo/pretrain/model --data samples.jsonl --to runs/process
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from batch import cut_group, forward_flops, micro_batches, token_scores
 from data import prompts
 from data.io import InputError, read_jsonl
+from data.problems.step_labels import Solution, math_shepherd, prm800k
 from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sampling
 from reward import RewardModel, solution_score, step_ends
@@ -72,219 +76,206 @@ class Config:
 
 
 @dataclass
-class Labelled:
-    """A question's completions with their labelled tokens: places [G][...] count from 0, labels [G][...] in [0, 1]."""
+class Labeled:
+    """A question with G completions and their labeled tokens.
+
+    places [G][...]: index of each labeled token in its completion. labels [G][...]: numbers from 0 to 1.
+    verdicts [G]: 1 if the answer is right, else 0; empty where the file does not say.
+    """
 
     prompt: list[int]
     completions: list[list[int]]
     places: list[list[int]]
     labels: list[list[float]]
-    rule: list[float]  # 1 where the answer is right; empty where the file does not say
+    verdicts: list[float]
 
-    def part(self, members: list[int]) -> "Labelled":
-        pick = [
-            [values[g] for g in members] for values in (self.completions, self.places, self.labels)
-        ]
-        return Labelled(self.prompt, *pick, [self.rule[g] for g in members] if self.rule else [])
+    def part(self, members: list[int]) -> "Labeled":
+        """The same question with some of its completions, by number."""
+        return Labeled(
+            self.prompt,
+            [self.completions[g] for g in members],
+            [self.places[g] for g in members],
+            [self.labels[g] for g in members],
+            [self.verdicts[g] for g in members] if self.verdicts else [],
+        )
+
+    @property
+    def group(self) -> tuple[list[int], list[list[int]]]:
+        return self.prompt, self.completions
 
     @property
     def tokens(self) -> int:
         return len(self.prompt) + sum(map(len, self.completions))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Data
 
 
-def load_labelled(path: str, config: Config, tokenizer: Tokenizer) -> tuple[list[Labelled], int]:
-    """The questions of a file, whose kind is told from its first line; and the number of completions left out because
-    they are longer than the context. Raises InputError naming file and line."""
-    first = next(read_jsonl(path), (0, {}))[1]
+def load_labeled(path: str, config: Config, tokenizer: Tokenizer) -> tuple[list[Labeled], int]:
+    """The questions of a file, and the number of completions left out as longer than the context.
+
+    The first line says what kind of file it is. Raises InputError with file and line.
+    """
+    _, first = next(read_jsonl(path), (0, {}))
     if "responses" in first:
         found = _rollouts(path, config, tokenizer)
     elif isinstance(first.get("label"), dict):
-        found = _from_text(_prm800k(path), config, tokenizer)
+        found = _encode(prm800k(path), config, tokenizer)
     elif "input" in first and "label" in first:
-        found = _from_text(_math_shepherd(path), config, tokenizer)
+        found = _encode(math_shepherd(path), config, tokenizer)
     else:
         raise InputError(f"{path}: its first line is none of rollout.py, PRM800K or Math-Shepherd")
-    kept, left_out = [], 0
-    for one in found:
-        fitting = [
-            g
-            for g, ids in enumerate(one.completions)
-            if len(one.prompt) + len(ids) <= config.context
-        ]
-        left_out += len(one.completions) - len(fitting)
+
+    groups, left_out = [], 0
+    for group in found:
+        room = config.context - len(group.prompt)
+        fitting = [g for g, ids in enumerate(group.completions) if len(ids) <= room]
+        left_out += len(group.completions) - len(fitting)
         if fitting:
-            kept.append(one.part(fitting))
-    if not kept:
-        raise InputError(f"{path}: no labelled completion of at most {config.context} tokens")
-    return kept, left_out
+            groups.append(group.part(fitting))
+    if not groups:
+        raise InputError(f"{path}: no labeled completion of at most {config.context} tokens")
+    return groups, left_out
 
 
-def _rollouts(path: str, config: Config, tokenizer: Tokenizer) -> Iterator[Labelled]:
-    for number, one in enumerate(load_rollouts(path, tokenizer), 1):
-        rule = one.verdicts
-        completions = [sample.ids for sample in one.samples]
+def load_files(paths: list[str], config: Config, tokenizer: Tokenizer) -> tuple[list[Labeled], int]:
+    """load_labeled of several files."""
+    groups: list[Labeled] = []
+    left_out = 0
+    for path in paths:
+        found, count = load_labeled(path, config, tokenizer)
+        groups += found
+        left_out += count
+    return groups, left_out
+
+
+def _rollouts(path: str, config: Config, tokenizer: Tokenizer) -> Iterator[Labeled]:
+    """Completions sampled by rollout.py: labels are verdicts, or the step labels of label_steps."""
+    for number, rollout in enumerate(load_rollouts(path, tokenizer), 1):
+        completions = [sample.ids for sample in rollout.samples]
         if config.kind == "outcome":
-            places, labels = [[len(ids) - 1] for ids in completions], [[reward] for reward in rule]
-        elif not one.step_labels:
-            raise InputError(
-                f"{path}:{number}: no step_labels; write the file by rollout.py with --step_samples"
-            )
+            places = [[len(ids) - 1] for ids in completions]
+            labels = [[verdict] for verdict in rollout.verdicts]
+        elif rollout.step_labels:
+            places, labels = rollout.step_ends, rollout.step_labels
         else:
-            places, labels = one.step_ends, one.step_labels
-        yield Labelled(one.prompt, completions, places, labels, rule)
+            advice = "write the file by rollout.py with --step_samples"
+            raise InputError(f"{path}:{number}: no step_labels; {advice}")
+        yield Labeled(rollout.prompt, completions, places, labels, rollout.verdicts)
 
 
-Steps = tuple[
-    str, list[tuple[str, float | None]], float | None
-]  # question, (step, label), is the answer right?
+def _encode(
+    solutions: Iterator[Solution], config: Config, tokenizer: Tokenizer
+) -> Iterator[Labeled]:
+    """Solutions as token ids; a step is a line."""
+    for solution in solutions:
+        question = prompts.prompt(solution.question, "cot", config.template)
+        (prompt,) = prompts.encode(tokenizer, [question], config.template)
+        lines = [" ".join(text.split()) for text, _ in solution.steps]
+        response = prompts.response_text("\n".join(lines), "cot", config.template)
+        ids = [*tokenizer.encode(response), tokenizer.eos_id]
+        verdicts = [] if solution.verdict is None else [solution.verdict]
 
-
-def _prm800k(path: str) -> Iterator[Steps]:
-    """Human ratings of steps: -1 is wrong, 0 and 1 are not. The path of chosen steps, and each other rated step after
-    the steps chosen before it (whose labels count once)."""
-    for number, row in read_jsonl(path):
-        try:
-            question, before = row["question"]["problem"], []
-            for step in row["label"]["steps"]:
-                rated = step["completions"] or []
-                chosen = step.get("chosen_completion")
-                chosen = step["human_completion"] if chosen is None else rated[chosen]
-                for other in rated:
-                    if other is not chosen and other["rating"] is not None:
-                        label = float(other["rating"] >= 0)
-                        yield (
-                            question,
-                            [*((text, None) for text, _ in before), (other["text"], label)],
-                            None,
-                        )
-                if chosen is None:  # nobody went on from here
-                    break
-                rating = chosen.get("rating")
-                before.append((chosen["text"], None if rating is None else float(rating >= 0)))
-            if any(label is not None for _, label in before):
-                solved = row["label"].get("finish_reason")
-                yield question, before, {"solution": 1.0, "found_error": 0.0}.get(solved)
-        except (KeyError, TypeError, IndexError) as error:
-            raise InputError(
-                f"{path}:{number}: not a line of PRM800K ({type(error).__name__}: {error})"
-            ) from None
-
-
-def _math_shepherd(path: str) -> Iterator[Steps]:
-    """{input, label}: a question and its "Step 1: ..." lines, each ending in the tag ки, where label has + or -."""
-    for number, row in read_jsonl(path):
-        text, marked = row.get("input"), row.get("label")
-        if not isinstance(text, str) or not isinstance(marked, str) or "Step 1:" not in text:
-            raise InputError(
-                f"{path}:{number}: not a line of Math-Shepherd; it needs input with steps, and label"
-            )
-        tags = [match.start() for match in re.finditer("ки", text)]
-        signs = [
-            marked[place - k : place - k + 1] for k, place in enumerate(tags)
-        ]  # a tag is one letter longer
-        if not tags or not set(signs) <= {"+", "-"}:
-            raise InputError(f"{path}:{number}: label is not input with + or - in place of each ки")
-        at = text.index("Step 1:")
-        steps = [step.removeprefix("ки") for step in re.split("(?=ки)", text[at:])][: len(tags)]
-        labels = [float(sign == "+") for sign in signs]
-        yield text[:at].strip(), list(zip(steps, labels, strict=True)), labels[-1]
-
-
-def _from_text(found: Iterator[Steps], config: Config, tokenizer: Tokenizer) -> Iterator[Labelled]:
-    for question, steps, right in found:
-        (prompt,) = prompts.encode(
-            tokenizer, [prompts.prompt(question, "cot", config.template)], config.template
-        )
-        lines = [" ".join(text.split()) for text, _ in steps]  # a step is a line
-        ids = tokenizer.encode(prompts.response_text("\n".join(lines), "cot", config.template)) + [
-            tokenizer.eos_id
-        ]
         if config.kind == "outcome":
-            if right is not None:
-                yield Labelled(prompt, [ids], [[len(ids) - 1]], [[right]], [right])
-            continue
-        if not all(lines):
-            continue  # a step without text
-        pairs = zip(step_ends(tokenizer, ids), (label for _, label in steps), strict=True)
-        chosen = [(place, label) for place, label in pairs if label is not None]
-        places, labels = ([pair[i] for pair in chosen] for i in (0, 1))
-        yield Labelled(prompt, [ids], [places], [labels], [] if right is None else [right])
+            if verdicts:
+                yield Labeled(prompt, [ids], [[len(ids) - 1]], [verdicts], verdicts)
+        elif all(lines):  # no step is empty
+            places, labels = [], []
+            ends = step_ends(tokenizer, ids)
+            for place, (_, label) in zip(ends, solution.steps, strict=True):
+                if label is not None:
+                    places.append(place)
+                    labels.append(label)
+            yield Labeled(prompt, [ids], [places], [labels], verdicts)
 
 
-def replayed(
-    new: list[Labelled], history: list[Labelled], share: float, seed: int
-) -> list[Labelled]:
-    """The training set: all of `new`, and so many questions of history that they are `share` of the whole (4.1.4).
+def with_replay(
+    new: list[Labeled], history: list[Labeled], share: float, seed: int
+) -> list[Labeled]:
+    """The training set: all new questions, and so many of history that they are `share` of the whole (4.1.4).
 
-    replayed(90 questions, history, 0.1, seed) has 100, ten of them from history. They are drawn without repetition as
-    long as history lasts.
+    90 new questions and a share of 0.1 make 100: ten come from history. They are drawn without repetition as long as
+    history lasts.
     """
     count = round(len(new) * share / (1 - share)) if history else 0
-    draw, chosen = np.random.default_rng([seed, 1]), []
+    draw = np.random.default_rng([seed, 1])
+    chosen: list[int] = []
     while len(chosen) < count:
         chosen += draw.permutation(len(history)).tolist()
     return new + [history[i] for i in chosen[:count]]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Loss and measures
+# ----------------------------------------------------------------------------------------------------
+# The loss
 
 
-def hard(labels: list[float], kind: str) -> list[float]:
-    """Math-Shepherd's labels: soft is the share of completions that are right; hard is 1 where any is."""
-    return [float(label > 0) for label in labels] if kind == "hard" else labels
+def reward_loss(scores: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Cross-entropy of sigmoid(score) against the label, summed and divided by `count`, the labels of the batch.
+
+    scores, labels [S] -> loss [].
+    """
+    return F.binary_cross_entropy_with_logits(scores, labels, reduction="sum") / count
 
 
-def wanted(groups: list[Labelled], labels: str) -> torch.Tensor:
-    """The labels of all labelled tokens of the groups, in order: float32 [S]."""
-    return torch.tensor(
-        [label for one in groups for row in one.labels for label in hard(row, labels)]
-    )
+def label_tensor(groups: list[Labeled], kind: str) -> Tensor:
+    """The labels of all labeled tokens, in order: float32 [S]. kind "hard": 1 where a soft label is above 0."""
+    labels: list[float] = []
+    for group in groups:
+        for row in group.labels:
+            labels += row
+    soft = torch.tensor(labels)
+    return (soft > 0).float() if kind == "hard" else soft
 
 
-def reward_scores(model, groups: list[Labelled]) -> torch.Tensor:
-    """The score [S] of every labelled token of the groups, in order: sigmoid gives the probability."""
-    places = [row for one in groups for row in one.places]
-    return token_scores(model, [(one.prompt, one.completions) for one in groups], places)
+def reward_scores(model, groups: list[Labeled]) -> Tensor:
+    """The score [S] of every labeled token, in order. Its sigmoid is the probability."""
+    places = []
+    for group in groups:
+        places += group.places
+    return token_scores(model, [group.group for group in groups], places)
 
 
-def reward_gradient(model, groups: list[Labelled], config: Config, world: World) -> dict:
-    """Accumulate the gradient of the mean cross-entropy over all processes' labelled tokens; returns it and the share
-    of tokens on the right side of 1/2. Every process holds all groups and takes its share."""
-    parts = [
-        one.part(members)
-        for one in groups
-        for members in cut_group(one.prompt, one.completions, config.micro_tokens)
-    ]
-    count = sum(len(row) for one in parts for row in one.labels)
+def batch_loss(model, groups: list[Labeled], config: Config, world: World) -> dict:
+    """Mean loss and accuracy over the labeled tokens of all processes. Adds up the gradient of the loss.
+
+    Every process holds all groups and takes its share of the micro-batches, in equal number.
+    """
+    parts = []
+    for group in groups:
+        for members in cut_group(group.prompt, group.completions, config.micro_tokens):
+            parts.append(group.part(members))
+    count = sum(len(row) for group in groups for row in group.labels)
+    sizes = [part.tokens for part in parts]
     total = torch.zeros(2, device=world.device)
-    for micro in micro_batches([one.tokens for one in parts], config.micro_tokens, world.size)[
-        world.rank
-    ]:
+    for micro in micro_batches(sizes, config.micro_tokens, world.size)[world.rank]:
+        # The processes call a sharded model equally often, so one without groups runs without effect.
         chosen = [parts[i] for i in micro or [0]]
-        scores, labels = (
-            reward_scores(model, chosen),
-            wanted(chosen, config.labels).to(world.device),
-        )
-        loss = F.binary_cross_entropy_with_logits(scores, labels, reduction="sum") / count
-        if not micro:  # nothing left for this process: run along without loss
-            loss = 0.0 * loss
+        scores = reward_scores(model, chosen)  # [S]
+        labels = label_tensor(chosen, config.labels).to(world.device)  # [S]
+        loss = reward_loss(scores, labels, count)
+        loss = loss if micro else 0.0 * loss
         loss.backward()
         if micro:
-            right = ((scores > 0) == (labels > 0.5)).sum() / count
-            total += torch.stack([loss.detach(), right])
-    loss, right = world.all_sum(total).tolist()
-    return {"loss": loss, "accuracy": right, "labels": count}
+            accuracy = ((scores > 0) == (labels > 0.5)).sum() / count
+            total += torch.stack([loss.detach(), accuracy])
+    mean_loss, accuracy = world.all_sum(total).tolist()
+    return {"loss": mean_loss, "accuracy": accuracy, "labels": count}
+
+
+# ----------------------------------------------------------------------------------------------------
+# Validation
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """The chance that a positive scores above a negative (ties count half); 0.5 where there is only one kind."""
-    values, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    rank = (counts.cumsum() - (counts - 1) / 2)[inverse]  # from 1, the mean rank of equal scores
+    """Area under the ROC curve: the chance that a positive scores above a negative. Ties count half.
+
+    0.5 where there is only one kind.
+    """
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    rank = (counts.cumsum() - (counts - 1) / 2)[
+        inverse
+    ]  # from 1; equal scores share their mean rank
     n = int(positive.sum())
     m = len(scores) - n
     return float((rank[positive].sum() - n * (n + 1) / 2) / (n * m)) if n and m else 0.5
@@ -298,68 +289,77 @@ def calibration_error(probability: np.ndarray, label: np.ndarray, bins: int = 10
 
 
 @torch.no_grad()
-def validate(model, groups: list[Labelled], config: Config, world: World) -> dict:
-    """On held-out questions: loss, accuracy, area under the ROC curve and calibration of labelled tokens; and, of
-    questions with several judged completions, how often the best-scored one is right, how often one is at random, and
-    the mean over questions of the area under the curve within a question: the area over all tokens is large already
-    for a model that tells easy questions from hard ones, which is of no use to best-of-N or GRPO."""
-    found = []
-    for micro in micro_batches([one.tokens for one in groups], config.micro_tokens, world.size)[
-        world.rank
-    ]:
-        chosen = [groups[i] for i in micro or [0]]
-        scores = iter(reward_scores(model, chosen).tolist())
-        if micro:
-            found += [(i, [[next(scores) for _ in row] for row in groups[i].places]) for i in micro]
-    found = dict(pair for part in world.all_gather_objects(found) for pair in part)
-    scores = torch.tensor([score for i in range(len(groups)) for row in found[i] for score in row])
-    labels = wanted(groups, config.labels)
-    groups_found = [
-        (np.array(one.rule), np.array([*map(solution_score, found[i])]))
-        for i, one in enumerate(groups)
-    ]
-    several = [(rule, score) for rule, score in groups_found if len(rule) > 1]
-    mixed = [(rule, score) for rule, score in several if 0 < rule.sum() < len(rule)]
+def score_groups(model, groups: list[Labeled], micro_tokens: int, world: World) -> list[list]:
+    """[question][completion][label]: the scores of all labeled tokens, on every process."""
+    found: dict[int, list[list[float]]] = {}
+    sizes = [group.tokens for group in groups]
+    for micro in micro_batches(sizes, micro_tokens, world.size)[world.rank]:
+        scores = iter(reward_scores(model, [groups[i] for i in micro or [0]]).tolist())
+        for i in micro:
+            found[i] = [[next(scores) for _ in row] for row in groups[i].places]
+    for part in world.all_gather_objects(found):
+        found |= part
+    return [found[i] for i in range(len(groups))]
+
+
+def validate(model, groups: list[Labeled], config: Config, world: World) -> dict:
+    """Measures on held-out questions.
+
+    valid_loss, valid_accuracy, valid_auc, valid_calibration_error: of all labeled tokens.
+    best_of_n, random_of_n: how often the best-scored completion of a question is right, and a random one.
+    valid_auc_within: the mean over questions of the area under the curve within a question. The area over all tokens
+    is large already for a model that tells easy questions from hard ones, which does not help best-of-N or GRPO.
+    """
+    rows = score_groups(model, groups, config.micro_tokens, world)
+    flat = [score for question in rows for completion in question for score in completion]
+    scores = torch.tensor(flat)  # [S]
+    labels = label_tensor(groups, config.labels)  # [S]
     positive = (labels > 0.5).numpy()
     metrics = {
-        "valid_loss": F.binary_cross_entropy_with_logits(scores, labels).item(),
+        "valid_loss": reward_loss(scores, labels, len(labels)).item(),
         "valid_accuracy": float(((scores > 0).numpy() == positive).mean()),
         "valid_auc": auc(scores.numpy(), positive),
         "valid_calibration_error": calibration_error(scores.sigmoid().numpy(), labels.numpy()),
     }
-    if several:
-        metrics["best_of_n"] = float(np.mean([rule[score.argmax()] for rule, score in several]))
-        metrics["random_of_n"] = float(np.mean([rule.mean() for rule, _ in several]))
-    if mixed:
-        metrics["valid_auc_within"] = float(
-            np.mean([auc(score, rule > 0) for rule, score in mixed])
-        )
+
+    # Questions with several judged completions: does the score find the right ones?
+    best, random, within = [], [], []
+    for group, question in zip(groups, rows, strict=True):
+        if len(group.verdicts) > 1:
+            verdicts = np.array(group.verdicts)
+            solution_scores = np.array([solution_score(completion) for completion in question])
+            best.append(verdicts[solution_scores.argmax()])
+            random.append(verdicts.mean())
+            if 0 < verdicts.sum() < len(verdicts):
+                within.append(auc(solution_scores, verdicts > 0))
+    if best:
+        metrics["best_of_n"] = float(np.mean(best))
+        metrics["random_of_n"] = float(np.mean(random))
+    if within:
+        metrics["valid_auc_within"] = float(np.mean(within))
     return metrics
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Training
 
 
 def main(config: Config) -> None:
     world = setup(config.device, config.kernels, config.bf16, config.compile)
     run = Run(config, world)
+
+    # --- labeled questions, new ones and a share of older ones (4.1.4)
     tokenizer = Tokenizer.load(config.init)
     model = from_pretrained(config.init, world.device, score=config.kind)
     check_tokenizer(tokenizer, model, config.init)
-
-    def load(paths: list[str]) -> tuple[list[Labelled], int]:
-        parts = [load_labelled(path, config, tokenizer) for path in paths]
-        return [one for part, _ in parts for one in part], sum(count for _, count in parts)
-
-    (new, left_out), (history, _) = load(config.data), load(config.history)
-    valid = load([config.valid])[0] if config.valid else []
-    groups = replayed(new, history, config.replay, config.seed)
+    new, left_out = load_files(config.data, config, tokenizer)
+    history, _ = load_files(config.history, config, tokenizer)
+    held_out, _ = load_files([config.valid] if config.valid else [], config, tokenizer)
+    groups = with_replay(new, history, config.replay, config.seed)
     counts = {"questions": len(groups), "replayed": len(groups) - len(new), "left_out": left_out}
-    run.say(
-        f"{len(groups)} questions, {counts['replayed']} of them from history; "
-        f"{left_out} completions longer than {config.context} tokens left out"
-    )
+    run.say(f"{len(groups)} questions, {counts['replayed']} of them from history")
+    run.say(f"{left_out} completions longer than {config.context} tokens left out")
+
     model = shard(model, world)
     optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
     run.checkpointing(model, tokens=max(config.micro_tokens, config.context))
@@ -367,28 +367,37 @@ def main(config: Config) -> None:
     order = shuffled(len(groups), config.seed)
     for _ in range(start * config.questions):
         next(order)
-    if start == 0 and valid:
-        run.log(0, validate(model, valid, config, world))
+    if start == 0 and held_out:
+        run.log(0, validate(model, held_out, config, world))
+
     for step in range(start + 1, config.steps + 1):
         run.phase("update")
+
+        # --- a batch of questions with all their completions
+        batch = [groups[next(order)] for _ in range(config.questions)]
+
+        # --- the gradient of the mean cross-entropy of the labels
+        metrics = batch_loss(model, batch, config, world)
+
+        # --- one step of AdamW
         factor = lr_linear_decay(step, config.warmup, config.steps, config.decay)
         rate = set_lr(optimizer, config.lr * factor)
-        chosen = [groups[next(order)] for _ in range(config.questions)]
-        metrics = reward_gradient(model, chosen, config, world)
-        metrics |= {"grad_norm": clip_grad_norm(model, config.max_grad_norm), "lr": rate}
+        norm = clip_grad_norm(model, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+        # --- validate, log, save
         run.phase("validate")
-        if valid and (step % config.valid_every == 0 or step == config.steps):
-            metrics |= validate(model, valid, config, world)
-        pairs = [(one.prompt, one.completions) for one in chosen]
-        flops = 3 * forward_flops(model.config, pairs, last=True)
-        run.log(step, metrics, Work(sum(one.tokens for one in chosen), flops))
+        metrics |= {"grad_norm": norm, "lr": rate}
+        if held_out and (step % config.valid_every == 0 or step == config.steps):
+            metrics |= validate(model, held_out, config, world)
+        flops = 3 * forward_flops(model.config, [group.group for group in batch], last=True)
+        run.log(step, metrics, Work(sum(group.tokens for group in batch), flops))
         run.checkpoint(step, model, tokenizer, optimizer)
     run.finish(model, tokenizer, counts)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Training on between the outer iterations of GRPO (4.1.4). `grpo` is a train_grpo.Config.
 
 STEP_SAMPLES = 8  # completions from the end of a step that label it

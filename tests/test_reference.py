@@ -140,7 +140,7 @@ def test_float64(tiny, readable):
             [torch.randn(n, generator=draw).tolist() for n in sizes] for _ in range(2)
         )
     rows = windows(tiny.root / "a", 32, 5)
-    labelled, _ = train_reward.load_labelled(
+    labelled, _ = train_reward.load_labeled(
         f"{tiny.root}/samples.jsonl",
         train_reward.Config(kind="process", init=str(tiny.root / "base")),
         tiny.tokenizer,
@@ -165,7 +165,7 @@ def test_float64(tiny, readable):
         sums |= train_ppo.value_gradient(value, batches, rollouts, values)
         scores = train_reward.reward_scores(value, labelled)
         F.binary_cross_entropy_with_logits(
-            scores.double(), train_reward.wanted(labelled, "soft").double()
+            scores.double(), train_reward.label_tensor(labelled, "soft").double()
         ).backward()
         found += [sums[name].double() for name in sorted(sums)]
         return found + [p.grad for one in (model, value) for p in one.parameters()]

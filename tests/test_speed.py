@@ -126,7 +126,7 @@ def test_a_step_learns_from_so_many_tokens(trainer, tiny, tmp_path, monkeypatch)
         )
         (tokens, flops, _, _) = calls[0]
         config = module.Config(kind="process", init=str(root / "base"), context=64)
-        groups = train_reward.load_labelled(f"{root}/samples.jsonl", config, tokenizer)[0]
+        groups = train_reward.load_labeled(f"{root}/samples.jsonl", config, tokenizer)[0]
         assert len(groups) == 6
         assert tokens == sum(len(one.prompt) + sum(map(len, one.completions)) for one in groups)
         alone = sequences(*((one.prompt, ids) for one in groups for ids in one.completions))
@@ -244,11 +244,11 @@ def test_a_question_is_read_once_and_the_reference_reads_once(mu, tiny):
     )
     assert found == [once, once]
     config = train_reward.Config(kind="process", init=str(root / "base"))
-    groups = train_reward.load_labelled(f"{root}/samples.jsonl", config, tiny.tokenizer)[0]
+    groups = train_reward.load_labeled(f"{root}/samples.jsonl", config, tiny.tokenizer)[0]
     once = sum(one.tokens for one in groups)
-    assert fed_tokens(
-        lambda: train_reward.reward_gradient(value, groups, config, world), value
-    ) == [once]
+    assert fed_tokens(lambda: train_reward.batch_loss(value, groups, config, world), value) == [
+        once
+    ]
 
 
 def test_a_step_that_was_sampled_before_says_nothing_of_sampling(tiny, tmp_path):

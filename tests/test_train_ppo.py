@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,14 +33,14 @@ from generate import Sample
 from rollout import Rollout, load_rollouts
 from runtime.distributed import World, shuffled
 from runtime.hf import from_pretrained, save_pretrained
-from train_grpo import grpo_gradient, grpo_loss, token_weights
+from train_grpo import token_weights
 from train_ppo import (
     Config,
-    as_grpo,
     assess,
     estimate,
     gae,
-    ppo_coefficient,
+    policy_gradient,
+    ppo_loss,
     token_rewards,
     value_gradient,
     value_loss,
@@ -271,6 +272,12 @@ def test_a_reward_that_is_not_finite_counts_for_nothing():
 # The losses
 
 
+def ppo_coefficient(advantage, ratio, clip_low, clip_high):
+    """Minus d loss / d logp of a token without its weight: eq. 18 times the ratio, 0 where the clip holds it."""
+    clipped = torch.where(advantage > 0, ratio > 1 + clip_high, ratio < 1 - clip_low)
+    return (advantage * ratio).where(~clipped, 0)
+
+
 def test_equation_18_is_the_gradient():
     """In float64, of the loss as trained: one update (the ratio is 1, eq. 17), and a later one with clipped tokens."""
     draw = torch.Generator().manual_seed(0)
@@ -283,8 +290,9 @@ def test_equation_18_is_the_gradient():
     weight = token_weights(lengths, torch.ones(12), completion, "grpo", 3, 12, 0).double()
     for before in (None, old):
         x = logp.clone().requires_grad_()
-        sampled = x.detach() if before is None else before
-        grpo_loss(x, sampled, None, advantage, weight, 0.2, 0.3, 0.0)[0].backward()
+        micro = SimpleNamespace(advantage=advantage, weight=weight)
+        config = Config(clip_low=0.2, clip_high=0.3)
+        ppo_loss(x, x.detach() if before is None else before, micro, config)[0].backward()
         ratio = torch.ones(12, dtype=torch.float64) if before is None else (logp - old).exp()
         coefficient = ppo_coefficient(advantage, ratio, 0.2, 0.3)
         expected = (
@@ -393,13 +401,13 @@ def test_gradients_of_both_models(tiny, whiten, shared, micro_tokens):
     rollouts = rewarded(tiny.tokenizer, policy, 0.7)
     assess(config, rollouts, reference, value, World())
     estimate(config, rollouts)
-    batches = micro_batches(rollouts, as_grpo(config), None, World(), shared)
+    batches = micro_batches(rollouts, config, None, World(), shared)
     assert (len(batches) > 1) == (micro_tokens == 60)
     for first in (True, False):
         expected = naive_losses(policy, value, *old, reference, rollouts, config)
         sum(expected).backward()
         wanted = gradients(policy), gradients(value)
-        sums = grpo_gradient(policy, batches, as_grpo(config))
+        sums = policy_gradient(policy, batches, config)
         sums |= value_gradient(value, batches, rollouts, config)
         assert sums["loss"].item() == pytest.approx(expected[0].item(), rel=1e-4, abs=1e-6)
         assert sums["value_loss"].item() == pytest.approx(expected[1].item(), rel=1e-4)
@@ -521,15 +529,16 @@ def test_two_processes_train_the_same_models(runs, together):
 
 
 def test_ppo_learns_what_is_right(tiny, tmp_path):
-    """A policy that gives each of three answers a third of the time comes to give the right one."""
-    changes = dict(
-        steps=25, questions=6, samples=8, formats="cot", valid="", save_every=100, micro_tokens=2000
-    )
+    """A policy that gives each of three answers a third of the time comes to give the right one.
+
+    The rates are small enough that seeds and rounding do not matter: four seeds gained 0.45 to 0.6 in 20 steps.
+    """
+    changes = dict(steps=20, samples=16, formats="cot", valid="", save_every=100)
+    changes |= dict(questions=6, micro_tokens=4000, max_rows=96, lr=1e-3, value_lr=1e-2)
     rows = metrics(run("ppo", tiny.root, tmp_path / "run", **changes))
-    assert (
-        sum(row["verdict"] for row in rows[-4:]) / 4
-        > sum(row["verdict"] for row in rows[:4]) / 4 + 0.2
-    )
+    first = sum(row["verdict"] for row in rows[:4]) / 4
+    last = sum(row["verdict"] for row in rows[-4:]) / 4
+    assert last > first + 0.25
     assert sum(row["explained_variance"] for row in rows[-5:]) / 5 > 0.2
 
 
@@ -548,9 +557,9 @@ def test_ppo_learns_what_is_right(tiny, tmp_path):
         (dict(to=""), "--to is needed: .*"),
         (
             dict(gamma=1.1),
-            "--gamma 1.1: out of range; give a finite number from 0 to 1",
+            "--gamma 1.1: out of range; give a finite number at least 0 and at most 1",
         ),
-        (dict(lam=-0.1), "--lam -0.1: out of range; give a finite number from 0 to 1"),
+        (dict(lam=-0.1), "--lam -0.1: out of range; give a finite number at least 0 and at most 1"),
         (dict(clip_value=-1), "--clip_value -1: out of range; give a finite number at least 0"),
         (dict(formats="cot,tool"), "--formats cot,tool: unknown; choose cot or pot"),
         (

@@ -28,14 +28,14 @@ from runtime.distributed import World
 from runtime.hf import from_pretrained
 from train_reward import (
     Config,
-    Labelled,
+    Labeled,
     auc,
+    batch_loss,
     calibration_error,
-    load_labelled,
-    replayed,
-    reward_gradient,
+    load_labeled,
     reward_scores,
     validate,
+    with_replay,
 )
 
 POINTS = [
@@ -67,10 +67,10 @@ def test_rollouts_give_labels_of_completions_or_of_steps(tiny):
     path = str(tiny.root / "samples.jsonl")
     rollouts = load_rollouts(path)
     for kind in ("outcome", "process"):
-        groups, left_out = load_labelled(path, settings(tiny, kind=kind), tiny.tokenizer)
+        groups, left_out = load_labeled(path, settings(tiny, kind=kind), tiny.tokenizer)
         assert left_out == 0 and len(groups) == len(rollouts)
         for one, group in zip(rollouts, groups, strict=True):
-            assert group.prompt == one.prompt and group.rule == one.verdicts
+            assert group.prompt == one.prompt and group.verdicts == one.verdicts
             assert group.completions == [sample.ids for sample in one.samples]
             if kind == "outcome":
                 assert group.labels == [[reward] for reward in one.verdicts]
@@ -81,23 +81,23 @@ def test_rollouts_give_labels_of_completions_or_of_steps(tiny):
 
 def test_completions_longer_than_the_context_are_counted(tiny):
     path = str(tiny.root / "samples.jsonl")
-    whole, _ = load_labelled(path, settings(tiny), tiny.tokenizer)
+    whole, _ = load_labeled(path, settings(tiny), tiny.tokenizer)
     sizes = sorted(len(one.prompt) + len(ids) for one in whole for ids in one.completions)
     context = sizes[len(sizes) // 2]
-    groups, left_out = load_labelled(path, settings(tiny, context=context), tiny.tokenizer)
+    groups, left_out = load_labeled(path, settings(tiny, context=context), tiny.tokenizer)
     kept = [len(one.prompt) + len(ids) for one in groups for ids in one.completions]
     assert (
         sorted(kept) == [size for size in sizes if size <= context]
         and left_out == len(sizes) - len(kept) > 0
     )
     assert all(
-        len(one.completions) == len(one.labels) == len(one.places) == len(one.rule)
+        len(one.completions) == len(one.labels) == len(one.places) == len(one.verdicts)
         for one in groups
     )
 
 
-def text_of(tiny, one: Labelled) -> tuple[str, str, list[str]]:
-    """Question's prompt, response, and the text up to each labelled place."""
+def text_of(tiny, one: Labeled) -> tuple[str, str, list[str]]:
+    """Question's prompt, response, and the text up to each labeled place."""
     ids = one.completions[0]
     return (
         tiny.tokenizer.decode(one.prompt),
@@ -118,14 +118,14 @@ SHEPHERD = {
 def test_math_shepherd(tiny, tmp_path):
     path = tmp_path / "shepherd.jsonl"
     path.write_text(json.dumps(SHEPHERD) + "\n")
-    ((one,), _) = load_labelled(str(path), settings(tiny), tiny.tokenizer)
+    ((one,), _) = load_labeled(str(path), settings(tiny), tiny.tokenizer)
     prompt, response, beginnings = text_of(tiny, one)
     assert prompt == prompts.prompt("Ann has 2 pens and buys 3. How many?")
     lines = ["Step 1: 2 + 3 = 5.", "Step 2: She gives 1. 5 + 1 = 6.", "Step 3: The answer is: 6"]
     assert response == " " + "\n".join(lines) and one.completions[0][-1] == tiny.tokenizer.eos_id
     assert beginnings == ["\n".join(lines[:n]) for n in (1, 2, 3)]
-    assert one.labels == [[1.0, 0.0, 0.0]] and one.rule == [0.0]
-    ((one,), _) = load_labelled(str(path), settings(tiny, kind="outcome"), tiny.tokenizer)
+    assert one.labels == [[1.0, 0.0, 0.0]] and one.verdicts == [0.0]
+    ((one,), _) = load_labeled(str(path), settings(tiny, kind="outcome"), tiny.tokenizer)
     assert one.labels == [[0.0]] and one.places == [[len(one.completions[0]) - 1]]
 
 
@@ -161,8 +161,8 @@ PRM = {
 def test_prm800k(tiny, tmp_path):
     path = tmp_path / "prm800k.jsonl"
     path.write_text(json.dumps(PRM) + "\n")
-    groups, _ = load_labelled(str(path), settings(tiny), tiny.tokenizer)
-    found = [(*text_of(tiny, one)[1:], one.labels, one.rule) for one in groups]
+    groups, _ = load_labeled(str(path), settings(tiny), tiny.tokenizer)
+    found = [(*text_of(tiny, one)[1:], one.labels, one.verdicts) for one in groups]
     assert found == [
         (" Cry.", ["Cry."], [[0.0]], []),
         (" Add them.\nIt is 6.", ["Add them.\nIt is 6."], [[0.0]], []),
@@ -174,14 +174,14 @@ def test_prm800k(tiny, tmp_path):
             [1.0],
         ),
     ]
-    ((one,), _) = load_labelled(str(path), settings(tiny, kind="outcome"), tiny.tokenizer)
+    ((one,), _) = load_labeled(str(path), settings(tiny, kind="outcome"), tiny.tokenizer)
     assert one.labels == [[1.0]] and text_of(tiny, one)[1] == " Add them.\nIt is 5.\nMaybe 5."
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.sampled_from([0.0, 0.1, 0.5]), st.integers(0, 3))
 def test_replay_is_the_share_asked_for(new, old, share, seed):
     groups, history = list(range(new)), list(range(1000, 1000 + old))
-    found = replayed(groups, history, share, seed)
+    found = with_replay(groups, history, share, seed)
     count = len(found) - new
     assert found[:new] == groups and set(found[new:]) <= set(history)
     assert abs(count - share * len(found)) <= 0.5
@@ -190,18 +190,18 @@ def test_replay_is_the_share_asked_for(new, old, share, seed):
 
 
 def test_a_tenth_is_exactly_a_tenth():
-    found = replayed(list(range(90)), list(range(1000, 1400)), 0.1, 0)
+    found = with_replay(list(range(90)), list(range(1000, 1400)), 0.1, 0)
     assert len(found) == 100 and sum(one >= 1000 for one in found) == 10
-    assert replayed([1, 2], [], 0.1, 0) == [1, 2]
-    assert replayed(list(range(90)), list(range(1000, 1400)), 0.1, 1)[90:] != found[90:]
+    assert with_replay([1, 2], [], 0.1, 0) == [1, 2]
+    assert with_replay(list(range(90)), list(range(1000, 1400)), 0.1, 1)[90:] != found[90:]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Loss and measures
 
 
-def naive_loss(model, groups: list[Labelled], hard: bool) -> torch.Tensor:
-    """Cross-entropy at each labelled token, its sequence run alone."""
+def naive_loss(model, groups: list[Labeled], hard: bool) -> torch.Tensor:
+    """Cross-entropy at each labeled token, its sequence run alone."""
     losses = []
     for one in groups:
         for ids, places, labels in zip(one.completions, one.places, one.labels, strict=True):
@@ -219,7 +219,7 @@ def naive_loss(model, groups: list[Labelled], hard: bool) -> torch.Tensor:
 @pytest.mark.parametrize("micro_tokens", [60, 10_000])
 def test_gradient_of_the_cross_entropy(tiny, scorer, labels, micro_tokens):
     config = settings(tiny, labels=labels, micro_tokens=micro_tokens)
-    groups, _ = load_labelled(f"{tiny.root}/samples.jsonl", config, tiny.tokenizer)
+    groups, _ = load_labeled(f"{tiny.root}/samples.jsonl", config, tiny.tokenizer)
     for number, one in enumerate(groups):
         one.labels = [
             [(0.0, 0.25, 1.0)[(number + g + k) % 3] for k in range(len(r))]
@@ -228,7 +228,7 @@ def test_gradient_of_the_cross_entropy(tiny, scorer, labels, micro_tokens):
     expected = naive_loss(scorer, groups, labels == "hard")
     expected.backward()
     wanted = gradients(scorer)
-    found = reward_gradient(scorer, groups, config, World())
+    found = batch_loss(scorer, groups, config, World())
     assert found["loss"] == pytest.approx(expected.item(), rel=1e-5)
     assert found["labels"] == sum(len(row) for one in groups for row in one.labels)
     assert_close(gradients(scorer), wanted)
@@ -255,7 +255,7 @@ def test_calibration_error_by_hand():
 
 def test_best_of_n_takes_the_highest_score(tiny, scorer):
     """Completions with scores known in advance: the one whose weakest step is the best."""
-    groups, _ = load_labelled(f"{tiny.root}/samples.jsonl", settings(tiny), tiny.tokenizer)
+    groups, _ = load_labeled(f"{tiny.root}/samples.jsonl", settings(tiny), tiny.tokenizer)
     with torch.no_grad():
         scores = [
             reward_scores(scorer, [one]).split([len(row) for row in one.places]) for one in groups
@@ -263,11 +263,11 @@ def test_best_of_n_takes_the_highest_score(tiny, scorer):
     expected, random, within = [], [], []
     for one, rows in zip(groups, scores, strict=True):
         weakest = [row.min().item() for row in rows]
-        judged = list(zip(weakest, one.rule, strict=True))
+        judged = list(zip(weakest, one.verdicts, strict=True))
         pairs = [(a, b) for a, x in judged for b, y in judged if x > y]
         within += [np.mean([(a > b) + (a == b) / 2 for a, b in pairs])] if pairs else []
-        expected.append(one.rule[weakest.index(max(weakest))])
-        random.append(np.mean(one.rule))
+        expected.append(one.verdicts[weakest.index(max(weakest))])
+        random.append(np.mean(one.verdicts))
     found = validate(scorer, groups, settings(tiny, micro_tokens=100), World())
     assert found["best_of_n"] == pytest.approx(np.mean(expected))
     assert found["random_of_n"] == pytest.approx(np.mean(random))
@@ -347,7 +347,7 @@ def spoil(tiny, tmp_path, **changes):
             "{}/bad.jsonl:1: label is not input with . or - in place of each ки",
         ),
         ({**PRM, "question": {}}, {}, "{}/bad.jsonl:1: not a line of PRM800K .*"),
-        (SHEPHERD, dict(context=5), "{}/bad.jsonl: no labelled completion of at most 5 tokens"),
+        (SHEPHERD, dict(context=5), "{}/bad.jsonl: no labeled completion of at most 5 tokens"),
         (SHEPHERD, dict(kind="both"), "--kind both: unknown; choose outcome or process"),
         (SHEPHERD, dict(labels="none"), "--labels none: unknown; choose soft or hard"),
         (
@@ -379,10 +379,10 @@ def test_samples_of_another_vocabulary(tiny):
     with pytest.raises(
         InputError, match="samples.jsonl:1: its ids are not its text in the vocabulary of"
     ):
-        load_labelled(f"{tiny.root}/samples.jsonl", settings(tiny), other)
+        load_labeled(f"{tiny.root}/samples.jsonl", settings(tiny), other)
 
 
 def test_steps_of_text_are_where_step_ends_says(tiny, tmp_path):
     (tmp_path / "s.jsonl").write_text(json.dumps(SHEPHERD))
-    ((one,), _) = load_labelled(str(tmp_path / "s.jsonl"), settings(tiny), tiny.tokenizer)
+    ((one,), _) = load_labeled(str(tmp_path / "s.jsonl"), settings(tiny), tiny.tokenizer)
     assert one.places[0] == step_ends(tiny.tokenizer, one.completions[0])

@@ -380,9 +380,10 @@ def made_up_rollouts(tokenizer: Tokenizer, seed: int = 0, formats=("cot",)) -> l
 
 
 def micro_batches(rollouts: list, config, reference, world: World, shared: bool = True) -> list:
-    """What train_grpo.main makes of rollouts before it learns from them."""
+    """What train_grpo or train_ppo makes of rollouts before it learns from them."""
     batches = pack_rollouts(rollouts, config.micro_tokens, world, shared)
-    train_grpo.set_weights(batches, rollouts, config)
+    trainer = train_ppo if isinstance(config, train_ppo.Config) else train_grpo
+    trainer.set_weights(batches, rollouts, config)
     if reference is not None:
         for micro in batches:
             with torch.no_grad():
@@ -531,9 +532,9 @@ def all_gradients(root: Path, world: World, micro: int = 1) -> dict[str, dict]:
     loss = train_sft.batch_loss(model, examples, 320 // micro, world)
     found["sft"] = gradients(model) | {"loss": torch.tensor(loss)}
     config = train_reward.Config(kind="process", init="base", micro_tokens=400 // micro)
-    groups, _ = train_reward.load_labelled(f"{root}/samples.jsonl", config, tokenizer)
+    groups, _ = train_reward.load_labeled(f"{root}/samples.jsonl", config, tokenizer)
     scorer = shard(from_pretrained(root / "process", score="process"), world)
-    found["reward"] = train_reward.reward_gradient(scorer, groups, config, world)
+    found["reward"] = train_reward.batch_loss(scorer, groups, config, world)
     found["reward"] = gradients(scorer) | {
         name: torch.tensor(value) for name, value in found["reward"].items()
     }
@@ -555,8 +556,8 @@ def all_gradients(root: Path, world: World, micro: int = 1) -> dict[str, dict]:
     config = train_ppo.Config(beta=0.1, temperature=0.7, micro_tokens=400 // micro, clip_value=0.5)
     train_ppo.assess(config, rollouts, reference, value, world)
     estimates = train_ppo.estimate(config, rollouts)
-    batches = micro_batches(rollouts, train_ppo.as_grpo(config), None, world)
-    train_grpo.grpo_gradient(model, batches, train_ppo.as_grpo(config))
+    batches = micro_batches(rollouts, config, None, world)
+    train_ppo.policy_gradient(model, batches, config)
     found["ppo"] = gradients(model) | {
         name: torch.tensor(number) for name, number in estimates.items()
     }
@@ -565,7 +566,7 @@ def all_gradients(root: Path, world: World, micro: int = 1) -> dict[str, dict]:
     lone = rollouts[:1]  # one micro-batch: the second process runs along
     train_ppo.assess(config, lone, reference, value, world)
     train_ppo.estimate(config, lone)
-    batches = micro_batches(lone, train_ppo.as_grpo(config), None, world)
+    batches = micro_batches(lone, config, None, world)
     train_ppo.value_gradient(value, batches, lone, config)
     found["ppo_lone"] = gradients(value)
     return found

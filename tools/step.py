@@ -175,7 +175,7 @@ class Step:
         elif self.stage == "sft":
             train_sft.batch_loss(model, items, config.micro_tokens, META)
         elif self.stage == "reward":
-            train_reward.reward_gradient(model, items, config, META)
+            train_reward.batch_loss(model, items, config, META)
         else:
             reference = self.reference.module if self.reference else None
             train_dpo.batch_loss(model, reference, items, config, META)
@@ -183,12 +183,12 @@ class Step:
     def reinforce(self) -> None:
         """The reference's log-probs, PPO's values, and the update."""
         config, items = self.config, self.work.items
-        options = train_ppo.as_grpo(config) if self.stage == "ppo" else config
+        trainer = train_ppo if self.value else train_grpo
         micros: list[MicroBatch] = []
 
         def pack() -> None:
             micros.extend(pack_rollouts(items, config.micro_tokens, META))
-            train_grpo.set_weights(micros, items, options)
+            trainer.set_weights(micros, items, config)
 
         def pack_with_reference() -> None:
             pack()
@@ -205,9 +205,11 @@ class Step:
             self.phase("assess", lambda: self.assess(micros))
 
         def update() -> None:
-            train_grpo.grpo_gradient(self.policy.module, micros, options)
             if self.value:
+                train_ppo.policy_gradient(self.policy.module, micros, config)
                 train_ppo.value_gradient(self.value.module, micros, items, config)
+            else:
+                train_grpo.grpo_gradient(self.policy.module, micros, config)
 
         self.phase("update", update, config.mu * self.work.own / self.work.traced)
         self.plan.learned = dict(self.ledger.live)

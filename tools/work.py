@@ -130,10 +130,10 @@ def sample(L: int) -> Sample:
     return Sample([0] * L, [0.0] * L, [True] * L, "eos")
 
 
-def labeled_part(P: int, count: int, L: int) -> train_reward.Labelled:
+def labeled_part(P: int, count: int, L: int) -> train_reward.Labeled:
     """Completions of a question with a label at their end."""
     ends, labels = [[L - 1]] * count, [[1.0]] * count
-    return train_reward.Labelled([0] * P, [[0] * L] * count, ends, labels, [1.0] * count)
+    return train_reward.Labeled([0] * P, [[0] * L] * count, ends, labels, [1.0] * count)
 
 
 def rollout_part(P: int, count: int, L: int) -> Rollout:

@@ -101,16 +101,15 @@ class Real:
         elif self.stage == "sft":
             train_sft.batch_loss(self.model, items, config.micro_tokens, world)
         elif self.stage == "reward":
-            train_reward.reward_gradient(self.model, items, config, world)
+            train_reward.batch_loss(self.model, items, config, world)
         elif self.stage == "dpo":
             train_dpo.batch_loss(self.model, self.reference, items, config, world)
         elif self.stage == "grpo":
             batches = training.micro_batches(items, config, self.reference, world)
             train_grpo.grpo_gradient(self.model, batches, config)
         else:
-            both = train_ppo.as_grpo(config)
-            batches = training.micro_batches(items, both, None, world)
-            train_grpo.grpo_gradient(self.model, batches, both)
+            batches = training.micro_batches(items, config, None, world)
+            train_ppo.policy_gradient(self.model, batches, config)
             train_ppo.value_gradient(self.value, batches, items, config)
 
     def step(self) -> None:

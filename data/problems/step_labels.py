@@ -1,0 +1,76 @@
+"""Solutions with a label for each step, from public files: PRM800K and Math-Shepherd."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from data.io import InputError, read_jsonl
+
+
+@dataclass
+class Solution:
+    """A solution as text: its steps with their labels (None: not rated), and its verdict (None: unknown)."""
+
+    question: str
+    steps: list[tuple[str, float | None]]
+    verdict: float | None = None
+
+
+def prm800k(path: str) -> Iterator[Solution]:
+    """Human ratings of steps: -1 is wrong, 0 and 1 are not.
+
+    Gives the path of the chosen steps, and every other rated step after the steps that were chosen before it. The
+    label of a chosen step counts once.
+    """
+    for number, row in read_jsonl(path):
+        try:
+            yield from _prm800k_line(row)
+        except (KeyError, TypeError, IndexError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"{path}:{number}: not a line of PRM800K ({reason})") from None
+
+
+def _prm800k_line(row: dict) -> Iterator[Solution]:
+    question: str = row["question"]["problem"]
+    before: list[tuple[str, float | None]] = []  # the chosen steps so far
+    for step in row["label"]["steps"]:
+        rated = step["completions"] or []
+        number = step.get("chosen_completion")
+        chosen = step["human_completion"] if number is None else rated[number]
+        for other in rated:
+            if other is not chosen and other["rating"] is not None:
+                unlabeled = [(text, None) for text, _ in before]
+                yield Solution(question, [*unlabeled, (other["text"], _label(other["rating"]))])
+        if chosen is None:  # nobody went on from here
+            break
+        before.append((chosen["text"], _label(chosen.get("rating"))))
+    if any(label is not None for _, label in before):
+        verdicts = {"solution": 1.0, "found_error": 0.0}
+        yield Solution(question, before, verdicts.get(row["label"].get("finish_reason")))
+
+
+def _label(rating: int | None) -> float | None:
+    return None if rating is None else float(rating >= 0)
+
+
+TAG = "ки"  # Math-Shepherd writes it at the end of every step
+
+
+def math_shepherd(path: str) -> Iterator[Solution]:
+    """{input, label}: a question with "Step 1: ..." lines; label is input with + or - in place of each tag."""
+    for number, row in read_jsonl(path):
+        text, marked = row.get("input"), row.get("label")
+        if not isinstance(text, str) or not isinstance(marked, str) or "Step 1:" not in text:
+            reason = "it needs input with steps, and label"
+            raise InputError(f"{path}:{number}: not a line of Math-Shepherd; {reason}")
+        # A tag is one letter longer than its sign, so the signs stand further and further to the left.
+        tags = [match.start() for match in re.finditer(TAG, text)]
+        signs = [marked[place - k : place - k + 1] for k, place in enumerate(tags)]
+        if not tags or not set(signs) <= {"+", "-"}:
+            reason = f"label is not input with + or - in place of each {TAG}"
+            raise InputError(f"{path}:{number}: {reason}")
+        start = text.index("Step 1:")
+        parts = re.split(f"(?={TAG})", text[start:])[: len(tags)]
+        steps = [part.removeprefix(TAG) for part in parts]
+        labels = [float(sign == "+") for sign in signs]
+        yield Solution(text[:start].strip(), list(zip(steps, labels, strict=True)), labels[-1])
