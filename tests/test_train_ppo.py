@@ -557,9 +557,9 @@ def test_ppo_learns_what_is_right(tiny, tmp_path):
         (dict(to=""), "--to is needed: .*"),
         (
             dict(gamma=1.1),
-            "--gamma 1.1: out of range; give a finite number at least 0 and at most 1",
+            "--gamma 1.1: out of range; give a finite number from 0 to 1",
         ),
-        (dict(lam=-0.1), "--lam -0.1: out of range; give a finite number at least 0 and at most 1"),
+        (dict(lam=-0.1), "--lam -0.1: out of range; give a finite number from 0 to 1"),
         (dict(clip_value=-1), "--clip_value -1: out of range; give a finite number at least 0"),
         (dict(formats="cot,tool"), "--formats cot,tool: unknown; choose cot or pot"),
         (
