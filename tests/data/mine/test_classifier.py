@@ -1,6 +1,7 @@
 """classifier.py against simple SGD (one text at a time, float64) and the fastText library."""
 
 import functools
+import itertools
 import random
 from collections import Counter
 from dataclasses import replace
@@ -60,7 +61,8 @@ def plain_sgd(positives, negatives, settings, seed) -> dict:
     words = kept_words(texts, settings)
     bags = [features(text, words, settings) for text in texts]
     by_hash = sorted(words, key=lambda word: int(unit_hashes([word], "space").values[0]))
-    rows = [*by_hash, *sorted({f for bag in bags for f in bag if isinstance(f, int)})]
+    buckets = {feature for feature in itertools.chain(*bags) if isinstance(feature, int)}
+    rows = [*by_hash, *sorted(buckets)]
     start = classifier.initial_vectors(0, len(rows), settings.width, seed).astype(np.float64)
     vectors = dict(zip(rows, start, strict=True))
     output = np.zeros((2, settings.width))

@@ -33,7 +33,10 @@ def read(path):
 
 
 def texts_left(folder):
-    return [row["text"] for path in sorted(folder.glob("part-*.jsonl")) for row in read(path)]
+    texts = []
+    for path in sorted(folder.glob("part-*.jsonl")):
+        texts += [row["text"] for row in read(path)]
+    return texts
 
 
 LONG = "one two three four five six seven eight nine ten " * 3
@@ -99,9 +102,11 @@ def random_store(folder, rng, families=60, shards=4):
     rng.shuffle(pages)
     size = -(-len(pages) // shards)
     parts = {number: pages[number * size : (number + 1) * size] for number in range(shards)}
-    return write_store(folder, parts), {
-        (n, i + 1): page for n, part in parts.items() for i, page in enumerate(part)
-    }
+    by_id = {}
+    for number, part in parts.items():
+        for line, row in enumerate(part, 1):
+            by_id[number, line] = row
+    return write_store(folder, parts), by_id
 
 
 def components(nodes, edges):
@@ -137,11 +142,12 @@ def naive(pages, near):
 
 
 def found_drops(folder):
-    return {
-        (int(path.stem[5:]), row["line"]): (row["reason"], tuple(row["kept"]))
-        for path in folder.glob("drops/*.jsonl")
-        for row in read(path)
-    }
+    drops = {}
+    for path in folder.glob("drops/*.jsonl"):
+        number = int(path.stem.removeprefix("part-"))
+        for row in read(path):
+            drops[number, row["line"]] = row["reason"], tuple(row["kept"])
+    return drops
 
 
 @pytest.mark.parametrize("seed", range(3))

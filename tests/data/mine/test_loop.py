@@ -194,9 +194,8 @@ def test_sample_texts(tmp_path):
     assert few == loop.sample_texts(paths, 100, 7, "")[:20] and few != loop.sample_texts(
         paths, 20, 8, ""
     )
-    assert sorted(loop.sample_texts(paths, 1000, 7, "")) == sorted(
-        f"{i} {j}" for i in (0, 1) for j in range(50)
-    )
+    every = [f"0 {j}" for j in range(50)] + [f"1 {j}" for j in range(50)]
+    assert sorted(loop.sample_texts(paths, 1000, 7, "")) == sorted(every)
     write_jsonl(paths[0], [])
     with pytest.raises(InputError, match="--positives x: no text"):
         loop.sample_texts(paths[:1], 5, 0, "--positives x")
@@ -223,11 +222,9 @@ def test_partitioned_domains_are_all_domains(tmp_path):
         steps.domains_part(tables, part, 0.2, 5, tmp_path / f"{part}.json") for part in range(4)
     ]
     whole = domains.domain_counts(pages)
-    found = {
-        name: row
-        for part in range(4)
-        for name, row in store.read_json(tmp_path / f"{part}.json").items()
-    }
+    found = {}
+    for part in range(4):
+        found |= store.read_json(tmp_path / f"{part}.json")
     assert found == {name: whole[name] for name in domains.math_domains(whole, 0.2, 5)} and found
     assert sum(one["domains"] for one in counts) == len(whole) == 40
     assert all(one["domains"] < 20 for one in counts)
@@ -253,6 +250,14 @@ def web(tmp_path_factory) -> Path:
         write_jsonl(folder / "benchmark" / f"{name}.jsonl", rows)
     train((page.text for page in pages[:100]), 300, ["<|endoftext|>"]).save(folder / "tokenizer")
     return folder
+
+
+def pages_of(folder: Path, pattern: str = "*.jsonl") -> list[dict]:
+    """The rows of the JSONL files in a folder, in the order of their names."""
+    rows = []
+    for path in sorted(folder.glob(pattern)):
+        rows += [row for _, row in read_jsonl(path)]
+    return rows
 
 
 def config(web: Path, to: Path, **options) -> loop.Config:
@@ -313,10 +318,8 @@ def test_a_web_is_mined(web, whole):
     assert all(row["precision"] > 0.7 for row in rows)
     assert truth["near_found"] >= 0.95 and truth["copies_found"] >= 0.95 and truth["copies"] > 40
     assert truth["lost"] == 0 and truth["planted"] > 5 and truth["planted_left"] == 0
-    # what the report counts is what lies there
-    corpus = [
-        row for path in sorted((whole / "corpus").glob("*.jsonl")) for _, row in read_jsonl(path)
-    ]
+    # The report counts the pages of the corpus.
+    corpus = pages_of(whole / "corpus")
     assert (
         len(corpus)
         == found["corpus"]["out"]
@@ -345,9 +348,9 @@ def test_a_web_is_mined(web, whole):
     assert again == [(kept[i] & kept[i + 1]).sum() / kept[i + 1].sum() for i in (0, 1)]
     # The token shards contain the corpus, in order.
     tokenizer, shards = Tokenizer.load(web / "tokenizer"), Shards(whole / "shards", verify=True)
-    ids = [
-        token for page in corpus for token in (*tokenizer.encode(page["text"]), tokenizer.eos_id)
-    ]
+    ids = []
+    for page in corpus:
+        ids += [*tokenizer.encode(page["text"]), tokenizer.eos_id]
     assert shards.read(0, len(shards)).tolist() == ids and found["shards"]["documents"] == len(
         corpus
     )
@@ -543,9 +546,9 @@ def test_bad_input(web, tmp_path, changes, message):
 
 
 def test_every_page_holds_benchmark_text(web, tmp_path):
-    pages = (
-        page for path in sorted((web / "crawl").iterdir()) for page in read_pages(path, Counter())
-    )
+    pages = []
+    for path in sorted((web / "crawl").iterdir()):
+        pages += read_pages(path, Counter())
     write_jsonl(
         tmp_path / "bench" / "all.jsonl",
         ({"question": page["text"], "answer": "1"} for page in pages),
@@ -592,92 +595,76 @@ def test_disk_full(web, tmp_path):
 def test_steps_alone(web, whole, tmp_path, monkeypatch, capsys):
     """The command of a step does what the loop does."""
 
-    def step(*words) -> str:
-        monkeypatch.setattr(sys, "argv", ["data.mine", *map(str, words)])
+    def step(name: str, **options) -> str:
+        words = [f"--{option}={value}" for option, value in options.items()]
+        monkeypatch.setattr(sys, "argv", ["data.mine", name, *words])
         commands.main()
         return capsys.readouterr().out
 
-    assert f"{PAGES // FILES} pages" in step(
-        "pages", "--crawl", web / "crawl", "--to", tmp_path / "pages"
-    )
-    out = step(
-        "dedup",
-        "--store",
-        tmp_path / "pages",
-        "--to",
-        tmp_path / "clean",
-        "--work",
-        tmp_path / "work",
-    )
+    # Pages and deduplication
+    out = step("pages", crawl=web / "crawl", to=tmp_path / "pages")
+    assert f"{PAGES // FILES} pages" in out
+    out = step("dedup", store=tmp_path / "pages", to=tmp_path / "clean", work=tmp_path / "work")
     clean = sorted((whole / "clean").glob("*.jsonl"))
-    assert [path.read_bytes() for path in clean] == [
-        (tmp_path / "clean" / path.name).read_bytes() for path in clean
-    ]
-    left = sum(1 for path in clean for _ in read_jsonl(path))
+    for path in clean:
+        assert path.read_bytes() == (tmp_path / "clean" / path.name).read_bytes()
+    left = len(pages_of(whole / "clean"))
     assert f"{PAGES} pages" in out and f"{left} left" in out
-    examples = whole / "round_1" / "examples"
-    write_jsonl(
-        tmp_path / "negatives.jsonl",
-        (row for path in sorted(examples.glob("*.negatives.jsonl")) for _, row in read_jsonl(path)),
-    )
-    options = dict(width=16, buckets=4096, rate=0.5, epochs=5)
+
+    # Classifier and scores
+    negatives = pages_of(whole / "round_1" / "examples", "*.negatives.jsonl")
+    write_jsonl(tmp_path / "negatives.jsonl", negatives)
     out = step(
         "train",
-        "--positives",
-        web / "seed.jsonl",
-        "--negatives",
-        tmp_path / "negatives.jsonl",
-        "--to",
-        tmp_path / "model.npz",
-        *(f"--{name}={value}" for name, value in options.items()),
+        positives=web / "seed.jsonl",
+        negatives=tmp_path / "negatives.jsonl",
+        to=tmp_path / "model.npz",
+        width=16,
+        buckets=4096,
+        rate=0.5,
+        epochs=5,
     )
     assert re.search(r"100 positives and \d+ negatives; (9\d|100)\.\d % of them", out), out
     out = step(
         "score",
-        "--model",
-        whole / "round_1" / "classifier.npz",
-        "--store",
-        whole / "clean",
-        "--to",
-        tmp_path / "scores.jsonl",
-        "--explain",
-        3,
+        model=whole / "round_1" / "classifier.npz",
+        store=whole / "clean",
+        to=tmp_path / "scores.jsonl",
+        explain=3,
     )
     rows = [row for _, row in read_jsonl(tmp_path / "scores.jsonl")]
-    assert (
-        f"{left} pages" in out and len(rows) == left and all(len(row["why"]) == 3 for row in rows)
-    )
-    margins = np.concatenate(
-        [np.load(path)["margin"] for path in sorted(whole.glob("round_1/scores/part-?????.npy"))]
-    )
+    assert f"{left} pages" in out and len(rows) == left
+    assert all(len(row["why"]) == 3 for row in rows)
+    scores = sorted(whole.glob("round_1/scores/part-?????.npy"))
+    margins = np.concatenate([np.load(path)["margin"] for path in scores])
     assert [row["margin"] for row in rows] == sorted(margins.tolist(), reverse=True)
-    table = step("domains", "--run", whole, "--round", 2, "--pages", 3)
+
+    # Domains and decontamination
+    table = step("domains", run=whole, round=2, pages=3)
     assert table.strip() == (whole / "round_2" / "domains.txt").read_text().strip() != ""
     step(
         "decontaminate",
-        "--store",
-        whole / "clean",
-        "--benchmarks",
-        web / "benchmark",
-        "--to",
-        tmp_path / "decon",
-        "--contaminated",
-        "paragraph",
+        store=whole / "clean",
+        benchmarks=web / "benchmark",
+        to=tmp_path / "decon",
+        contaminated="paragraph",
     )
-    pages = {
-        page["url"]: page
-        for path in sorted((tmp_path / "decon").glob("*.jsonl"))
-        for _, page in read_jsonl(path)
-    }
-    corpus = [
-        page for path in sorted((whole / "corpus").glob("*.jsonl")) for _, page in read_jsonl(path)
-    ]
+    pages = {page["url"]: page for page in pages_of(tmp_path / "decon")}
+    corpus = pages_of(whole / "corpus")
     assert corpus == [pages[page["url"]] for page in corpus] and len(pages) > len(corpus)
-    for words, message in (
-        (["score"], "--model is needed"),
-        (["sort"], "sort: no such step; the steps are pages, dedup"),
-        (["dedup", "--store", tmp_path, "--to", "x"], "no shards part-00000.jsonl"),
-        (["domains", "--run", whole, "--round", 9], "has no collection yet"),
-    ):
-        with pytest.raises(InputError, match=message):
-            step(*words)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("score", "--model is needed"),
+        ("sort", "sort: no such step; the steps are pages, dedup"),
+        ("dedup --store {to} --to x", "no shards part-00000.jsonl"),
+        ("domains --run {run} --round 9", "has no collection yet"),
+    ],
+)
+def test_bad_steps(whole, tmp_path, monkeypatch, words, message):
+    words = words.format(to=tmp_path, run=whole)
+    monkeypatch.setattr(sys, "argv", ["data.mine", *words.split()])
+    with pytest.raises(InputError, match=message):
+        commands.main()

@@ -1,5 +1,6 @@
 """ngrams.py against a simple split in Python, on random text in many scripts."""
 
+import itertools
 import re
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_unit_hashes_are_those_of_a_plain_split(kind, texts):
     hashes = unit_hashes(texts, kind)
     wanted = [plain_units(text, kind) for text in texts]
     assert hashes.counts.tolist() == [len(units) for units in wanted]
-    flat = [unit for units in wanted for unit in units]
+    flat = list(itertools.chain(*wanted))
     alone = {unit: unit_hashes([unit], kind).values for unit in set(flat)}
     assert all(len(values) == 1 for values in alone.values())
     assert len({int(h[0]) for h in alone.values()}) == len(
@@ -67,7 +68,8 @@ def test_ngrams_are_those_of_each_text_alone(texts, n):
         for gram, value in zip(grams, together[i].tolist(), strict=True):
             assert seen.setdefault(gram, value) == value
     assert len(set(seen.values())) == len(seen)
-    assert together.owners.tolist() == [i for i in range(len(texts)) for _ in together[i]]
+    owners = [[i] * len(together[i]) for i in range(len(texts))]
+    assert together.owners.tolist() == list(itertools.chain(*owners))
 
 
 def plain_mix(x: int) -> int:
@@ -116,7 +118,7 @@ def test_batches_keep_all_texts_in_order(texts, size):
         parts = list(batches(iter(texts)))
     finally:
         ngrams._BATCH = before
-    assert [text for part in parts for text in part] == texts and all(parts)
+    assert list(itertools.chain(*parts)) == texts and all(parts)
     assert all(sum(map(len, part[:-1])) < size for part in parts)
 
 

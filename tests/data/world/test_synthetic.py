@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from data.io import InputError
 from data.world import synthetic as S
 from data.world.families import FAMILIES, fields
 
-ALL = [family for families in FAMILIES.values() for family in families]
+ALL = list(itertools.chain(*FAMILIES.values()))
 CALCULATION = re.compile(r"(?<![\w./])(\(?\d[\d\s./*+()-]*?) = (\d+(?:\.\d+)?(?:/\d+)?)")
 
 
@@ -49,9 +50,10 @@ def sample(count, split="train", seed=0, **kwargs):
 @pytest.fixture(scope="module")
 def problems():
     """500 problems of every level and language. Every family is there many times."""
-    return [
-        p for level in S.LEVELS for lang in S.LANGS for p in sample(500, lang=lang, level=level)
-    ]
+    result = []
+    for level, lang in itertools.product(S.LEVELS, S.LANGS):
+        result += sample(500, lang=lang, level=level)
+    return result
 
 
 def test_the_checker_finds_errors():
@@ -69,7 +71,8 @@ def test_the_checker_finds_errors():
 def test_all_families_appear(problems):
     assert {p.family for p in problems} == {family.name for family in ALL}
     assert len(ALL) >= 15
-    assert all(family.level == level for level, families in FAMILIES.items() for family in families)
+    for level, families in FAMILIES.items():
+        assert {family.level for family in families} == {level}
 
 
 def test_cot_pot_tool_and_answer_agree(problems):
@@ -113,10 +116,10 @@ def test_levels_differ_in_steps(problems):
         steps = len(p.cot.split("\n")) - 1
         assert steps in {1: {1}, 2: {2}, 3: {3}, 4: {3, 4}, 5: {4}}[p.level], p
     # Numbers are small at the levels that a small model should solve.
-    largest = {
-        n: max(int(x) for p in problems if p.level == n for x in re.findall(r"\d+", p.cot))
-        for n in S.LEVELS
-    }
+    largest = dict.fromkeys(S.LEVELS, 0)
+    for p in problems:
+        numbers = map(int, re.findall(r"\d+", p.cot))
+        largest[p.level] = max(largest[p.level], *numbers)
     assert largest[1] <= 100 and largest[2] <= 100 and max(largest.values()) < 1000
 
 
@@ -256,12 +259,12 @@ def test_a_problem_does_not_depend_on_the_process():
 
 
 def test_seeds_and_splits_differ():
-    runs = [
-        tuple(p.question for p in sample(50, split, seed)) for split in S.SPLITS for seed in (0, 1)
-    ]
-    assert len(set(runs)) == 6
-    ids = [p.id for split in S.SPLITS for seed in (0, 1) for p in sample(50, split, seed)]
-    assert len(set(ids)) == 300
+    questions, ids = set(), set()
+    for split, seed in itertools.product(S.SPLITS, (0, 1)):
+        problems = sample(50, split, seed)
+        questions.add(tuple(p.question for p in problems))
+        ids |= {p.id for p in problems}
+    assert len(questions) == 6 and len(ids) == 300
 
 
 def test_languages_and_levels_can_be_chosen():
@@ -355,7 +358,8 @@ def test_command_writes_all_files(tmp_path, capsys):
         str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()
     ) == sorted(
         ["train.jsonl", "valid.jsonl", "test.jsonl", "sft.jsonl"]
-        + [f"documents/{prefix}{kind}.jsonl" for prefix in ("", "valid_") for kind in S.KINDS]
+        + [f"documents/{kind}.jsonl" for kind in S.KINDS]
+        + [f"documents/valid_{kind}.jsonl" for kind in S.KINDS]
     )
     for split, count in (("train", 30), ("valid", 5), ("test", 7)):
         expected = sample(count, split, 3, level=(1, 2))

@@ -2,6 +2,7 @@
 
 import gzip
 import html
+import itertools
 import json
 import re
 import subprocess
@@ -41,6 +42,10 @@ def exercised():
         web = W.Web(domains=60, seed=5, levels=(1, 2))
         made = [web.page(i) for i in range(300)]
     return made, drawn
+
+
+def planted_ids(pages):
+    return set(itertools.chain(*(page.planted for page in pages)))
 
 
 def visible(page):
@@ -140,16 +145,15 @@ def test_copies_are_what_they_are_called(pages):
     assert 0.8 < min(near) < 0.95
     # Pages that are not copies of each other are far from it.
     originals = [set(grams[i].tolist()) for i, page in enumerate(pages) if not page.copy][:250]
-    assert (
-        max(len(a & b) / len(a | b) for k, a in enumerate(originals) for b in originals[:k]) < 0.5
-    )
+    for a, b in itertools.combinations(originals, 2):
+        assert len(a & b) / len(a | b) < 0.5
 
 
 def test_only_planted_problems_are_from_the_test_split(exercised):
     made, drawn = exercised
     web = W.Web(domains=60, seed=5, levels=(1, 2))
-    questions = {row["id"]: row["question"] for rows in web.benchmark.values() for row in rows}
-    planted = {questions[name] for page in made for name in page.planted}
+    questions = {row["id"]: row["question"] for row in itertools.chain(*web.benchmark.values())}
+    planted = {questions[name] for name in planted_ids(made)}
     assert len(planted) > 0
     splits = Counter(S.split_of(p.key) for p in drawn)
     assert splits["train"] > 200 and splits["valid"] == 0
@@ -165,7 +169,7 @@ def test_only_planted_problems_are_from_the_test_split(exercised):
 
 
 def test_a_part_of_the_benchmark_is_planted(web, pages):
-    rows = {row["id"]: row for file in web.benchmark.values() for row in file}
+    rows = {row["id"]: row for row in itertools.chain(*web.benchmark.values())}
     assert len(rows) == 60 + 60 + 15
     for row in rows.values():
         if row["id"].startswith("short"):
@@ -180,7 +184,7 @@ def test_a_part_of_the_benchmark_is_planted(web, pages):
                 p.answer,
                 "test",
             )
-    planted = {name for page in pages for name in page.planted}
+    planted = planted_ids(pages)
     assert {name.partition("-")[0] for name in planted} == {"en", "zh", "short"}
     assert all(int(name.partition("-")[2]) < (7 if "short" in name else 30) for name in planted)
     for page in pages:
@@ -293,15 +297,14 @@ def test_seed_corpus_lacks_diversity(web, pages):
         style: [english.partition("{")[0] for english, _ in texts.STYLES[style].openings]
         for style in texts.STYLES
     }
-    seen = {
-        style
-        for row in positives
-        for style, starts in openings.items()
-        if row["text"].split("\n\n")[1].startswith(tuple(starts))
-    }
+    seen = set()
+    for row in positives:
+        opening = row["text"].split("\n\n")[1]
+        seen |= {style for style, starts in openings.items() if opening.startswith(tuple(starts))}
     assert seen == set(W.SEED_STYLES)
-    questions = [row["question"] for file in web.benchmark.values() for row in file]
-    assert not any(question in row["text"] for row in positives for question in questions)
+    text = "\n".join(row["text"] for row in positives)
+    for row in itertools.chain(*web.benchmark.values()):
+        assert row["question"] not in text
     numbers = {row["url"]: i for i, row in enumerate(negatives)}
     kinds = Counter(
         head.kind
@@ -360,9 +363,8 @@ def test_command_writes_all_files(tmp_path, capsys, monkeypatch):
         assert found == sorted([*same, *(f"crawl/part-0000{k}.{end}" for k in range(3))])
     assert rows(tmp_path / "warc" / "truth.jsonl") == [page.truth() for page in made]
     crawl = tmp_path / "jsonl" / "crawl"
-    assert [row for k in range(3) for row in rows(crawl / f"part-0000{k}.jsonl")] == [
-        page.row() for page in made
-    ]
+    crawled = [rows(crawl / f"part-0000{k}.jsonl") for k in range(3)]
+    assert list(itertools.chain(*crawled)) == [page.row() for page in made]
     assert rows(tmp_path / "warc" / "seed" / "positives.jsonl") == list(web.seed_pages(12, True))
     for name, file in web.benchmark.items():
         assert [p.question for p in load(tmp_path / "warc" / "benchmark" / f"{name}.jsonl")] == [
