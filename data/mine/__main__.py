@@ -65,9 +65,7 @@ class Dedup:
     store: str = option("", "folder of pages", required=True)
     to: str = option("", "folder for the pages that are left; TO/drops: the others", required=True)
     work: str = option("", "folder for intermediate files (default TO/work)")
-    threshold: float = option(
-        0.8, "near-duplicates: minimum Jaccard similarity of word 5-grams", above=0, most=1
-    )
+    threshold: float = option(0.8, "Jaccard similarity of near-duplicates", above=0, most=1)
     permutations: int = option(128, "length of a MinHash signature", least=8)
     partitions: int = option(8, "parts of every reduce; more parts need less memory", least=1)
     workers: int = option(1, "processes", least=1)
@@ -168,9 +166,7 @@ class Domains:
     run: str = option("", "run directory of python -m data.mine", required=True)
     round: int = option(1, "round whose collection is counted", least=1)
     annotation: str = option("", "file of URL prefixes to add answers to; empty: only print")
-    share: float = option(
-        0.10, "a domain is mathematical if more than this share is collected", above=0, most=1
-    )
+    share: float = option(0.10, "a domain above this share is mathematical", above=0, most=1)
     pages: int = option(10, "minimum number of pages of a mathematical domain", least=1)
 
 

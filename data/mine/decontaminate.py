@@ -294,8 +294,8 @@ def decontaminate_shard(
 
     def left() -> Iterator[dict]:
         for batch in page_batches(source):
-            found = index.matches([page["text"] for _, page in batch])
-            for (line, page), matches in zip(batch, found, strict=True):
+            texts = [page["text"] for _, page in batch]
+            for (line, page), matches in zip(batch, index.matches(texts), strict=True):
                 counts["in"] += 1
                 text = page["text"]
                 if matches:
@@ -324,8 +324,8 @@ def _clean_paragraphs(index: Index, text: str) -> str:
     """The paragraphs without a match, or "" if they match together."""
     paragraphs = re.split(r"\n\s*\n", text)
     clean = []
-    found = index.matches(paragraphs)
-    for paragraph, matches in zip(paragraphs, found, strict=True):
+    results = index.matches(paragraphs)
+    for paragraph, matches in zip(paragraphs, results, strict=True):
         if not matches:
             clean.append(paragraph)
     rest = "\n\n".join(clean).strip()

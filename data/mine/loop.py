@@ -51,7 +51,7 @@ class Config:
         [], "WARC, WET or JSONL files of pages, or folders of them", required=True
     )
     positives: list[str] = option(
-        [], "seed corpus: JSONL files or folders, text of mathematical pages", required=True
+        [], "seed corpus: JSONL files or folders of mathematical text", required=True
     )
     negatives: list[str] = option([], "JSONL files, text of other pages; empty: random crawl pages")
     benchmarks: str = option("", "folder of problem files to keep out of the corpus", required=True)
@@ -68,32 +68,24 @@ class Config:
     # recall
     keep_tokens: list[int] = option(
         [40_000_000_000, 80_000_000_000, 120_000_000_000],
-        "tokens (words, CJK characters) to collect in each round; the last number repeats",
+        "words and CJK characters to collect, for each round; the last repeats",
         required=True,
         least=1,
     )
     rounds: int = option(4, "maximum number of rounds", least=1)
-    stop: float = option(
-        0.98, "stop if this share was already collected in the round before", above=0, most=1
-    )
+    stop: float = option(0.98, "stop when this share was collected before", above=0, most=1)
     # domains
     annotate: str = option(
         "file",
-        "file: use --annotation; ask: on the terminal; auto: by a rule",
+        "annotate by a file, on the terminal, or by a rule",
         choices=("file", "ask", "auto"),
     )
     annotation: str = option("", "file of mathematical URL prefixes; empty: TO/annotation.txt")
-    domain_share: float = option(
-        0.10, "a domain is mathematical if more than this share is collected", above=0, most=1
-    )
+    domain_share: float = option(0.10, "a domain above this share is mathematical", above=0, most=1)
     domain_pages: int = option(10, "minimum number of pages of a mathematical domain", least=1)
-    auto_share: float = option(
-        0.25, "auto: choose prefixes of which more than this share is collected", above=0, most=1
-    )
+    auto_share: float = option(0.25, "auto: a prefix above this share is chosen", above=0, most=1)
     # deduplication and decontamination
-    threshold: float = option(
-        0.8, "near-duplicates: minimum Jaccard similarity of word 5-grams", above=0, most=1
-    )
+    threshold: float = option(0.8, "Jaccard similarity of near-duplicates", above=0, most=1)
     permutations: int = option(128, "length of a MinHash signature", least=8)
     contaminated: str = option(
         "page", "what to drop where benchmark text is found", choices=decontaminate.PARTS

@@ -275,13 +275,13 @@ class Config:
     documents: int = option(10_000, "documents of each kind; 1/20 as many for validation", least=0)
     formats: list[str] = option(
         ["cot", "pot"],
-        "formats in sft.jsonl; a repeated format is used more often",
+        "formats in sft.jsonl; repeated: more often",
         required=True,
         choices=FORMATS,
     )
     sft_formats: str = option(
         "all",
-        "all: every problem in every format; alternate: one format, in turn",
+        "formats of each problem; alternate: in turn",
         choices=("all", "alternate"),
     )
     levels: list[int] = option(

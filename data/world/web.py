@@ -605,12 +605,9 @@ class Config:
     domains: int = option(300, "sites", least=len(SITE_KINDS))
     seed: int = option(0, "seed of the web", least=0)
     seed_pages: int | None = option(
-        None,
-        "positives, and negatives, of the seed corpus; none: pages / 10",
-        least=0,
-        most=ELSEWHERE,
+        None, "positives, and negatives, in seed/; none: pages / 10", least=0
     )
-    benchmark: int = option(60, "benchmark questions in each language", least=0, most=ELSEWHERE)
+    benchmark: int = option(60, "benchmark questions in each language", least=0)
     langs: list[str] = option(
         ["en", "zh"],
         "languages; the first is that of the seed corpus",
