@@ -52,7 +52,7 @@ def own_config(given: str):
 
 
 class Learner:
-    """A policy with what train_grpo.py holds beside it: its optimizer, the reference, the sampler's
+    """What train_grpo.py holds: the policy with its optimizer, the reference, and the sampler's
     whole copy.
 
     `model` is in float32 on the device of `world`, which says how it computes. config.samples
