@@ -76,7 +76,9 @@ def same(a, b, mode: Mode) -> bool:
         if not relaxed or kinds != {"set", "number"}:
             return False
         elements, number = (a, b) if kind(a) == "set" else (b, a)
-        return len(elements) == 2 and same(elements[1], number, mode)
+        if len(elements) != 2:
+            return False
+        return same(elements[1], number, mode)
     left, right = a[1:], b[1:]
     if kinds == {"blanks"} or relaxed and kinds == {"blanks", "list"}:  # in order
         return _all_same(left, right, mode)
@@ -90,14 +92,19 @@ def same(a, b, mode: Mode) -> bool:
 def _all_same(left, right, mode: Mode) -> bool:
     if len(left) != len(right):
         return False
-    return all(same(x, y, mode) for x, y in zip(left, right, strict=True))
+    for x, y in zip(left, right, strict=True):
+        if not same(x, y, mode):
+            return False
+    return True
 
 
 def _same_matrix(a, b, mode: Mode) -> bool:
     if kind(a) != "matrix" or kind(b) != "matrix" or len(a) != len(b):
         return False
-    rows = zip(a[1:], b[1:], strict=True)
-    return all(_all_same(left, right, mode) for left, right in rows)
+    for left, right in zip(a[1:], b[1:], strict=True):
+        if not _all_same(left, right, mode):
+            return False
+    return True
 
 
 def _same_as_sequence(seq, other, mode: Mode) -> bool | None:
@@ -163,17 +170,17 @@ def _same_elements(left, right, mode: Mode) -> bool:
 
 
 def _same_percent(a, b, relaxed: bool) -> bool:
-    bare_a = a[1] if is_percent(a) else a
-    bare_b = b[1] if is_percent(b) else b
-    if is_percent(a) == is_percent(b):
-        return _same_number(bare_a, bare_b, relaxed)
-    if relaxed and _same_number(bare_a, bare_b, relaxed):
+    if is_percent(b):
+        a, b = b, a
+    if not is_percent(a):
+        return _same_number(a, b, relaxed)
+    percent = a[1]
+    if is_percent(b):
+        return _same_number(percent, b[1], relaxed)
+    if relaxed and _same_number(percent, b, relaxed):
         return True
-    if is_percent(a):
-        bare_a = multiply(Fraction(1, 100), bare_a)
-    else:
-        bare_b = multiply(Fraction(1, 100), bare_b)
-    return _same_number(bare_a, bare_b, relaxed)
+    share = multiply(Fraction(1, 100), percent)
+    return _same_number(share, b, relaxed)
 
 
 def _same_number(a, b, relaxed: bool) -> bool:
@@ -247,11 +254,14 @@ def _interval(relation):
     interval = ("seq", opening, closing, low, high)
     if not isinstance(name, tuple) or name[:2] != ("call", "abs"):
         return interval
-    mirrored = {"(": ")", "[": "]", ")": "(", "]": "["}
+
+    # |x|: the interval and its mirror image
+    mirrored_opening = "(" if closing == ")" else "["
+    mirrored_closing = ")" if opening == "(" else "]"
     if low == negate(_INFINITY):
-        return ("seq", mirrored[closing], closing, negate(high), high)
-    left = ("seq", mirrored[closing], mirrored[opening], negate(high), negate(low))
-    return ("union", left, interval)
+        return ("seq", mirrored_opening, closing, negate(high), high)
+    mirror = ("seq", mirrored_opening, mirrored_closing, negate(high), negate(low))
+    return ("union", mirror, interval)
 
 
 def _as_union(node):

@@ -37,10 +37,13 @@ class Equation:
             computed = not isinstance(self.left, Fraction)
             if self.text.endswith("%") and computed and left == right * 100:
                 return True  # 100 - 40 = 60%
-            slack = Fraction(1, 2 * 10**self.decimals) if self.decimals else Fraction(0)
+            slack = Fraction(0)
+            if self.decimals:
+                slack = _half_of_digit(self.decimals)
             for number in _rounded(self.left):
-                moved = _moved(self.left, number, Fraction(1, 2 * 10 ** _places(number)))
-                slack += abs(value(moved) - left)
+                by = _half_of_digit(_places(number))
+                moved = value(_moved(self.left, number, by))
+                slack += abs(moved - left)
         except ZeroDivisionError:
             return False
         return abs(left - right) <= slack
@@ -50,7 +53,8 @@ def value(tree: Tree) -> Fraction:
     """The number that a tree gives. Raises ZeroDivisionError."""
     if not isinstance(tree, tuple):
         return tree
-    left, right = value(tree[1]), value(tree[2])
+    left = value(tree[1])
+    right = value(tree[2])
     match tree[0]:
         case "+":
             return left + right
@@ -84,15 +88,21 @@ def equations(text: str) -> tuple[list[Equation], int]:
     for clause in _clauses(text):
         parts = clause.split("=")
         for number, (before, after) in enumerate(zip(parts, parts[1:], strict=False)):
-            left, right = _side(before, False, number > 0), _side(after, True, True)
+            left = _side(before, from_start=False, inner=number > 0)
+            right = _side(after, from_start=True, inner=True)
             if left is None or right is None:
                 unread += 1
-            elif isinstance(left[1], tuple) or isinstance(right[1], tuple):
-                plain = re.fullmatch(r"-?\d*\.?(\d*)", right[0])
-                decimals = None
-                if plain:
-                    decimals = len(plain[1]) if "." in right[0] else 0
-                found.append(Equation(f"{left[0]} = {right[0]}", left[1], right[1], decimals))
+                continue
+            left_text, left_tree = left
+            right_text, right_tree = right
+            if not isinstance(left_tree, tuple) and not isinstance(right_tree, tuple):
+                continue  # 5 = 5
+            decimals = None
+            plain = re.fullmatch(r"-?\d*\.?(\d*)", right_text)
+            if plain:
+                decimals = len(plain[1]) if "." in right_text else 0
+            text = f"{left_text} = {right_text}"
+            found.append(Equation(text, left_tree, right_tree, decimals))
     return found, unread
 
 
@@ -126,8 +136,8 @@ def _side(text: str, from_start: bool, inner: bool) -> tuple[str, Tree] | None:
     if from_start or inner and not re.search(r"\d", re.sub(rf"^{_SIDE}+", "", text)):
         run = re.match(rf"{_SIDE}*", text)[0]
         after = text[len(run) :]
-        touches = re.match(r"[\w^{\\]", after) and not run.endswith(" ")
-        if touches and after[0].isascii():
+        touches = not run.endswith(" ") and after[:1].isascii()
+        if touches and re.match(r"[\w^{\\]", after):
             return None  # 3x, 10^2
         if re.search(r"[\d^]", after):
             return None  # "= 5 apples + 3"
@@ -136,10 +146,11 @@ def _side(text: str, from_start: bool, inner: bool) -> tuple[str, Tree] | None:
         text = text[: max(ends, default=0)]  # without the unit of "5 * 4 apples ="
         run = re.search(rf"{_SIDE}*$", text)[0]
         before = text[: len(text) - len(run)]
-        touches = re.search(r"[\w^}\\]$", before) and not run.startswith(" ")
-        if touches and before[-1].isascii():
+        touches = not run.startswith(" ") and before[-1:].isascii()
+        if touches and re.search(r"[\w^}\\]$", before):
             return None  # f(3), x2
-        start, last = run.strip()[:1], before.strip()[-1:]
+        start = run.strip()[:1]
+        last = before.strip()[-1:]
         if start in ("+", "*", "/", ")"):
             return None  # the left operand is not a number
         if start in ("-", "(") and last not in ("", ":", "：", "(", "，"):
@@ -182,6 +193,11 @@ def _walk(node, code: str) -> Tree:
 
 
 # ---- rounded numbers -----------------------------------------------------------------------------
+
+
+def _half_of_digit(places: int) -> Fraction:
+    """Half of the last digit of a number with so many decimals."""
+    return Fraction(1, 2 * 10**places)
 
 
 def _places(number: Fraction) -> int:

@@ -62,18 +62,25 @@ class Unreadable(ValueError):
 
 
 def power(base, exponent):
-    if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1:
-        n = exponent.numerator
-        if base in (0, 1, -1):
-            if base == 0 and n < 0:
-                raise Unreadable("division by zero")
-            return Fraction(base) ** (n % 2 if base else min(n, 1))
-        if abs(n) * max(abs(base.numerator), base.denominator).bit_length() > MAX_BITS:
-            raise Unreadable("power too large")
-        return base**n
+    exact_base = isinstance(base, Fraction)
+    if exact_base and isinstance(exponent, Fraction) and exponent.denominator == 1:
+        return _exact_power(base, exponent.numerator)
     if exponent == 1:
         return base
     return ("^", scalar(base), scalar(exponent))
+
+
+def _exact_power(base: Fraction, n: int) -> Fraction:
+    if base == 0 and n < 0:
+        raise Unreadable("division by zero")
+    if base == 0:
+        return Fraction(n == 0)
+    if abs(base) == 1:
+        return base ** (n % 2)
+    size = max(abs(base.numerator), base.denominator)
+    if abs(n) * size.bit_length() > MAX_BITS:
+        raise Unreadable("power too large")
+    return base**n
 
 
 def scalar(node):
@@ -105,7 +112,10 @@ def multiply(*factors):
     for right in matrices[1:]:
         result = _matrix_product(result, right[1:])
     scale = [factor for factor in factors if factor not in matrices]
-    return ("matrix", *(tuple(multiply(*scale, cell) for cell in row) for row in result))
+    rows = []
+    for row in result:
+        rows.append(tuple(multiply(*scale, cell) for cell in row))
+    return ("matrix", *rows)
 
 
 def _is_matrix(node) -> bool:
@@ -120,7 +130,8 @@ def _matrix_product(left, right) -> list[list]:
     for row in left:
         cells = []
         for column in columns:
-            cells.append(add(*(multiply(x, y) for x, y in zip(row, column, strict=True))))
+            products = [multiply(x, y) for x, y in zip(row, column, strict=True)]
+            cells.append(add(*products))
         result.append(cells)
     if _size(result, MAX_NODES) > MAX_NODES:
         raise Unreadable("product of matrices too large")
@@ -129,18 +140,21 @@ def _matrix_product(left, right) -> list[list]:
 
 def _fold(operator, nodes):
     """A sum or a product whose rational part is computed."""
-    total = Fraction(operator == "*")
-    rest = []
+    neutral = Fraction(operator == "*")
+    total, rest = neutral, []
     for node in nodes:
-        if isinstance(node, Fraction):
-            total = total + node if operator == "+" else total * node
-            if max(total.numerator.bit_length(), total.denominator.bit_length()) > 2 * MAX_BITS:
-                raise Unreadable("number too large")
-        else:
+        if not isinstance(node, Fraction):
             rest.append(node)
-    if not rest or total == 0 and operator == "*":
+            continue
+        total = total + node if operator == "+" else total * node
+        size = max(abs(total.numerator), total.denominator)
+        if size.bit_length() > 2 * MAX_BITS:
+            raise Unreadable("number too large")
+    if not rest:
         return total
-    if total != (operator == "*"):
+    if total == 0 and operator == "*":
+        return total
+    if total != neutral:
         rest.insert(0, total)
     return rest[0] if len(rest) == 1 else (operator, *rest)
 
@@ -187,7 +201,9 @@ def exact(node) -> Fraction | None:
 
 def kind(node) -> str:
     """ "number", or the kind of a structure."""
-    return "number" if isinstance(node, Fraction) or node[0] not in STRUCTURES else node[0]
+    if isinstance(node, Fraction) or node[0] not in STRUCTURES:
+        return "number"
+    return node[0]
 
 
 def is_percent(node) -> bool:
@@ -207,9 +223,11 @@ def as_matrix(node):
     """[[1, 2], [3, 4]] as a matrix. Any other node is returned as it is."""
     if kind(node) != "seq" or len(node) <= 3:
         return node
-    if not all(kind(row) == "seq" and row[1] == "[" for row in node[3:]):
-        return node
-    return ("matrix", *(row[3:] for row in node[3:]))
+    rows = node[3:]
+    for row in rows:
+        if kind(row) != "seq" or row[1] != "[":
+            return node
+    return ("matrix", *(row[3:] for row in rows))
 
 
 def joined(a, b):
@@ -220,10 +238,15 @@ def joined(a, b):
         for second in (b, reversed_relation(b)):
             if first[-1] != second[2]:
                 continue
-            operators, terms = first[1] + second[1], (*first[2:], *second[3:])
-            infinite = ("const", "inf"), negate(("const", "inf"))
-            start, end = terms[0] in infinite, len(terms) - (terms[-1] in infinite)
-            return ("rel", operators[start : end - 1], *terms[start:end])
+            operators = first[1] + second[1]
+            terms = (*first[2:], *second[3:])
+            infinity = ("const", "inf")
+            infinite = (infinity, negate(infinity))
+            if terms[-1] in infinite:
+                operators, terms = operators[:-1], terms[:-1]
+            if terms[0] in infinite:
+                operators, terms = operators[1:], terms[1:]
+            return ("rel", operators, *terms)
     raise Unreadable("relations that do not join")
 
 
@@ -239,16 +262,20 @@ def is_name(node) -> bool:
     if node[0] == "^":
         return node[2] == -1 and is_name(node[1])
     if node[0] == "call":
-        return node[1] not in FUNCTIONS.values() or node[1] == "abs" and is_name(node[2])
+        if node[1] == "abs":
+            return is_name(node[2])
+        return node[1] not in FUNCTIONS.values()
     if node[0] in ("*", "ratio", "seq"):
-        return all(is_name(part) for part in node[1:] if not isinstance(part, str))
+        parts = [part for part in node[1:] if not isinstance(part, str)]
+        return all(map(is_name, parts))
     return node[0] == "sym"
 
 
 def stated_value(node):
     """The value 5 of x = 5, where the left side is a name, or of a worked sum like 35 + 70 =
     105."""
-    if kind(node) == "rel" and set(node[1]) == {"="}:
-        if is_name(node[2]) or kind(node[2]) == "number" and not symbols(node):
-            return node[-1]
-    return node
+    if kind(node) != "rel" or set(node[1]) != {"="}:
+        return node
+    left = node[2]
+    worked = kind(left) == "number" and not symbols(node)
+    return node[-1] if worked or is_name(left) else node

@@ -50,8 +50,10 @@ def stated(text: str) -> str | None:
             if depth == 0:
                 boxes.add(text[match.end() : place].strip())
                 break
+    if len(boxes) > 1:
+        return None
     if boxes:
-        return boxes.pop() or None if len(boxes) == 1 else None
+        return boxes.pop() or None
     markers = list(re.finditer(r"answer\s*(?:is|:)\s*:?|####|答案(?:是|为|：|:)", text, re.I))
     if not markers:
         return None
@@ -133,16 +135,18 @@ def _answer(text: str):
         return _answer(inside.strip())
     pieces = _split(text)
     if len(pieces) > 1:
-        if re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?", text.replace(" ", "")):
+        thousands = re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?", text.replace(" ", ""))
+        if thousands:
             return _answer(re.sub(r"[,\s]", "", text))
-        return "list", "", tuple(_answer(piece) for piece in pieces)
-    if text[:1] in _OPEN and text[-1:] in _CLOSE and _closes(text) == len(text) - 1:
-        inside = [_answer(piece) for piece in _split(text[1:-1])]
+        return "list", "", tuple(map(_answer, pieces))
+    brackets = text[:1] in _OPEN and text[-1:] in _CLOSE
+    if brackets and _closes(text) == len(text) - 1:
+        inside = tuple(map(_answer, _split(text[1:-1])))
         ends = text[0] + text[-1]
         if ends == "{}":
-            return "set", "", tuple(inside)
+            return "set", "", inside
         if len(inside) > 1:
-            return "tuple", ends, tuple(inside)
+            return "tuple", ends, inside
         return inside[0] if inside else None
     if "\\pm" in text:
         return "list", "", tuple(_answer(text.replace("\\pm", sign)) for sign in "+-")
@@ -289,8 +293,10 @@ def _same(a, b) -> bool | None:
     if kinds == {"value"} or kinds == {"percent"}:
         return _equal(a[1], b[1])
     if kinds == {"value", "percent"}:  # 50% is 0.5, and 50 too
-        percent, value = (a, b) if a[0] == "percent" else (b, a)
-        return _equal(percent[1], value[1]) or _equal(percent[1] / 100, value[1])
+        if a[0] == "value":
+            a, b = b, a
+        percent, value = a[1], b[1]
+        return _equal(percent, value) or _equal(percent / 100, value)
     if kinds == {"letter"}:
         return a[1] == b[1]
     if kinds == {"relation"}:
@@ -302,12 +308,18 @@ def _same(a, b) -> bool | None:
         rows = zip(a[1], b[1], strict=True)
         return all(all(map(_equal, left, right)) for left, right in rows)
     if kinds == {"tuple"}:
-        return a[1] == b[1] and len(a[2]) == len(b[2]) and _all(map(_same, a[2], b[2]))
-    if kinds <= {"set", "list"}:
-        if len(a[2]) != len(b[2]):
+        (_, ends, left), (_, other_ends, right) = a, b
+        if ends != other_ends or len(left) != len(right):
             return False
-        left = all(any(_same(x, y) for y in b[2]) for x in a[2])
-        return left and all(any(_same(x, y) for x in a[2]) for y in b[2])
+        return _all(map(_same, left, right))
+    if kinds <= {"set", "list"}:
+        left, right = a[2], b[2]
+        if len(left) != len(right):
+            return False
+        for x in left:
+            if not any(_same(x, y) for y in right):
+                return False
+        return all(any(_same(x, y) for x in left) for y in right)
     if kinds <= {"tuple", "list", "set"}:  # (1, 2) may be 1, 2; but {1, 2} is not a point
         return None if "list" in kinds else False
     if "letter" in kinds or "matrix" in kinds:
@@ -317,7 +329,9 @@ def _same(a, b) -> bool | None:
 
 def _all(verdicts) -> bool | None:
     verdicts = list(verdicts)
-    return False if False in verdicts else None if None in verdicts else True
+    if False in verdicts:
+        return False
+    return None if None in verdicts else True
 
 
 def _points(*expressions) -> list[dict]:

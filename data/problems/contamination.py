@@ -119,10 +119,13 @@ def _mark(index: Index, matches: list[Match], seen: dict[int, np.ndarray], place
     for k in range(len(matches)):
         words = hashes[k]
         size = min(len(words), GRAM)
+        known, first_place = index.grams[size], seen[size]
         grams = ngram_hashes(Hashes(words, np.array([0, len(words)])), size).values
-        rows = np.minimum(np.searchsorted(index.grams[size], grams), len(seen[size]) - 1)
-        rows = rows[index.grams[size][rows] == grams]
-        seen[size][rows[seen[size][rows] < 0]] = place
+        rows = np.searchsorted(known, grams)
+        rows = np.minimum(rows, len(known) - 1)
+        rows = rows[known[rows] == grams]
+        new = rows[first_place[rows] < 0]
+        first_place[new] = place
 
 
 def _report(
@@ -140,9 +143,10 @@ def _report(
     for item, size, rows in _overlapping(index, seen):
         benchmark = collected[item.benchmark]
         fields = benchmark["overlapping"].setdefault(item.id, [])
-        if item.field == "question":
-            benchmark["short"].update([item.id] * (size < GRAM))
-            benchmark["whole"].update([item.id] * bool((rows >= 0).all()))
+        if item.field == "question" and size < GRAM:
+            benchmark["short"].add(item.id)
+        if item.field == "question" and (rows >= 0).all():
+            benchmark["whole"].add(item.id)
         if item.field in fields:
             continue
         fields.append(item.field)
@@ -159,7 +163,8 @@ def _report(
             )
     result = {}
     for name, benchmark in collected.items():
-        total, overlapping = len(problems[name]), benchmark["overlapping"]
+        total = len(problems[name])
+        overlapping = benchmark["overlapping"]
         questions = sum("question" in fields for fields in overlapping.values())
         result[name] = {
             "problems": total,

@@ -50,14 +50,15 @@ class Parts:
     def slots(self) -> dict[str, str]:
         """field -> text"""
         column = LANGS.index(self.lang)
-        texts = {**self.numbers, **{slot: NAMES[i][column] for slot, i in self.people.items()}}
+        texts = dict(self.numbers)
+        for slot, i in self.people.items():
+            texts[slot] = NAMES[i][column]
         for slot, i in self.things.items():
+            words = OBJECTS[i]
             plural, singular, measure = _OBJECT[slot]
-            texts |= {
-                plural: OBJECTS[i][2 * column],
-                singular: OBJECTS[i][1],
-                measure: OBJECTS[i][3],
-            }
+            texts[plural] = words[2 * column]
+            texts[singular] = words[1]
+            texts[measure] = words[3]
         return texts
 
     def question(self) -> str:
@@ -124,10 +125,13 @@ def with_other_numbers(
     for _ in range(TRIES):
         numbers = parts.family.numbers(rng.randint)
         new = str(numbers["answer"])
-        other = replace(parts, numbers={slot: str(numbers[slot]) for slot in parts.numbers})
+        texts = {slot: str(numbers[slot]) for slot in parts.numbers}
+        other = replace(parts, numbers=texts)
         if new != answer and split_of(other.key()) == split:
-            steps = parts.family.cot[parts.lang].format_map({**other.slots(), **numbers})
-            return other, new, f"{steps}\n{ANSWER[parts.lang].format(new)}"
+            steps = parts.family.cot[parts.lang]
+            steps = steps.format_map({**other.slots(), **numbers})
+            last = ANSWER[parts.lang].format(new)
+            return other, new, f"{steps}\n{last}"
     return None
 
 
@@ -207,14 +211,13 @@ def _parts(family: Family, wording: str, lang: str, groups: dict) -> Parts | Non
                 words[place] = groups.pop(form)
         if not words:
             continue
-        rows = [
-            i
-            for i, row in enumerate(OBJECTS)
-            if all(row[place] == text for place, text in words.items())
-        ]
-        if len(rows) != 1:
+        fitting = []
+        for i, row in enumerate(OBJECTS):
+            if all(row[place] == text for place, text in words.items()):
+                fitting.append(i)
+        if len(fitting) != 1:
             return None
-        things[slot] = rows[0]
+        things[slot] = fitting[0]
     for values in (people, things):
         if len(set(values.values())) < len(values):
             return None

@@ -46,14 +46,18 @@ def number_text(number: Fraction) -> str:
     """
     rest, twos, fives = number.denominator, 0, 0
     while rest % 2 == 0:
-        rest, twos = rest // 2, twos + 1
+        rest //= 2
+        twos += 1
     while rest % 5 == 0:
-        rest, fives = rest // 5, fives + 1
+        rest //= 5
+        fives += 1
     places = max(twos, fives)
     if rest > 1 or places == 0:
         return str(number)
-    digits = str(abs(number) * 10**places).zfill(places + 1)
-    return f"{'-' * (number < 0)}{digits[:-places]}.{digits[-places:]}"
+    digits = str(abs(number) * 10**places)
+    digits = digits.zfill(places + 1)
+    sign = "-" if number < 0 else ""
+    return f"{sign}{digits[:-places]}.{digits[-places:]}"
 
 
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
@@ -88,10 +92,13 @@ def _in_reading_order(tree):
     """
     if not isinstance(tree, tuple):
         return tree
-    op, left, right = tree[0], _in_reading_order(tree[1]), _in_reading_order(tree[2])
+    op = tree[0]
+    left = _in_reading_order(tree[1])
+    right = _in_reading_order(tree[2])
     first, second = _placeholders(left), _placeholders(right)
-    swap = op in "+*" and first and second and min(second) < min(first)
-    return (op, right, left) if swap else (op, left, right)
+    if op in "+*" and first and second and min(second) < min(first):
+        return (op, right, left)
+    return (op, left, right)
 
 
 def _placeholders(tree) -> list[int]:
@@ -126,11 +133,10 @@ class WordTemplate:
 
     def __post_init__(self):
         used = _placeholders(_parse(self.equation))
-        used += [int(index) for index in re.findall(r"number(\d+)", self.question)]
-        if max(used, default=-1) >= len(self.numbers):
-            raise InputError(
-                f"number{max(used)} is used, but there are {len(self.numbers)} numbers"
-            )
+        used += map(int, re.findall(r"number(\d+)", self.question))
+        last, count = max(used, default=-1), len(self.numbers)
+        if last >= count:
+            raise InputError(f"number{last} is used, but there are {count} numbers")
 
     def text(self) -> str:
         """The question with the numbers filled in, and without the spaces before punctuation that
@@ -142,7 +148,9 @@ class WordTemplate:
         filled = re.sub(r"number(\d+)", number, self.question)
         filled = re.sub(r"(?<=\w) ([’']) s\b", r"\1s", filled)
         filled = re.sub(r"\s+(n['’]t|['’](?:s|re|ve|ll|d|m))\b", r"\1", filled)
-        return re.sub(r"\s+([.,?!;:%)])(?!\d)", r"\1", re.sub(r"\(\s+", "(", filled)).strip()
+        filled = re.sub(r"\(\s+", "(", filled)
+        filled = re.sub(r"\s+([.,?!;:%)])(?!\d)", r"\1", filled)
+        return filled.strip()
 
     def value(self) -> Fraction:
         """The value of the equation."""
@@ -158,20 +166,24 @@ class WordTemplate:
         lines: write each operation on a line, for process supervision: a = 5 + 3, b = a / 2,
         print(b).
         """
+        tree = _parse(self.equation)
         if not lines:
-            return f"print({self._infix(_parse(self.equation))[0]})"
-        made: list[str] = []
+            text, _ = self._infix(tree)
+            return f"print({text})"
+        statements: list[str] = []
 
-        def name(tree) -> str:
+        def variable(tree) -> str:
             if not isinstance(tree, tuple):
                 text = number_text(self._leaf(tree))
                 return f"({text})" if "/" in text else text
-            left, right = name(tree[1]), name(tree[2])
-            made.append(f"{ascii_lowercase[len(made)]} = {left} {tree[0]} {right}")
-            return made[-1][0]
+            left = variable(tree[1])
+            right = variable(tree[2])
+            name = ascii_lowercase[len(statements)]
+            statements.append(f"{name} = {left} {tree[0]} {right}")
+            return name
 
-        last = name(_parse(self.equation))
-        return "\n".join([*made, f"print({last})"])
+        last = variable(tree)
+        return "\n".join([*statements, f"print({last})"])
 
     def cot(self) -> str:
         """Each operation on a line, then the answer. The lines show results with 4 decimals, and
@@ -183,7 +195,8 @@ class WordTemplate:
     def agrees(self, answer: str) -> bool:
         """Whether the equation gives this answer, up to a thousandth or half of the last
         decimal."""
-        stated, places = Fraction(answer), len(answer.rstrip("0").partition(".")[2])
+        stated = Fraction(answer)
+        places = len(answer.rstrip("0").partition(".")[2])
         tolerance = abs(stated) / 1000
         if places:  # a whole number is not a rounded one: 3 is not an answer of 2.5
             tolerance = max(tolerance, Fraction(1, 2 * 10**places))
@@ -198,7 +211,8 @@ class WordTemplate:
         value, and `+ number0 number0` may mean two numbers that are both 3. For the same reason a
         number that is equal to a constant of the equation stays.
         """
-        constants = {leaf for leaf in _leaves(_parse(self.equation)) if isinstance(leaf, Fraction)}
+        leaves = _leaves(_parse(self.equation))
+        constants = {leaf for leaf in leaves if isinstance(leaf, Fraction)}
         results = self._results()
         for _ in range(tries):
             drawn = {}
@@ -224,8 +238,10 @@ class WordTemplate:
         def walk(tree):
             if not isinstance(tree, tuple):
                 return self._leaf(tree)
-            left, right = walk(tree[1]), walk(tree[2])
-            results.append(_OPERATORS[tree[0]](left, right))
+            left = walk(tree[1])
+            right = walk(tree[2])
+            compute = _OPERATORS[tree[0]]
+            results.append(compute(left, right))
             return results[-1]
 
         value = walk(_parse(self.equation))
@@ -236,11 +252,14 @@ class WordTemplate:
         if not isinstance(tree, tuple):
             text = number_text(self._leaf(tree))
             return text, 2 if "/" in text else 3
-        op, precedence = tree[0], _PRECEDENCE[tree[0]]
-        (left, left_level), (right, right_level) = self._infix(tree[1]), self._infix(tree[2])
+        op = tree[0]
+        precedence = _PRECEDENCE[op]
+        left, left_level = self._infix(tree[1])
+        right, right_level = self._infix(tree[2])
         if left_level < precedence:
             left = f"({left})"
-        if right_level < precedence or right_level == precedence and op in "-/":
+        same_level = right_level == precedence and op in "-/"
+        if right_level < precedence or same_level:
             right = f"({right})"
         return f"{left} {op} {right}", precedence
 
@@ -252,8 +271,10 @@ class WordTemplate:
         op = tree[0]
         left, left_text = self._chain(tree[1], lines)
         right, right_text = self._chain(tree[2], lines)
-        if op in "*/":  # 5 / 1/6 would be 5/6
-            left_text, right_text = (f"({t})" if "/" in t else t for t in (left_text, right_text))
+        if op in "*/" and "/" in left_text:  # 5 / 1/6 would be 5/6
+            left_text = f"({left_text})"
+        if op in "*/" and "/" in right_text:
+            right_text = f"({right_text})"
         value = _OPERATORS[op](left, right)
         rounded = number_text(round(value, 4))
         lines.append(f"{left_text} {op} {right_text} = {rounded}")
@@ -268,15 +289,23 @@ def _draw(number: Fraction, rng: random.Random) -> Fraction:
     text = number_text(number)
     if "/" in text:
         below = rng.choice((2, 3, 4, 5, 6, 8, 9, 10, 12))
+        most = 2 * number
+        if number < 1:
+            most = min(most, 1)
         low = math.ceil(number * below / 2)
-        high = math.floor((min(2 * number, 1) if number < 1 else 2 * number) * below)
-        drawn = Fraction(rng.randint(max(1, low), max(1, high)), below)
+        high = math.floor(most * below)
+        above = rng.randint(max(1, low), max(1, high))
+        drawn = Fraction(above, below)
         return number if drawn.denominator == 1 else drawn
-    unit = Fraction(1, 10 ** len(text.partition(".")[2]))
+    _, _, decimals = text.partition(".")
+    unit = Fraction(1, 10 ** len(decimals))
+    # 6000 becomes a multiple of 100, 120 of 10, 123 of 1.
     while unit >= 1 and number % (10 * unit) == 0 and number >= 100 * unit:
-        unit *= 10  # 6000 becomes a multiple of 100, 120 of 10, 123 of 1
+        unit *= 10
     size = int(number / unit)
-    low, high = (2 if unit == 1 else 1, 9) if size < 10 else (size // 2, 2 * size)
+    low, high = size // 2, 2 * size
+    if size < 10:
+        low, high = 2 if unit == 1 else 1, 9
     drawn = rng.randint(low, high) * unit
     return number if unit < 1 and drawn.denominator == 1 else drawn
 
@@ -287,7 +316,9 @@ def _alike(old: Fraction, new: Fraction) -> bool:
         return False
     if old * 10000 % 1 == 0 and new * 10000 % 1:
         return False
-    return new > 0 if old > 0 else new >= 0 if old == 0 else True
+    if old > 0:
+        return new > 0
+    return old < 0 or new >= 0
 
 
 # ---- Other words ---------------------------------------------------------------------------------
@@ -320,16 +351,22 @@ class Rewording:
         questions = list(questions)
         names, things, small = Counter(), Counter(), set()
         for question in questions:
-            things.update(set(re.findall(r"number\d+ ([a-z]{2,}s)\b", question)))
+            plurals = re.findall(r"number\d+ ([a-z]{2,}s)\b", question)
+            things.update(set(plurals))
             if question != question.lower():
                 small.update(re.findall(r"\b[a-z]+\b", question))
-                names.update(set(re.findall(r"(?<=[a-z,] )[A-Z][a-z]+\b", question)))
+                capitals = re.findall(r"(?<=[a-z,] )[A-Z][a-z]+\b", question)
+                names.update(set(capitals))
         everything = set(re.findall(r"[a-z]+", " ".join(questions).lower()))
-        kept = [name for name, count in names.items() if count > 1 and name.lower() not in small]
-        self.names = sorted(set(kept) - _NOT_NAMES)
-        plurals = {thing for thing, count in things.items() if count > 1} - _NOT_THINGS
+
+        kept = set()
+        for name, count in names.items():
+            if count > 1 and name.lower() not in small:
+                kept.add(name)
+        self.names = sorted(kept - _NOT_NAMES)
+        frequent = {thing for thing, count in things.items() if count > 1}
         self.things = {}  # plural -> singular
-        for plural in sorted(plurals):
+        for plural in sorted(frequent - _NOT_THINGS):
             forms = (plural[:-1], re.sub("es$", "", plural), re.sub("ies$", "y", plural))
             known = [word for word in forms if word in everything]
             self.things[plural] = known[0] if known else plural[:-1]
@@ -339,16 +376,20 @@ class Rewording:
         words = sorted(set(re.findall(r"[a-z]+", question.lower())))
         names = [word for word in words if word in self._name]
         things = [word for word in words if word in self.things]
-        other = [name.lower() for name in self.names if name.lower() not in names]
-        swap = dict(zip(names, rng.sample(other, min(len(names), len(other))), strict=False))
-        other = [thing for thing in self.things if thing not in things]
-        for old, new in zip(things, rng.sample(other, min(len(things), len(other))), strict=False):
+        others = [name.lower() for name in self.names if name.lower() not in names]
+        drawn = rng.sample(others, min(len(names), len(others)))
+        swap = dict(zip(names, drawn, strict=False))
+        others = [thing for thing in self.things if thing not in things]
+        drawn = rng.sample(others, min(len(things), len(others)))
+        for old, new in zip(things, drawn, strict=False):
             if rng.random() < 0.5:
-                swap[old], swap[self.things[old]] = new, self.things[new]
+                swap[old] = new
+                swap[self.things[old]] = self.things[new]
 
         def exchange(match: re.Match) -> str:
-            new = swap.get(match[0].lower(), match[0])
-            return new if new is match[0] or match[0].islower() else new.capitalize()
+            word = match[0]
+            new = swap.get(word.lower(), word)
+            return new if word.islower() else new.capitalize()
 
         question = re.sub(r"[A-Za-z]+", exchange, question)
         if rng.random() < 0.25:

@@ -58,7 +58,8 @@ def calculator_program(marked: str, answer: str) -> str | None:
             if name > "z":
                 return None
             lines.append(f"{name} = {code}")
-            values[name], names[stated] = value, name
+            values[name] = value
+            names[stated] = name
         if not lines or abs(value - Fraction(answer)) > abs(Fraction(answer)) / 10**6:
             return None
     except (ValueError, ZeroDivisionError, SyntaxError):
@@ -194,7 +195,8 @@ def word_problems(
     for key, group in templates.items():
         for name, template in group:
             if key in held_out:
-                question, answer, solution = template.text(), template.answer(), template.cot()
+                question, answer = template.text(), template.answer()
+                solution = template.cot()
                 valid.append(Problem(name, question, answer, solution, source="mawps_asdiv"))
                 continue
             rng = random.Random(f"{seed}:{name}")
@@ -263,7 +265,8 @@ def gsm8k(data: Path, valid: int = 200, formats: str = "cot,pot", seed: int = 0)
             "training problems"
         )
     random.Random(f"{seed}:valid").shuffle(kept)
-    held_out, kept = [problem for problem, _ in kept[:valid]], kept[valid:]
+    held_out = [problem for problem, _ in kept[:valid]]
+    kept = kept[valid:]
 
     sft, text, programs = [], [], 0
     for problem, marked in kept:
