@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+# In an environment where this project is installed, our files lie beside those of other packages.
+OURS = "batch data eval evaluation generate kernels model reward rollout runtime tools".split()
 PLAIN = (int, float, str, bytes, bool, type(None))
 LAYOUT = ("ctx", "kind", "type_comment", "type_params", "annotation", "returns")  # not computed
 LIBRARIES = tuple(
@@ -176,7 +178,12 @@ def _is_library(module: str) -> bool:
 
 @functools.cache
 def _is_library_file(file: str) -> bool:
-    return file.startswith("<frozen") or str(Path(file).resolve()).startswith(LIBRARIES)
+    path = Path(file).resolve()
+    if path.is_relative_to(ROOT):
+        name = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if name in OURS or name.startswith("train_"):
+            return False
+    return file.startswith("<frozen") or str(path).startswith(LIBRARIES)
 
 
 @functools.cache

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kernels import fingerprint
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ROOMS = ("runtime", "kernels", "data", "evaluation", "tools", "experiments", "bench")
@@ -102,6 +104,15 @@ def test_a_missing_extra_is_one_line(missing, command, words):
     assert run.returncode == 0, run.stderr
     (line,) = run.stdout.splitlines()
     assert "pip install" in line and words in line
+
+
+def test_installed_definitions_are_ours(monkeypatch):
+    """Beside other packages in site-packages our files are still ours, and get fingerprints."""
+    monkeypatch.setattr(fingerprint, "LIBRARIES", (str(ROOT),))
+    is_library = fingerprint._is_library_file.__wrapped__
+    ours = [*PROJECT["tool"]["setuptools"]["py-modules"], "data/prompts", "runtime/optim"]
+    assert not any(is_library(str(ROOT / f"{name}.py")) for name in ours)
+    assert is_library(str(ROOT / "numpy" / "__init__.py")) and is_library(str(ROOT / "datasets.py"))
 
 
 def test_make_help_lists_every_target():
