@@ -44,7 +44,7 @@ test: lint ## check style and types, run all tests
 lint: setup ## check style and types only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy runtime
+	$(BIN)/mypy
 
 clean: ## remove .venv and runs
 	rm -rf .venv runs

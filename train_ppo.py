@@ -291,7 +291,7 @@ def value_gradient(
     value: Transformer, batches: list[MicroBatch], rollouts: list[Rollout], config: Config
 ) -> dict:
     """Add up the gradient of the value model's loss, with the weights of the policy's. Returns sums to log."""
-    sums = {"value_loss": 0.0, "value_clip": 0.0}
+    sums: dict = {"value_loss": 0.0, "value_clip": 0.0}
     for micro in batches:
         before, returns = [], []
         for r, g in micro.members:
