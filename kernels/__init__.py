@@ -224,9 +224,13 @@ def use(mode: str, setting: Setting | None = None, without: Iterable[str] = ()) 
 
 
 def load() -> None:
-    """Import all files with accelerators, and put these in the order of MODULES."""
+    """Import the files with accelerators, and put these in the order of MODULES.
+
+    The decoders import generate.py. They are loaded where a run has imported it.
+    """
     for module in MODULES:
-        importlib.import_module(module)
+        if not module.endswith(".decoder") or "generate.make_decoder" in definitions:
+            importlib.import_module(module)
     place = {module: number for number, module in enumerate(MODULES)}
     accelerators.sort(key=lambda one: place.get(one.function.__module__, len(place)))
 
