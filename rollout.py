@@ -30,20 +30,28 @@ from runtime.run import command
 
 
 @dataclass
-class Config:
-    model: str = option("", "model directory to sample from", required=True)
-    problems: list[str] = option([], "files of training problems with answers", required=True)
-    to: str = option("", "file of rollouts to write", required=True)
+class SamplingOptions:
+    """What is sampled and how: options of rollout.py, train_grpo.py and train_ppo.py."""
+
+    # sampling
+    problems: list[str] = option([], "files of problems with answers", required=True)
     formats: list[str] = option(
         ["cot"], "in turn over the questions", choices=("cot", "pot"), required=True
     )
     sandbox: str = option("best-effort", "isolation of programs", choices=("strict", "best-effort"))
     template: str = option("plain", "prompt template", choices=prompts.TEMPLATES)
-    samples: int = option(16, "completions of each problem", least=1)
-    step_samples: int = option(0, "completions that label a step; 0: no labels", least=0)
-    temperature: float = option(1.0, "sampling temperature", least=0)
-    max_new_tokens: int = option(1024, "longest completion", least=1)
+    temperature: float = option(1.0, "sampling temperature, also in the loss", above=0)
+    max_new_tokens: int = option(1024, "longest completion; a longer one is cut", least=1)
     max_rows: int = option(256, "completions decoded at once by one process", least=1)
+
+
+@dataclass
+class Config(SamplingOptions):
+    model: str = option("", "model directory to sample from", required=True)
+    to: str = option("", "file of rollouts to write", required=True)
+    samples: int = option(16, "completions of each problem", least=1)
+    temperature: float = option(1.0, "sampling temperature; 0: greedy", least=0)
+    step_samples: int = option(0, "completions that label a step; 0: no labels", least=0)
     chunk: int = option(64, "problems between two savings", least=1)
     first: int = option(0, "number of problems to pass over", least=0)
     limit: int = option(0, "problems used, after those; 0: all", least=0)
@@ -132,13 +140,11 @@ def judge(sampler: Sampler, rollouts: list[Rollout]) -> None:
         sampler.programs.forget()
 
 
-def validate(
-    sampler: Sampler, problems: list[Problem], formats: list[str], max_new_tokens: int
-) -> dict[str, float]:
-    """Greedy accuracy on held-out problems, for each format."""
-    greedy = Sampling(samples=1, temperature=0.0, max_new_tokens=max_new_tokens)
+def validate(sampler: Sampler, problems: list[Problem], config) -> dict[str, float]:
+    """Greedy accuracy on held-out problems, for each of `config.formats`."""
+    greedy = Sampling(temperature=0.0, max_new_tokens=config.max_new_tokens)
     accuracy = {}
-    for format in dict.fromkeys(formats):
+    for format in dict.fromkeys(config.formats):
         rollouts = sample_rollouts(sampler, problems, [format], greedy)
         judge(sampler, rollouts)
         right = sum(rollout.verdicts[0] for rollout in rollouts)
@@ -288,8 +294,7 @@ def main(config: Config) -> None:
     model = from_pretrained(config.model, world.device, world.dtype)
     check_tokenizer(tokenizer, model, config.model)
     use_kernels(model.config, world)
-    problems = [problem for path in config.problems for problem in readers.load(path)]
-    problems = problems[config.first :][: config.limit or None]
+    problems = readers.load_all(config.problems)[config.first :][: config.limit or None]
     if not problems:
         raise InputError(f"--first {config.first}: no problem is left; lower it")
 

@@ -408,17 +408,16 @@ def main(config: Config) -> None:
         sampler = Sampler(copied, tokenizer, config.template, config.max_rows, sandbox, world)
         if start == 0 and held_out:
             gather_into(policy, sampler.model)
-            run.log(0, validate(sampler, held_out, config.formats, config.max_new_tokens))
+            run.log(0, validate(sampler, held_out, config))
 
         for step in range(start + 1, config.steps + 1):
             # --- sample completions, unless the run was stopped after this step had sampled
-            run.phase("rollout")
             questions = [problems[next(order)] for _ in range(config.questions)]
             path = run.directory / "rollouts" / f"step_{step:06d}.jsonl"
             if is_sampled := world.broadcast_object(path.exists()):
-                run.phase("")
                 rollouts = load_rollouts(path)
             else:
+                run.phase("rollout")
                 gather_into(policy, sampler.model)
                 sampling.seed = seeded(config.seed, "rollout", step)
                 rollouts = sample_rollouts(sampler, questions, config.formats, sampling)
@@ -457,13 +456,11 @@ def main(config: Config) -> None:
             run.phase("")
             if held_out and (step % config.valid_every == 0 or step == config.steps):
                 gather_into(policy, sampler.model)
-                metrics |= validate(sampler, held_out, config.formats, config.max_new_tokens)
+                metrics |= validate(sampler, held_out, config)
             assessed = "assess" in run.seconds
-            forwards = [  # of each model; a backward counts as two
-                (policy.config, 3 * config.mu + (assessed and reference is not None)),
-                (value.config, 3 * config.mu + assessed),
-            ]
-            run.log(step, metrics, rollout_work(rollouts, forwards, config.mu, reward_model))
+            forwards = 3 * config.mu  # of each trained model; a backward counts as two
+            learned = [(policy, forwards), (value, forwards + assessed), (reference, int(assessed))]
+            run.log(step, metrics, rollout_work(rollouts, learned, config.mu, reward_model))
             run.checkpoint(step, policy, tokenizer, optimizer, others=others)
     run.checkpoints.write(run.directory / "value_model", value, tokenizer)
     run.finish(policy, tokenizer, {"problems": len(problems)})

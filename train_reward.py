@@ -417,6 +417,20 @@ def directory(grpo, iteration: int) -> Path:
     return Path(grpo.to) / f"reward_{iteration}" / "model" if renewed else Path(grpo.reward_model)
 
 
+def check_options(grpo) -> None:
+    """Raise InputError for options of the reward that do not go together, and for a bad --reward_config."""
+    learned, renewed = grpo.reward != "rule", getattr(grpo, "reward_questions", 0)
+    if learned and not grpo.reward_model:
+        raise InputError(f"--reward {grpo.reward} needs --reward_model DIR, of train_reward.py")
+    if not learned and (grpo.reward_model or renewed):
+        needs = "need --reward outcome_model or process_model"
+        raise InputError(f"--reward_model and --reward_questions {needs}")
+    if renewed and grpo.iterations == 1:
+        raise InputError("--reward_questions needs --iterations above 1: it acts between them")
+    if renewed:
+        renewal_options(grpo)
+
+
 def renewal_options(grpo) -> Config:
     """The options of training on: --reward_config. Raises InputError.
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from batch import forward_flops
-from model import ModelConfig
 from runtime.distributed import World
 from runtime.optim import Work
 
@@ -58,24 +57,22 @@ def rollout_metrics(rollouts: list) -> dict:
     }
 
 
-def rollout_work(
-    rollouts: list, learned: list[tuple[ModelConfig, int]], updates: int, reward_model=None
-) -> Work:
+def rollout_work(rollouts: list, learned: list[tuple], updates: int, reward_model=None) -> Work:
     """What a step does with rollouts, over all processes, for timing.jsonl.
 
-    learned: models, the policy first, with the number of forwards of the batch that they take; a
-    backward counts as two. updates: optimizer steps. Sampling takes one forward of the batch, as the
-    cache keeps what was read; so does a reward model.
+    learned: models (or None), the policy first, with the number of forwards of the batch that they
+    take; a backward counts as two. updates: optimizer steps. Sampling takes one forward of the batch,
+    as the cache keeps what was read; so does a reward model.
     """
     groups = [rollout.group for rollout in rollouts]
     read = sum(len(prompt) + sum(map(len, completions)) for prompt, completions in groups)
     samples = chain(*(rollout.samples for rollout in rollouts))
-    sampling = forward_flops(learned[0][0], groups)
+    sampling = forward_flops(learned[0][0].config, groups)
     if reward_model is not None:
         sampling += forward_flops(reward_model.model.config, groups, last=True)
     return Work(
         tokens=updates * read,
-        flops=sum(times * forward_flops(shape, groups) for shape, times in learned),
+        flops=sum(times * forward_flops(m.config, groups) for m, times in learned if m),
         sampled=sum(sum(sample.mask) for sample in samples),
         sampling_flops=sampling,
     )

@@ -184,26 +184,34 @@ def to_toml(config) -> str:
 
 def usage(Config, description: str = "") -> str:
     """The text of --help. A comment line in the class is the heading of the options below it."""
-    try:
-        source = textwrap.dedent(inspect.getsource(Config)).splitlines()
-    except (OSError, TypeError):
-        source = []
-    kinds, headings, heading = typing.get_type_hints(Config), {}, ""
-    for line in map(str.strip, source):
-        if line.startswith("#"):
-            heading = line.strip("# ")
-        elif (match := re.match(r"(\w+)\s*:", line)) and match[1] in kinds:
-            headings[match[1]] = heading
+    # A class comes before the classes that it inherits options from.
+    kinds = typing.get_type_hints(Config)
+    headings: dict[str, str] = {}
+    for part in Config.__mro__[:-1]:
+        heading = ""
+        try:
+            source = textwrap.dedent(inspect.getsource(part)).splitlines()
+        except (OSError, TypeError):
+            source = []
+        for line in map(str.strip, source):
+            if line.startswith("#"):
+                heading = line.strip("# ")
+            elif (match := re.match(r"(\w+)\s*:", line)) and match[1] in kinds:
+                headings.setdefault(match[1], heading)
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    names = [*headings, *(name for name in fields if name not in headings)]
 
     lines = [description.strip(), ""] if description else []
     lines += ["options (the later wins: default, --config files in their order, command line)"]
     lines += ["  --config FILE.toml         a file of the options below, as name = value"]
     shown = ""
-    for field, default in zip(dataclasses.fields(Config), vars(Config()).values(), strict=True):
-        if headings.get(field.name, "") != shown:
-            shown = headings[field.name]
+    defaults = Config()
+    for name in names:
+        field, default = fields[name], getattr(defaults, name)
+        if headings.get(name, "") != shown:
+            shown = headings[name]
             lines += ["", shown]
-        start = f"  --{field.name} {_kind_name(kinds[field.name])}"
+        start = f"  --{name} {_kind_name(kinds[name])}"
         lines.append(f"{start:<28} {field.metadata.get('help', '')} [{_note(field, default)}]")
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from runtime import optim
 from runtime.checkpoint import Checkpoints, Others, remove
 from runtime.distributed import World, is_first
 from runtime.optim import Work, learning_bytes, memory_left
-from runtime.options import check, local_main, parse, read_toml, to_toml, toml_value
+from runtime.options import check, local_main, option, parse, read_toml, to_toml, toml_value
 
 
 def command(main: Callable, Config) -> None:
@@ -193,6 +194,23 @@ MAY_CHANGE = (
 PATIENCE = 100  # steps in a row without a signal, after which a run stops
 
 
+@dataclass
+class RunOptions:
+    """Options of a trainer that have nothing to do with its method; its Config may inherit them."""
+
+    # the run
+    to: str = option("", "run directory; the result is TO/model", required=True)
+    save_every: int = option(20, "steps between checkpoints", least=1)
+    seed: int = option(0, "seed of all that is drawn", least=0)
+    # the machine
+    max_grad_norm: float = option(1.0, "largest norm of the gradient; 0: any", least=0)
+    micro_tokens: int = option(16_384, "tokens of one forward and backward pass", least=1)
+    activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
+    bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
+    kernels: str = option("fast", "plain: definitions alone", choices=("fast", "plain"))
+    device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
+
+
 class Run:
     """The run directory `config.to` of a trainer.
 
@@ -338,6 +356,10 @@ class Run:
         if done == 0:
             self.save_reference(iteration, policy, tokenizer)
         self.load_reference(iteration, reference)
+
+    def due(self, step: int, every: int) -> bool:
+        """Is it time for what happens every so many steps, and at the last one?"""
+        return step % every == 0 or step == self.total
 
     def save_reference(self, iteration: int, model, tokenizer) -> None:
         """Keep the model, exactly, as reference_I/.

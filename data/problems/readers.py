@@ -24,6 +24,11 @@ from data.problems.problem import (
 from data.problems.templates import WordTemplate, parse_number
 
 
+def load_all(paths: Iterable[str]) -> list[Problem]:
+    """The problems of several files; see `load`."""
+    return [problem for path in paths for problem in load(path)]
+
+
 def load(path, bad: list[str] | None = None) -> list[Problem]:
     """The problems of a file, or of all files in a folder and in the folders below it.
 
