@@ -26,10 +26,28 @@ def run_cli(main: Callable[[], object]) -> None:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser of a command line whose errors are InputErrors, which `run_cli` prints in a line."""
+    """A parser of a command line. Errors are InputErrors, which `run_cli` prints in a line. An
+    option that comes twice is an error."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, formatter_class=_wide_help, **settings)
+        self.register("action", None, _StoreOnce)
+        self.seen: set[str] = set()
 
     def error(self, message: str):
         raise InputError(f"{message}; --help lists the options")
+
+
+class _StoreOnce(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        if self.dest in parser.seen:
+            parser.error(f"{option_string} is given twice; give it once")
+        parser.seen.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+def _wide_help(prog: str) -> argparse.HelpFormatter:
+    return argparse.HelpFormatter(prog, max_help_position=32, width=100)
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -1,0 +1,56 @@
+import argparse
+
+import pytest
+
+from data.io import CommandParser, InputError, at_least, atomic_write, jsonl_files, run_cli
+
+
+def parser():
+    parser = CommandParser(prog="python -m data.example")
+    parser.add_argument("--to", required=True)
+    parser.add_argument("--workers", type=at_least(1), default=1)
+    return parser
+
+
+def test_options():
+    assert parser().parse_args(["--to", "x"]) == argparse.Namespace(to="x", workers=1)
+    assert parser().parse_args(["--to", "x", "--workers", "3"]).workers == 3
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--to", "x", "--workers", "0"], "--workers: '0' is not an integer of at least 1"),
+        (["--to", "x", "--workers", "1.5"], "--workers: '1.5' is not an integer of at least 1"),
+        (["--to", "x", "--workers", "9" * 30], "--workers: '9+' is not an integer"),
+        (["--to", "x", "--to", "y"], "--to is given twice"),
+        (["--to", "x", "--work", "3"], "unrecognized arguments: --work 3"),
+        ([], "the following arguments are required: --to"),
+    ],
+)
+def test_errors_of_a_command_line_are_one_line(arguments, message, capsys):
+    with pytest.raises(InputError, match=message):
+        parser().parse_args(arguments)
+    with pytest.raises(SystemExit) as stop:
+        run_cli(lambda: parser().parse_args(arguments))
+    output = capsys.readouterr()
+    assert stop.value.code == 2 and output.out == ""
+    assert output.err.startswith("error: ") and output.err.count("\n") == 1
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(KeyError), atomic_write(path) as file:
+        file.write("half")
+        raise KeyError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with atomic_write(path) as file:
+        file.write("new")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_without_jsonl_is_refused(tmp_path):
+    (tmp_path / ".hidden.jsonl").touch()
+    with pytest.raises(InputError, match="no .jsonl file in this folder"):
+        list(jsonl_files([tmp_path]))
