@@ -1,13 +1,13 @@
 """What the decoders in this folder stand for, and the check of their numbers."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import kernels
 from batch import pack_completions, token_logprobs
 from generate import Sample, Sampling, generate
 from kernels import Accelerator, Setting
-from model import Transformer
+from model import MLP, Attention, Block, Linear, RMSNorm, Transformer
 
 # The definitions that a decoder repeats. What these use is found from their code.
 DEFINITIONS = (
@@ -24,6 +24,14 @@ DEFINITIONS = (
     "model.RMSNorm",
     "model.Linear",
 )
+
+CLASSES = {Transformer, Block, Attention, MLP, RMSNorm, Linear, nn.Embedding, nn.ModuleList}
+
+
+def is_plain(model: Transformer) -> bool:
+    """Is each part of the model of a class in model.py, and none of a subclass or of a user's class?"""
+    return all(type(part) in CLASSES for part in model.modules())
+
 
 PROMPTS = [[5], [3, 1, 4, 1, 5, 9, 2, 6, 5], [7, 8, 9, 7, 8]]
 SAMPLINGS = (  # samples, temperature, top_p, new tokens

@@ -10,7 +10,7 @@ from torch import Tensor
 from generate import Decoder, Sampling, Sequence
 from kernels import accelerator
 from kernels.cpu import available, native
-from kernels.decoding import DEFINITIONS, sampling_error
+from kernels.decoding import DEFINITIONS, is_plain, sampling_error
 from model import ModelConfig, Transformer
 
 # Weights of the largest model. Of a larger one a step is mostly arithmetic, and the copy of its weights takes memory.
@@ -59,7 +59,8 @@ def suits(config: ModelConfig) -> bool:
 def takes(model: Transformer, sampling: Sampling, rows: int, sequences: list[Sequence]) -> bool:
     weight = model.embed.weight
     float32 = weight.dtype == torch.float32 and model.compute_dtype in (None, torch.float32)
-    return weight.device.type == "cpu" and float32 and suits(model.config)
+    on_cpu = weight.device.type == "cpu"
+    return on_cpu and float32 and suits(model.config) and is_plain(model)
 
 
 @accelerator(

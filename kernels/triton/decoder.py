@@ -12,7 +12,7 @@ from torch import Tensor
 
 from generate import Decoder, Sampling, Sequence, sample_tokens, uniform
 from kernels import accelerator
-from kernels.decoding import DEFINITIONS, sampling_error
+from kernels.decoding import DEFINITIONS, is_plain, sampling_error
 from kernels.triton import triton
 from kernels.triton.decode_attention import (
     Prefix,
@@ -30,7 +30,8 @@ def available(device: torch.device) -> bool:
 
 def takes(model: Transformer, sampling: Sampling, rows: int, sequences: list[Sequence]) -> bool:
     weight = model.embed.weight
-    return weight.device.type == "cuda" and weight.dtype != torch.float64 and not model.config.score
+    on_gpu = weight.device.type == "cuda" and weight.dtype != torch.float64
+    return on_gpu and not model.config.score and is_plain(model)
 
 
 @accelerator(

@@ -17,7 +17,7 @@ from generate import Sampling, generate, sample_tokens, uniform
 from kernels import cpu
 from kernels.cpu import decoder as cpu_decoder
 from kernels.cpu.decoder import BlockCache, CpuDecoder, cache_dtype, suits, takes
-from model import ModelConfig, Transformer
+from model import MLP, ModelConfig, Transformer
 
 pytestmark = pytest.mark.skipif(cpu.native() is None, reason="no C++ compiler")
 
@@ -326,6 +326,9 @@ def test_which_models_it_takes(monkeypatch):
     half = random_model(**shape)
     half.compute_dtype = torch.bfloat16
     assert not taken(half)
+    changed = random_model(**shape)
+    changed.layers[1].mlp.__class__ = type("OtherMLP", (MLP,), {})
+    assert not taken(changed), "a part of another class"
     monkeypatch.setattr(cpu_decoder, "LARGEST", 1000)
     assert not suits(half.config)
 
