@@ -117,7 +117,8 @@ def train(config: Train) -> None:
     settings = loop.classifier_settings(config)
     model = classifier.train(positives, negatives, settings, config.seed, config.workers)
     model.save(Path(config.to))
-    right = (model.margins(positives) > 0).sum() + (model.margins(negatives) <= 0).sum()
+    right = (model.margins(positives) > 0).sum()
+    right += (model.margins(negatives) <= 0).sum()
     count = len(positives) + len(negatives)
     print(
         f"{config.to}: trained on {len(positives)} positives and {len(negatives)} negatives; "
@@ -141,7 +142,8 @@ def score(config: Score) -> None:
     rows = []
     for shard in store_shards(config.store, "store"):
         for batch in page_batches(shard):
-            margins = model.margins([page["text"] for _, page in batch]).tolist()
+            texts = [page["text"] for _, page in batch]
+            margins = model.margins(texts).tolist()
             for (_, page), margin in zip(batch, margins, strict=True):
                 row = {
                     "score": recall.probability(margin),
@@ -186,7 +188,8 @@ def list_domains(config: Domains) -> None:
 
     counts = domains.domain_counts((url, collected) for url, collected, _ in rows())
     names = domains.math_domains(counts, config.share, config.pages)
-    table = domains.domain_table(counts, domains.prefix_counts(rows(), names), names)
+    prefixes = domains.prefix_counts(rows(), names)
+    table = domains.domain_table(counts, prefixes, names)
     if config.annotation:
         answers = domains.annotate(table, config.annotation)
         texts = (f"{count} {name}" for name, count in answers.items())
@@ -215,7 +218,8 @@ def remove_benchmarks(config: Decontaminate) -> None:
     total: Counter = Counter()
     for shard in store_shards(config.store, "store"):
         targets = (to / shard.name, to / "drops" / shard.name)
-        total.update(decontaminate.decontaminate_shard(shard, index, *targets, config.contaminated))
+        counts = decontaminate.decontaminate_shard(shard, index, *targets, config.contaminated)
+        total.update(counts)
     print(
         f"{total['in']} pages: {total['dropped']} dropped, {total['cut']} cut, "
         f"{total['out']} left in {config.to}"

@@ -100,7 +100,11 @@ class Table:
     hash; one in 2**64 words has this hash.
     """
 
-    def __init__(self, hashes: Array, values: Array):
+    def __init__(
+        self,
+        hashes: Array,
+        values: Array,
+    ):
         bits = (4 * len(hashes)).bit_length() or 1
         size = 2**bits
         self._shift = np.uint64(64 - bits)
@@ -195,7 +199,11 @@ class Classifier:
     def _table(self) -> Table:
         return Table(self.words, self.word_weights)
 
-    def explain(self, text: str, count: int = 10) -> list[tuple[str, float]]:
+    def explain(
+        self,
+        text: str,
+        count: int = 10,
+    ) -> list[tuple[str, float]]:
         """The n-grams with most influence on the margin, and how much each of them adds to it.
 
         A positive share speaks for mathematics. The sum of all shares is the margin.
@@ -297,7 +305,11 @@ def initial_vectors(
     return bits.reshape(count, width) * np.float32(2**-15 / width)
 
 
-def schedule(counts: Array, settings: Settings, seed: int) -> Iterator[tuple[Array, Array]]:
+def schedule(
+    counts: Array,
+    settings: Settings,
+    seed: int,
+) -> Iterator[tuple[Array, Array]]:
     """For every block, yield (its texts, the learning rate of each).
 
     `counts` has the number of words of each text. The rate falls with the words that are done.
@@ -516,7 +528,11 @@ class _Trainer:
         self.matrix = torch.from_numpy(self.vectors)  # the same memory
         self.d = np.zeros(width)
 
-    def fit(self, seed: int, threads: int) -> tuple[Array, Array]:
+    def fit(
+        self,
+        seed: int,
+        threads: int,
+    ) -> tuple[Array, Array]:
         """(vectors float32 [count, width], d float64 [width]) after all steps."""
         import torch
 
@@ -549,7 +565,11 @@ class _Trainer:
         block = make_block(self.features, Hashes(values, offsets))
         return block, self.labels[texts], rates
 
-    def _read_means(self, pool: ThreadPoolExecutor, block: Block) -> Array:
+    def _read_means(
+        self,
+        pool: ThreadPoolExecutor,
+        block: Block,
+    ) -> Array:
         """The mean vector of each text: float64 [texts, width]."""
         texts, bags = len(block.sizes), len(block.bags)
 
@@ -569,7 +589,12 @@ class _Trainer:
         sizes = np.maximum(block.sizes, 1)
         return sums.sum(0, dtype=np.float64) / sizes[:, None]
 
-    def _write(self, pool: ThreadPoolExecutor, block: Block, added: Array) -> None:
+    def _write(
+        self,
+        pool: ThreadPoolExecutor,
+        block: Block,
+        added: Array,
+    ) -> None:
         """Add the changes `added` [texts, width] to the vectors of the features."""
         import torch
 
@@ -588,7 +613,11 @@ class _Trainer:
         list(pool.map(write, slices))
 
     @staticmethod
-    def _sum_rows(matrix, ids: Array, bags: Array):
+    def _sum_rows(
+        matrix,
+        ids: Array,
+        bags: Array,
+    ):
         """For each bag of ids, the sum of these rows of the matrix: [bags, width]."""
         import torch
         import torch.nn.functional as F

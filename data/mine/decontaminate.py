@@ -76,7 +76,8 @@ class _HashSet:
         wanted = hashes[which]
         rows = np.searchsorted(self.values, wanted)
         right = rows < len(self.values)
-        right[right] = self.values[rows[right]] == wanted[right]
+        found = self.values[rows[right]]
+        right[right] = found == wanted[right]
         return which[right], rows[right]
 
 
@@ -105,7 +106,11 @@ class Index:
         return cls.of(*read_benchmarks(folder))
 
     @classmethod
-    def of(cls, items: list[Item], counts: dict[str, int]) -> "Index":
+    def of(
+        cls,
+        items: list[Item],
+        counts: dict[str, int],
+    ) -> "Index":
         """The index of texts.
 
         Adds to the counts how many texts are looked up by their 10-grams (long), how many as a
@@ -114,7 +119,8 @@ class Index:
         units = unit_hashes([item.text for item in items])
         long = units.counts >= GRAM
         short = (units.counts >= SHORTEST) & ~long
-        grams, where = {}, {}
+        grams = {}
+        where = {}
         starts = [np.zeros(0, np.uint64)]
         for size in range(SHORTEST, GRAM + 1):
             chosen = long if size == GRAM else short & (units.counts == size)
@@ -138,7 +144,10 @@ class Index:
     def save(self, path) -> None:
         texts = {"items": self.items, "counts": self.counts}
         data = json.dumps(texts).encode()
-        arrays = {"starts": self.starts, "texts": np.frombuffer(data, np.uint8)}
+        arrays = {
+            "starts": self.starts,
+            "texts": np.frombuffer(data, np.uint8),
+        }
         arrays |= {f"grams{size}": values for size, values in self.grams.items()}
         arrays |= {f"where{size}": values for size, values in self.where.items()}
         with atomic_write(path, "wb") as file:
@@ -199,13 +208,18 @@ class Index:
             fits = places + size <= units.counts[owners]
             texts, begins = owners[fits], places[fits]
             first = units.offsets[texts] + begins
-            windows = units.values[first[:, None] + np.arange(size)]
-            offsets = np.arange(len(windows) + 1) * size
-            ngrams = ngram_hashes(Hashes(windows.ravel(), offsets), size)
+            at = first[:, None] + np.arange(size)
+            values = units.values[at].ravel()
+            offsets = size * np.arange(len(at) + 1)
+            ngrams = ngram_hashes(Hashes(values, offsets), size)
             which, rows = self._sets[size].find(ngrams.values)
             yield _hit_rows(texts[which], begins[which], size, rows)
 
-    def _check_hits(self, text: str, hits: list[list[int]]) -> list[Match]:
+    def _check_hits(
+        self,
+        text: str,
+        hits: list[list[int]],
+    ) -> list[Match]:
         """The matches of a text from its hits (place, n, row), without hash collisions."""
         text = normalize(text)
         spans = [unit.span() for unit in _UNIT.finditer(text)]
@@ -231,7 +245,8 @@ class Index:
             benchmark, id, field, _ = self.items[item]
             begin, _ = spans[first]
             _, end = spans[last]
-            result.append(Match(benchmark, id, field, text[begin:end]))
+            piece = text[begin:end]
+            result.append(Match(benchmark, id, field, piece))
         return result
 
 
@@ -241,20 +256,30 @@ def _places(ngrams: Hashes, which: Array) -> tuple[Array, Array]:
     return owners, which - ngrams.offsets[owners]
 
 
-def _hit_rows(owners: Array, places: Array, size: int, rows: Array) -> Array:
+def _hit_rows(
+    owners: Array,
+    places: Array,
+    size: int,
+    rows: Array,
+) -> Array:
     """int64 [N, 4]"""
     sizes = np.full(len(rows), size)
     return np.stack([owners, places, sizes, rows], axis=1)
 
 
-def _select(units: Hashes, texts: Array, first: int | None = None) -> Hashes:
+def _select(
+    units: Hashes,
+    texts: Array,
+    first: int | None = None,
+) -> Hashes:
     """The units of some of the texts; with `first`, only so many units of each."""
     counts = units.counts[texts]
     if first is not None:
         counts = np.full(len(texts), first)
     offsets = offsets_from(counts)
     shifts = units.offsets[texts] - offsets[:-1]
-    at = np.arange(offsets[-1]) + np.repeat(shifts, counts)
+    at = np.arange(offsets[-1])
+    at += np.repeat(shifts, counts)
     return Hashes(units.values[at], offsets)
 
 
@@ -289,13 +314,15 @@ def decontaminate_shard(
     path = Path(index_file)
     modified = path.stat().st_mtime_ns if path.exists() else 0
     index = _load_index(path, modified)
-    counts = Counter(dict.fromkeys(("in", "out", "dropped", "cut"), 0))
+    names = ("in", "out", "dropped", "cut")
+    counts = Counter(dict.fromkeys(names, 0))
     dropped = []
 
     def left() -> Iterator[dict]:
         for batch in page_batches(source):
             texts = [page["text"] for _, page in batch]
-            for (line, page), matches in zip(batch, index.matches(texts), strict=True):
+            rows = zip(batch, index.matches(texts), strict=True)
+            for (line, page), matches in rows:
                 counts["in"] += 1
                 text = page["text"]
                 if matches:

@@ -27,6 +27,7 @@ mathematical domains are held as a whole, because a person is to read them.
 """
 
 import heapq
+import operator
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -77,7 +78,7 @@ class Config:
     # domains
     annotate: str = option(
         "file",
-        "annotate by a file, on the terminal, or by a rule",
+        "annotate by a file, the terminal or a rule",
         choices=("file", "ask", "auto"),
     )
     annotation: str = option("", "file of mathematical URL prefixes; empty: TO/annotation.txt")
@@ -169,7 +170,8 @@ def sample_texts(
                     raise InputError(f"{path}:{number}: no text; each line needs a 'text' field")
                 yield steps.random_bits(seed, path.name, number), row["text"]
 
-    chosen = heapq.nsmallest(count, rows(), key=lambda row: row[0])
+    first = operator.itemgetter(0)
+    chosen = heapq.nsmallest(count, rows(), key=first)
     if not chosen:
         raise InputError(f"{option}: no text; the classifier needs examples of both kinds")
     return [text for _, text in chosen]
@@ -250,7 +252,7 @@ def collect(run: Run, number: int) -> tuple[list[Path], dict]:
 
     def bins(name: str, upper: int | None) -> np.ndarray:
         targets = run.files(f"round_{number}/{name}", ".npy")
-        tasks = [(path, upper, target) for path, target in zip(scores, targets, strict=True)]
+        tasks = zip(scores, [upper] * len(scores), targets, strict=True)
         run.step(f"{name}_{number}", recall.tokens_by_key, tasks)
         return recall.sum_bins(targets)
 
@@ -287,7 +289,9 @@ def annotate(run: Run, number: int, kept: list[Path]) -> dict:
     run.over_shards(f"domains_{number}", steps.domains_shard, kept, config.partitions, tables)
     parts = [folder / "domains" / f"math-{part:05d}.json" for part in range(config.partitions)]
     rule = (config.domain_share, config.domain_pages)
-    tasks = [(tables, part, *rule, path) for part, path in enumerate(parts)]
+    tasks = []
+    for part, path in enumerate(parts):
+        tasks.append((tables, part, *rule, path))
     sums = total(run.step(f"math_domains_{number}", steps.domains_part, tasks))
     counts = {}
     for path in parts:
@@ -377,7 +381,9 @@ def run_round(run: Run, number: int) -> tuple[list[Path], dict]:
 
 def begin(run: Run, files: list[tuple[str, Path]]) -> None:
     """Create the run directory, or check that it belongs to a run with the same options."""
-    sizes = [[str(file), file.stat().st_size] for _, file in files]
+    sizes = []
+    for _, file in files:
+        sizes.append([str(file), file.stat().st_size])
     setup = {"options": fixed_options(run.config), "crawl": sizes}
     if run_once(run.to / "setup.json", lambda: setup) != setup:
         raise InputError(
@@ -396,7 +402,9 @@ def extract_pages(run: Run, files: list[tuple[str, Path]]) -> list[dict]:
     """Read the crawl files into TO/pages."""
     tasks = []
     for i, (source, file) in enumerate(files):
-        tasks.append((file, str(file) == source, run.to / "pages" / shard_name(i)))
+        is_named = str(file) == source
+        target = run.to / "pages" / shard_name(i)
+        tasks.append((file, is_named, target))
     extracted = run.step("pages", steps.extract, tasks)
     pages = total(extracted)
     if not pages["pages"]:
@@ -457,8 +465,9 @@ def mine(config: Config, map: Callable) -> None:
 
     # Pages
     extracted = extract_pages(run, files)
-    paths = [str(file) for _, file in files]
-    digests = {path: row["sha256"] for path, row in zip(paths, extracted, strict=True)}
+    digests = {}
+    for (_, file), row in zip(files, extracted, strict=True):
+        digests[str(file)] = row["sha256"]
     if config.repeat:
         manifest = report.compare_crawl(Path(config.repeat), digests)
         for number, prefixes in manifest["annotations"].items():
@@ -505,8 +514,9 @@ def mine(config: Config, map: Callable) -> None:
         truth = report.against_truth(config.truth, config.benchmarks, run.to, len(rounds))
         result["truth"] = truth
     report.write(run.to, result)
-    paths = run.files("corpus")
-    output = {path.name: row["sha256"] for path, row in zip(paths, corpus, strict=True)}
+    output = {}
+    for path, row in zip(run.files("corpus"), corpus, strict=True):
+        output[path.name] = row["sha256"]
     used = {number: annotations(run, number) for number in range(1, len(rounds))}
     report.write_manifest(run.to, options, digests, used, output, tokens)
 

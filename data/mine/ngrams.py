@@ -116,7 +116,8 @@ def _word_bytes() -> bytes:
     Later bytes of a sign count as belonging; _edges corrects this.
     """
     table = np.ones(256, np.uint8)
-    table[:128] = [chr(byte).isalnum() for byte in range(128)]
+    for byte in range(128):
+        table[byte] = chr(byte).isalnum()
     table[_SIGNS] = 0
     return table.tobytes()
 
@@ -130,7 +131,11 @@ def _changes(inside: Array) -> Array:
     return np.flatnonzero(differs) + 1
 
 
-def _edges(raw: bytes, kind: str, ascii: bool) -> Array:
+def _edges(
+    raw: bytes,
+    kind: str,
+    ascii: bool,
+) -> Array:
     """Where units begin and end, in turn: int64 [2 N].
 
     An even entry is the first byte of a unit, an odd entry is the byte after the last.
@@ -185,9 +190,11 @@ def units(text: str, kind: str = "word") -> list[str]:
     """
     if kind == "word":
         text = normalize(text)
-    raw = b"\n" + text.encode("utf-8", "replace") + b"\n"
-    edges = _edges(raw, kind, raw.isascii()).reshape(-1, 2)
-    return [raw[start:end].decode() for start, end in edges.tolist()]
+    data = text.encode("utf-8", "replace")
+    raw = b"\n" + data + b"\n"
+    edges = _edges(raw, kind, raw.isascii())
+    spans = edges.reshape(-1, 2).tolist()
+    return [raw[start:end].decode() for start, end in spans]
 
 
 # ---- Hashes of units -------------------------------------------------------------------------
@@ -213,7 +220,10 @@ def unit_hashes(texts: Sequence[str], kind: str = "word") -> Hashes:
         values.append(hashes)
         offsets.append(ends + total)
         total += len(hashes)
-    return Hashes(np.concatenate(values), np.concatenate(offsets))
+    return Hashes(
+        values=np.concatenate(values),
+        offsets=np.concatenate(offsets),
+    )
 
 
 def _hash_batch(texts: Sequence[str], kind: str) -> tuple[Array, Array]:
@@ -263,17 +273,27 @@ def _hash_eight(
     return mix(parts * MULTIPLIER)
 
 
-def _hash_other_bytes(blocks: Array, starts: Array, sizes: Array) -> Array:
+def _hash_other_bytes(
+    blocks: Array,
+    starts: Array,
+    sizes: Array,
+) -> Array:
     """Hash the bytes of units after the first eight, uint64 [units]. Every unit has such bytes."""
-    sums = _hash_eight(blocks, starts, sizes, np.ones(1, np.int64))
+    second = np.ones(1, np.int64)
+    sums = _hash_eight(blocks, starts, sizes, second)
     longer = np.flatnonzero(sizes > 16)  # few units: process all their blocks at once
     if len(longer):
         counts = (sizes[longer] - 9) >> 3
         begins = np.cumsum(counts) - counts
         owners = np.repeat(longer, counts)
-        place = np.arange(len(owners)) - np.repeat(begins, counts)
-        place += 2  # 2, 3, ... in each unit
-        parts = _hash_eight(blocks, starts[owners], sizes[owners], place)
+        place = np.arange(2, len(owners) + 2)
+        place -= np.repeat(begins, counts)  # 2, 3, ... in each unit
+        parts = _hash_eight(
+            blocks,
+            starts[owners],
+            sizes[owners],
+            place,
+        )
         sums[longer] += np.add.reduceat(parts, begins)
     return sums
 

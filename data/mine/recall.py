@@ -36,7 +36,11 @@ def _load_classifier(path: Path, modified: int) -> classifier.Classifier:
     return classifier.load(path)
 
 
-def score_shard(shard: Path, model_file: Path, target: Path) -> dict:
+def score_shard(
+    shard: Path,
+    model_file: Path,
+    target: Path,
+) -> dict:
     """Score the pages of a shard. Writes SCORES [pages].
 
     Returns counts: pages, tokens, and the histogram of the margins [20].
@@ -96,7 +100,11 @@ def key_margin(key: int) -> float:
     return float(np.uint32(bits).view(np.float32))
 
 
-def tokens_by_key(scores_file: Path, upper: int | None, target: Path) -> dict:
+def tokens_by_key(
+    scores_file: Path,
+    upper: int | None,
+    target: Path,
+) -> dict:
     """Count the tokens of a shard by key. Writes int64 [2, K]: bins, and the tokens in each bin.
 
     A bin is the upper half of a key. With `upper`, only keys with this upper half are counted, and
@@ -139,7 +147,11 @@ def fill(tokens: Array, limit: int) -> tuple[int, int]:
     return first, int(taken[count - 1]) if count else 0
 
 
-def cutoff(coarse: Array, fine: Callable[[int], Array], limit: int) -> float:
+def cutoff(
+    coarse: Array,
+    fine: Callable[[int], Array],
+    limit: int,
+) -> float:
     """The lowest margin to collect.
 
     Pages with this margin or more have at most `limit` tokens; with the next lower margin they
