@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -159,7 +160,7 @@ def use_kernels(shape: ModelConfig, world: World) -> None:
     """Choose what computes the definitions, for models of this ModelConfig. A collective.
 
     An accelerator that one process sets aside is set aside on all. The main process prints what is
-    used, and what was set aside and why (see kernels/__init__.py).
+    used, and what was set aside and why (see kernels/__init__.py), on standard error.
     """
     setting = kernels.Setting(shape, world.device, bool(world.bf16))
     choice = kernels.use(world.kernels, setting)
@@ -171,7 +172,7 @@ def use_kernels(shape: ModelConfig, world: World) -> None:
         choice.set_aside |= reasons
     world.accelerators |= choice.in_use
     if world.is_main and (lines := choice.news()):
-        print(*lines, sep="\n", flush=True)
+        print(*lines, sep="\n", file=sys.stderr, flush=True)  # what a command prints stays clean
 
 
 def prepare(model: Transformer, world: World, trained: bool = True) -> Transformer:
