@@ -25,6 +25,7 @@ import contextlib
 import functools
 import importlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -200,7 +201,7 @@ def use(mode: str, setting: Setting | None = None, without: Iterable[str] = ()) 
     choice = Choice()
     if mode == "plain" or setting is None:
         return choice
-    load()
+    load(setting.device)
     from kernels.cases import small
 
     setting = replace(setting, shape=small(setting.shape))
@@ -223,12 +224,16 @@ def use(mode: str, setting: Setting | None = None, without: Iterable[str] = ()) 
     return choice
 
 
-def load() -> None:
-    """Import the files with accelerators, and put these in the order of MODULES.
+def load(device: torch.device | None = None) -> None:
+    """Import the files with accelerators, those of a device alone if one is given, in the order of MODULES.
 
     The decoders import generate.py. They are loaded where a run has imported it.
     """
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     for module in MODULES:
+        on_gpu = module.startswith(("kernels.triton.", "kernels.flex"))
+        if device is not None and on_gpu and not interpreted and device.type != "cuda":
+            continue
         if not module.endswith(".decoder") or "generate.make_decoder" in definitions:
             importlib.import_module(module)
     place = {module: number for number, module in enumerate(MODULES)}
