@@ -3,8 +3,6 @@
 `rollouts` are rollout.Rollout; `world` is a runtime.distributed.World.
 """
 
-from itertools import chain
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,10 +18,13 @@ def token_means(sums: dict[str, Tensor], world: World) -> dict[str, float]:
     "count" is the number of tokens. A value whose name ends in "loss" is a mean already.
     """
     names = sorted(sums)
-    values = world.all_sum(torch.stack([sums[name].double() for name in names])).tolist()
-    totals = dict(zip(names, values, strict=True))
+    local = torch.stack([sums[name].double() for name in names])
+    totals = dict(zip(names, world.all_sum(local).tolist(), strict=True))
     count = max(totals.pop("count"), 1.0)
-    return {name: x if name.endswith("loss") else x / count for name, x in totals.items()}
+    means = {}
+    for name, total in totals.items():
+        means[name] = total if name.endswith("loss") else total / count
+    return means
 
 
 def rollout_metrics(rollouts: list) -> dict:
@@ -36,25 +37,35 @@ def rollout_metrics(rollouts: list) -> dict:
     rewards = np.array([rollout.rewards for rollout in rollouts])  # [Q, G]
     verdicts = np.array([rollout.verdicts for rollout in rollouts])  # [Q, G]
     finite = np.isfinite(rewards)
-    known = rewards[finite] if finite.any() else np.zeros(1)
-    gap = (rewards - verdicts)[finite] if finite.any() else np.zeros(1)
-    samples = list(chain(*(rollout.samples for rollout in rollouts)))
-    lengths = [len(sample.ids) for sample in samples]
-    silent = [not any(map(np.any, rollout.advantages)) for rollout in rollouts]
-    distinct = [len(set(map(tuple, rollout.group[1]))) for rollout in rollouts]
-    steps = [len(ends) for rollout in rollouts for ends in rollout.step_ends]
-    return ({"steps": float(np.mean(steps))} if steps else {}) | {
+    known, gap = rewards[finite], (rewards - verdicts)[finite]
+    if not len(known):
+        known = gap = np.zeros(1)
+
+    silent = distinct = 0
+    lengths, truncated, steps = [], [], []
+    for rollout in rollouts:
+        silent += not any(map(np.any, rollout.advantages))
+        distinct += len({tuple(sample.ids) for sample in rollout.samples})
+        for sample in rollout.samples:
+            lengths.append(len(sample.ids))
+            truncated.append(sample.finish == "length")
+        steps += map(len, rollout.step_ends)
+
+    metrics = {
         "reward": float(known.mean()),
         "reward_std": float(known.std()),
         "reward_not_finite": int((~finite).sum()),
         "verdict": float(verdicts.mean()),
         "gap": float(gap.mean()),
-        "no_signal": float(np.mean(silent)),
-        "distinct": sum(distinct) / len(samples),
+        "no_signal": silent / len(rollouts),
+        "distinct": distinct / len(lengths),
         "length": float(np.mean(lengths)),
         "length_max": max(lengths),
-        "truncated": float(np.mean([sample.finish == "length" for sample in samples])),
+        "truncated": float(np.mean(truncated)),
     }
+    if steps:
+        metrics["steps"] = float(np.mean(steps))
+    return metrics
 
 
 def rollout_work(rollouts: list, learned: list[tuple], updates: int, reward_model=None) -> Work:
@@ -62,17 +73,22 @@ def rollout_work(rollouts: list, learned: list[tuple], updates: int, reward_mode
 
     learned: models (or None), the policy first, with the number of forwards of the batch that they
     take; a backward counts as two. updates: optimizer steps. Sampling takes one forward of the batch,
-    as the cache keeps what was read; so does a reward model.
+    because the cache keeps what was read; so does a reward model.
     """
     groups = [rollout.group for rollout in rollouts]
-    read = sum(len(prompt) + sum(map(len, completions)) for prompt, completions in groups)
-    samples = chain(*(rollout.samples for rollout in rollouts))
-    sampling = forward_flops(learned[0][0].config, groups)
+    tokens = sampled = 0
+    for rollout in rollouts:
+        tokens += len(rollout.prompt)
+        for sample in rollout.samples:
+            tokens += len(sample.ids)
+            sampled += sum(sample.mask)
+
+    flops = 0.0
+    for model, forwards in learned:
+        if model:
+            flops += forwards * forward_flops(model.config, groups)
+    policy, _ = learned[0]
+    sampling = forward_flops(policy.config, groups)
     if reward_model is not None:
         sampling += forward_flops(reward_model.model.config, groups, last=True)
-    return Work(
-        tokens=updates * read,
-        flops=sum(times * forward_flops(m.config, groups) for m, times in learned if m),
-        sampled=sum(sum(sample.mask) for sample in samples),
-        sampling_flops=sampling,
-    )
+    return Work(updates * tokens, flops, sampled, sampling)

@@ -473,30 +473,6 @@ def group(rewards, advantages, lengths=None, finish=None) -> Rollout:
     return Rollout(problem, "cot", [5, 6], samples, list(rewards), rewards, advantages)
 
 
-def test_rollout_metrics():
-    mixed = group(
-        [1.0, 0.0, 0.0, 1.0], [0.9, -0.9, -0.9, 0.9], [2, 3, 8, 5], ["eos", "stop", "length", "eos"]
-    )
-    alike = group(
-        [1.0, 1.0, float("nan"), 1.0], [0.0] * 4, [1, 1, 8, 4], ["eos", "eos", "length", "eos"]
-    )
-    alike.verdicts = [1.0, 0.0, 1.0, 0.0]
-    assert rollout_metrics([mixed, alike]) == pytest.approx(
-        {
-            "reward": 5 / 7,
-            "reward_std": (5 / 7 * 2 / 7) ** 0.5,
-            "reward_not_finite": 1,
-            "verdict": 0.5,
-            "gap": (5 - 3) / 7,
-            "no_signal": 0.5,
-            "distinct": (1 + 3 / 4) / 2,
-            "length": 4.0,
-            "length_max": 8,
-            "truncated": 0.25,
-        }
-    )
-
-
 def test_update_metrics(monkeypatch):
     """Two completions of [2, 3] tokens, the last one's second a tool's. Log-probs are what the test says they are."""
     one = group([1.0, 0.0], [1.0, -1.0], [2, 3])
