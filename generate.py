@@ -39,6 +39,7 @@ class Sampling:
     max_new_tokens: int = option(256, "most tokens of a completion", least=1)
     stop: Collection[str] = ()
     seed: int = option(0, "seed of the random numbers", least=0)
+    max_rows: int = option(256, "samples that run at the same time", least=1)
 
     def __post_init__(self):
         check(self, partial=True)
@@ -360,22 +361,19 @@ def generate(
     tokenizer,
     prompts: list[list[int]],
     sampling: Sampling,
-    max_rows: int = 256,
     keys: list[int] | None = None,
     on_stop: ToolHook | None = None,
     on_sample: Callable[[int, int, Sample], None] | None = None,
 ) -> list[list[Sample]]:
     """Complete every prompt (token ids) `sampling.samples` times: the result is indexed [prompt][number].
 
-    max_rows: how many samples run at the same time, which bounds the cache. The samples do not depend on it.
+    sampling.max_rows bounds the cache. The samples do not depend on it.
     keys: names the random numbers of each prompt (default: its index).
     on_stop: a tool that may answer stop strings, see ToolHook.
     on_sample: called with (index of the prompt, number, sample) of each sample when it has finished.
     Raises InputError for an empty prompt, or one that fills the model's context.
     """
     context, G = model.config.context, sampling.samples
-    if max_rows < 1:
-        raise InputError(f"max_rows {max_rows} must be at least 1")
     if not prompts:
         return []
     keys = list(range(len(prompts))) if keys is None else keys
@@ -391,7 +389,7 @@ def generate(
         limit = min(sampling.max_new_tokens, context - L)
         for number, stream in enumerate(streams[index]):
             waiting.append(Sequence(index, number, L, limit, stream, cached=L - 1))
-    rows = min(max_rows, len(waiting))
+    rows = min(sampling.max_rows, len(waiting))
     decoder = make_decoder(model, sampling, rows, waiting)
     scheduler = Scheduler(decoder, prompts, waiting, rows)
     ends = Ends(model, tokenizer, sampling.stop)

@@ -199,8 +199,11 @@ def complete(
             sampler.model,
             sampler.tokenizer,
             [rollouts[i].prompt for i in places],
-            replace(sampling, stop=tuple(prompts.stop_strings(format, sampler.template))),
-            sampler.max_rows,
+            replace(
+                sampling,
+                stop=tuple(prompts.stop_strings(format, sampler.template)),
+                max_rows=sampler.max_rows,
+            ),
             keys=[keys[i] for i in places],
             on_sample=program_starter(sampler, format, beginnings),
         )

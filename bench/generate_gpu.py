@@ -131,9 +131,9 @@ def ours(side: str, folder: str, size: Size) -> None:
     floor = floor_bytes(model.config, size, dtype.itemsize) / rate  # seconds
 
     def call(seed: int, tokens: int):
-        sampling = Sampling(size.samples, 1.0, 1.0, tokens, seed=seed)
         ids, rows = prompts(size, seed).tolist(), size.prompts * size.samples
-        return timed(lambda: generate(model, Ids(), ids, sampling, max_rows=rows))
+        sampling = Sampling(size.samples, 1.0, 1.0, tokens, seed=seed, max_rows=rows)
+        return timed(lambda: generate(model, Ids(), ids, sampling))
 
     @torch.inference_mode()
     def off(seed: int, sample) -> float:

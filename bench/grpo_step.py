@@ -90,8 +90,9 @@ class Learner:
 
         gather_into(self.model, self.sampler)
         G = self.config.samples
-        sampling = Sampling(G, 1.0, 1.0, self.config.max_new_tokens, seed=seed)
-        groups = generate(self.sampler, self.tokenizer, prompts, sampling, self.config.max_rows)
+        length, rows = self.config.max_new_tokens, self.config.max_rows
+        sampling = Sampling(G, 1.0, 1.0, length, seed=seed, max_rows=rows)
+        groups = generate(self.sampler, self.tokenizer, prompts, sampling)
         rewards = torch.rand(
             len(prompts), G, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
         )

@@ -35,9 +35,9 @@ def is_plain(model: Transformer) -> bool:
 
 PROMPTS = [[5], [3, 1, 4, 1, 5, 9, 2, 6, 5], [7, 8, 9, 7, 8]]
 SAMPLINGS = (  # samples, temperature, top_p, new tokens
-    Sampling(3, 1.0, 1.0, 9, seed=1),
-    Sampling(2, 0.7, 0.8, 4, seed=2),
-    Sampling(2, 0.0, 1.0, 5),
+    Sampling(3, 1.0, 1.0, 9, seed=1, max_rows=4),
+    Sampling(2, 0.7, 0.8, 4, seed=2, max_rows=4),
+    Sampling(2, 0.0, 1.0, 5, max_rows=4),
 )
 
 
@@ -61,14 +61,14 @@ def sampling_error(accelerator: Accelerator, setting: Setting) -> float:
     worst = 0.0
     for sampling in SAMPLINGS:
         with kernels.using({"generate.make_decoder": make_decoder}):
-            groups = generate(model, Ids(), PROMPTS, sampling, max_rows=4)
+            groups = generate(model, Ids(), PROMPTS, sampling)
         found = sampled_logprobs(groups)
         right = [found]
         with kernels.plain(), torch.no_grad():
             if sampling.top_p == 1:
                 right.append(forward_logprobs(model, groups, sampling.temperature or 1.0))
             if setting.device.type == "cpu" and not setting.bf16:
-                plain = generate(model, Ids(), PROMPTS, sampling, max_rows=4)
+                plain = generate(model, Ids(), PROMPTS, sampling)
                 if sampled_ids(plain) != sampled_ids(groups):
                     return float("inf")
                 right.append(sampled_logprobs(plain))

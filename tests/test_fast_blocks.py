@@ -33,9 +33,8 @@ def learned(model: Transformer) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def sampled(model: Transformer) -> list:
-    samples = generate(
-        model, Ids(), [p for p, _ in GROUPS], Sampling(5, max_new_tokens=12, seed=3), max_rows=4
-    )
+    sampling = Sampling(5, max_new_tokens=12, seed=3, max_rows=4)
+    samples = generate(model, Ids(), [prompt for prompt, _ in GROUPS], sampling)
     return [sample for group in samples for sample in group]
 
 

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,10 @@ from runtime.hf import save_pretrained
 
 ROOT = Path(__file__).parents[1]
 FAST = settings(max_examples=40)
+
+
+def sampled(model, tokenizer, prompts, sampling, max_rows=256, **hooks):
+    return generate(model, tokenizer, prompts, replace(sampling, max_rows=max_rows), **hooks)
 
 
 class Pieces:
@@ -136,7 +141,7 @@ def same(a, b):
 )
 def test_greedy_is_the_argmax_of_full_forwards(changes):
     model = random_model(3, **changes)
-    results = generate(
+    results = sampled(
         model, LETTERS, PROMPTS, Sampling(2, temperature=0, max_new_tokens=30), max_rows=3
     )
     assert max(len(s.ids) for group in results for s in group) == 30
@@ -156,7 +161,7 @@ def test_log_probs_are_those_of_full_forwards(temperature, top_p):
     model = random_model(1)
     sampling = Sampling(3, temperature, top_p, max_new_tokens=25, seed=5)
     for prompt, group in zip(
-        PROMPTS, generate(model, LETTERS, PROMPTS, sampling, max_rows=5), strict=True
+        PROMPTS, sampled(model, LETTERS, PROMPTS, sampling, max_rows=5), strict=True
     ):
         for s in group:
             logp = distributions(model, prompt, s.ids, temperature, top_p)
@@ -184,11 +189,11 @@ def test_packed_prefill():
 def test_prefill_in_several_packs(monkeypatch):
     model, sampling = random_model(2), Sampling(2, max_new_tokens=9, seed=1)
     with kernels.plain():
-        expected = generate(model, LETTERS, PROMPTS, sampling)
+        expected = sampled(model, LETTERS, PROMPTS, sampling)
         monkeypatch.setattr(Decoder, "pack", 8)
         packs, prefill = [], Decoder.prefill
         monkeypatch.setattr(Decoder, "prefill", lambda *a: packs.append(a[1]) or prefill(*a))
-        same(generate(model, LETTERS, PROMPTS, sampling), expected)
+        same(sampled(model, LETTERS, PROMPTS, sampling), expected)
     tokens = [sum(map(len, pack.values())) for pack in packs]
     assert len(packs) > 2 and all(
         n <= 8 for n, pack in zip(tokens, packs, strict=True) if len(pack) > 1
@@ -206,27 +211,27 @@ def once():
 
 def test_samples_do_not_depend_on_the_batch(once):
     model, sampling = once
-    whole = generate(model, LETTERS, PROMPTS, sampling)
+    whole = sampled(model, LETTERS, PROMPTS, sampling)
     for max_rows in (1, 3, 7, 64):
-        same(generate(model, LETTERS, PROMPTS, sampling, max_rows), whole)
+        same(sampled(model, LETTERS, PROMPTS, sampling, max_rows), whole)
     order = [4, 0, 6, 2, 5, 1, 3]
-    shuffled = generate(model, LETTERS, [PROMPTS[i] for i in order], sampling, 5, keys=order)
+    shuffled = sampled(model, LETTERS, [PROMPTS[i] for i in order], sampling, 5, keys=order)
     same(shuffled, [whole[i] for i in order])
     for i, prompt in enumerate(PROMPTS):
-        same(generate(model, LETTERS, [prompt], sampling, keys=[i]), [whole[i]])
+        same(sampled(model, LETTERS, [prompt], sampling, keys=[i]), [whole[i]])
     fewer = Sampling(2, max_new_tokens=12, seed=11)
-    same(generate(model, LETTERS, PROMPTS, fewer), [group[:2] for group in whole])
+    same(sampled(model, LETTERS, PROMPTS, fewer), [group[:2] for group in whole])
 
 
 def test_seeds_keys_and_numbers_give_different_samples(once):
     model, sampling = once
-    first = generate(model, LETTERS, [PROMPTS[0]] * 3, sampling)
+    first = sampled(model, LETTERS, [PROMPTS[0]] * 3, sampling)
     assert len({tuple(s.ids) for group in first for s in group}) == 12
-    other = generate(model, LETTERS, [PROMPTS[0]] * 3, Sampling(4, max_new_tokens=12, seed=12))
+    other = sampled(model, LETTERS, [PROMPTS[0]] * 3, Sampling(4, max_new_tokens=12, seed=12))
     assert not {tuple(s.ids) for group in first for s in group} & {
         tuple(s.ids) for group in other for s in group
     }
-    equal_keys = generate(model, LETTERS, [PROMPTS[0]] * 2, sampling, keys=[2, 2])
+    equal_keys = sampled(model, LETTERS, [PROMPTS[0]] * 2, sampling, keys=[2, 2])
     assert contents(equal_keys) == contents([first[2]] * 2)
 
 
@@ -242,7 +247,7 @@ def test_sampled_pairs_have_the_frequencies_of_the_model():
             second = distributions(model, [*prompt, i], [0])[0].exp()
             expected.update({(i, j): n * p * q for j, q in enumerate(second.tolist())})
     assert sum(expected.values()) == pytest.approx(n)
-    (group,) = generate(
+    (group,) = sampled(
         model, LETTERS, [prompt], Sampling(n, max_new_tokens=2, seed=1), max_rows=2500
     )
     found = Counter(tuple(s.ids) for s in group)
@@ -287,7 +292,7 @@ def test_no_step_is_spent_on_a_finished_row(max_rows, monkeypatch):
     )
     prefilled, steps = count_calls(Decoder, monkeypatch)
     with kernels.plain():
-        results = generate(
+        results = sampled(
             model,
             LETTERS,
             PROMPTS,
@@ -316,7 +321,7 @@ def test_eos_ends_a_sample_and_belongs_to_it():
     for stated, ids in (([4, 6], {4, 6, 11}), (6, {6, 11}), (None, {None, 11})):
         assert Ends(random_model(8, eos_id=stated), LETTERS, ()).eos == ids
     samples = [
-        s for g in generate(model, LETTERS, PROMPTS, Sampling(8, max_new_tokens=12)) for s in g
+        s for g in sampled(model, LETTERS, PROMPTS, Sampling(8, max_new_tokens=12)) for s in g
     ]
     for s in samples:
         assert not {4, 6, 11} & set(s.ids[:-1])
@@ -330,12 +335,12 @@ def test_eos_ends_a_sample_and_belongs_to_it():
 def test_length_is_bounded_by_max_new_tokens_and_context():
     model = bigram_model({i: {0: 0.5, 1: 0.5} for i in range(3)}, 3, context=10)
     tokenizer = Pieces([b"a", b"b"])
-    results = generate(
+    results = sampled(
         model, tokenizer, [[0] * n for n in range(1, 10)], Sampling(2, max_new_tokens=4), max_rows=5
     )
     for n, group in enumerate(results, 1):
         assert {(len(s.ids), s.finish) for s in group} == {(min(4, 10 - n), "length")}
-    (alone,) = generate(model, tokenizer, [[1]], Sampling(max_new_tokens=1000))
+    (alone,) = sampled(model, tokenizer, [[1]], Sampling(max_new_tokens=1000))
     assert len(alone[0].ids) == 9
 
 
@@ -369,7 +374,7 @@ def test_stop_strings(pieces, stop):
     sampling = Sampling(temperature=0, max_new_tokens=40, stop=tuple(stop))
     whole = [*range(1, len(pieces) + 1), tokenizer.eos_id]
     expected = occurrences(pieces, [s.encode() for s in stop])
-    ((s,),) = generate(model, tokenizer, [[0]], sampling)
+    ((s,),) = sampled(model, tokenizer, [[0]], sampling)
     if expected:
         assert (s.ids, s.finish) == (whole[: expected[0]], "stop")
     else:
@@ -382,14 +387,14 @@ def test_stop_strings(pieces, stop):
         assert all(ids == whole[: len(ids)] for _, _, ids in stopped)
         return [[] for _ in stopped]
 
-    ((s,),) = generate(model, tokenizer, [[0]], sampling, on_stop=go_on)
+    ((s,),) = sampled(model, tokenizer, [[0]], sampling, on_stop=go_on)
     assert calls == expected  # a stop string that was there before is not found again
     assert (s.ids, s.finish) == (whole, "eos")
 
 
 def test_stop_strings_do_not_reach_into_the_prompt():
     model, tokenizer = script_model(4), Pieces([b"a", b"b", b"c", b"d"])
-    ((s,),) = generate(model, tokenizer, [[0]], Sampling(temperature=0, stop=("ab",)))
+    ((s,),) = sampled(model, tokenizer, [[0]], Sampling(temperature=0, stop=("ab",)))
     assert (s.ids, s.finish) == ([1, 2, 3, 4], "eos")
 
 
@@ -417,7 +422,7 @@ def test_tool_output_is_written_and_read(temperature):
             answers[prompt, sample, len(ids)] = answer
         return answers_of(stopped)
 
-    results = generate(model, LETTERS, PROMPTS, sampling, 5, on_stop=hook)
+    results = sampled(model, LETTERS, PROMPTS, sampling, 5, on_stop=hook)
     for p, (prompt, group) in enumerate(zip(PROMPTS, results, strict=True)):
         for g, s in enumerate(group):
             logp, forced, n = distributions(model, prompt, s.ids, temperature), [], 0
@@ -452,7 +457,7 @@ def test_tool_output_is_written_and_read(temperature):
         len(s.mask) - sum(s.mask) > 4 for group in results for s in group
     )  # several calls in a sample
     for max_rows in (1, 2, 64):
-        same(generate(model, LETTERS, PROMPTS, sampling, max_rows, on_stop=answers_of), results)
+        same(sampled(model, LETTERS, PROMPTS, sampling, max_rows, on_stop=answers_of), results)
 
 
 def test_a_sample_goes_on_as_a_fresh_prompt_would():
@@ -467,13 +472,13 @@ def test_a_sample_goes_on_as_a_fresh_prompt_would():
 
     compared = 0
     for prompt, (s,) in zip(
-        PROMPTS, generate(model, LETTERS, PROMPTS, sampling, 3, on_stop=once), strict=True
+        PROMPTS, sampled(model, LETTERS, PROMPTS, sampling, 3, on_stop=once), strict=True
     ):
         if False not in s.mask:
             continue
         end = len(s.mask) - s.mask[::-1].index(False)
         rest = Sampling(temperature=0, max_new_tokens=30 - end, stop=("a",))
-        ((fresh,),) = generate(model, LETTERS, [prompt + s.ids[:end]], rest)
+        ((fresh,),) = sampled(model, LETTERS, [prompt + s.ids[:end]], rest)
         assert (s.ids[end:], s.finish) == (fresh.ids, fresh.finish)
         assert s.logprobs[end:] == pytest.approx(fresh.logprobs, abs=1e-5)
         compared += 1
@@ -483,10 +488,10 @@ def test_a_sample_goes_on_as_a_fresh_prompt_would():
 def test_tool_output_is_cut_at_the_limit():
     model, tokenizer = script_model(4), Pieces([b"a", b"b", b"c", b"d"])
     sampling = Sampling(temperature=0, max_new_tokens=4, stop=("b",))
-    ((s,),) = generate(model, tokenizer, [[0]], sampling, on_stop=lambda stopped: [[3, 3, 3, 3, 3]])
+    ((s,),) = sampled(model, tokenizer, [[0]], sampling, on_stop=lambda stopped: [[3, 3, 3, 3, 3]])
     assert (s.ids, s.mask, s.finish) == ([1, 3, 3, 3], [True, False, False, False], "length")
     sampling.max_new_tokens = 1  # no room for an answer: the tool is not called
-    ((s,),) = generate(
+    ((s,),) = sampled(
         model, tokenizer, [[0]], sampling, on_stop=lambda stopped: pytest.fail("called")
     )
     assert (s.ids, s.finish) == ([1], "stop")
@@ -532,9 +537,9 @@ def test_samples_do_not_depend_on_the_decoder(case, steps, monkeypatch):
     (changes, max_rows, tool), model = CASES[case], random_model(9 + case, qk_norm=case == 1)
     sampling, finished = Sampling(max_new_tokens=21, **changes), []
     with kernels.plain():
-        expected = generate(model, LETTERS, PROMPTS, sampling, max_rows, on_stop=tool)
+        expected = sampled(model, LETTERS, PROMPTS, sampling, max_rows, on_stop=tool)
     with on_gpu(monkeypatch, steps):
-        found = generate(
+        found = sampled(
             model,
             LETTERS,
             PROMPTS,
@@ -563,7 +568,7 @@ def test_a_tool_is_called_once_whatever_was_written_beyond(monkeypatch):
             return answers_of(stopped)
 
         with on_gpu(monkeypatch, steps):
-            generate(model, LETTERS, PROMPTS, sampling, 5, on_stop=hook)
+            sampled(model, LETTERS, PROMPTS, sampling, 5, on_stop=hook)
     assert sorted(calls[1]) == sorted(calls[8]) and len(set(calls[8])) == len(calls[8]) > 20
     assert all(ids[-1] in (0, 2) for _, _, ids in calls[8])
 
@@ -573,13 +578,13 @@ def test_steps_have_few_shapes_and_end_with_the_longest_row(monkeypatch):
     model, sampling = random_model(7), Sampling(5, max_new_tokens=40, seed=3)
     prefilled, steps = count_calls(GpuDecoder, monkeypatch)
     with on_gpu(monkeypatch, 2):
-        results = generate(model, LETTERS, PROMPTS, sampling, 6)
+        results = sampled(model, LETTERS, PROMPTS, sampling, 6)
     assert sorted(prefilled) == sorted(map(tuple, PROMPTS))
     assert set(steps) == {1, 2, 4, 6}
     assert sum(steps) >= sum(len(s.ids) - 1 for group in results for s in group)
     steps.clear()
     with on_gpu(monkeypatch, 8):
-        (group,) = generate(model, LETTERS, [[1, 2]], Sampling(temperature=0, max_new_tokens=6))
+        (group,) = sampled(model, LETTERS, [[1, 2]], Sampling(temperature=0, max_new_tokens=6))
     assert len(steps) == 5 == len(group[0].ids) - 1  # not 8
 
 
@@ -588,13 +593,13 @@ def test_places_of_prompts_are_used_again(monkeypatch):
     model, sampling = random_model(4), Sampling(3, max_new_tokens=12, seed=11)
     prompts = [[i % 11, i % 7] + [1] * (i % 5) for i in range(30)]
     with kernels.plain():
-        expected = generate(model, LETTERS, prompts, sampling, 6)
+        expected = sampled(model, LETTERS, prompts, sampling, 6)
     sequences = [Sequence(i, 0, 5, 7, 0, 4) for i in range(99)]
     fill = SharedCache(model.config, 64, 16, sequences, "meta", torch.float32)
     assert (fill.rows, fill.prompts, fill.capacity) == (64, 16, 7)  # four times the four that fill
     made = []
     with on_gpu(monkeypatch, 3, made, places=2):
-        same(generate(model, LETTERS, prompts, sampling, 6), expected)
+        same(sampled(model, LETTERS, prompts, sampling, 6), expected)
     (decoder,) = made
     assert decoder.cache.prompt_keys.shape == (2, 6, 2, 6, 8)
     assert sorted(decoder.places) == [0, 1] and not decoder.prompts
@@ -616,7 +621,7 @@ def test_graphs_give_the_samples_of_single_steps(monkeypatch):
     sampling = Sampling(4, 1.0, max_new_tokens=20, stop=("a", "c"), seed=2)
 
     def run():
-        return generate(model, LETTERS, PROMPTS, sampling, 12, on_stop=answers_of)
+        return sampled(model, LETTERS, PROMPTS, sampling, 12, on_stop=answers_of)
 
     kernels.use("fast", kernels.Setting(model.config, model.device))
     replayed = run()
@@ -739,8 +744,8 @@ def test_uniform_numbers(grid):
 )
 def test_prompts_that_cannot_be_completed(prompts, message):
     with pytest.raises(InputError, match=message):
-        generate(random_model(), LETTERS, prompts, Sampling())
-    assert generate(random_model(), LETTERS, [], Sampling()) == []
+        sampled(random_model(), LETTERS, prompts, Sampling())
+    assert sampled(random_model(), LETTERS, [], Sampling()) == []
 
 
 @pytest.mark.parametrize(
@@ -751,17 +756,13 @@ def test_prompts_that_cannot_be_completed(prompts, message):
         dict(temperature=-0.1),
         dict(top_p=0.0),
         dict(top_p=1.1),
+        dict(max_rows=0),
         dict(stop=("a", "")),
     ],
 )
 def test_wrong_sampling(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         Sampling(**wrong)
-
-
-def test_no_rows():
-    with pytest.raises(InputError, match="max_rows"):
-        generate(random_model(), LETTERS, [[1]], Sampling(), max_rows=0)
 
 
 def test_command(tmp_path):
@@ -793,7 +794,7 @@ def test_command(tmp_path):
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    (group,) = generate(
+    (group,) = sampled(
         model, tokenizer, [tokenizer.encode("One apple")], Sampling(2, 0.5, 0.9, 5, ("zz",), 3)
     )
     expected = "".join(

@@ -60,9 +60,8 @@ def test_a_step_is_labelled_by_what_is_sampled_from_its_end(tiny, policy, monkey
     beginning = samples[0].ids[: one.step_ends[0][0] + 1]
     assert asked == [[prompt + beginning]] and tiny.tokenizer.decode(beginning).endswith("\n")
     assert one.step_labels[0][0] == one.step_labels[1][0]
-    other = generate(
-        policy, tiny.tokenizer, [prompt + beginning], replace(sampling, samples=400, seed=6), 64
-    )[0]
+    many = replace(sampling, samples=400, seed=6, max_rows=64)
+    other = generate(policy, tiny.tokenizer, [prompt + beginning], many)[0]
     right = (
         sum("answer is 3" in tiny.tokenizer.decode(beginning + sample.ids) for sample in other)
         / 400

@@ -253,7 +253,7 @@ def test_cache_is_the_one_that_the_generator_makes(device, directory):
     class Tokenizer:
         eos_id, vocab_size = 502, 503
 
-    sampling, model = Sampling(samples=6, max_new_tokens=60), Transformer(SHAPE)
+    sampling, model = Sampling(samples=6, max_new_tokens=60, max_rows=7), Transformer(SHAPE)
     model.compute_dtype = torch.bfloat16 if device == "cuda" else None
     made = []
 
@@ -268,7 +268,7 @@ def test_cache_is_the_one_that_the_generator_makes(device, directory):
         return made[-1]
 
     with kernels.using({"generate.make_decoder": make_decoder}):
-        generate.generate(model, Tokenizer(), [[1] * 30, [2] * 30], sampling, max_rows=7)
+        generate.generate(model, Tokenizer(), [[1] * 30, [2] * 30], sampling)
     real = made[0].cache
     held = [x.nbytes for x in vars(real).values() if torch.is_tensor(x)]
     assert len(held) == (6 if device == "cuda" else 2)

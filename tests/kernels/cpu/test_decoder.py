@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -290,7 +291,9 @@ def test_samples_are_those_of_pytorch(temperature, top_p, stop, monkeypatch):
 
         return [
             s
-            for group in generate(model, Letters(), prompts, sampling, rows, on_stop=tool)
+            for group in generate(
+                model, Letters(), prompts, replace(sampling, max_rows=rows), on_stop=tool
+            )
             for s in group
         ]
 
