@@ -59,7 +59,8 @@ def read_benchmarks(folder) -> tuple[list[Item], dict[str, int]]:
         raise InputError(
             f"{folder}: contains no benchmark; give a folder of {', '.join(_SUFFIXES)} files"
         )
-    items, problems = [], 0
+    items: list[Item] = []
+    problems = 0
     for path in chosen:
         name, before = path.relative_to(folder).as_posix(), len(items)
         for id, texts in _problems(path):

@@ -77,7 +77,7 @@ def read_json(path: Path):
 # ---- Markers ---------------------------------------------------------------------------------
 
 
-def run_once(marker: Path, function: Callable[..., dict], *arguments) -> dict:
+def run_once(marker: Path, function: Callable, *arguments):
     """Run a step and write what it returns to the marker; if the marker exists, only read it."""
     if marker.exists():
         return json.loads(marker.read_text())

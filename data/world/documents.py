@@ -11,9 +11,8 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 from math import lcm
-from typing import Protocol
 
-from data.world.families import NAMES, OBJECTS, Draw
+from data.world.families import NAMES, OBJECTS, Draw, SyntheticProblem
 
 
 def pairs(text: str) -> tuple[tuple[str, str], ...]:
@@ -106,16 +105,7 @@ GENERAL = {
 }
 
 
-class Problem(Protocol):
-    """The fields of a word problem that documents use."""
-
-    question: str
-    answer: str
-    cot: str
-    pot: str
-
-
-Exercise = Callable[[], Problem]
+Exercise = Callable[[], SyntheticProblem]
 Piece = Callable[[str, Draw, Exercise], str]
 
 

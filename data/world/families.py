@@ -104,6 +104,22 @@ class Family:
     key_slots: tuple[str, ...]  # fields that every wording shows: equal questions have equal keys
 
 
+@dataclass(frozen=True)
+class SyntheticProblem:
+    """A problem with a solution in three formats. `answer` is an int, a fraction or a decimal."""
+
+    id: str
+    question: str
+    answer: str
+    cot: str  # the steps, one on a line, then the final sentence
+    pot: str  # a program that prints the answer
+    tool: str  # text, the program, the output, the final sentence with \boxed{}
+    level: int
+    lang: str
+    family: str
+    key: str  # decides the split
+
+
 FAMILIES: dict[int, list[Family]] = {level: [] for level in range(1, 6)}
 
 

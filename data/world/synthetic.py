@@ -21,7 +21,16 @@ from pathlib import Path
 
 from data.io import InputError, run_cli, write_jsonl
 from data.world import documents
-from data.world.families import DISTRACTOR_RATE, DISTRACTORS, FAMILIES, NAMES, OBJECTS, Draw, Family
+from data.world.families import (
+    DISTRACTOR_RATE,
+    DISTRACTORS,
+    FAMILIES,
+    NAMES,
+    OBJECTS,
+    Draw,
+    Family,
+    SyntheticProblem,
+)
 from runtime.options import option, parse
 
 SPLITS = ("train", "valid", "test")
@@ -31,22 +40,6 @@ FORMATS = ("cot", "pot", "tool")
 KINDS = tuple(documents.KINDS)
 ANSWER = {"en": "The answer is {}.", "zh": "答案是{}。"}
 TOOL_LEAD = {"en": "Let me compute this with Python.", "zh": "用 Python 计算。"}
-
-
-@dataclass(frozen=True)
-class SyntheticProblem:
-    """A problem with a solution in three formats. `answer` is an int, a fraction or a decimal."""
-
-    id: str
-    question: str
-    answer: str
-    cot: str  # the steps, one on a line, then the final sentence
-    pot: str  # a program that prints the answer
-    tool: str  # text, the program, the output, the final sentence with \boxed{}
-    level: int
-    lang: str
-    family: str
-    key: str  # decides the split
 
 
 # ---- Random choices --------------------------------------------------------------------------
@@ -132,7 +125,7 @@ class Plot:
 def problem(
     index: int,
     split: str = "train",
-    seed: int = 0,
+    seed: int | str = 0,
     lang=None,
     level=None,
 ) -> SyntheticProblem:

@@ -40,8 +40,8 @@ from urllib.parse import urlsplit
 from data.io import InputError, atomic_write, run_cli, write_jsonl
 from data.world import web_texts as texts
 from data.world.documents import pick, say
-from data.world.families import Draw
-from data.world.synthetic import LANGS, LEVELS, SyntheticProblem, choose, generator, problem
+from data.world.families import Draw, SyntheticProblem
+from data.world.synthetic import LANGS, LEVELS, choose, generator, problem
 from runtime.options import option, parse
 
 # The kinds of sites, in turn: any twenty sites in a row have all kinds.
