@@ -194,7 +194,7 @@ def fewer_rows(config, plan: Plan):
 
 
 def smaller_batches(config, plan: Plan, floor: int):
-    """Micro-batches of half the tokens, at least `floor` and a sequence; None if they hold no more."""
+    """Micro-batches of half the tokens, at least `floor` and a sequence; None if that is all."""
     half = plan.work.largest // 2
     if hasattr(config, "micro_batch"):
         if half < max(floor, config.context):

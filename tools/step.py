@@ -31,7 +31,9 @@ from kernels.triton.decoder import SharedCache
 from model import KVCache, Layout, ModelConfig, Transformer
 from runtime.distributed import World
 from runtime.hf import read_config
-from tools.ledger import ELSEWHERE, Ledger, Model
+from tools.fast_path import tracing
+from tools.ledger import ELSEWHERE, Ledger
+from tools.sharded import Model
 from tools.work import Work, response_tokens, work_of
 
 META = World(device=torch.device("meta"))
@@ -83,7 +85,7 @@ class Plan:
 def measure(stage: str, config, shape: ModelConfig) -> Plan:
     """Trace a step of a trainer. config: its options and those of a plan. shape: of the model."""
     step = Step(stage, config, shape)
-    with step.ledger.tracing(step.gpu):
+    with tracing(step.ledger, step.gpu):
         step.make_models()
         if stage in ("grpo", "ppo"):
             step.reinforce()
@@ -141,15 +143,15 @@ class Step:
             if self.stage == "ppo":
                 self.value = self.trained_model("value")
             if getattr(config, "algorithm", "grpo") == "grpo" and getattr(config, "beta", 0):
-                self.reference = self.frozen_model(shape, "reference", whole=False)
+                self.reference = self.model(shape, "reference")
             if self.stage in ("grpo", "ppo"):
-                self.sampler = self.frozen_model(shape, "sampler")
+                self.sampler = self.model(shape, "sampler")
                 if getattr(config, "algorithm", "") == "rft":  # its samples come from another model
-                    self.sft_sampler = self.frozen_model(shape, "sampler")
+                    self.sft_sampler = self.model(shape, "sampler")
                 if config.reward != "rule":
                     scored = read_config(config.reward_model) if config.reward_model else shape
                     scored = replace(scored, score="value")
-                    self.reward_model = self.frozen_model(scored, "reward model")
+                    self.reward_model = self.model(scored, "reward model")
         for model in self.trained:
             model.add_optimizer()
             model.module.activation_checkpointing = config.activation_checkpointing
@@ -157,13 +159,11 @@ class Step:
         parameters = sum(p.numel() for p in self.policy.module.parameters())
         self.plan = Plan(shape, self.work, parameters, self.ledger.phases, self.ledger.most)
 
-    def trained_model(self, score: str) -> Model:
-        shape = replace(self.shape, score=score)
-        return Model(self.ledger, shape, self.config.gpus, self.dtype)
+    def model(self, shape: ModelConfig, kind: str) -> Model:
+        return Model(self.ledger, shape, self.config.gpus, self.dtype, kind)
 
-    def frozen_model(self, shape: ModelConfig, kind: str, whole: bool = True) -> Model:
-        options = dict(trained=False, kind=kind, whole=whole)
-        return Model(self.ledger, shape, self.config.gpus, self.dtype, **options)
+    def trained_model(self, score: str) -> Model:
+        return self.model(replace(self.shape, score=score), "weights")
 
     # ---- learning
 

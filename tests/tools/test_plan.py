@@ -33,7 +33,9 @@ from runtime.optim import activation_bytes, adamw
 from runtime.options import parse, to_toml
 from runtime.run import Metrics
 from tools import plan
-from tools.ledger import Ledger, Model, share
+from tools.fast_path import tracing
+from tools.ledger import Ledger
+from tools.sharded import Model, share
 from tools.step import META, Plan
 from tools.work import work_of
 
@@ -212,7 +214,7 @@ def test_activations_are_what_autograd_saves(groups, score):
     real = Transformer(shape)
     expected = saved(real, lambda: forward(real, "cpu"))
     ledger = Ledger(SHAPE.vocab_size)
-    with ledger.tracing(gpu=False):
+    with tracing(ledger, gpu=False):
         model = Model(ledger, shape, 1, torch.float32)
         found = saved(model.module, lambda: forward(model.module, "meta"))
         held = ledger.held
@@ -228,7 +230,7 @@ def test_activations_are_what_autograd_saves(groups, score):
 def test_nothing_is_left_in_the_ledger(directory):
     config = options("grpo", directory, "--gpus", "2")
     ledger = Ledger(503)
-    with ledger.tracing(gpu=True):
+    with tracing(ledger, gpu=True):
         model = Model(ledger, SHAPE, 2, torch.bfloat16)
         batches = training.micro_batches(work_of("grpo", config).items, config, None, META)
         train_grpo.grpo_gradient(model.module, batches, config)
@@ -294,7 +296,7 @@ def test_deepseek_7b_over_eight_gpus_takes_two_bytes_a_parameter_on_each():
     shape = preset("7b", 102_400)
     count = 2 * 102_400 * 4096 + 30 * (4 * 4096**2 + 3 * 4096 * 11_008 + 2 * 4096) + 4096
     ledger = Ledger(shape.vocab_size)
-    with ledger.tracing(gpu=True):
+    with tracing(ledger, gpu=True):
         model = Model(ledger, shape, 8, torch.bfloat16)
         model.add_optimizer()
     assert count == 6_910_365_696
