@@ -42,7 +42,8 @@ def rollout_metrics(rollouts: list) -> dict:
         known = gap = np.zeros(1)
 
     silent = distinct = 0
-    lengths, truncated, steps = [], [], []
+    lengths, truncated = [], []
+    steps: list[int] = []
     for rollout in rollouts:
         silent += not any(map(np.any, rollout.advantages))
         distinct += len({tuple(sample.ids) for sample in rollout.samples})
