@@ -2,7 +2,12 @@
 
 
 def words(rng, count, vocabulary=2000):
+    """Random words."""
     return [f"w{rng.randrange(vocabulary)}" for _ in range(count)]
+
+
+def random_text(rng, count):
+    return " ".join(words(rng, count))
 
 
 def edited(rng, text, edits):

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from edits import edited, words
+from edits import edited, random_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,8 +44,8 @@ LONG = "one two three four five six seven eight nine ten " * 3
 
 def test_order_of_reasons_and_what_is_kept(tmp_path):
     rng = random.Random(1)
-    base = " ".join(words(rng, 300))
-    other = " ".join(words(rng, 300))
+    base = random_text(rng, 300)
+    other = random_text(rng, 300)
     store = write_store(
         tmp_path / "store",
         {
@@ -93,12 +93,12 @@ def random_store(folder, rng, families=60, shards=4):
     """Families of edited copies; some pages share a URL or text. Returns (folder, {id: page})."""
     pages = []
     for family in range(families):
-        text = " ".join(words(rng, rng.choice([3, 12, 60, 200, 400])))
+        text = random_text(rng, rng.choice([3, 12, 60, 200, 400]))
         for copy in range(rng.choice([1, 1, 2, 3, 6])):
             pages.append(page(f"http://s{family}.com/{copy}", text))
             text = edited(rng, text, rng.choice([0, 1, 1, 3, 8])) or "empty"
     for _ in range(families // 4):
-        pages.append(page(rng.choice(pages)["url"] + "?utm_source=x", " ".join(words(rng, 50))))
+        pages.append(page(rng.choice(pages)["url"] + "?utm_source=x", random_text(rng, 50)))
     rng.shuffle(pages)
     size = -(-len(pages) // shards)
     parts = {number: pages[number * size : (number + 1) * size] for number in range(shards)}
@@ -277,7 +277,7 @@ def test_a_long_chain_takes_few_turns(tmp_path):
 def test_a_key_of_many_pages_is_cheap(tmp_path):
     """Pages that share a template are compared a few times each, and still become a cluster."""
     rng = random.Random(0)
-    template = " ".join(words(rng, 300))
+    template = random_text(rng, 300)
     pages = [page("", f"{template} number {i}") for i in range(300)]
     store = write_store(tmp_path / "s", {0: pages})
     report = deduplicate(store, tmp_path / "c", tmp_path / "w", Settings(partitions=1))
