@@ -2,15 +2,15 @@
 
 Two layouts give the same numbers and gradients:
 
-    plain    every prompt + completion is a document of its own (instruction tuning)
+    plain    every prompt + completion is a document (instruction tuning)
     shared   the prompt goes through the model once, its G completions attend to it (GRPO's update)
 
-Example: prompt [5 6 7] with completions [8 9] and [4 3 2], shared. The last token of a completion is only predicted,
+Example: prompt [5 6 7] with completions [8 9] and [4 3 2], shared. The last token of a completion is predicted and
 never fed: ids = [5 6 7 | 8 | 4 3], positions = [0 1 2 | 3 | 3 4]. Hidden state 2 (the prompt's last) predicts both
 first tokens: index = [2 3, 2 4 5], targets = [8 9, 4 3 2], completion = [0 0, 1 1 1].
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,35 +19,40 @@ from torch import Tensor
 
 from data.io import InputError
 from kernels import definition
-from model import Layout, ModelConfig, Transformer
+from model import Layout, Transformer
 
 Group = tuple[list[int], list[list[int]]]  # a prompt's ids and the ids of its completions
 
 
+# ----------------------------------------------------------------------------------------------------
+# Packing
+
+
 @dataclass
 class Batch:
-    """T tokens to feed, N completion tokens to predict: hidden state `index[n]` predicts `targets[n]`."""
+    """T tokens to feed and N completion tokens to predict: hidden state `index[n]` predicts `targets[n]`."""
 
     ids: Tensor  # [T] int64
     layout: Layout
     index: Tensor  # [N] int64
     targets: Tensor  # [N] int64
-    completion: Tensor  # [N] int64: number of the completion in the batch, in order
+    completion: Tensor  # [N] int64: the number of the completion in the batch
 
 
 def pack_completions(groups: list[Group], shared: bool = True, device="cpu") -> Batch:
-    """Lay out groups of (prompt, completions); see the module's example. A group of one completion is always plain.
+    """Lay out groups of (prompt, completions), see above. A group of one completion is always plain.
 
     Raises ValueError for an empty prompt or completion.
     """
-    fed, lengths, parents, index, targets, counts = [], [], [], [], [], []
+    segments: list[list[int]] = []
+    parents: list[int] = []
+    index, targets = [], []
     tokens = 0
 
     def feed(ids: list[int], parent: int = -1) -> int:
-        """Append a segment; returns the place of its first token."""
+        """Append a segment. Returns the place of its first token."""
         nonlocal tokens
-        fed.append(ids)
-        lengths.append(len(ids))
+        segments.append(ids)
         parents.append(parent)
         tokens += len(ids)
         return tokens - len(ids)
@@ -55,56 +60,37 @@ def pack_completions(groups: list[Group], shared: bool = True, device="cpu") -> 
     for prompt, completions in groups:
         if not prompt or not all(completions):
             raise ValueError("a prompt and each of its completions must hold at least one token")
+        targets += completions
+        if not shared or len(completions) == 1:
+            for ids in completions:
+                first = feed(prompt + ids[:-1]) + len(prompt) - 1
+                index.append(np.arange(first, first + len(ids)))
+            continue
+        parent = len(segments)
+        last = feed(prompt) + len(prompt) - 1  # it predicts every first token
         for ids in completions:
-            targets.append(ids)
-            counts.append(len(ids))
-        if shared and len(completions) > 1:
-            parent = len(lengths)
-            last = feed(prompt) + len(prompt) - 1
-            for ids in completions:
-                start = feed(ids[:-1], parent) if len(ids) > 1 else 0
-                index.append(np.concatenate([[last], np.arange(start, start + len(ids) - 1)]))
-        else:
-            for ids in completions:
-                start = feed(prompt + ids[:-1]) + len(prompt) - 1
-                index.append(np.arange(start, start + len(ids)))
+            first = feed(ids[:-1], parent) if len(ids) > 1 else 0
+            index.append(np.r_[last, first : first + len(ids) - 1])
 
     def tensor(parts) -> Tensor:
         array = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
         return torch.from_numpy(array).to(device, non_blocking=True)
 
-    completion = np.repeat(np.arange(len(counts)), counts)
+    number = np.repeat(np.arange(len(targets)), [len(ids) for ids in targets])
     return Batch(
-        tensor(fed),
-        Layout(lengths, parents, device),
-        tensor(index),
-        tensor(targets),
-        tensor([completion]),
+        ids=tensor(segments),
+        layout=Layout([len(ids) for ids in segments], parents, device),
+        index=tensor(index),
+        targets=tensor(targets),
+        completion=tensor([number]),
     )
 
 
-def forward_flops(config: ModelConfig, groups: Iterable[Group], last: bool = False) -> float:
-    """FLOPs of a forward that predicts all completion tokens: what the model needs for it, every prompt read once,
-    however it is packed and cut into micro-batches. `last`: the last tokens are read too, as `token_scores` does.
-
-    Example: prompt [5 6 7], completions [8 9] and [4 3 2]. 3 + 1 + 2 tokens are fed and 5 predicted; they see
-    1 + 2 + 3, 4 and 4 + 5 tokens: `config.flops(6, 5, 19)`.
-    """
-    fed = predicted = pairs = 0
-    for prompt, completions in groups:
-        fed += len(prompt)
-        pairs += len(prompt) * (len(prompt) + 1) // 2
-        for ids in completions:
-            own = len(ids) if last else len(ids) - 1
-            fed += own
-            predicted += len(ids)
-            pairs += own * len(prompt) + own * (own + 1) // 2
-    return config.flops(fed, predicted, pairs)
-
-
 def cut_group(prompt: list[int], completions: list[list[int]], budget: int) -> list[list[int]]:
-    """Cut a group's completions, by number, so that question and completions of a part hold at most `budget` tokens
-    (one completion at least)."""
+    """Parts of a group, as numbers of completions. Prompt and completions of a part hold at most `budget` tokens.
+
+    A part holds at least one completion.
+    """
     parts: list[list[int]] = []
     size = budget + 1
     for number, ids in enumerate(completions):
@@ -114,6 +100,105 @@ def cut_group(prompt: list[int], completions: list[list[int]], budget: int) -> l
         parts[-1].append(number)
         size += len(ids)
     return parts
+
+
+def micro_batches(costs: Sequence[float], budget: float, world: int = 1) -> list[list[list[int]]]:
+    """[rank][micro][item index]: every item once, the same number of micro batches on each rank (some may be empty, so
+    that all ranks run the same collectives). Deterministic.
+
+    Items go longest first to the rank with the least cost so far, then into the rank's first micro batch with room
+    for them: the largest micro batch runs first, where running out of memory costs least. A micro batch's cost is at
+    most `budget`, except that an item above it is alone in its own.
+    """
+    if budget <= 0 or world < 1:
+        raise InputError(
+            f"a budget of {budget} tokens on {world} processes; both must be above zero"
+        )
+    costs = np.asarray(costs, dtype=np.float64)
+    ranks: list[list[int]] = [[] for _ in range(world)]
+    totals = np.zeros(world)
+    for item in np.argsort(-costs, kind="stable").tolist():
+        rank = int(totals.argmin())
+        ranks[rank].append(item)
+        totals[rank] += costs[item]
+
+    batches: list[list[list[int]]] = []
+    for items in ranks:
+        micros: list[list[int]] = []
+        room = np.full(len(items), float(budget))  # of micro batches, those not yet begun included
+        for item in items:
+            cost = costs[item]
+            # An item above the budget finds no room: it opens the next micro batch and leaves none there.
+            micro = int((room >= cost).argmax()) if cost <= budget else len(micros)
+            if micro == len(micros):
+                micros.append([])
+            micros[micro].append(item)
+            room[micro] = room[micro] - cost if cost <= budget else -1
+        batches.append(micros)
+    count = max(len(micros) for micros in batches)
+    return [micros + [[] for _ in range(count - len(micros))] for micros in batches]
+
+
+@dataclass
+class MicroBatch(Batch):
+    """Completions of rollouts that go through a model at once, with what a policy loss needs."""
+
+    members: list[tuple[int, int]]  # of each completion: its rollout and its number there
+    idle: bool  # a copy for a process with nothing left: it takes part, and counts for nothing
+    mask: Tensor  # [N] bool: tokens that the policy chose; a tool wrote the others
+    lengths: Tensor  # [completions]: the number of those tokens
+    advantage: Tensor  # [N]
+    weight: Tensor  # [N]: of each token in the loss
+    old_logp: Tensor | None = None  # [N]; None: the policy that learns has sampled
+    ref_logp: Tensor | None = None  # [N]; None: no KL
+
+
+def pack_rollouts(rollouts: list, budget: int, world, shared: bool = True) -> list[MicroBatch]:
+    """This process's share of the rollouts in micro-batches of at most `budget` tokens, weights 0.
+
+    A group that is longer is cut, to single completions if need be. All processes get the same
+    number of micro-batches.
+    """
+    parts, sizes = [], []
+    for r, rollout in enumerate(rollouts):
+        prompt, completions = rollout.group
+        for numbers in cut_group(prompt, completions, budget):
+            parts.append([(r, g) for g in numbers])
+            sizes.append(len(prompt) + sum(len(completions[g]) for g in numbers))
+
+    batches = []
+    for micro in micro_batches(sizes, budget, world.size)[world.rank]:
+        groups, members, mask, lengths, advantage = [], [], [], [], []
+        for part in [parts[number] for number in micro or [0]]:
+            rollout = rollouts[part[0][0]]
+            groups.append((rollout.prompt, [rollout.samples[g].ids for _, g in part]))
+            members += part
+            for _, g in part:
+                sample = rollout.samples[g]
+                chosen = [c and bool(micro) for c in sample.mask]
+                mask += chosen
+                lengths.append(sum(chosen))
+                # One number for all tokens of a completion, or one for each.
+                value = rollout.advantages[g] if rollout.advantages else 0.0
+                advantage.append(np.broadcast_to(value, len(sample.ids)))
+        batch = pack_completions(groups, shared, world.device)
+        values = torch.from_numpy(np.concatenate(advantage, dtype=np.float32)).to(world.device)
+        batches.append(
+            MicroBatch(
+                **vars(batch),
+                members=members,
+                idle=not micro,
+                mask=torch.tensor(mask, device=world.device),
+                lengths=torch.tensor(lengths, device=world.device),
+                advantage=values,
+                weight=torch.zeros_like(values),
+            )
+        )
+    return batches
+
+
+# ----------------------------------------------------------------------------------------------------
+# What a model says of the completions
 
 
 def hidden_states(model: Transformer, batch: Batch) -> Tensor:
@@ -172,126 +257,3 @@ def token_scores(model: Transformer, groups: list[Group], places: list[list[int]
     )
     hidden = model(batch.ids, batch.layout)
     return model.score(hidden[batch.index[chosen.to(model.device)]]).float()[:, 0]
-
-
-def pack(
-    lengths: Sequence[int], capacity: int, rng: np.random.Generator | None = None
-) -> list[list[int]]:
-    """Rows of item indices whose lengths sum to at most `capacity` (section 3.2: examples are concatenated at random).
-
-    Items are taken in a random order (as they come without `rng`) and a row is closed by the first item that does not
-    fit; nothing is split, so that no example loses its beginning. O(n). Raises InputError for an item that is too long.
-    """
-    order = range(len(lengths)) if rng is None else rng.permutation(len(lengths)).tolist()
-    rows: list[list[int]] = []
-    room = -1
-    for item in order:
-        length = int(lengths[item])
-        if length > capacity:
-            raise InputError(
-                f"item {item} has {length} tokens and the context holds {capacity}; "
-                "raise the context length or leave the item out"
-            )
-        if length > room:
-            rows.append([])
-            room = capacity
-        rows[-1].append(item)
-        room -= length
-    return rows
-
-
-def micro_batches(costs: Sequence[float], budget: float, world: int = 1) -> list[list[list[int]]]:
-    """[rank][micro][item index]: every item once, the same number of micro batches on each rank (some may be empty, so
-    that all ranks run the same collectives). Deterministic.
-
-    Items go longest first to the rank with the least cost so far, then into the rank's first micro batch with room
-    for them: the largest micro batch runs first, where running out of memory costs least. A micro batch's cost is at
-    most `budget`, except that an item above it is alone in its own.
-    """
-    if budget <= 0 or world < 1:
-        raise InputError(
-            f"a budget of {budget} tokens on {world} processes; both must be above zero"
-        )
-    costs = np.asarray(costs, dtype=np.float64)
-    ranks: list[list[int]] = [[] for _ in range(world)]
-    totals = np.zeros(world)
-    for item in np.argsort(-costs, kind="stable").tolist():
-        rank = int(totals.argmin())
-        ranks[rank].append(item)
-        totals[rank] += costs[item]
-
-    batches: list[list[list[int]]] = []
-    for items in ranks:
-        micros: list[list[int]] = []
-        room = np.full(len(items), float(budget))  # of micro batches, those not yet begun included
-        for item in items:
-            cost = costs[item]
-            # An item above the budget finds no room: it opens the next micro batch and leaves none there.
-            micro = int((room >= cost).argmax()) if cost <= budget else len(micros)
-            if micro == len(micros):
-                micros.append([])
-            micros[micro].append(item)
-            room[micro] = room[micro] - cost if cost <= budget else -1
-        batches.append(micros)
-    count = max(len(micros) for micros in batches)
-    return [micros + [[] for _ in range(count - len(micros))] for micros in batches]
-
-
-@dataclass
-class MicroBatch(Batch):
-    """Completions of rollouts that go through a model at once, with what a policy loss needs."""
-
-    members: list[tuple[int, int]]  # of each completion: number of its rollout, and its own there
-    idle: (
-        bool  # copied for a process with nothing left, which must take part; it counts for nothing
-    )
-    mask: Tensor  # [N] bool: tokens that the policy chose; a tool wrote the others
-    lengths: Tensor  # [completions]: the number of those tokens
-    advantage: Tensor  # [N]
-    weight: Tensor  # [N]: of each token in the loss
-    old_logp: Tensor | None = None  # [N]; None: the policy that learns has sampled
-    ref_logp: Tensor | None = None  # [N]; None: no KL
-
-
-def pack_rollouts(rollouts: list, budget: int, world, shared: bool = True) -> list[MicroBatch]:
-    """This process's share of the rollouts in micro-batches of at most `budget` tokens, weights 0.
-
-    A group that is longer is cut, to single completions if need be. All processes get the same
-    number of micro-batches.
-    """
-    parts, sizes = [], []
-    for r, rollout in enumerate(rollouts):
-        prompt, completions = rollout.group
-        for numbers in cut_group(prompt, completions, budget):
-            parts.append([(r, g) for g in numbers])
-            sizes.append(len(prompt) + sum(len(completions[g]) for g in numbers))
-
-    batches = []
-    for micro in micro_batches(sizes, budget, world.size)[world.rank]:
-        groups, members, mask, lengths, advantage = [], [], [], [], []
-        for part in [parts[number] for number in micro or [0]]:
-            rollout = rollouts[part[0][0]]
-            groups.append((rollout.prompt, [rollout.samples[g].ids for _, g in part]))
-            members += part
-            for _, g in part:
-                sample = rollout.samples[g]
-                chosen = [c and bool(micro) for c in sample.mask]
-                mask += chosen
-                lengths.append(sum(chosen))
-                # One number for all tokens of a completion, or one for each.
-                value = rollout.advantages[g] if rollout.advantages else 0.0
-                advantage.append(np.broadcast_to(value, len(sample.ids)))
-        batch = pack_completions(groups, shared, world.device)
-        values = torch.from_numpy(np.concatenate(advantage, dtype=np.float32)).to(world.device)
-        batches.append(
-            MicroBatch(
-                **vars(batch),
-                members=members,
-                idle=not micro,
-                mask=torch.tensor(mask, device=world.device),
-                lengths=torch.tensor(lengths, device=world.device),
-                advantage=values,
-                weight=torch.zeros_like(values),
-            )
-        )
-    return batches

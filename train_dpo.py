@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from batch import Group, forward_flops, hidden_states, logprobs, micro_batches, pack_completions
+from batch import Group, hidden_states, logprobs, micro_batches, pack_completions
 from data.io import InputError
 from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sample
 from rollout import Rollout, load_rollouts
 from runtime.distributed import World, seeded, setup, shard, shuffled
 from runtime.hf import from_pretrained
-from runtime.optim import Work, adamw, clip_grad_norm, lr_linear_decay, set_lr
+from runtime.optim import Work, adamw, clip_grad_norm, forward_flops, lr_linear_decay, set_lr
 from runtime.options import option
 from runtime.run import Run, command
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from batch import cut_group, forward_flops, micro_batches, token_scores
+from batch import cut_group, micro_batches, token_scores
 from data import prompts
 from data.io import InputError, read_jsonl
 from data.problems.step_labels import Solution, math_shepherd, prm800k
@@ -34,7 +34,7 @@ from reward import RewardModel, solution_score, step_ends
 from rollout import Sampler, judge, label_steps, load_rollouts, sample_rollouts, save_rollouts
 from runtime.distributed import World, seeded, setup, shard, shuffled
 from runtime.hf import from_pretrained
-from runtime.optim import Work, adamw, clip_grad_norm, lr_linear_decay, set_lr
+from runtime.optim import Work, adamw, clip_grad_norm, forward_flops, lr_linear_decay, set_lr
 from runtime.options import option, parse, read_toml
 from runtime.run import Run, command
 

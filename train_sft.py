@@ -18,15 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batch import (
-    Group,
-    forward_flops,
-    hidden_states,
-    logprobs,
-    micro_batches,
-    pack,
-    pack_completions,
-)
+from batch import Group, hidden_states, logprobs, micro_batches, pack_completions
 from data import prompts
 from data.io import InputError, read_jsonl
 from data.tokenizer import Tokenizer, check_tokenizer
@@ -34,7 +26,14 @@ from kernels import definition
 from model import Transformer
 from runtime.distributed import World, seeded, setup, shard
 from runtime.hf import from_pretrained
-from runtime.optim import Work, adamw, clip_grad_norm, lr_linear_decay, set_lr
+from runtime.optim import (
+    Work,
+    adamw,
+    clip_grad_norm,
+    forward_flops,
+    lr_linear_decay,
+    set_lr,
+)
 from runtime.options import option
 from runtime.run import Run, command
 
@@ -119,6 +118,29 @@ def length(example: Group) -> int:
     """Tokens of an example."""
     prompt, (response,) = example
     return len(prompt) + len(response)
+
+
+def pack(
+    lengths: list[int], capacity: int, rng: np.random.Generator | None = None
+) -> list[list[int]]:
+    """Sequences of example numbers, whose lengths sum to at most `capacity` (section 3.2).
+
+    Examples are taken in a random order (as they come without `rng`). The first that does not fit closes a sequence.
+    Nothing is split: no example loses its beginning. Raises InputError for an example that is too long.
+    """
+    order = range(len(lengths)) if rng is None else rng.permutation(len(lengths)).tolist()
+    sequences: list[list[int]] = []
+    room = -1
+    for number in order:
+        if lengths[number] > capacity:
+            size = f"item {number} has {lengths[number]} tokens and the context holds {capacity}"
+            raise InputError(f"{size}; raise the context length or leave the item out")
+        if lengths[number] > room:
+            sequences.append([])
+            room = capacity
+        sequences[-1].append(number)
+        room -= lengths[number]
+    return sequences
 
 
 def batches(lengths: list[int], context: int, batch: int, seed: int) -> Iterator[list[int]]:

@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batch import forward_flops
 from runtime.distributed import World
-from runtime.optim import Work
+from runtime.optim import Work, forward_flops
 
 
 def token_means(sums: dict[str, Tensor], world: World) -> dict[str, float]:

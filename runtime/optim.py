@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,7 +101,7 @@ class Work:
 
     tokens: those learned from, without padding. A question counts once for all its completions,
     and each update on the same batch counts again.
-    flops: what the mathematics of learning needs (`batch.forward_flops`; a backward is two forwards).
+    flops: what the mathematics of learning needs (`forward_flops`; a backward is two forwards).
     sampled, sampling_flops: tokens sampled, and what sampling and scoring need.
     What the program repeats (activations, logits) or wastes (padding) counts in seconds only.
     """
@@ -110,6 +110,27 @@ class Work:
     flops: float
     sampled: int = 0
     sampling_flops: float = 0.0
+
+
+def forward_flops(config, groups: Iterable, last: bool = False) -> float:
+    """FLOPs of a forward of a model of this ModelConfig that predicts all completion tokens.
+
+    groups: (prompt, completions), ids. It is what the mathematics needs: a prompt is read once, however it is packed.
+    last: the last tokens are read too, as `batch.token_scores` does.
+
+    Example: prompt [5 6 7], completions [8 9] and [4 3 2]. 3 + 1 + 2 tokens are fed and 5 predicted. They see
+    1 + 2 + 3, 4 and 4 + 5 tokens: `config.flops(6, 5, 19)`.
+    """
+    fed = predicted = pairs = 0
+    for prompt, completions in groups:
+        fed += len(prompt)
+        pairs += len(prompt) * (len(prompt) + 1) // 2
+        for ids in completions:
+            read = len(ids) if last else len(ids) - 1
+            fed += read
+            predicted += len(ids)
+            pairs += read * len(prompt) + read * (read + 1) // 2
+    return config.flops(fed, predicted, pairs)
 
 
 def speed(tokens: int, flops: float, seconds: float, world: World) -> dict:

@@ -15,7 +15,7 @@ import train_ppo
 import train_pretrain
 import train_reward
 import train_sft
-from batch import forward_flops, pack_completions
+from batch import pack_completions
 from data.tokenizer import Tokenizer
 from kernels import flex_attention
 from model import ModelConfig
@@ -23,7 +23,7 @@ from rollout import load_rollouts
 from runtime import optim
 from runtime.distributed import World, shuffled
 from runtime.hf import from_pretrained, read_config
-from runtime.optim import adamw, peak_flops
+from runtime.optim import adamw, forward_flops, peak_flops
 
 SHAPE = ModelConfig(50, width=8, layers=3, heads=4, kv_heads=1, ffn=10, head_width=2)
 TOKEN, PREDICTED, PAIR = (

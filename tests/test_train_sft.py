@@ -23,13 +23,12 @@ from training import (
 )
 
 import train_sft
-from batch import pack
 from data import prompts
 from data.io import InputError, read_jsonl, write_jsonl
 from data.tokenizer import train
 from generate import Sampling, generate
 from runtime.hf import from_pretrained, save_pretrained
-from train_sft import batches, length, load_examples, sft_loss
+from train_sft import batches, length, load_examples, pack, sft_loss
 
 POINTS = [
     ["runtime.run.Run.log", 3, "before"],  # before the first checkpoint

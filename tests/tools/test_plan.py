@@ -21,7 +21,7 @@ import train_ppo
 import train_pretrain
 import train_reward
 import train_sft
-from batch import forward_flops, pack_completions, token_logprobs, token_scores
+from batch import pack_completions, token_logprobs, token_scores
 from data.io import InputError
 from generate import Sampling
 from kernels.logprob import CHUNK_BYTES
@@ -29,7 +29,7 @@ from kernels.triton.decoder import GpuDecoder, SharedCache
 from model import ModelConfig, Transformer, preset
 from runtime.distributed import World, setup, shard
 from runtime.hf import save_pretrained
-from runtime.optim import activation_bytes, adamw
+from runtime.optim import activation_bytes, adamw, forward_flops
 from runtime.options import parse, to_toml
 from runtime.run import Metrics
 from tools import plan

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch import micro_batches, pack
+from batch import micro_batches
 from data.io import InputError
+from train_sft import pack
 
 
 def test_greedy_in_order():
