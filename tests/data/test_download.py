@@ -56,7 +56,7 @@ def test_downloads_checks_and_keeps(server, tmp_path):
     assert download.download("set", tmp_path) == [tmp_path / "mine.bin"]
     assert (tmp_path / "mine.bin").read_bytes() == CONTENT
     download.download("set", tmp_path)
-    assert Server.asked == [None]  # the second time nothing is fetched
+    assert Server.asked == [None]  # the second call downloads nothing
     (tmp_path / "mine.bin").write_bytes(b"damaged")
     download.download("set", tmp_path)
     assert (tmp_path / "mine.bin").read_bytes() == CONTENT

@@ -14,7 +14,7 @@ from data.shards import Mixture, Shards, windows, write_shards
 
 
 def make(directory, tokens, **options):
-    """One source whose tokens are `tokens`, in documents of 7."""
+    """A source with the tokens `tokens`, in documents of 7."""
     documents = [list(tokens[i : i + 7]) for i in range(0, len(tokens), 7)]
     return write_shards(
         documents, directory, "hash", directory.name, options.pop("vocab_size", 60_000), **options
@@ -86,7 +86,7 @@ def test_rewriting_leaves_nothing_stale(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_shards(broken(), tmp_path, "hash", "s", 100, shard_tokens=5)
     with pytest.raises(InputError, match="manifest.json: cannot be read"):
-        Shards(tmp_path)  # a folder that was not finished is not taken for the old or the new one
+        Shards(tmp_path)  # an unfinished folder is neither the old nor the new data
 
 
 def test_damage_is_seen(tmp_path):
@@ -139,8 +139,8 @@ def test_windows_in_order(tmp_path):
 
 @pytest.fixture
 def mixture(tmp_path):
-    """Two sources told apart by their tokens: a has 0.., 12 windows of 8; b has 1000.., 30
-    windows."""
+    """Two sources with different tokens: a has 0 and more, in 12 windows of 8; b has 1000 and
+    more, in 30 windows."""
     make(tmp_path / "a", range(100), shard_tokens=30)
     make(tmp_path / "b", range(1000, 1241))
     return lambda seed=0, weights=None: Mixture(
@@ -151,7 +151,7 @@ def mixture(tmp_path):
 def test_each_epoch_has_each_window_once(mixture):
     batch, names = mixture().next_batch(300)
     assert batch.shape == (300, 9) and batch.dtype == np.int64
-    assert (np.diff(batch, axis=1) == 1).all()  # windows are unbroken, across shard files too
+    assert (np.diff(batch, axis=1) == 1).all()  # windows continue across shard files
     assert all((row[0] >= 1000) == (name == "b") for row, name in zip(batch, names, strict=True))
     epochs = {}
     for name, count, first in (("a", 12, 0), ("b", 30, 1000)):
@@ -184,10 +184,10 @@ def test_batch_size_does_not_matter_and_resume_is_exact(mixture):
     pieces, stream = [], mixture()
     for rows in (1, 2, 30, 7):
         pieces.append(stream.next_batch(rows))
-    state = json.loads(json.dumps(stream.state_dict()))  # as a checkpoint holds it
+    state = json.loads(json.dumps(stream.state_dict()))  # in the form of a checkpoint
     stream.next_batch(13)
     resumed = mixture()
-    resumed.next_batch(3)  # whatever it was before
+    resumed.next_batch(3)  # the previous state does not matter
     resumed.load_state_dict(state)
     pieces.append(resumed.next_batch(80))
     assert (np.concatenate([piece for piece, _ in pieces]) == whole).all()
@@ -198,14 +198,14 @@ def test_batch_size_does_not_matter_and_resume_is_exact(mixture):
 
 
 def test_the_stream_is_the_same_everywhere(mixture):
-    # fixed values: a change here makes every resumed run another run
+    # fixed values: if they change, every resumed run changes
     batch, names = mixture().next_batch(24)
     assert "".join(names) == "bbbabbbbbabbabbbbbabbabb"
     assert batch[:6, 0].tolist() == [1128, 1032, 1112, 8, 1096, 1208]
 
 
 class Letters:
-    """Stands in for a tokenizer: one token a character."""
+    """Stands in for a tokenizer: each character is a token."""
 
     hash, vocab_size, eos_id = "letters", 128, 0
 

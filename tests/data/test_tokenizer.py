@@ -1,5 +1,6 @@
-"""The oracle is the tokenizers library: same ids and same text from the same tokenizer.json, ours
-or in the style of LLaMA-3, Qwen2 and DeepSeek. The trainer's oracle is a naive one below."""
+"""The oracle is the tokenizers library: it gives the same ids and the same text for the same
+tokenizer.json, whether it is ours or in the style of LLaMA-3, Qwen2 and DeepSeek. A naive BPE is
+the oracle of training."""
 
 import copy
 import itertools
@@ -107,7 +108,7 @@ SPLITTERS = {
 
 
 def build(style, vocab_size=700):
-    """(tokenizer.json, tokenizer_config.json) in a published style."""
+    """(tokenizer.json, tokenizer_config.json) in the style of a published tokenizer."""
     oracle = tokenizers.Tokenizer(models.BPE())
     oracle.pre_tokenizer = pre_tokenizers.Sequence(SPLITTERS[style])
     oracle.decoder = decoders.ByteLevel()
@@ -118,7 +119,7 @@ def build(style, vocab_size=700):
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if (
         style == "deepseek-coder"
-    ):  # bytes that UTF-8 never has are missing, and are added as tokens by mistake
+    ):  # bytes that UTF-8 never has are missing, or are added as tokens by mistake
         alphabet = [char for char in alphabet if char not in "ÀÁõö÷øùúûüýþÿ"]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False
@@ -149,7 +150,7 @@ def build(style, vocab_size=700):
 
 
 def make_llama3(document):
-    """Merges as they are made from tiktoken ranks: every cut of a token into two known ones;
+    """Merges that are made from tiktoken ranks: every cut of a token into two known tokens, with
     ignore_merges."""
     vocab = document["model"]["vocab"]
     merges = []
@@ -196,7 +197,7 @@ def ours():
 
 @pytest.fixture(scope="module")
 def pairs(ours):
-    """style -> (our reading, the oracle's)"""
+    """style -> (our reading, the reading of the oracle)"""
     documents = {style: build(style) for style in SPLITTERS}
     found = {
         style: (Tokenizer(*document), oracle_of(document[0]))
@@ -211,7 +212,7 @@ STYLES = [*SPLITTERS, "ours"]
 @pytest.mark.parametrize("style", STYLES)
 def test_same_ids_as_tokenizers_on_samples(pairs, style):
     tokenizer, oracle = pairs[style]
-    assert tokenizer._ranks is not None  # by tiktoken, not by the slow way
+    assert tokenizer._ranks is not None  # by tiktoken, not by the slow code
     expected = [oracle.encode(text, add_special_tokens=False).ids for text in SAMPLES]
     assert [tokenizer.encode(text) for text in SAMPLES] == expected
     assert tokenizer.encode_batch(SAMPLES) == expected
@@ -319,7 +320,7 @@ def test_ids_not_in_merge_order():
 
 
 def toy(merges, ignore_merges=False, unmerged=()):
-    """A tokenizer.json over a, b, c with the given merges (and tokens that no merge makes)."""
+    """A tokenizer.json over a, b, c with the given merges, and tokens that no merge makes."""
     document, config = build("gpt2", 257)
     vocab = [char for char, _ in sorted(tokenizer_module._BYTE.items())]
     vocab += dict.fromkeys(["".join(pair) for pair in merges] + list(unmerged))
@@ -337,7 +338,7 @@ def toy(merges, ignore_merges=False, unmerged=()):
 @settings(max_examples=150)
 @given(data=st.data())
 def test_any_merges_list_gives_the_ids_of_tokenizers(data):
-    """Also lists that no trainer would write, whose order tiktoken's ranks cannot express."""
+    """Also for lists that no training makes, and whose order tiktoken's ranks cannot express."""
     tokens, merges = list("abc"), []
     for _ in range(data.draw(st.integers(1, 7))):
         pair = (data.draw(st.sampled_from(tokens)), data.draw(st.sampled_from(tokens)))
@@ -370,13 +371,13 @@ def test_any_merges_list_gives_the_ids_of_tokenizers(data):
             ["a b", "b c", "a bc"],
             "abc",
             ["ab", "c"],
-        ),  # by rank ab|c would be joined to abc, which only a|bc is
+        ),  # by rank ab|c would become abc, but only a|bc does
         (
             ["b b", "b bb", "bb b", "bbb bbb"],
             "bbbbbb",
             ["bb"] * 3,
         ),  # tiktoken takes a whole pre-token
-        (["ab c", "a b"], "abc", ["abc"]),  # made before its part
+        (["ab c", "a b"], "abc", ["abc"]),  # it comes before its part
         (["a b", "b c", "a bc", "ab c"], "bcabc", ["bc", "abc"]),  # every cut is listed
         (["a b", "b c", "a bc", "c a", "ab c"], "abca", ["ab", "ca"]),  # but not side by side
         (
@@ -419,7 +420,7 @@ def test_bos_and_eos_are_told_by_config_template_and_generation_config(tmp_path,
     assert Tokenizer.load(tmp_path).eos_id == 700
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [701, 700]}')
     assert Tokenizer.load(tmp_path / "tokenizer.json").eos_id == 701
-    Tokenizer.load(tmp_path).save(tmp_path / "copy")  # the copy knows it without the two configs
+    Tokenizer.load(tmp_path).save(tmp_path / "copy")  # the copy does not need the two configs
     assert Tokenizer.load(tmp_path / "copy").eos_id == 701
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
     with pytest.raises(InputError, match="eos_token '<eos>'"):
@@ -524,7 +525,7 @@ def test_missing_and_malformed_files(tmp_path):
 def test_transformers_loads_what_we_save(tmp_path, ours, model_type):
     transformers = pytest.importorskip("transformers")
     ours.save(tmp_path)
-    if model_type:  # as in a checkpoint directory
+    if model_type:  # the same files as in a checkpoint
         (tmp_path / "config.json").write_text(
             json.dumps({"model_type": model_type, "vocab_size": 700})
         )
@@ -584,7 +585,8 @@ def test_digits_stand_alone():
 
 
 def naive_merges(texts, limit):
-    """BPE by its definition: count all pairs anew before each merge; of equals the lowest ids."""
+    """BPE by its definition: count all pairs before each merge; among equals take the lowest
+    ids."""
     words = Counter(word for text in texts for word in regex.findall(PATTERN, text, regex.V1))
     words = {word: (list(word.encode()), count) for word, count in words.items()}
     merges = []

@@ -1,4 +1,5 @@
-"""Answers of every category with their wrong neighbours, and hostile strings: all from a seed."""
+"""Answers of every category with other answers that are nearly the same, and hostile strings. A
+seed makes all of them."""
 
 import random
 import re
@@ -6,7 +7,7 @@ from fractions import Fraction
 
 
 def category_makers(rng: random.Random) -> dict:
-    """name: function that makes (answer, another writing of the same value)."""
+    """name -> function that makes (answer, the same value in another notation)."""
     whole = lambda low=1, high=999: rng.randint(low, high)  # noqa: E731
     signed = lambda: rng.choice([-1, 1]) * whole()  # noqa: E731
     prime = lambda: rng.choice([2, 3, 5, 7, 11, 13])  # noqa: E731
@@ -145,12 +146,12 @@ def category_makers(rng: random.Random) -> dict:
 
 
 def neighbours(answer: str, rng: random.Random) -> list[str]:
-    """Answers of another value: a digit or letter changed, the sign flipped, a bracket changed, two terms of a tuple
-    or matrix swapped."""
+    """Answers with another value: a digit or a letter changed, the sign changed, a bracket
+    changed, two terms of a tuple or a matrix exchanged."""
     found = []
     for match in re.finditer(
         r"\d", answer
-    ):  # a fraction of 0, 1^n and 0 times x are not made above
+    ):  # the functions above make no fraction of 0, no 1^n and no 0 times x
         other = rng.choice([c for c in "23456789" if c != match[0]])
         found.append(answer[: match.start()] + other + answer[match.end() :])
     for match in re.finditer("[一二三四五六七八九]", answer):
@@ -262,7 +263,8 @@ SOUP = [
 
 
 def hostile(rng: random.Random, seeds: list[str]) -> str:
-    """A string of soup, a real answer mutated, one nested deeply, or one repeated many times."""
+    """A string of random tokens, a changed answer, a deeply nested answer, or an answer that is
+    repeated many times."""
     kind = rng.randrange(5)
     if kind == 0:
         return "".join(rng.choice(SOUP) for _ in range(rng.randint(1, 40)))

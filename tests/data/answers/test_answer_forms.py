@@ -1,4 +1,5 @@
-r"""Answers of every kind and writing: what is the same, what differs and why, in both modes; options; extraction."""
+"""Answers of every kind and notation: which are the same in both modes, which differ and why;
+options of multiple choice; extraction."""
 
 import time
 
@@ -87,7 +88,7 @@ SAME = [  # also in strict mode
     (r"1\frac{1}{2}", "3/2"),
     ("I*sqrt(3)", r"\sqrt{3}i"),
 ]
-RELAXED = [  # equal, but in strict mode different
+RELAXED = [  # equal, but different in strict mode
     ("5 cm", "5"),
     ("$5", "5"),
     ("5 apples", "5"),
@@ -252,7 +253,7 @@ def test_choice(text, letter):
 
 
 PRIMES = [p for p in range(2, 900) if all(p % q for q in range(2, p))]
-HEAVY = {  # each made to break one of the limits
+HEAVY = {  # each breaks a limit
     "coprime denominators": "+".join(f"1/{p}^{19000 // p.bit_length()}" for p in PRIMES)[:990],
     "matrix product": "*".join(["Matrix([[x,y],[y,x]])"] * 45),
     "nested signs": r"\{\pm1=" * 30 + "1" + r"\}" * 30,

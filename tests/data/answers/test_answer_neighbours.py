@@ -1,5 +1,5 @@
-"""Strict mode is sharp: 1,000 answers and their wrong neighbours; properties over random pairs; hostile strings; the
-gold answers of the benchmarks."""
+"""Strict mode is sharp: 1,000 answers and answers that are nearly the same, properties of random
+pairs, hostile strings, and the gold answers of the benchmarks."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ def test_every_wrong_neighbour_of_generated_answers_is_rejected():
     answers = generated(rng)
     assert len({name for name, _, _ in answers}) >= 26 and len(answers) >= 520
     assert assert_sharp([answer for _, answer, _ in answers], rng) > 1500
-    for _, answer, other in answers:  # and another writing of the same value is accepted
+    for _, answer, other in answers:  # another notation of the same value is accepted
         assert compare(answer, answer, strict=True).equal
         assert (
             not other
@@ -46,7 +46,7 @@ def lines(path):
     return [json.loads(line) for line in path.open(encoding="utf-8")]
 
 
-GOLDS = {  # file: its gold answers
+GOLDS = {  # file -> the gold answers
     "gsm8k/test.jsonl": lambda p: [row["answer"].split("####")[1].strip() for row in lines(p)],
     "gsm8k/train.jsonl": lambda p: [row["answer"].split("####")[1].strip() for row in lines(p)],
     "deepseek-math-eval/cmath/test.jsonl": lambda p: [row["golden"] for row in lines(p)],
@@ -89,7 +89,7 @@ def test_gold_answers_equal_themselves_and_are_found_again(real, name):
         ]
         if (
             "{" not in gold.replace("\\{", "") and "}" not in gold or "\\" in gold
-        ):  # a brace alone never fits in a box
+        ):  # a single brace does not fit in a box
             texts.append(rf"So it is $\boxed{{{gold.replace('$', '')}}}$.")
         for strict in (False, True):
             assert compare(gold, gold + " ", strict).equal
@@ -119,7 +119,7 @@ def test_symmetric_and_reflexive_over_random_pairs():
             forth, back = compare(a, b, strict), compare(b, a, strict)
             assert forth.equal == back.equal, (a, b, strict)
         if compare(a, b, strict=True).equal:
-            assert compare(a, b).equal, (a, b)  # relaxed lets more go, never less
+            assert compare(a, b).equal, (a, b)  # relaxed mode accepts more, never less
     for a in pool:
         assert not a.strip() or compare(a, a).equal and compare(a, a + " ", strict=True).equal
 

@@ -1,4 +1,4 @@
-"""Answers: extraction, comparison, limits, and the graders' public cases."""
+"""Answers: extraction, comparison, limits, and the public cases of other graders."""
 
 import json
 import threading
@@ -236,7 +236,7 @@ expressions = st.recursive(
 @given(expressions)
 @example(X * Y)
 def test_reads_what_sympy_prints_and_latex(expression):
-    """Oracle: sympy's two printers and its expansion write the same value."""
+    """The oracle is sympy: its two printers and its expansion write the same value."""
     for other in (sympy.latex(expression), str(sympy.expand(expression))):
         verdict = compare(str(expression), other)  # only towers of exp may be refused
         assert verdict.equal or verdict.reason == "not_parsed" and "exp(exp" in str(expression), (
@@ -337,7 +337,7 @@ def test_threads_agree():
 
 
 def test_public_cases(real):
-    """All of them right; bench/answers.py has Math-Verify's figures beside."""
+    """All of them are right. bench/answers.py compares with Math-Verify."""
     cases = [
         case
         for case in map(json.loads, real("grader/cases.jsonl").open(encoding="utf-8"))

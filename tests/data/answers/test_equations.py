@@ -37,7 +37,7 @@ def read(text):
         ("-5 + 3 = -2", [("-5 + 3 = -2", True)], 0),
         ("1/4 + 1/3 = 7/12", [("1/4 + 1/3 = 7/12", True)], 0),
         ("5 / 0 = 3", [("5 / 0 = 3", False)], 0),
-        # rounded as it is written, and no further
+        # correctly rounded to the digits that are written
         ("10/3 = 3.33", [("10/3 = 3.33", True)], 0),
         ("10/3 = 3.34", [("10/3 = 3.34", False)], 0),
         ("10/3 = 3", [("10/3 = 3", False)], 0),
@@ -45,7 +45,7 @@ def read(text):
         ("1.25 * 3 = 3.76", [("1.25 * 3 = 3.76", False)], 0),
         ("100 - 40 = 60%", [("100 - 40 = 60%", True)], 0),
         ("100 - 40 = 50%", [("100 - 40 = 50%", False)], 0),
-        # not read for certain: said, not judged
+        # not certain: counted, not judged
         ("2x + 3 = 7", [], 1),
         ("f(3) = 9", [], 1),
         ("a = b", [], 1),
@@ -118,8 +118,9 @@ def test_every_step_of_the_built_in_problems_holds():
 
 
 def test_solutions_of_gsm8k(real):
-    """Nearly all that is read of people's solutions holds; what does not was looked at: slips of theirs, and
-    sentences like "1/3 of the total = 48" of which only a part reads as arithmetic."""
+    """Nearly all equations in the solutions of GSM8K hold. The others were checked by hand: they
+    are errors of the authors, and sentences like "1/3 of the total = 48", of which only a part is
+    arithmetic."""
     texts = [marked for _, marked in gsm8k_rows(real("gsm8k/train.jsonl"))]
     found = [equation for text in texts for equation in equations(text)[0]]
     false = [equation for equation in found if not equation.holds()]

@@ -1,4 +1,4 @@
-"""The paper's own rules: what its evaluation code says of each case, written down from a run of it."""
+"""The paper's rules: the verdicts of its evaluation code, copied from a run of it."""
 
 import random
 import time
@@ -10,7 +10,7 @@ from data.answers.paper_latex import read_prefix, worked_out
 from data.answers.paper_rules import BENCHMARKS, normalise, paper_equal, paper_extract
 from data.answers.trees import Unreadable
 
-# benchmark, gold, prediction, verdict of the original
+# (benchmark, gold, prediction, verdict of the original)
 EQUAL = [
     ("gsm8k", "(1,-3)", "(1,-2)", False),
     ("gsm8k", "[0,1]", "(0,1)", True),
@@ -34,7 +34,7 @@ EQUAL = [
     ("ocw", "x^2+1", "$x^2+1$", True),
     ("ocw", "5", "5.0001", False),
 ]
-# benchmark, zero-shot, question, completion, what the original finds
+# (benchmark, zero-shot, question, completion, answer that the original finds)
 EXTRACTED = [
     ("gsm8k", False, "", "2 apples, 1,234 in all.\nQ: 5 what", "234"),
     ("gsm8k", True, "", "it is 1,234.5 in all", "1234.5"),
@@ -68,7 +68,7 @@ NORMALISED = [
     ("12.00", "12"),
     ("\\sqrt3 + \\tan x", "\\sqrt{3}+\\tan{x}"),
 ]
-# what sympy 1.12 reads of a text: its value as text, or None where it refuses
+# (text, the value that sympy 1.12 reads, or None if it refuses)
 PREFIXES = [
     ("5+", "5"),
     ("2**10", "2"),

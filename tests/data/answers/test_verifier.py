@@ -78,7 +78,7 @@ ROOT = Path(__file__).parents[3]
         ("7", " ", False),
         ("7", "many", None),
         ("", "7", None),
-        # refused as too large, or as not being mathematics
+        # too large, or not mathematics
         ("9**9**9", "1", None),
         ("factorial(100000)", "1", None),
         ("__import__('os').system('true')", "0", None),
@@ -91,7 +91,7 @@ ROOT = Path(__file__).parents[3]
 def test_examples(gold, prediction, expected):
     assert agree(gold, prediction) is expected
     if prediction is not None and prediction.strip() and gold:
-        assert agree(prediction, gold) is expected  # whichever is the gold one
+        assert agree(prediction, gold) is expected  # in both orders
 
 
 @pytest.mark.parametrize(
@@ -167,8 +167,8 @@ def test_it_runs_in_any_thread():
 
 
 def test_it_is_held_out_from_training():
-    """No trainer, nothing that a trainer imports, and nothing of the first verifier's reads this one; and it shares
-    no code with the first."""
+    """No trainer, no module that a trainer imports, and no module of the first verifier imports
+    this verifier, and it shares no code with the first."""
     importing = {}
     for path in [*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/**/*.py")]:
         text = path.read_text(encoding="utf-8")

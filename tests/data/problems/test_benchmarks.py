@@ -48,7 +48,7 @@ def test_the_real_benchmarks_are_whole(here, name):
 
 @pytest.mark.parametrize(
     "name, sections, one, size",
-    [  # counted with grep and wc
+    [  # counts of grep and wc
         ("mmlu", 57, "professional_law", 1534),
         ("bbh", 23, "logical_deduction", 750),
         ("cmath", 6, "6", 198),
@@ -61,7 +61,7 @@ def test_sections(here, name, sections, one, size):
 
 
 def test_known_problems(here):
-    """One of each set looked up in the file by hand: what is read is what stands there."""
+    """A problem of each set, which was looked up in the file by hand."""
     assert here("gaokao_mathcloze")[1].answer == "$(5, 10)$"
     several = [p.answer for p in here("gaokao_mathqa") if len(p.answer) > 1]
     assert several == ["AD", "ACD", "ABD", "AC", "BCD", "CD", "AC"]
@@ -89,7 +89,7 @@ def test_several_blanks_are_compared_in_order(here):
         assert not answers.compare(gold, wrong).equal, wrong
 
 
-# ---- Without real data -----------------------------------------------------------------------------------------------
+# ---- Without real data ---------------------------------------------------------------------------
 
 
 def test_the_table_is_in_order():

@@ -1,4 +1,5 @@
-"""data/problems/contamination.py against sets of tuples in Python, and on problems planted in shards and in lines of text."""
+"""data/problems/contamination.py against sets of tuples in Python, and on problems that are hidden
+in shards and in lines of text."""
 
 import json
 import random
@@ -32,7 +33,7 @@ def problem(id, question, solution=None, **fields):
 
 
 def found(problems, *texts):
-    """{benchmark: {id: fields}} in documents."""
+    """The overlap in documents: {benchmark: {id: fields}}."""
     result = overlap(problems, [(f"place {i}", text) for i, text in enumerate(texts)])
     return {name: row["overlapping"] for name, row in result["benchmarks"].items()}
 
@@ -46,7 +47,7 @@ def tokenizer():
     )
 
 
-# ---- Overlap ---------------------------------------------------------------------------------------------------------
+# ---- Overlap -------------------------------------------------------------------------------------
 
 
 def test_the_report_of_a_few_problems():
@@ -110,7 +111,7 @@ def test_chinese_goes_by_characters():
 
 
 def expected(problems, texts):
-    """The rule by sets of tuples."""
+    """The rule, with sets of tuples."""
     words = [units(text) for text in texts]
     grams = {
         n: {tuple(w[i : i + n]) for w in words for i in range(len(w) - n + 1)} for n in range(3, 11)
@@ -176,7 +177,7 @@ def test_what_stands_beside_a_score():
     found = {
         "question": question,
         "overlapping": {"b": ["question"], "c": ["solution"]},
-    }  # a solution alone: not asked
+    }  # only a solution: does not count
     assert beside(records, found) == question | {
         "clean": {"problems": 3, "accuracy": 1 / 3},
         "overlapping": {"problems": 1, "accuracy": 1.0},
@@ -190,7 +191,7 @@ def test_what_stands_beside_a_score():
     assert parts["overlapping"]["accuracy"] is None and parts["clean"]["accuracy"] == 1 / 3
 
 
-# ---- Documents -------------------------------------------------------------------------------------------------------
+# ---- Documents -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shard_tokens", [1, 40, 10**6])
@@ -265,7 +266,7 @@ def test_shards_of_another_tokenizer_are_refused(tokenizer, tmp_path):
         list(shard_documents(tmp_path, tokenizer))
 
 
-# ---- Command ---------------------------------------------------------------------------------------------------------
+# ---- Command -------------------------------------------------------------------------------------
 
 
 def test_the_command(tokenizer, tmp_path, capsys):
@@ -307,7 +308,7 @@ def test_the_command(tokenizer, tmp_path, capsys):
     result = main([*shared, "--shards", f"{tmp_path}/shards", "--tokenizer", f"{tmp_path}/model"])
     assert result["benchmarks"]["bench"]["overlapping"] == {
         "r": ["solution"]
-    }  # nine words of the other's question
+    }  # nine words of the other question
     for wrong, message in (
         (shared, "nothing to search"),
         ([*shared, "--shards", "x"], "--shards needs --tokenizer"),
@@ -325,7 +326,7 @@ def test_benchmarks_of_a_data_folder_are_read_by_name(tmp_path):
     shutil.move(tmp_path / "gsm8k/test.jsonl", tmp_path / "gsm8k/own.jsonl")
     assert list(read_problems([tmp_path / "gsm8k"])) == [
         "gsm8k"
-    ]  # all files of a folder under its name
+    ]  # all files of a folder have the name of the folder
 
 
 def test_real_problems_are_found_in_the_corpus_they_were_put_in(real, tmp_path):

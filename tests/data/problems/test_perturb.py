@@ -61,7 +61,7 @@ def test_every_built_in_problem_is_read_back(problems):
     assert recognize(replace(problems[0], question=problems[0].question + " ")) is None
     assert (
         recognize(replace(problems[0], solution="1 + 1 = 2\nThe answer is 2.")) is None
-    )  # not this family's solution
+    )  # not the solution of this family
 
 
 def test_a_question_that_reads_as_one_of_two_is_not_read(problems, monkeypatch):
@@ -105,12 +105,12 @@ def test_renamed_problems_differ_in_names_and_things_alone(problems):
         before, after = recognize(problem), recognize(replace(changed, solution=None))
         assert not set(before.people.values()) & set(after.people.values())
         assert not set(before.things.values()) & set(after.things.values())
-        assert len(set(after.people.values())) == len(after.people)  # no two become one
+        assert len(set(after.people.values())) == len(after.people)  # no two become the same
         assert synthetic.split_of(after.key()) == "test" and after.extra == before.extra
 
 
 def test_other_numbers_have_the_right_answer(problems):
-    """Checked by the family's program, run on the numbers that stand in the new question."""
+    """The program of the family checks the answer, with the numbers of the new question."""
     kept = Counter()
     for problem in problems:
         changed = perturb(problem, "numbers")
@@ -125,9 +125,7 @@ def test_other_numbers_have_the_right_answer(problems):
             changed.answer
         )
         slots = one.slots()
-        if fields(one.family.pot) <= set(
-            slots
-        ):  # not where it has parts of a fraction by themselves
+        if fields(one.family.pot) <= set(slots):  # not for the parts of a fraction
             kept["run"] += 1
             assert printed(one.family.pot.format_map(slots)) == changed.answer
     assert kept[True] > 0.9 * len(problems) and kept["run"] > 0.8 * len(problems)
@@ -239,7 +237,7 @@ def test_names_keep_gender_and_never_collide():
         )
         assert (
             "Bob" in perturb(problem, "renamed", seed).question
-        )  # the river keeps its name, and so does he
+        )  # the river and the person beside it keep their names
     for question in (
         "How many letters has the name Alice?",
         "小明的名字有几个字？",
@@ -282,7 +280,7 @@ def test_numbers_that_stay_in_digits(question):
 
 
 def test_what_looks_like_an_end_or_a_total_and_is_none():
-    """A full stop in a name, "in total" before a noun, a mixed number, a date."""
+    """A full stop in a name, "in total" before a noun, a mixed number and a date stay."""
     problem = replace(EN, question="Mr. Lee eats 9 nuts. How many nuts does Mrs. Lee eat?")
     assert perturb(problem, "question first").question.startswith(
         "How many nuts does Mrs. Lee eat? "
@@ -425,7 +423,7 @@ def test_an_unknown_change_is_refused():
 # Other numbers, by the chain of a solution
 
 
-# question, solution, the answer from the numbers of the question in their order
+# (question, solution, the answer as a function of the numbers in the question)
 CHAINS = [
     (
         "Ann had $80. She bought 5 pens at $6 each and a bag for $14. How much is left?",
@@ -530,7 +528,7 @@ def test_numbers_of_a_chain(question, solution, formula):
     ],
 )
 def test_what_is_not_certain_is_left_out(question, solution, answer, why):
-    if why == "the rest of 100 comes twice":  # one certain step, used twice: that is fine
+    if why == "the rest of 100 comes twice":  # a certain step that is used twice
         changed = perturb(Problem("n", question, answer, solution), "numbers")
         assert Fraction(changed.answer) == 2 * (100 - Fraction(digits(changed.question)[0]))
         return
@@ -538,7 +536,7 @@ def test_what_is_not_certain_is_left_out(question, solution, answer, why):
 
 
 def test_numbers_of_gsm8k(real):
-    """The new answer against another way to it: the calculator marks, evaluated with the numbers
+    """The new answer equals the value of the calculator marks after the numbers in them were
     exchanged."""
     changed = 0
     for problem, marked in gsm8k_rows(real("gsm8k/test.jsonl")):
@@ -576,8 +574,7 @@ def test_numbers_of_gsm8k(real):
 
 
 def test_changes_apply_to_real_problems(real):
-    """Counts over whole files: most changes apply to most problems, and none keeps a question as
-    it is."""
+    """Counts over whole files: most changes apply to most problems, and none keeps a question."""
     for file, least in (("gsm8k/test.jsonl", 0.4), ("deepseek-math-eval/cmath/test.jsonl", 0.8)):
         items = load(real(file))[::5]
         for name in (

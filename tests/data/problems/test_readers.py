@@ -17,7 +17,7 @@ def write(path, *rows):
     return path
 
 
-# A record of each published layout, and the problem that it is.
+# a record of each published layout, and the problem in it
 CHOICE = {"kind": "choice", "choices": ("x", "y", "z")}
 LAYOUTS = {
     "gsm8k_of_the_paper": (
@@ -198,8 +198,8 @@ def test_tasks(tmp_path):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_field_that_is_missing_or_empty_is_named(tmp_path, name):
-    """Every field without which there is no problem: the record without it is an error at its line, and alone is left
-    out where bad records are to be counted."""
+    """A record without a field that it needs is an error with its line. With a list for bad
+    records, this record alone is left out."""
     row, _ = LAYOUTS[name]
     good = LAYOUTS[name][0] | ({"id": "other"} if "id" in row else {})
     free = {
@@ -223,7 +223,7 @@ def test_a_field_that_is_missing_or_empty_is_named(tmp_path, name):
     } | ({"solution"} if "answer" in row else set())
     needed = [field for field in row if field not in free and row[field] is not None]
     assert needed
-    instead = {("math_with_answers", "answer"): "solution"}  # where the answer is looked for next
+    instead = {("math_with_answers", "answer"): "solution"}  # the next place of the answer
     for field in needed:
         for broken in (
             {k: v for k, v in row.items() if k != field},
@@ -380,7 +380,8 @@ def test_sanitized_mbpp_is_a_list(tmp_path):
 
 
 def test_bad_records_are_counted_in_any_order(tmp_path):
-    """Whatever the order of good and bad lines, each good one is read and each bad one is named, the first line too."""
+    """In any order of good and bad lines, each good line is read and each bad line is named, also
+    if it is the first."""
     rows = [json.dumps(LAYOUTS["mmlu_stem"][0] | {"id": i}) for i in range(6)]
     broken = [
         "{not json",

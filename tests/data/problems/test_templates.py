@@ -91,7 +91,7 @@ def prefix(tree):
 
 
 def exact(node):
-    """The oracle: Python's own parser, in Fractions."""
+    """The oracle: Python's parser, with Fractions."""
     if isinstance(node, ast.Expression):
         return exact(node.body)
     if isinstance(node, ast.Constant):
@@ -200,7 +200,7 @@ def test_resampling_keeps_what_the_equation_depends_on():
         v.numbers[1] == 4 and v.value() == 4 * v.numbers[0]
         for v in (constant.resample(rng) for _ in range(20))
     )
-    # where no draw fits, the template itself: 1 is never changed, and 1 - 1 leaves no choice
+    # where no draw fits, the template itself: 1 never changes, and 1 - 1 has no other numbers
     fixed = template("number0 number1", "1 1", "- number0 number1")
     assert fixed.resample(rng) == fixed and same.resample(rng, tries=0) is same
 
@@ -235,7 +235,7 @@ def test_real_templates_agree_with_their_programs(real):
         assert value == pytest.approx(float(made.cot().split()[-1].rstrip(".")), abs=5.1e-5)
 
 
-# ---- GSM8K programs --------------------------------------------------------------------------------------------------
+# ---- GSM8K programs ------------------------------------------------------------------------------
 
 
 # --- Rewording ---
@@ -250,7 +250,7 @@ QUESTIONS = [
 
 
 def words_kept(old, new, name, thing):
-    """Whether `new` is `old` but for one mapping of names and one of things, case aside."""
+    """Whether `new` is `old` except for an exchange of names and things, without regard to case."""
     pairs = set(zip(old.lower().split(), new.lower().split(), strict=True))
     changed = {a: b for a, b in pairs if a != b}
     return len(dict(pairs)) == len(pairs) and all(

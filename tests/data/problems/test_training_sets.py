@@ -221,8 +221,8 @@ def test_question_key():
 
 @pytest.fixture
 def folder(tmp_path):
-    """40 train questions; three of them are in the tests in other clothes, one has a wrong
-    answer."""
+    """40 training questions. Three of them are also in the tests with other words, and one has a
+    wrong answer."""
     names = [chr(ord("a") + i) * 3 for i in range(40 - 26)] + [chr(ord("a") + i) for i in range(26)]
     rows = [
         (
@@ -297,7 +297,7 @@ def test_word_problem_sets(folder, capsys):
                 row["response"]
                 == f"{large} - {small} = {large - small}\nThe answer is {large - small}."
             )
-    # Documents: the solved questions with their solutions, the others alone.
+    # documents: questions with solutions, and unsolved questions alone
     text = [row["text"] for row in text]
     assert [one for one in text if "\n" in one] == [
         f"{row['question']}\n{row['response']}" for row in sft
@@ -338,7 +338,7 @@ def test_word_problem_sets(folder, capsys):
 
 
 def test_no_variant_is_a_question_of_the_tests(tmp_path):
-    """Sam's question about cakes is in the test fold: Joan's may be told of anybody but him."""
+    """Sam's question about cakes is in the test fold. So Joan's question must not become Sam's."""
 
     def told(name, thing):
         return (

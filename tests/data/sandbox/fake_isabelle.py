@@ -1,9 +1,11 @@
-"""Stands in for the program `isabelle`: the protocol of its server as the system manual describes it, and a prover
-that knows a few propositions by name.
+"""Stands in for the program `isabelle`: it follows the protocol of the Isabelle server in the
+system manual, and its prover knows a few propositions by name.
 
     fake_isabelle.py LOG (version | server -n NAME)
 
-A proposition is the last string before a hole or `by`; what proves it is in PROOFS. Received commands go to LOG."""
+A proposition is the last string before a hole or before `by`. PROOFS says what proves it. LOG
+receives the commands.
+"""
 
 import json
 import os
@@ -21,7 +23,7 @@ PROOFS = {
     "arithmetic": {"by ((arith; fail) | (auto simp: field_simps; fail) | (eval; fail))"},
     "hard": {HARD},
     "computed": {"by eval"},
-    "stuck": {HARD},  # where another proof of this fails, nothing goes on
+    "stuck": {HARD},  # after another proof of this fails, the check does not go on
     "false": set(),
 }
 PROPOSED = {
@@ -117,7 +119,7 @@ class Client(threading.Thread):
             proposition = proposition[0]
 
             def add(kind, text, number=number):
-                margin = int(argument.get("pretty_margin", 76))  # as it breaks lines
+                margin = int(argument.get("pretty_margin", 76))  # it breaks lines
                 text = "\n".join(
                     textwrap.fill(line, margin, drop_whitespace=False) for line in text.split("\n")
                 )
@@ -159,7 +161,7 @@ class Client(threading.Thread):
         self.say("NOTE", {"kind": "writeln", "message": f"theory Draft.{name} 100%", "task": task})
         self.say(
             "FINISHED", {"task": str(uuid.uuid4()), "ok": True, "errors": [], "nodes": []}
-        )  # of another task
+        )  # a message of another task
         self.say(
             "FINISHED",
             {

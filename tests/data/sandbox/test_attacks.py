@@ -1,7 +1,9 @@
-"""Programs that attack: each is contained, the caller is as before, and so is the next program.
+"""Programs that attack. Each is contained, and afterwards the caller and the next program are as
+before.
 
-Every attack runs without the audit hook, so that what it shows is the kernel's work; those that do not just run out of
-a limit run with all protections too. A program prints ESCAPED when it did what it must not.
+Every attack runs without the audit hook, so that it tests the kernel's protections. Attacks that
+do more than break a limit also run with all protections. A program prints ESCAPED if it was able
+to do what it must not do.
 """
 
 import os
@@ -37,7 +39,7 @@ def raw(*arguments):
     return libc("syscall", *map(ctypes.c_long, arguments))
 """
 
-# name: (the statuses it may end with, the program)
+# name: (the statuses with which it may end, the program)
 ATTACKS = {
     # processes, time and memory
     "fork bomb": ("ok", "for _ in range(200): tries(os.fork, libc('fork'))"),
@@ -361,7 +363,7 @@ print(sympy.solve(x**2 - 4), math.sqrt(4), random.random(), os.listdir('.'), sor
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory):
-    """A secret file and listening sockets of the trainer's, told to programs as constants."""
+    """A secret file and listening sockets of the trainer. Programs know them as constants."""
     folder = tmp_path_factory.mktemp("outside")
     (folder / "test_set.jsonl").write_text("hunter2")
     tcp = socket.create_server(("127.0.0.1", 0))
@@ -385,7 +387,7 @@ def outside(tmp_path_factory):
     }
     yield folder, "".join(f"{name} = {value!r}\n" for name, value in constants.items())
     for listener in listeners:
-        with pytest.raises(BlockingIOError):  # nobody came
+        with pytest.raises(BlockingIOError):  # nobody connected
             listener.accept()
         listener.close()
     with pytest.raises(BlockingIOError):
@@ -396,7 +398,7 @@ def outside(tmp_path_factory):
 
 
 def strict():
-    """Where namespaces are permitted nothing may be missing."""
+    """Where namespaces are permitted, nothing may be missing."""
     if reason := isolation.attempt(isolation.enter_namespaces):
         pytest.skip(f"namespaces are not permitted here: {reason}")
     return Sandbox(workers=1, cpu_seconds=1, memory_mb=256, mode="strict")
@@ -410,7 +412,7 @@ def full():
 
 @pytest.fixture(scope="module")
 def bare(full):
-    """Everything but the audit hook."""
+    """All protections except the audit hook."""
     with Sandbox(workers=1, cpu_seconds=1, memory_mb=256, _without=("hook",)) as sandbox:
         assert "hook" not in sandbox.isolation and "files" in sandbox.isolation
         yield sandbox
@@ -430,7 +432,7 @@ def test_attack(kind, name, request, outside):
     statuses, code = ATTACKS[name]
     start = time.monotonic()
     result = sandbox.run(outside[1] + HELP + code)
-    if kind == "full" and "ctypes" in result.error:  # the hook made an end of it
+    if kind == "full" and "ctypes" in result.error:  # the hook ended it
         assert "not allowed in the sandbox" in result.error
     else:
         assert result.status in statuses.split(), result
@@ -440,10 +442,10 @@ def test_attack(kind, name, request, outside):
     assert sandbox.run(check) == before
     assert (
         sandbox._servers[0].process is server and server.poll() is None
-    )  # it did not even have to start again
+    )  # it did not have to start again
 
 
-# What still holds where the system gives less: name -> the protections left out, and the attacks that stay contained.
+# name -> (protections that are left out, attacks that are still contained)
 LESS = {
     "no namespaces": (
         ("namespaces", "hook"),
@@ -489,7 +491,7 @@ def test_attack_with_less_protection(kind, outside):
 
 
 def test_what_a_program_leaves_running_ends_with_it(full):
-    """By the process namespace alone: the filter and the hook are left out, so that a program can fork."""
+    """By the process namespace alone: without the filter and the hook a program can fork."""
     daemon = """
 import os, time
 for _ in range(3):
@@ -543,7 +545,7 @@ print(os.listdir('.'))
 
 
 def test_core_of_the_work_goes_on_beside_an_attack():
-    """One worker under attack, the other as ever: right results, in order."""
+    """While a worker is attacked, the other worker gives right results in order."""
     with Sandbox(workers=2, cpu_seconds=1, memory_mb=256) as sandbox:
         attack = threading.Thread(target=sandbox.run, args=("while True: bytearray(10**8)",))
         attack.start()

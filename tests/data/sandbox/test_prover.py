@@ -1,5 +1,5 @@
-"""data/sandbox/prover.py and data/sandbox/isabelle.py: what a completion may say, holes and their filling, and Isabelle's protocol
-against tests/data/fake_isabelle.py, which speaks it as the system manual says. Isabelle itself is not needed."""
+"""data/sandbox/prover.py and data/sandbox/isabelle.py: what a completion may contain, holes and
+how they are filled, and the protocol of Isabelle. fake_isabelle.py stands in for Isabelle."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def proof(*steps, end="show ?thesis by simp"):
     )
 
 
-# ---- Tokens and what is forbidden ------------------------------------------------------------------------------------
+# ---- Tokens and what is forbidden ----------------------------------------------------------------
 
 
 def test_tokens_of_the_outer_syntax():
@@ -163,7 +163,7 @@ def test_honest_proofs_are_let_through(fair):
     assert forbidden(fair) is None
 
 
-# ---- Theories --------------------------------------------------------------------------------------------------------
+# ---- Theories ------------------------------------------------------------------------------------
 
 
 def test_the_theory_of_a_sketch():
@@ -298,7 +298,7 @@ def test_our_own_sketches():
     assert len(exemplars) > 1
 
 
-# ---- Proposals and verdicts ------------------------------------------------------------------------------------------
+# ---- Proposals and verdicts ----------------------------------------------------------------------
 
 
 def test_proposals_of_try0_and_sledgehammer():
@@ -354,7 +354,7 @@ def result(*messages, ok=True, **status):
             result(("writeln", "oracles:\n  holds_by_evaluation: 1 = 1\n  Pure.skip_proof: False")),
             "failed",
         ),
-        (result(), "failed"),  # the last line was not reached
+        (result(), "failed"),  # the check did not reach the last line
         (result(("writeln", "oracles:"), ("error", "Failed")), "failed"),
         (result(("writeln", "oracles:"), ok=False), "failed"),
         (result(("writeln", "oracles:"), consolidated=False), "failed"),
@@ -366,12 +366,12 @@ def test_what_counts_as_proved(answer, status):
     assert verdict("small", False, answer | {"message": "Interrupt"}).status == "error"
 
 
-# ---- Against the server ----------------------------------------------------------------------------------------------
+# ---- Against the server --------------------------------------------------------------------------
 
 
 @pytest.fixture
 def program(tmp_path):
-    """The stand-in for `isabelle`, and the file of the commands it receives."""
+    """The stand-in for `isabelle`, and the file with the commands that it receives."""
     path, log = tmp_path / "bin" / "isabelle", tmp_path / "log"
     path.parent.mkdir()
     stand_in = Path(__file__).with_name("fake_isabelle.py")
@@ -460,7 +460,7 @@ def test_out_of_time_the_task_is_cancelled_and_the_server_stays(prover, program)
 
 
 def test_a_method_that_does_not_end_is_left_for_the_next(prover, program, monkeypatch):
-    """`loops` is endless as long as arith is tried on the step before."""
+    """`loops` does not end while arith is tried on the step before."""
     monkeypatch.setattr("data.sandbox.prover.METHODS", 0.3)
     check = prove(PROBLEM, [proof("hard", end='show "loops" by simp')], prover, 20)[0]
     assert check.status == "proved" and "by (metis hard_fact " in check.theory
@@ -541,11 +541,12 @@ def test_without_a_prover_it_is_said():
     assert checks[0] == Check("error", checks[0].messages, "", checks[0].seconds)
 
 
-# ---- The protocol by itself ------------------------------------------------------------------------------------------
+# ---- The protocol by itself ----------------------------------------------------------------------
 
 
 def transcript(data):
-    """A server that reads the password and says `data`, in pieces of three bytes. Returns its port."""
+    """A server that reads the password and sends `data`, in pieces of three bytes. Returns the
+    port."""
     listening = socket.create_server(("127.0.0.1", 0))
 
     def talk():

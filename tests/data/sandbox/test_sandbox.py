@@ -1,4 +1,4 @@
-"""The sandbox: every limit is reached by a program that tries to pass it."""
+"""The sandbox: programs try to pass every limit."""
 
 import importlib.util
 import os
@@ -79,7 +79,7 @@ def test_status(sandbox, code, status, error):
     assert error in result.error
     assert len(result.stdout) <= 10_000
     assert time.monotonic() - start < 15
-    assert sandbox.run("print(1)").status == "ok"  # the worker is as before
+    assert sandbox.run("print(1)").status == "ok"  # the worker works as before
 
 
 def test_output_before_an_error_is_kept(sandbox):
@@ -111,7 +111,12 @@ for descriptor in range(256):
     except OSError:
         pass
 """
-    assert sandbox.run(code).stdout.split() == ["0", "1", "2", "3"]  # 3 carries the error line
+    assert sandbox.run(code).stdout.split() == [
+        "0",
+        "1",
+        "2",
+        "3",
+    ]  # descriptor 3 carries the error line
 
 
 def test_network_is_refused(sandbox):
@@ -190,7 +195,7 @@ def test_costs_milliseconds(sandbox):
             seconds.append(time.perf_counter() - start)
         assert statistics.median(seconds) < 0.1, (
             seconds
-        )  # some 5 ms; the bound allows for a busy machine
+        )  # about 5 ms; the bound is for a busy machine
 
 
 def test_dead_server_is_restarted(sandbox):
@@ -260,7 +265,8 @@ def _alive(pid):
 
 @linux
 def test_seccomp_by_itself(sandbox):
-    """Without the audit hook in front of it: processes, exec, sockets and signals are refused, threads are not."""
+    """Without the audit hook, processes, exec, sockets and signals are refused, and threads are
+    allowed."""
     if "seccomp" not in sandbox.isolation:
         pytest.skip("this kernel does not take the filter")
     code = """
@@ -291,7 +297,8 @@ os.isatty(0)
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_seccomp_filter_decides_by_the_list(machine):
-    """The search tree, run here by a small interpreter of the kernel's instructions, against the list itself."""
+    """A small interpreter of the kernel's instructions runs the search tree and compares it with
+    the list."""
     column, audit = isolation._MACHINES[machine]
     program = list(struct.iter_unpack("=HBBI", isolation.seccomp_filter(machine)))
     words = isolation._ALLOWED.split()
@@ -350,7 +357,7 @@ def test_protections_are_told(sandbox):
 
 @pytest.mark.parametrize("name", ["namespaces", "seccomp", "privileges", "hook"])
 def test_what_is_left_out_is_found_missing(name, monkeypatch, capsys):
-    """The probe notices; strict refuses and says what to do; best-effort warns, once, and runs."""
+    """The probe finds it; strict refuses and says what to do; best-effort warns once and runs."""
     if sys.platform != "linux" and name != "hook":
         pytest.skip("Linux only")
     monkeypatch.setattr(data.sandbox.sandbox, "_warned", False)
@@ -364,7 +371,9 @@ def test_what_is_left_out_is_found_missing(name, monkeypatch, capsys):
     with Sandbox(workers=1, _without=(name,)) as sandbox:
         assert expected <= set(sandbox.missing) and not expected & set(sandbox.isolation)
         assert sandbox.run("print(1)") == Result("ok", "1\n", "")
-        sandbox._check_protections("best-effort")  # as when another starts: already said
+        sandbox._check_protections(
+            "best-effort"
+        )  # as if another sandbox starts: it warns only once
     assert capsys.readouterr().err.count("warning: the sandbox lacks protections") == 1
 
 
@@ -375,7 +384,8 @@ def test_mode_is_checked():
 
 @linux
 def test_a_trainer_that_is_not_root():
-    """As nobody, with whatever Python that user can read: the same protections, the same results."""
+    """As nobody, with any Python that this user can read: the same protections and the same
+    results."""
     python = next(filter(os.path.exists, ("/usr/bin/python3", sys.executable)))
     packages = os.path.dirname(os.path.dirname(importlib.util.find_spec("sympy").origin))
     code = f"""import os, sys

@@ -73,8 +73,7 @@ SCRIPT = Problem(
     [
         BODY,
         "\n" + BODY,
-        BODY
-        + "\n\ndef other(x):\n    raise ValueError(\n",  # what follows the body is cut off, unfinished as it may be
+        BODY + "\n\ndef other(x):\n    raise ValueError(\n",  # the text after the body is cut off
         BODY + "\nprint(largest([1]))\n",
         BODY + "\n# Tests\nassert False\n",
         BODY + "\nif __name__ == '__main__':\n  1/0\n",
@@ -161,7 +160,7 @@ def test_setup_comes_before_the_tests(passes):
 
 
 def test_a_class_without_comparisons_may_be_returned(passes):
-    """A named tuple of the completion's own equals a tuple by the tuple's rule."""
+    """A named tuple that the completion defines equals a tuple, by the rule of tuples."""
     code = "from collections import namedtuple\nP = namedtuple('P', 'x y')\ndef add(a, b): return P(a, b)"
     problem = Problem(
         "mbpp-z", "Q", "", kind="code", task=SCRIPT.task | {"tests": "assert add(1, 2) == (1, 2)"}
@@ -179,7 +178,7 @@ def test_the_secret_is_new_each_time_and_the_tests_see_the_last_definition():
         test_program(Problem("1", "Q", "2"), "")
 
 
-# ---- Real benchmarks -------------------------------------------------------------------------------------------------
+# ---- Real benchmarks -----------------------------------------------------------------------------
 
 
 def verdicts(sandbox, problems, completions):
@@ -204,14 +203,14 @@ def test_mbpp(real, sandbox):
     problems = benchmarks.load("mbpp", real("mbpp/mbpp.jsonl").parents[1])
     assert len(problems) == 500
     assert set(verdicts(sandbox, problems, [p.solution for p in problems]).values()) == {True}
-    some = problems[::5]  # the others fail as well, in another minute
+    some = problems[::5]  # the others fail too, but it takes a minute
     assert set(verdicts(sandbox, some, [without_bodies(p.solution) for p in some]).values()) == {
         False
     }
 
 
 def without_bodies(code):
-    """The program with `pass` for the body of every function."""
+    """The program with `pass` as the body of every function."""
     with warnings.catch_warnings(action="ignore"):  # "\\w" in some of the programs
         tree = ast.parse(code)
     for node in ast.walk(tree):
