@@ -3,8 +3,7 @@
 `predictions` turns completions into answers: from the text, or from what its program prints.
 `verdict` compares an answer with the right one. Training, evaluation and voting all do it this way.
 `RewardModel` is a model that train_reward.py has trained. `step_ends` says where a step ends.
-
-What training maximizes is a number of its own: `completion_rewards` in train_grpo.py.
+What training maximizes is another number: `completion_rewards` in train_grpo.py.
 """
 
 from collections.abc import Sequence
@@ -21,8 +20,7 @@ from generate import Sample
 from runtime.distributed import World
 from runtime.hf import from_pretrained
 
-# ----------------------------------------------------------------------------------------------------
-# The rule
+# ---- The rule ------------------------------------------------------------------------------------
 
 
 def completion_text(tokenizer: Tokenizer, sample: Sample, stop: Sequence[str] = ()) -> str:
@@ -80,10 +78,6 @@ class Programs:
             self.start(program)
         return [self.started[program].result() for program in programs]
 
-    def forget(self) -> None:
-        """Drop all results."""
-        self.started.clear()
-
 
 def run_programs(
     programs: Sequence[str | None], sandbox: "Sandbox | Programs"
@@ -99,8 +93,7 @@ def printed(result: Result | None) -> str | None:
     return lines[-1].strip() if lines else None
 
 
-# ----------------------------------------------------------------------------------------------------
-# Reward models
+# ---- Reward models -------------------------------------------------------------------------------
 
 
 def step_ends(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:

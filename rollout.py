@@ -1,6 +1,6 @@
 """Rollouts: sample completions of problems, judge them, label their steps (algorithm 1, lines 7 and 8).
 
-GRPO calls `sample` and `judge` in every step. The command below writes the same rollouts to a file,
+GRPO samples and judges in every step. The command below writes the same rollouts to a file,
 for what learns from samples of a fixed model: reward models (train_reward.py), DPO (train_dpo.py).
 
     python rollout.py --model runs/demo/sft/model --problems runs/demo/data/train.jsonl --to runs/samples.jsonl
@@ -26,23 +26,7 @@ from reward import Programs, completion_text, predictions, step_ends, verdict
 from runtime.distributed import World, seeded, setup, use_kernels
 from runtime.hf import from_pretrained
 from runtime.options import option
-from runtime.run import command
-
-
-@dataclass
-class SamplingOptions:
-    """What is sampled and how: options of rollout.py, train_grpo.py and train_ppo.py."""
-
-    # sampling
-    problems: list[str] = option([], "files of problems with answers", required=True)
-    formats: list[str] = option(
-        ["cot"], "in turn over the questions", choices=("cot", "pot"), required=True
-    )
-    sandbox: str = option("best-effort", "isolation of programs", choices=("strict", "best-effort"))
-    template: str = option("plain", "prompt template", choices=prompts.TEMPLATES)
-    temperature: float = option(1.0, "sampling temperature, also in the loss", above=0)
-    max_new_tokens: int = option(1024, "longest completion; a longer one is cut", least=1)
-    max_rows: int = option(256, "completions decoded at once by one process", least=1)
+from runtime.run import SamplingOptions, command
 
 
 @dataclass
@@ -102,8 +86,7 @@ class Sampler:
         self.programs = Programs(self.sandbox) if self.sandbox else None
 
 
-# ----------------------------------------------------------------------------------------------------
-# Sampling and judging. The processes share the work, and all of them get all results.
+# ---- Sampling and judging ------------------------------------------------------------------------
 
 
 def sample_rollouts(
@@ -111,8 +94,7 @@ def sample_rollouts(
 ) -> list[Rollout]:
     """Sample G completions of each problem. The formats, "cot" or "pot", take turns.
 
-    The random stream of a problem depends on the seed and on its place in the list alone, so that any
-    number of processes draws the same samples.
+    The random stream of a problem depends on the seed and on its place in the list alone.
     """
     rollouts = []
     for problem, format in zip(problems, cycle(formats), strict=False):
@@ -137,7 +119,7 @@ def judge(sampler: Sampler, rollouts: list[Rollout]) -> None:
         for i, verdicts in part.items():
             rollouts[i].verdicts = verdicts
     if sampler.programs:
-        sampler.programs.forget()
+        sampler.programs.started.clear()
 
 
 def validate(sampler: Sampler, problems: list[Problem], config) -> dict[str, float]:
@@ -171,7 +153,6 @@ def label_steps(sampler: Sampler, rollouts: list[Rollout], sampling: Sampling) -
     complete(sampler, list(starts.values()), sampling, keys, begun)
     judge(sampler, list(starts.values()))
     shares = {key: sum(start.verdicts) / len(start.verdicts) for key, start in starts.items()}
-
     for r, rollout in enumerate(rollouts):
         rollout.step_labels = []
         for g, sample in enumerate(rollout.samples):
@@ -235,8 +216,7 @@ def places_by_format(rollouts: list[Rollout], world: World) -> dict[str, list[in
     return places
 
 
-# ----------------------------------------------------------------------------------------------------
-# Files
+# ---- Files ---------------------------------------------------------------------------------------
 
 
 def save_rollouts(path: Path, rollouts: list[Rollout], tokenizer: Tokenizer) -> None:
@@ -245,12 +225,9 @@ def save_rollouts(path: Path, rollouts: list[Rollout], tokenizer: Tokenizer) -> 
     rows = []
     for rollout in rollouts:
         row = as_row(rollout.problem) | {"format": rollout.format, "prompt": rollout.prompt}
-        row["responses"] = [
-            asdict(sample) | {"text": tokenizer.decode(sample.ids)} for sample in rollout.samples
-        ]
-        rows.append(
-            row | {name: getattr(rollout, name) for name in LISTS if getattr(rollout, name)}
-        )
+        row["responses"] = [asdict(s) | {"text": tokenizer.decode(s.ids)} for s in rollout.samples]
+        row |= {name: values for name in LISTS if (values := getattr(rollout, name))}
+        rows.append(row)
     write_jsonl(path, rows)
 
 
@@ -271,19 +248,18 @@ def load_rollouts(path: str | Path, tokenizer: Tokenizer | None = None) -> list[
             if {len(lists["verdicts"]), *map(len, lists.values())} != {len(samples)}:
                 raise TypeError("a list without an entry for each response")
         except (KeyError, TypeError, AttributeError) as error:
-            reason = f"not a rollout ({type(error).__name__}: {error})"
-            hint = "rollout.py and train_grpo.py write them"
-            raise InputError(f"{path}:{number}: {reason}; {hint}") from None
+            reason = f"not a rollout ({type(error).__name__}: {error}); "
+            reason += "rollout.py and train_grpo.py write them"
+            raise InputError(f"{path}:{number}: {reason}") from None
         if tokenizer and texts != [tokenizer.decode(sample.ids) for sample in samples]:
-            reason = "its ids are not its text in the vocabulary of the model"
-            hint = "sample with a model that has the same tokenizer"
-            raise InputError(f"{path}:{number}: {reason}; {hint}")
+            reason = "its ids are not its text in the vocabulary of the model; "
+            reason += "sample with a model that has the same tokenizer"
+            raise InputError(f"{path}:{number}: {reason}")
         rollouts.append(Rollout(problem, format, prompt, samples, **lists))
     return rollouts
 
 
-# ----------------------------------------------------------------------------------------------------
-# The command
+# ---- The command ---------------------------------------------------------------------------------
 
 
 def main(config: Config) -> None:
@@ -327,10 +303,8 @@ def main(config: Config) -> None:
                 save_rollouts(path, rollouts, tokenizer)
                 right = sum(sum(rollout.verdicts) for rollout in rollouts)
                 share = right / len(rollouts) / config.samples
-                print(
-                    f"{start + len(chunk)}/{len(problems)} problems, {share:.1%} right", flush=True
-                )
-
+                done = start + len(chunk)
+                print(f"{done}/{len(problems)} problems, {share:.1%} right", flush=True)
     if world.is_main:
         rows = (row for path in sorted(folder.iterdir()) for _, row in read_jsonl(path))
         count = write_jsonl(target, rows)

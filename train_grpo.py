@@ -26,7 +26,6 @@ import train_reward
 from batch import hidden_states, logprobs, pack_rollouts, token_logprobs
 from data.io import InputError
 from data.problems import readers
-from data.prompts import check_lengths
 from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sampling
@@ -35,7 +34,6 @@ from reward import solution_score
 from rollout import (
     Rollout,
     Sampler,
-    SamplingOptions,
     judge,
     load_rollouts,
     sample_rollouts,
@@ -47,7 +45,7 @@ from runtime.hf import from_pretrained
 from runtime.metrics import rollout_metrics, rollout_work, token_means
 from runtime.optim import adamw, clip_grad_norm, lr_linear_decay, set_lr
 from runtime.options import option
-from runtime.run import Run, RunOptions, command
+from runtime.run import Run, RunOptions, SamplingOptions, command
 
 
 @dataclass
@@ -353,7 +351,8 @@ def main(config: Config) -> None:
     policy = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, policy, config.init)
     context = policy.config.context
-    check_lengths(tokenizer, problems + held_out, config.formats, config.template, context)
+    every = problems + held_out
+    readers.check_lengths(tokenizer, every, config.formats, config.template, context)
     policy = shard(policy, world)
     reference = None  # pi_ref of eq. 3
     if config.beta and config.algorithm == "grpo":

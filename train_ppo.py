@@ -33,7 +33,6 @@ from torch import Tensor
 from batch import MicroBatch, hidden_states, logprobs, pack_rollouts, token_logprobs, token_values
 from data.io import InputError
 from data.problems import readers
-from data.prompts import check_lengths
 from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sampling
@@ -382,7 +381,7 @@ def main(config: Config) -> None:
     policy = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, policy, config.init)
     context = policy.config.context
-    check_lengths(tokenizer, problems + held_out, config.formats, config.template, context)
+    readers.check_lengths(tokenizer, problems + held_out, config.formats, config.template, context)
     policy = shard(policy, world)
     value = shard(load_value_model(config, tokenizer, world.device), world)
     reference = None

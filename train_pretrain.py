@@ -25,7 +25,8 @@ from data.io import InputError
 from data.shards import Mixture, Shards, windows
 from data.tokenizer import Tokenizer, check_tokenizer
 from kernels import definition
-from model import PRESETS, Layout, ModelConfig, Transformer, preset
+from model import Layout, ModelConfig, Transformer
+from presets import PRESETS, preset
 from runtime.distributed import World, seeded, setup, shard
 from runtime.hf import from_pretrained
 from runtime.optim import Work, adamw, clip_grad_norm, lr_multistep, set_lr

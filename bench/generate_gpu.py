@@ -188,7 +188,8 @@ def save_random_model(size: Size, folder: str) -> None:
     """A model with random weights, made on the device, where that is fast."""
     import torch
 
-    from model import Transformer, preset
+    from model import Transformer
+    from presets import preset
     from runtime.hf import save_pretrained
 
     with torch.device("meta"):

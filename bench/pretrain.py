@@ -141,7 +141,8 @@ def main() -> None:
         name, folder = options.side
         return {"ours": ours, "trainer": trainer}[name](folder, options)
     own_config(options)  # refuses wrong options
-    from model import Transformer, preset
+    from model import Transformer
+    from presets import preset
     from runtime.hf import save_pretrained
 
     # measure

@@ -111,7 +111,8 @@ def main() -> None:
     if options.side:
         name, folder = options.side
         return {"ours": ours, "transformers": transformers}[name](folder, options)
-    from model import Transformer, preset
+    from model import Transformer
+    from presets import preset
     from runtime.hf import save_pretrained
 
     commands, found = turns.commands(__file__, options, "transformers"), {}

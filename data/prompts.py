@@ -174,19 +174,6 @@ def encode_prompts(
     return encode(tokenizer, texts, template)
 
 
-def check_lengths(
-    tokenizer, problems: list[Problem], formats: list[str], template: str, context: int
-) -> None:
-    """Raise InputError for a problem whose prompt leaves no room in the model's context."""
-    for format in dict.fromkeys(formats):
-        prompts = encode_prompts(tokenizer, problems, format, template)
-        for problem, ids in zip(problems, prompts, strict=True):
-            if len(ids) >= context:
-                source = f" ({problem.source})" if problem.source else ""
-                reason = f"the prompt is as long as the model's context, {context}; leave it out"
-                raise InputError(f"problem {problem.id}{source}: {reason}")
-
-
 # ---- The response --------------------------------------------------------------------------------
 
 

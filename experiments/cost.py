@@ -41,7 +41,8 @@ from experiments.cost_model import (
     sweep_bends,
     term_seconds,
 )
-from model import PRESETS, ModelConfig, Transformer, preset
+from model import ModelConfig, Transformer
+from presets import PRESETS, preset
 from runtime.distributed import World, setup
 from runtime.options import option
 from runtime.run import command

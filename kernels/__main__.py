@@ -37,7 +37,7 @@ DEFINED = (
 
 def settings() -> Iterator[Setting]:
     """LLaMA, Qwen2 and Qwen3 shapes, tied or not, in float32 and with products in bfloat16."""
-    from model import preset
+    from presets import preset
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = preset("1m", 2048)

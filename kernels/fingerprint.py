@@ -21,7 +21,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # In an environment where this project is installed, our files lie beside those of other packages.
-OURS = "batch data eval evaluation generate kernels model reward rollout runtime tools".split()
+OURS = (
+    "batch data eval evaluation generate kernels model presets reward rollout runtime tools".split()
+)
 PLAIN = (int, float, str, bytes, bool, type(None))
 LAYOUT = ("ctx", "kind", "type_comment", "type_params", "annotation", "returns")  # not computed
 LIBRARIES = tuple(

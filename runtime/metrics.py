@@ -41,15 +41,14 @@ def rollout_metrics(rollouts: list) -> dict:
         known = gap = np.zeros(1)
 
     silent = distinct = 0
-    lengths: list[int] = []
+    lengths, truncated = [], []
     steps: list[int] = []
-    truncated = 0
     for rollout in rollouts:
         silent += not any(map(np.any, rollout.advantages))
         distinct += len({tuple(sample.ids) for sample in rollout.samples})
         for sample in rollout.samples:
             lengths.append(len(sample.ids))
-            truncated += sample.finish == "length"
+            truncated.append(sample.finish == "length")
         steps += map(len, rollout.step_ends)
 
     metrics = {
@@ -62,7 +61,7 @@ def rollout_metrics(rollouts: list) -> dict:
         "distinct": distinct / len(lengths),
         "length": float(np.mean(lengths)),
         "length_max": max(lengths),
-        "truncated": truncated / len(lengths),
+        "truncated": float(np.mean(truncated)),
     }
     if steps:
         metrics["steps"] = float(np.mean(steps))

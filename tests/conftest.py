@@ -70,7 +70,7 @@ def accelerated():
     Code counts as proved here. tests/kernels/test_agreement.py compares it with what was recorded.
     """
     import kernels
-    from model import preset
+    from presets import preset
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "_edited", lambda *args: "")

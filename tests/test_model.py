@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import model as ours
 from data.io import InputError
 from kernels import flex_attention, packed_attention
-from model import KVCache, Layout, ModelConfig, Transformer, attention, preset
+from model import KVCache, Layout, ModelConfig, Transformer, attention
+from presets import PRESETS, preset
 from runtime.hf import from_pretrained
 
 V = 60
@@ -302,7 +303,7 @@ def test_activation_checkpointing_gives_the_same_gradients():
 # --- Sizes ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(ours.PRESETS))
+@pytest.mark.parametrize("name", list(PRESETS))
 def test_parameters_and_flops_of_the_sizes(name):
     nominal = float(name[:-1]) * {"m": 1e6, "b": 1e9}[name[-1]]
     paper = {

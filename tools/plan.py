@@ -27,7 +27,8 @@ import train_pretrain
 import train_reward
 import train_sft
 from data.io import InputError, run_cli
-from model import PRESETS, ModelConfig, preset
+from model import ModelConfig
+from presets import PRESETS, preset
 from runtime.hf import read_config
 from runtime.options import option, parse, usage
 from tools import step

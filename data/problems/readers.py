@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from data import answers
+from data import answers, prompts
 from data.io import InputError, read_jsonl, write_jsonl
 from data.problems.problem import (
     KINDS,
@@ -22,6 +22,19 @@ from data.problems.problem import (
     is_chinese,
 )
 from data.problems.templates import WordTemplate, parse_number
+
+
+def check_lengths(
+    tokenizer, problems: list[Problem], formats: list[str], template: str, context: int
+) -> None:
+    """Raise InputError for a problem whose prompt leaves no room in the model's context."""
+    for format in dict.fromkeys(formats):
+        encoded = prompts.encode_prompts(tokenizer, problems, format, template)
+        for problem, ids in zip(problems, encoded, strict=True):
+            if len(ids) >= context:
+                source = f" ({problem.source})" if problem.source else ""
+                reason = f"the prompt is as long as the model's context, {context}; leave it out"
+                raise InputError(f"problem {problem.id}{source}: {reason}")
 
 
 def load_all(paths: Iterable[str]) -> list[Problem]:

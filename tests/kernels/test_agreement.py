@@ -13,7 +13,8 @@ import model
 import train_grpo
 from kernels import Setting
 from kernels.__main__ import settings
-from model import Layout, ModelConfig, Transformer, preset
+from model import Layout, ModelConfig, Transformer
+from presets import preset
 
 ROOT = Path(__file__).parents[2]
 LAYOUT = [9, 5, 1, 12, 20, 1, 16], [-1, 0, 0, 0, -1, 4, -1]  # questions with completions, 64 tokens

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bench import generate_gpu, kernels_gpu
-from model import Transformer, preset
+from model import Transformer
+from presets import preset
 
 
 def test_without_a_gpu_it_says_what_to_do(capsys):

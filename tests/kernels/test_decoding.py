@@ -12,7 +12,7 @@ from kernels.cases import small
 from kernels.cpu.decoder import make_decoder as cpu_decoder
 from kernels.decoding import sampling_error
 from kernels.triton.decoder import make_decoder as gpu_decoder
-from model import preset
+from presets import preset
 
 FAMILIES = {
     "llama": dict(),

@@ -39,7 +39,7 @@ def test_without_triton():
 import sys
 sys.modules["triton"] = None
 import torch, train_grpo, kernels
-from model import preset
+from presets import preset
 choice = kernels.use("fast", kernels.Setting(preset("1m", 300)))
 assert not choice.set_aside, choice
 assert not [name for names in choice.in_use.values() for name in names if "triton" in name]

@@ -9,7 +9,8 @@ import torch
 from toy import SHAPE, edit, lines, run_toy, start, toy_gradient
 
 from data.io import InputError
-from model import Transformer, preset
+from model import Transformer
+from presets import preset
 from runtime import distributed
 from runtime.checkpoint import Checkpoints
 from runtime.distributed import World, seeded, setup, use_kernels
@@ -56,7 +57,7 @@ def test_an_accelerator_set_aside_on_one_process_is_set_aside_on_all(capsys):
     use_kernels(shape, world)
     assert name in alone.accelerators["model.attention"]
     assert name not in world.accelerators["model.attention"]
-    assert "it fails on the other process" in capsys.readouterr().err
+    assert "it fails on the other process" in capsys.readouterr().out
     plain = World(kernels="plain")
     use_kernels(shape, plain)
     assert plain.accelerators == {}

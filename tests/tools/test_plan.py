@@ -26,7 +26,8 @@ from data.io import InputError
 from generate import Sampling
 from kernels.logprob import CHUNK_BYTES
 from kernels.triton.decoder import GpuDecoder, SharedCache
-from model import ModelConfig, Transformer, preset
+from model import ModelConfig, Transformer
+from presets import preset
 from runtime.distributed import World, setup, shard
 from runtime.hf import save_pretrained
 from runtime.optim import activation_bytes, adamw, forward_flops

@@ -362,7 +362,7 @@ def test_without_a_compiler_pytorch_samples_and_a_line_says_so(cxx, said, tmp_pa
         (tmp_path / "c++").write_text(cxx)
         (tmp_path / "c++").chmod(0o755)
     code = (
-        "import torch, kernels; from generate import *; from model import *\n"
+        "import torch, kernels; from generate import *; from model import *; from presets import preset\n"
         "kernels.use('fast', kernels.Setting(preset('1m', 300)))\n"
         "class Ids: eos_id, vocab_size = 8, 9\n"
         "model = Transformer(ModelConfig(9, width=32, layers=1, heads=1, kv_heads=1, ffn=16))\n"
