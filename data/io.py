@@ -30,7 +30,7 @@ class CommandParser(argparse.ArgumentParser):
     option that comes twice is an error."""
 
     def __init__(self, **settings):
-        super().__init__(allow_abbrev=False, formatter_class=_wide_help, **settings)
+        super().__init__(**{"allow_abbrev": False, "formatter_class": _wide_help} | settings)
         self.register("action", None, _StoreOnce)
         self.seen: set[str] = set()
 
