@@ -1,2 +1,2 @@
-"""Data, in rooms. No file here imports anything of ours from outside but `runtime.options`, for
-its commands."""
+"""Data, in rooms: answers, sandbox, problems, world, mine. No file here imports other code of this
+project, except that commands import `runtime.options`."""

@@ -41,14 +41,15 @@ def rollout_metrics(rollouts: list) -> dict:
         known = gap = np.zeros(1)
 
     silent = distinct = 0
-    lengths, truncated = [], []
+    lengths: list[int] = []
     steps: list[int] = []
+    truncated = 0
     for rollout in rollouts:
         silent += not any(map(np.any, rollout.advantages))
         distinct += len({tuple(sample.ids) for sample in rollout.samples})
         for sample in rollout.samples:
             lengths.append(len(sample.ids))
-            truncated.append(sample.finish == "length")
+            truncated += sample.finish == "length"
         steps += map(len, rollout.step_ends)
 
     metrics = {
@@ -61,7 +62,7 @@ def rollout_metrics(rollouts: list) -> dict:
         "distinct": distinct / len(lengths),
         "length": float(np.mean(lengths)),
         "length_max": max(lengths),
-        "truncated": float(np.mean(truncated)),
+        "truncated": truncated / len(lengths),
     }
     if steps:
         metrics["steps"] = float(np.mean(steps))

@@ -38,7 +38,7 @@ def clip_grad_norm(model: nn.Module, max_norm: float) -> float:
     NaN into the weights.
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None]  # again, for the type checker
     norm = whole_tensor(torch.nn.utils.get_total_norm(gradients))
     if not math.isfinite(norm):
         raise FloatingPointError(
@@ -77,9 +77,12 @@ def lr_multistep(step: int, warmup: int, total: int) -> float:
 
 def lr_linear_decay(step: int, warmup: int, total: int, decay: float) -> float:
     """Linear warm-up, 1, and over the last share `decay` of the steps a line down to 0.1."""
+    rate = lr_constant(step, warmup)
     length = decay * total
-    done = max(0.0, (step - total + length) / length) if length > 0 else 0.0
-    return lr_constant(step, warmup) * (1 - 0.9 * done)
+    if length > 0:
+        done = max(0.0, (step - total + length) / length)
+        rate *= 1 - 0.9 * done
+    return rate
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -152,12 +155,13 @@ def peak_flops(device: torch.device) -> float:
         for known, peak in _GPU_PEAKS.items():
             if known in name:
                 return peak
-    n, dtype = (8192, torch.bfloat16) if on_gpu else (1024, torch.float32)
-    a, b = torch.ones(2, n, n, device=device, dtype=dtype)
+    n = 8192 if on_gpu else 1024
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    a = torch.ones(n, n, device=device, dtype=dtype)
     best = math.inf
     for _ in range(5):
         began = time.perf_counter()
-        a @ b
+        a @ a
         if on_gpu:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - began)
@@ -189,7 +193,8 @@ def learning_bytes(models: Sequence[Transformer], tokens: int, dtype: torch.dtyp
             local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
             held += local.numel()
     # For each weight a gradient and Adam's two moments, in float32.
-    return 12 * held + max(activation_bytes(model.config, tokens, dtype) for model in models)
+    activations = [activation_bytes(model.config, tokens, dtype) for model in models]
+    return 12 * held + max(activations)
 
 
 def activation_bytes(shape: ModelConfig, tokens: int, dtype: torch.dtype) -> float:

@@ -92,7 +92,7 @@ def parse(
     return config
 
 
-def _split(argv: list[str], kinds: dict, names: list[str]) -> tuple[list[str], dict[str, str]]:
+def _split(argv: list[str], kinds: dict, names: list[str]) -> tuple[list, dict]:
     """Split a command line into the files of --config and the text of every other option."""
     files: list[str] = []
     texts: dict[str, str] = {}
@@ -156,8 +156,8 @@ def _fault(value, declared) -> str:
     whole = isinstance(value, int)
     if whole and abs(value) >= 2**63:
         return "too large; give an integer of at most 64 bits"
-    limits = [(LIMITS[name][0], declared[name]) for name in LIMITS if name in declared]
-    if math.isfinite(value) and all(inside(value, limit) for inside, limit in limits):
+    inside = [LIMITS[name][0](value, declared[name]) for name in LIMITS if name in declared]
+    if math.isfinite(value) and all(inside):
         return ""
     kind = "an integer" if whole else "a finite number"
     return f"out of range; give {kind} {_allowed(declared)}".rstrip()
@@ -167,8 +167,8 @@ def _allowed(declared) -> str:
     """The range of a number in words: "at least 0 and below 1", "from 0 to 1"."""
     if "least" in declared and "most" in declared:
         return f"from {declared['least']} to {declared['most']}"
-    limits = [(words, declared[name]) for name, (_, words) in LIMITS.items() if name in declared]
-    return " and ".join(f"{words} {limit}" for words, limit in limits)
+    parts = [f"{LIMITS[name][1]} {declared[name]}" for name in LIMITS if name in declared]
+    return " and ".join(parts)
 
 
 def _alternatives(choices: Iterable) -> str:
@@ -212,7 +212,9 @@ def usage(Config, description: str = "") -> str:
             shown = headings[name]
             lines += ["", shown]
         start = f"  --{name} {_kind_name(kinds[name])}"
-        lines.append(f"{start:<28} {field.metadata.get('help', '')} [{_note(field, default)}]")
+        text = f"{field.metadata.get('help', '')} [{_note(field, default)}]"
+        first, *rest = textwrap.wrap(text, 71, break_long_words=False, break_on_hyphens=False)
+        lines += [f"{start:<28} {first}", *(" " * 29 + line for line in rest)]
     return "\n".join(lines)
 
 
@@ -234,7 +236,9 @@ def _as_text(value) -> str:
         return ",".join(map(_as_text, value))
     if isinstance(value, dict):
         return ",".join(f"{name}={_as_text(item)}" for name, item in value.items())
-    return toml_value(value).strip('"') if value is None or isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, bool):
+        return toml_value(value).strip('"')
+    return str(value)
 
 
 def _kind_name(kind) -> str:

@@ -33,7 +33,8 @@ def command(main: Callable, Config) -> None:
     """
     code, message, together = 0, "", False
     try:
-        main(parse(Config, description=sys.modules[main.__module__].__doc__ or ""))
+        description = sys.modules[main.__module__].__doc__ or ""
+        main(parse(Config, description=description))
         together = True
     except (InputError, OSError, FloatingPointError) as error:
         code, message = 2, f"error: {error}"
@@ -98,11 +99,10 @@ class Interrupt:
 
     def requested(self, world: World) -> int:
         """The number of the signal that any process received, or 0. A collective, so all stop together."""
-        received = [float(self.signum == signum) for signum in (signal.SIGINT, signal.SIGTERM)]
-        sigint, sigterm = world.all_sum(torch.tensor(received)).tolist()
-        if sigint:
-            return signal.SIGINT
-        return signal.SIGTERM if sigterm else 0
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            if world.all_sum(self.signum == signum):
+                return signum
+        return 0
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -116,8 +116,11 @@ class Metrics:
     """
 
     def __init__(self, run_dir, world: World, total_steps: int):
-        self.directory, self.world, self.total = Path(run_dir), world, total_steps
-        self.began, self.printed = time.monotonic(), -math.inf
+        self.directory = Path(run_dir)
+        self.world = world
+        self.total = total_steps
+        self.began = time.monotonic()
+        self.printed = -math.inf  # when the last line was
         self.first: int | None = None  # the step before the first that this process made
 
     def truncate(self, step: int) -> None:
@@ -127,10 +130,11 @@ class Metrics:
         for name in ("metrics", "timing"):
             path = self.directory / f"{name}.jsonl"
             if path.exists():
-                lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-                kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
+                whole = path.read_text(encoding="utf-8").split("\n")[:-1]
                 with atomic_write(path) as file:
-                    file.writelines(kept)
+                    for line in whole:
+                        if json.loads(line)["step"] <= step:
+                            file.write(line + "\n")
 
     def write(self, step: int, metrics: dict, timing: dict) -> None:
         """Append to both files and, at most once a second, print a line with the time left."""
@@ -168,7 +172,8 @@ class Metrics:
         path = self.directory / f"{name}.jsonl"
         if not path.exists():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with open(path, encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
 
 
 def _clock(seconds: float) -> str:
@@ -237,7 +242,9 @@ class Run:
 
     def __init__(self, config, world: World):
         check(config)
-        self.config, self.world, self.directory = config, world, Path(config.to)
+        self.config = config
+        self.world = world
+        self.directory = Path(config.to)
         self.total = config.steps * getattr(config, "iterations", 1)
         self.checkpoints = Checkpoints(self.directory, world, getattr(config, "keep", 2))
         self.metrics = Metrics(self.directory, world, self.total)
@@ -312,8 +319,10 @@ class Run:
         """
         now = time.perf_counter()
         if self._phase:
-            self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
-        self._phase, self._since = name, now
+            self.seconds.setdefault(self._phase, 0.0)
+            self.seconds[self._phase] += now - self._since
+        self._phase = name
+        self._since = now
 
     def log(self, step: int, metrics: dict, work: Work | None = None) -> None:
         """Write a step: `metrics` to metrics.jsonl, seconds and speed to timing.jsonl.
@@ -323,8 +332,11 @@ class Run:
         sampled, in a phase "rollout", tokens sampled a second and mfu_step, that of the whole step.
         """
         self.phase("")
-        seconds, self.seconds = self.seconds, {}
-        timing = {"seconds": sum(seconds.values()), **seconds} if seconds else {}
+        seconds = self.seconds
+        self.seconds = {}
+        timing = dict(seconds)
+        if seconds:
+            timing["seconds"] = sum(seconds.values())
         if work:
             learning = seconds["update"] + seconds.get("assess", 0.0)
             timing |= optim.speed(work.tokens, work.flops, learning, self.world)
@@ -353,7 +365,7 @@ class Run:
         """
         signum = self.interrupt.requested(self.world)
         silent = self.silent >= PATIENCE and step < self.total
-        if signum or silent or step % self.config.save_every == 0 or step == self.total:
+        if signum or silent or self.due(step, self.config.save_every):
             path = self.checkpoints.save(step, model, tokenizer, optimizer, state, others)
             if signum:
                 self.interrupt.stop()
@@ -386,8 +398,9 @@ class Run:
             self.directory / f"reference_{iteration}", model, tokenizer, state={}
         )
         if self.world.is_main:
-            steps = [int(path.name[5:]) for path in self.checkpoints.complete()]
-            needed = {iteration, iteration - 1, *(step // self.config.steps for step in steps)}
+            needed = {iteration, iteration - 1}
+            for path in self.checkpoints.complete():
+                needed.add(int(path.name[5:]) // self.config.steps)
             for path in self.directory.glob("reference_*"):
                 if int(path.name[10:]) not in needed:
                     remove(path)
@@ -399,7 +412,13 @@ class Run:
         """Write the result: model/ and summary.json (steps, seconds, last metrics, and `values`)."""
         self.interrupt.stop()
         self.checkpoints.write(self.directory / "model", model, tokenizer)
-        last = (self.metrics.rows() or [{}])[-1]
+        rows = self.metrics.rows()
         seconds = sum(row.get("seconds", 0.0) for row in self.metrics.rows("timing"))
-        self.metrics.summary({"steps": self.total, "seconds": seconds, "metrics": last, **values})
+        summary = {
+            "steps": self.total,
+            "seconds": seconds,
+            "metrics": rows[-1] if rows else {},
+            **values,
+        }
+        self.metrics.summary(summary)
         self.say(f"wrote {self.directory / 'model'} ({self.total} steps, {_clock(seconds)})")

@@ -111,17 +111,25 @@ def equations(text: str) -> tuple[list[Equation], int]:
 _SIDE = r"[\d.+\-*/()% ]"
 
 
+_PLAIN = (
+    (r"<<[^<>]*>>", ""),
+    (r"\\d?frac\{([^{}]*)\}\{([^{}]*)\}", r"(\1)/(\2)"),
+    (r"\\(?:times|cdot)|[×·]|(?<=[\d)%])\s*[xX]\s*(?=[\d($])", "*"),
+    (r"\\div|÷", "/"),
+    ("[−–]", "-"),
+    ("％", "%"),
+    ("＝", "="),
+    (r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))", ""),  # thousands
+    (r"\\?\$|€|£|¥|\\\(|\\\)|\\\[|\\\]|&|\*\*(?!\d)|(?<!\d)\*\*|\\(?=%)", ""),
+    (r"%\s*of\s+", "% * "),
+)
+
+
 def _clauses(text: str) -> Iterator[str]:
     """The pieces of a text that have an "=", with plain signs. A sentence, a line or a comma ends a
     piece."""
-    text = re.sub(r"<<[^<>]*>>", "", text)
-    text = re.sub(r"\\d?frac\{([^{}]*)\}\{([^{}]*)\}", r"(\1)/(\2)", text)
-    text = re.sub(r"\\(?:times|cdot)|[×·]|(?<=[\d)%])\s*[xX]\s*(?=[\d($])", "*", text)
-    text = re.sub(r"\\div|÷", "/", text)
-    text = text.translate(str.maketrans("−–％＝", "--%="))
-    text = re.sub(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))", "", text)  # thousands
-    text = re.sub(r"\\?\$|€|£|¥|\\\(|\\\)|\\\[|\\\]|&|\*\*(?!\d)|(?<!\d)\*\*|\\(?=%)", "", text)
-    text = re.sub(r"%\s*of\s+", "% * ", text)
+    for pattern, replacement in _PLAIN:
+        text = re.sub(pattern, replacement, text)
     for clause in re.split(r"\n|[.?!](?=\s|$)|[。；;！？]|,\s|，|、", text):
         if "=" in clause and not re.search(r"[<>!=~≈]=|=\s*=", clause):
             yield clause

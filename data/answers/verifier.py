@@ -92,8 +92,8 @@ def _clean(text: str) -> str:
         text = text.replace(command, "")
     text = re.sub(r"\\(?:[dt]|c)frac", r"\\frac", text)
     text = re.sub(r"(?<!\\)\$|\\\(|\\\)|\\\[|\\\]|\\\$|\\displaystyle|\*\*(?=\s|$)", "", text)
-    text = text.replace("\\{", "{").replace("\\}", "}").replace("\\%", "%")
-    text = text.replace("^\\circ", "").replace("^{\\circ}", "")
+    text = re.sub(r"\\([{}%])", r"\1", text)
+    text = re.sub(r"\^(?:\\circ|\{\\circ\})", "", text)
     text = re.sub(r"\\(?:text|mbox|textbf|textnormal|mathrm)\s*\{\s*(and|or)\s*\}", ",", text)
     if re.search(r"\d", text):
         text = re.sub(r"\\(?:text|mbox|textbf|textnormal)\s*\{[^{}]*\}(?:\^\{?[23]\}?)?", "", text)
@@ -103,6 +103,15 @@ def _clean(text: str) -> str:
     text = text.translate(str.maketrans("，；：", ",;:"))
     text = re.sub(r"^\s*[€£¥]|(?<=\d)\s*[€£¥]|(?<!\\)\\ |~", "", text)
     return text.strip().rstrip(".").strip()
+
+
+_RELATIONS = (
+    (r"\\ge(?:q|qslant)?\b|≥", ">="),
+    (r"\\le(?:q|qslant)?\b|≤", "<="),
+    (r"\\gt\b", ">"),
+    (r"\\lt\b", "<"),
+    (r"\\neq?", "!="),
+)
 
 
 def _answer(text: str):
@@ -115,11 +124,9 @@ def _answer(text: str):
         return "matrix", tuple(tuple(_expression(cell) for cell in row.split("&")) for row in rows)
     if "\\cup" in text:
         return "set", "", tuple(_answer(part.strip()) for part in text.split("\\cup"))
-    relation = re.sub(r"\\ge(?:q|qslant)?\b|≥", ">=", text)
-    relation = re.sub(r"\\le(?:q|qslant)?\b|≤", "<=", relation)
-    relation = re.sub(r"\\gt\b", ">", relation)
-    relation = re.sub(r"\\lt\b", "<", relation)
-    relation = relation.replace("\\neq", "!=").replace("\\ne", "!=")
+    relation = text
+    for pattern, sign in _RELATIONS:
+        relation = re.sub(pattern, sign, relation)
     parts = [part.strip() for part in re.split(r"(<=|>=|!=|<|>|==|=)", relation)]
     if len(parts) == 3 and not re.search(r"[,;]", relation):
         left, sign, right = parts
@@ -196,6 +203,29 @@ _NAMES = {
 }
 
 
+# Fractions, roots and powers without braces inside, as Python writes them
+_INNERMOST = (
+    (r"\\frac\s*(\d)\s*(\d)", r"((\1)/(\2))"),
+    (r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))"),
+    (r"\\frac\s*\{([^{}]*)\}\s*(\d)", r"((\1)/(\2))"),
+    (r"\\frac\s*(\d)\s*\{([^{}]*)\}", r"((\1)/(\2))"),
+    (r"\\sqrt\s*\[([^\[\]]*)\]\s*\{([^{}]*)\}", r"((\2)**(1/(\1)))"),
+    (r"\\sqrt\s*\{([^{}]*)\}", r" sqrt(\1)"),
+    (r"\\sqrt\s*(\w)", r" sqrt(\1)"),
+    (r"\^\s*\{([^{}]*)\}", r"**(\1)"),
+)
+_SIGNS = (
+    (r"\\(?:times|cdot)|×|·", "*"),
+    (r"\\div|÷", "/"),
+    (r"\^", "**"),
+    (r"\\infty|∞", " oo "),
+    (r"\\pi|π", " pi "),
+    (r"√\s*(\w+)", r"sqrt(\1)"),
+    ("−", "-"),
+    (r"\|", ""),
+)
+
+
 def _expression(text: str) -> sympy.Expr:
     """Raises ValueError or SyntaxError if the text is not an expression, or too large."""
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.strip())
@@ -203,24 +233,16 @@ def _expression(text: str) -> sympy.Expr:
         text = re.sub(r"(?<=[\d)}])\s*(?:[a-zA-Z]{3,}|[一-鿿]+)[\s.]*$", "", text)
     for _ in range(20):  # the innermost first
         before = text
-        text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"((\1)/(\2))", text)
-        text = re.sub(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))", text)
-        text = re.sub(r"\\frac\s*\{([^{}]*)\}\s*(\d)", r"((\1)/(\2))", text)
-        text = re.sub(r"\\frac\s*(\d)\s*\{([^{}]*)\}", r"((\1)/(\2))", text)
-        text = re.sub(r"\\sqrt\s*\[([^\[\]]*)\]\s*\{([^{}]*)\}", r"((\2)**(1/(\1)))", text)
-        text = re.sub(r"\\sqrt\s*\{([^{}]*)\}", r" sqrt(\1)", text)
-        text = re.sub(r"\\sqrt\s*(\w)", r" sqrt(\1)", text)
-        text = re.sub(r"\^\s*\{([^{}]*)\}", r"**(\1)", text)
-        text = re.sub(r"_\s*\{?(\w+)\}?", "", text) if re.search(r"[A-Za-z]_", text) else text
+        for pattern, replacement in _INNERMOST:
+            text = re.sub(pattern, replacement, text)
+        if re.search(r"[A-Za-z]_", text):
+            text = re.sub(r"_\s*\{?(\w+)\}?", "", text)
         if text == before:
             break
     if re.match(r"-?\d+\s*\(\(\d+\)/", text):  # a mixed number
         text = re.sub(r"(?<=\d)\s*(?=\(\(\d+\)/\(\d+\)\))", "+", text)
-    text = re.sub(r"\\(?:times|cdot)|×|·", "*", text)
-    text = text.replace("\\div", "/").replace("÷", "/").replace("^", "**")
-    text = text.replace("\\infty", " oo ").replace("∞", " oo ")
-    text = text.replace("\\pi", " pi ").replace("π", " pi ")
-    text = re.sub(r"√\s*(\w+)", r"sqrt(\1)", text).replace("−", "-").replace("|", "")
+    for pattern, replacement in _SIGNS:
+        text = re.sub(pattern, replacement, text)
     text = re.sub(
         r"\\(sin|cos|tan|cot|sec|csc|ln|log|exp)(?:\*\*\(?(\d)\)?)?\s*\(?([A-Za-z0-9]+)\)?",
         lambda m: f"({m[1]}({m[3]})**{m[2] or 1})",

@@ -57,7 +57,7 @@ def test_an_accelerator_set_aside_on_one_process_is_set_aside_on_all(capsys):
     use_kernels(shape, world)
     assert name in alone.accelerators["model.attention"]
     assert name not in world.accelerators["model.attention"]
-    assert "it fails on the other process" in capsys.readouterr().out
+    assert "it fails on the other process" in capsys.readouterr().err
     plain = World(kernels="plain")
     use_kernels(shape, plain)
     assert plain.accelerators == {}
