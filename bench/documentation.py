@@ -8,7 +8,6 @@ those of sympy and mpmath as mathematics. DIR/seed/positives.jsonl is a tenth of
 third of mpmath, which the crawl then lacks.
 """
 
-import argparse
 import ast
 import importlib.util
 import sys
@@ -67,9 +66,7 @@ def path_of(package: str, page: dict) -> str:
 
 
 def main() -> None:
-    parser = CommandParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--to", required=True)
     to = Path(parser.parse_args().to)
     seed, truth, tokens = [], [], 0

@@ -8,7 +8,6 @@ process with Python and its libraries, which are also measured alone. docs/minin
 rates of the steps, per core, to a crawl of 40 billion pages.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -84,9 +83,7 @@ def mine(folder: Path, pages: int, partitions: int) -> dict:
 
 
 def main() -> None:
-    parser = CommandParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pages", type=at_least(1), default=2000)
     parser.add_argument("--times", type=at_least(1), default=10)
     options = parser.parse_args()

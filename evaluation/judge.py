@@ -34,7 +34,8 @@ def read_programs(
     sandbox: Sandbox,
 ) -> None:
     """pot: add "answer", the last line that the program prints, and the program's status."""
-    results = run_programs([program(attempt["text"]) for attempt in attempts], sandbox)
+    programs = [program(attempt["text"]) for attempt in attempts]
+    results = run_programs(programs, sandbox)
     for problem, attempt, result in zip(problems, attempts, results, strict=True):
         attempt |= normalize(problem, printed(result))
         add_status(attempt, result)
@@ -45,16 +46,20 @@ def read_code(problems: Sequence[Problem], attempts: list[dict], sandbox: Sandbo
 
     Equal solutions of a problem run once.
     """
-    keys = [(p.id, a["text"]) for p, a in zip(problems, attempts, strict=True)]
-    tests = {}
-    for key, problem in zip(keys, problems, strict=True):
+    tests: dict = {}  # (problem, text) -> its program with tests
+    keys = []
+    for problem, attempt in zip(problems, attempts, strict=True):
+        key = problem.id, attempt["text"]
+        keys.append(key)
         if key not in tests:
-            tests[key] = test_program(problem, key[1])
-    run = sandbox.run_many([test.code for test in tests.values()])
-    results = dict(zip(tests, run, strict=True))
+            tests[key] = test_program(problem, attempt["text"])
+    programs = [test.code for test in tests.values()]
+    results = dict(zip(tests, sandbox.run_many(programs), strict=True))
     for key, attempt in zip(keys, attempts, strict=True):
         result = results[key]
-        success = result.status == "ok" and passed(result.stdout, tests[key].secret)
+        success = passed(result.stdout, tests[key].secret)
+        if result.status != "ok":
+            success = False
         attempt["answer"] = "passed" if success else "failed"
         add_status(attempt, result)
 
@@ -71,12 +76,15 @@ def read_proofs(
     by_problem: dict[str, list[dict]] = {}
     for problem, attempt in zip(problems, attempts, strict=True):
         by_problem.setdefault(problem.id, []).append(attempt)
-    for problem in {problem.id: problem for problem in problems}.values():
-        together = by_problem[problem.id]
-        checks = prove(problem, [attempt["text"] for attempt in together], prover, seconds)
-        for attempt, check in zip(together, checks, strict=True):
-            unchecked = {"error": "no prover", "failed": "refused"}
-            attempt["proof"] = check.status if prover else unchecked[check.status]
+    distinct = {problem.id: problem for problem in problems}
+    for id, problem in distinct.items():
+        texts = [attempt["text"] for attempt in by_problem[id]]
+        checks = prove(problem, texts, prover, seconds)
+        for attempt, check in zip(by_problem[id], checks, strict=True):
+            attempt["proof"] = check.status
+            if not prover:
+                unchecked = {"error": "no prover", "failed": "refused"}
+                attempt["proof"] = unchecked[check.status]
             if check.reason:
                 attempt["error"] = check.reason
 
@@ -93,7 +101,8 @@ def stated_answer(problem: Problem, text: str) -> dict:
     if problem.kind == "text":
         stated = re.findall(r"(?i)\banswer is:?[^\S\n]*(.*)", text)
         if stated:
-            return normalize(problem, stated[-1].strip().removesuffix(".").strip() or None)
+            last = stated[-1].strip().removesuffix(".")
+            return normalize(problem, last.strip() or None)
     answer = answers.extract(text)
     if problem.kind == "choice" and answer is None:
         return {"answer": answers.choice(text, problem.choices)}  # a last "(B)"
@@ -110,12 +119,21 @@ def normalize(problem: Problem, said: str | None) -> dict:
     if said is None or problem.kind != "choice":
         return {"answer": said}
     if _LETTERS.fullmatch(said):
-        return {"answer": "".join(sorted(set(re.findall("[A-J]", said))))}
-    return {"answer": answers.choice(said, problem.choices), "said": said}
+        letters = set(re.findall("[A-J]", said))
+        return {"answer": "".join(sorted(letters))}
+    chosen = answers.choice(said, problem.choices)
+    return {"answer": chosen, "said": said}
 
 
 # --------------------------------------------------------------------------------------------------
 # Is it right?
+
+
+PROOFS = {
+    "proved": (True, "equal"),
+    "failed": (False, "value"),
+    "timeout": (False, "value"),
+}
 
 
 def judge(problem: Problem, attempt: dict) -> None:
@@ -126,13 +144,14 @@ def judge(problem: Problem, attempt: dict) -> None:
     a choice is right only as letters alone. A proof that was not checked is None in both.
     """
     if problem.kind == "proof":
-        right = {"proved": True, "failed": False, "timeout": False}.get(attempt["proof"])
-        reason = {None: "not_checked", True: "equal", False: "value"}[right]
+        right, reason = PROOFS.get(attempt["proof"], (None, "not_checked"))
         verdict = right, reason, right, reason
     else:
         letters_alone = "said" not in attempt
-        verdict = _verdict(problem.kind, problem.answer, attempt["answer"], letters_alone)
-    attempt["right"], attempt["reason"], attempt["strict"], attempt["strict_reason"] = verdict
+        answer = attempt["answer"]
+        verdict = _verdict(problem.kind, problem.answer, answer, letters_alone)
+    attempt["right"], attempt["reason"] = verdict[:2]
+    attempt["strict"], attempt["strict_reason"] = verdict[2:]
 
 
 @functools.lru_cache(65_536)
@@ -165,14 +184,17 @@ def right_by_paper(problem: Problem, text: str, benchmark: str, zero_shot: bool)
 
     Its rules for base models look for the wording of the authors' exemplars.
     """
+    question = problem.question
     gold: str | list[str] = problem.answer
     if benchmark == "math":
-        gold = paper_rules.paper_extract(problem.solution or "", benchmark, problem.question)
-    elif benchmark == "gaokao_mathcloze":  # $(a, b)$: two blanks
-        answer = problem.answer
-        blanks = answer[2:-2].split(", ") if answer.startswith("$(") else [answer]
+        solution = problem.solution or ""
+        gold = paper_rules.paper_extract(solution, benchmark, question)
+    elif benchmark == "gaokao_mathcloze":
+        blanks = [problem.answer]
+        if problem.answer.startswith("$("):  # $(a, b)$: two blanks
+            blanks = problem.answer[2:-2].split(", ")
         gold = [paper_rules.normalise(blank) for blank in blanks]
-    predicted = paper_rules.paper_extract(text, benchmark, problem.question, zero_shot)
+    predicted = paper_rules.paper_extract(text, benchmark, question, zero_shot)
     return paper_rules.paper_equal(gold, predicted, benchmark)
 
 
@@ -180,12 +202,16 @@ def same_answer(a: str, b: str, kind: str = "answer") -> bool:
     """True if two answers to a problem of this kind are equal."""
     if kind != "answer":
         return plain_text(a) == plain_text(b)
-    if max(len(a), len(b)) < 100 and a.isdecimal() and b.isdecimal():  # most pairs of a vote
+    short = max(len(a), len(b)) < 100
+    if short and a.isdecimal() and b.isdecimal():  # most pairs of a vote
         return int(a) == int(b)
     return answers.compare(a, b).equal
 
 
 def plain_text(text: str) -> str:
     """A short text without case, brackets around the whole, quotes, full stop and doubled spaces."""
-    text = re.sub(r"\s+", " ", text.strip().strip(".\"'`*").strip()).casefold()
-    return text[1:-1] if re.fullmatch(r"\([^()]*\)", text) else text
+    text = text.strip().strip(".\"'`*").strip()
+    text = re.sub(r"\s+", " ", text).casefold()
+    if re.fullmatch(r"\([^()]*\)", text):
+        return text[1:-1]
+    return text

@@ -22,21 +22,28 @@ def wilson(right: float, total: int) -> tuple[float, float]:
     [0.49, 0.943]
     """
     share = right / total
-    scale = 1 + Z * Z / total
-    center = (share + Z * Z / (2 * total)) / scale
-    half = Z * math.sqrt(share * (1 - share) / total + Z * Z / (4 * total * total)) / scale
-    return max(0.0, center - half), min(1.0, center + half)
+    scale = 1 + Z**2 / total
+    center = (share + Z**2 / total / 2) / scale
+    variance = share * (1 - share) / total
+    variance += (Z / total) ** 2 / 4
+    half = Z * math.sqrt(variance) / scale
+    return clamped(center - half, center + half)
+
+
+def clamped(low: float, high: float) -> tuple[float, float]:
+    """The part of an interval between 0 and 1."""
+    return max(0.0, low), min(1.0, high)
 
 
 def normal(values: Sequence[float]) -> tuple[float, float]:
     """95 % interval of the mean of shares, by the normal approximation."""
-    n = len(values)
-    mean = sum(values) / n
-    variance = sum((value - mean) ** 2 for value in values) / max(n - 1, 1)
+    n, center = len(values), mean(values)
+    squares = [(value - center) ** 2 for value in values]
+    variance = sum(squares) / max(n - 1, 1)
     half = Z * math.sqrt(variance / n)
     if half == 0:  # all right or all wrong: the approximation fails
         return wilson(sum(values), n)
-    return max(0.0, mean - half), min(1.0, mean + half)
+    return clamped(center - half, center + half)
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
@@ -45,7 +52,8 @@ def pass_at_k(n: int, right: int, k: int) -> float:
 
     The estimate from n >= k samples, of which `right` are right, is unbiased.
     """
-    return 1.0 - math.comb(n - right, k) / math.comb(n, k)
+    all_wrong = math.comb(n - right, k) / math.comb(n, k)
+    return 1.0 - all_wrong
 
 
 def vote(
@@ -63,12 +71,15 @@ def vote(
     for index, answer in enumerate(predicted):
         if answer is not None:
             if answer not in class_of:
-                equal = (c for c, head in enumerate(first) if same(predicted[head], answer))
-                class_of[answer] = next(equal, len(first))
+                for c, head in enumerate(first):
+                    if same(predicted[head], answer):
+                        class_of[answer] = c
+                        break
+                else:
+                    class_of[answer] = len(first)
+                    first.append(index)
+                    counts.append(0)
             c = class_of[answer]
-            if c == len(first):
-                first.append(index)
-                counts.append(0)
             counts[c] += 1
             if (counts[c], -c) > (counts[best], -best):
                 best = c
@@ -88,15 +99,25 @@ def mean_with_interval(
     for section, value in zip(sections, values, strict=True):
         groups.setdefault(section, []).append(value)
     if len(groups) == 1:
-        interval = wilson(sum(values), len(values)) if binary else normal(values)
-        return sum(values) / len(values), interval
-    center = sum(sum(group) / len(group) for group in groups.values()) / len(groups)
+        interval = normal(values)
+        if binary:
+            interval = wilson(sum(values), len(values))
+        return mean(values), interval
+    center = mean([mean(group) for group in groups.values()])
     variance = 0.0
     for group in groups.values():
         low, high = normal(group)
         variance += ((high - low) / 2) ** 2
     half = math.sqrt(variance) / len(groups)
-    return center, (max(0.0, center - half), min(1.0, center + half))
+    return center, clamped(center - half, center + half)
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+# --------------------------------------------------------------------------------------------------
+# The figures of a task
 
 
 def summarize(records: list[dict], average: str = "problems") -> dict:
@@ -115,47 +136,49 @@ def summarize(records: list[dict], average: str = "problems") -> dict:
     accuracy, strict, paper, maj@k and pass@k have an interval beside them. With average="sections"
     they are means over the means of the sections.
     """
-    n, K = len(records), len(records[0]["attempts"])
+    K = len(records[0]["attempts"])
+    attempts = []
+    for record in records:
+        attempts += record["attempts"]
     sections = [record["section"] for record in records]
-    strata = sections if average == "sections" else [""] * n
-    attempts = [attempt for record in records for attempt in record["attempts"]]
-    checked = all(attempt["right"] is not None for attempt in attempts)
-
-    def count(verdict: str) -> list[int]:
-        return [sum(bool(a[verdict]) for a in record["attempts"]) for record in records]
-
-    def mean(values: list[float]) -> float:
-        return sum(values) / len(values)
-
-    metrics: dict = {"problems": n, "samples": K}
+    strata = sections
+    if average == "problems":
+        strata = [""] * len(records)
+    checked = all(a["right"] is not None for a in attempts)
+    metrics: dict = {"problems": len(records), "samples": K}
 
     def add(name: str, values: list[float], binary: bool) -> None:
-        interval = "interval" if name == "accuracy" else f"{name}_interval"
-        metrics[name], metrics[interval] = mean_with_interval(values, strata, binary)
+        value, interval = mean_with_interval(values, strata, binary)
+        metrics[name] = value
+        key = "interval" if name == "accuracy" else f"{name}_interval"
+        metrics[key] = interval
 
     # accuracy
-    right = count("right")
-    add("accuracy", [c / K for c in right], K == 1)
-    add("strict", [c / K for c in count("strict")], K == 1)
+    right = counts_of(records, "right")
+    shares = [count / K for count in right]
+    add("accuracy", shares, K == 1)
+    for verdict in ("strict", "paper"):
+        if verdict in attempts[0]:
+            counts = counts_of(records, verdict)
+            add(verdict, [count / K for count in counts], K == 1)
     if not checked:
-        metrics |= dict.fromkeys(("accuracy", "interval", "strict", "strict_interval"))
-    if "paper" in attempts[0]:
-        add("paper", [c / K for c in count("paper")], K == 1)
+        for name in ("accuracy", "interval", "strict", "strict_interval"):
+            metrics[name] = None
     if len(set(sections)) > 1 and checked:
-        shares: dict[str, list[float]] = {}
-        for section, c in zip(sections, right, strict=True):
-            shares.setdefault(section, []).append(c / K)
-        metrics["sections"] = {section: mean(values) for section, values in shares.items()}
+        metrics["sections"] = means_by(sections, shares)
 
     # what the attempts are like
-    reasons = Counter(a["reason"] for a in attempts)
-    reasons.update(
-        f"strict_{a['strict_reason']}" for a in attempts if a["right"] and not a["strict"]
-    )
+    reasons: Counter[str] = Counter()
+    for attempt in attempts:
+        reasons[attempt["reason"]] += 1
+        if attempt["right"] and not attempt["strict"]:
+            reasons[f"strict_{attempt['strict_reason']}"] += 1
     metrics["reasons"] = dict(sorted(reasons.items()))
-    metrics["no_answer"] = mean([a["answer"] is None for a in attempts])
-    metrics["truncated"] = mean([a["finish"] == "length" for a in attempts])
-    metrics["no_room"] = mean([a["finish"] == "prompt" for a in attempts])
+    no_answer = [a["answer"] is None for a in attempts]
+    metrics["no_answer"] = mean(no_answer)
+    for name, finish in (("truncated", "length"), ("no_room", "prompt")):
+        ended = [a["finish"] == finish for a in attempts]
+        metrics[name] = mean(ended)
     metrics["shots"] = mean([record["shots"] for record in records])
     metrics["tokens"] = mean([a["tokens"] for a in attempts])
     for name, key in (("programs", "program"), ("proofs", "proof")):
@@ -168,12 +191,36 @@ def summarize(records: list[dict], average: str = "problems") -> dict:
 
     # several samples: votes and pass@k
     if K > 1 and checked:
-        votes = [vote_curve(record) for record in records if can_vote(record)]
-        for k in sorted({2**i for i in range(K.bit_length())} | {K}):
+        voting = [record for record in records if can_vote(record)]
+        votes = [vote_curve(record) for record in voting]
+        for k in sorted({*powers_of_two(K), K}):
             if votes:
                 add(f"maj@{k}", [curve[k - 1] for curve in votes], True)
-            add(f"pass@{k}", [pass_at_k(K, c, k) for c in right], False)
+            chances = [pass_at_k(K, count, k) for count in right]
+            add(f"pass@{k}", chances, False)
     return metrics
+
+
+def counts_of(records: list[dict], verdict: str) -> list[int]:
+    """For each record, the number of its attempts with this verdict."""
+    counts = []
+    for record in records:
+        verdicts = [bool(a[verdict]) for a in record["attempts"]]
+        counts.append(sum(verdicts))
+    return counts
+
+
+def means_by(sections: list[str], values: list[float]) -> dict[str, float]:
+    """Section -> the mean of its values."""
+    groups: dict[str, list[float]] = {}
+    for section, value in zip(sections, values, strict=True):
+        groups.setdefault(section, []).append(value)
+    return {section: mean(group) for section, group in groups.items()}
+
+
+def powers_of_two(most: int) -> list[int]:
+    """1, 2, 4 ... up to `most`."""
+    return [2**i for i in range(most.bit_length())]
 
 
 def can_vote(record: dict) -> bool:
@@ -183,7 +230,11 @@ def can_vote(record: dict) -> bool:
 
 def vote_curve(record: dict) -> list[float]:
     """1.0 or 0.0 for k = 1 ... K: is the majority's answer among the first k samples right?"""
-    attempts = record["attempts"]
+    attempts, kind = record["attempts"], record["kind"]
     answers = [attempt["answer"] for attempt in attempts]
-    winners = vote(answers, lambda a, b: same_answer(a, b, record["kind"]))
-    return [float(w is not None and attempts[w]["right"]) for w in winners]
+    winners = vote(answers, lambda a, b: same_answer(a, b, kind))
+    curve = []
+    for winner in winners:
+        right = winner is not None and attempts[winner]["right"]
+        curve.append(float(right))
+    return curve

@@ -166,7 +166,7 @@ def p_value(p: float) -> str:
 
 def compare_command(arguments: list[str]) -> None:
     """`python -m evaluation.audit compare`: print a table of the differences."""
-    parser = CommandParser("python -m evaluation.audit compare", description=__doc__)
+    parser = CommandParser(prog="python -m evaluation.audit compare", description=__doc__)
     parser.add_argument("a", metavar="DIR_A", help="directory that eval.py wrote")
     parser.add_argument("b", metavar="DIR_B", help="another one, of the same problems")
     parser.add_argument("--to", metavar="FILE", help="JSON file for the results")
