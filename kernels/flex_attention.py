@@ -36,19 +36,24 @@ def block_mask(layout):
     return layout.cache["block_mask"]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask) -> Tensor:
-    """q [T, H, E], k and v [T, K, E], cos and sin [T, 1, E/2] -> [T, H, E]."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+def attend(qkv: Tensor, rope: Tensor, layout, heads: int, rotated: Callable, flex: Callable):
+    """The attention of model.attention by a function that rotates and one that attends."""
+    kv_heads = (qkv.shape[1] - heads) // 2
+    cos, sin = rope[:, layout.positions, None]  # [T, 1, E/2]
+    qk, v = qkv.split([heads + kv_heads, kv_heads], dim=1)
+    q, k = rotated(qk, cos, sin).split([heads, kv_heads], dim=1)
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, heads, T, E]
-    grouped = q.shape[1] != k.shape[1]
-    return flex_attention(q, k, v, block_mask=mask, enable_gqa=grouped)[0].transpose(0, 1)
+    grouped = heads != kv_heads
+    out = flex(q, k, v, block_mask=block_mask(layout), enable_gqa=grouped)
+    return out[0].transpose(0, 1).reshape(layout.tokens, -1)
 
 
 @functools.cache
-def compiled() -> Callable:
-    return torch.compile(attend, dynamic=True)
+def compiled() -> tuple[Callable, Callable]:
+    """Compiled one by one: together, PyTorch does not compile them for every device."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(rotate, dynamic=True), torch.compile(flex_attention, dynamic=True)
 
 
 @accelerator(
@@ -59,7 +64,4 @@ def compiled() -> Callable:
     cases=attention_cases,
 )
 def attention(qkv: Tensor, rope: Tensor, layout, heads: int) -> Tensor:
-    kv_heads = (qkv.shape[1] - heads) // 2
-    q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
-    cos, sin = rope[:, layout.positions, None]  # [T, 1, E/2]
-    return compiled()(q, k, v, cos, sin, block_mask(layout)).flatten(1)
+    return attend(qkv, rope, layout, heads, *compiled())

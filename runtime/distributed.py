@@ -162,7 +162,8 @@ def use_kernels(shape: ModelConfig, world: World) -> None:
     An accelerator that one process sets aside is set aside on all. The main process prints what is
     used, and what was set aside and why (see kernels/__init__.py), on standard error.
     """
-    setting = kernels.Setting(shape, world.device, bool(world.bf16))
+    bf16 = world.dtype == torch.bfloat16 or bool(world.bf16)
+    setting = kernels.Setting(shape, world.device, bf16)
     choice = kernels.use(world.kernels, setting)
     if world.size > 1:
         reasons: dict[str, str] = {}

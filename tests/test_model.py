@@ -262,12 +262,12 @@ def test_many_segments_are_at_most_half_padding():
 @given(layouts())
 def test_flex_attention_is_the_definition(layout):
     """What CUDA runs compiled, run eagerly here."""
+    from torch.nn.attention.flex_attention import flex_attention as eager
+
     layout = Layout(*layout)
     qkv = torch.randn(layout.tokens, 8, 8)
     rope = ours.rope_table(small(head_width=8).config, layout.max_position)
-    q, k, v = qkv.split([4, 2, 2], dim=1)
-    cos, sin = rope[:, layout.positions, None]
-    out = flex_attention.attend(q, k, v, cos, sin, flex_attention.block_mask(layout)).flatten(1)
+    out = flex_attention.attend(qkv, rope, layout, 4, ours.rotate, eager)
     close(attention.definition(qkv, rope, layout, 4), out, 1e-5)
 
 
