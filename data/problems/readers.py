@@ -39,7 +39,10 @@ def check_lengths(
 
 def load_all(paths: Iterable[str]) -> list[Problem]:
     """The problems of several files; see `load`."""
-    return [problem for path in paths for problem in load(path)]
+    problems = []
+    for path in paths:
+        problems += load(path)
+    return problems
 
 
 def load(path, bad: list[str] | None = None) -> list[Problem]:
@@ -191,11 +194,12 @@ def _reader(records: Iterable) -> Callable:
             row = _object(record, "")
         except InputError:
             continue
-        if isinstance(row, dict):
-            return next(
-                (parse for names, parse in _BY_FIELDS if names <= set(row)),
-                _gsm8k if "####" in str(row.get("answer")) else _ours,
-            )
+        if not isinstance(row, dict):
+            continue
+        for names, parse in _BY_FIELDS:
+            if names <= set(row):
+                return parse
+        return _gsm8k if "####" in str(row.get("answer")) else _ours
     return _ours
 
 

@@ -9,7 +9,8 @@ from data.io import InputError, read_jsonl
 
 @dataclass
 class Solution:
-    """A solution as text: its steps with their labels (None: not rated), and its verdict (None: unknown)."""
+    """A solution as text: the steps with their labels (None: not rated) and the verdict (None:
+    unknown)."""
 
     question: str
     steps: list[tuple[str, float | None]]
@@ -17,10 +18,11 @@ class Solution:
 
 
 def prm800k(path: str) -> Iterator[Solution]:
-    """Human ratings of steps: -1 is wrong, 0 and 1 are not.
+    """The solutions of a file of PRM800K, in which people rated steps: -1 is wrong, 0 and 1 are
+    not.
 
-    Gives the path of the chosen steps, and every other rated step after the steps that were chosen before it. The
-    label of a chosen step counts once.
+    Gives the path of the chosen steps, and every other rated step after the steps that were chosen
+    before it. The label of a chosen step counts once. Raises InputError.
     """
     for number, row in read_jsonl(path):
         try:
@@ -57,15 +59,21 @@ TAG = "ки"  # Math-Shepherd writes it at the end of every step
 
 
 def math_shepherd(path: str) -> Iterator[Solution]:
-    """{input, label}: a question with "Step 1: ..." lines; label is input with + or - in place of each tag."""
+    """The solutions of a file of Math-Shepherd, {input, label}.
+
+    input is a question with lines "Step 1: ...". label is input with + or - in place of each tag.
+    Raises InputError.
+    """
     for number, row in read_jsonl(path):
         text, marked = row.get("input"), row.get("label")
         if not isinstance(text, str) or not isinstance(marked, str) or "Step 1:" not in text:
             reason = "it needs input with steps, and label"
             raise InputError(f"{path}:{number}: not a line of Math-Shepherd; {reason}")
-        # A tag is one letter longer than its sign, so the signs stand further and further to the left.
+        # A tag is a letter longer than a sign, so sign k is k places further left than tag k.
         tags = [match.start() for match in re.finditer(TAG, text)]
-        signs = [marked[place - k : place - k + 1] for k, place in enumerate(tags)]
+        signs = []
+        for k, place in enumerate(tags):
+            signs.append(marked[place - k : place - k + 1])
         if not tags or not set(signs) <= {"+", "-"}:
             reason = f"label is not input with + or - in place of each {TAG}"
             raise InputError(f"{path}:{number}: {reason}")
