@@ -1,14 +1,15 @@
 """A LLaMA-style transformer: RMSNorm, RoPE, grouped-query attention, SwiGLU (the paper's DeepSeek-LLM).
 
-One class covers the LLaMA family (DeepSeek-LLM, Coder and Math), Qwen2 (bias on q, k, v) and Qwen3 (RMSNorm on q
-and k). runtime/hf.py reads and writes them. Two ideas shape the file:
+One class covers LLaMA (DeepSeek-LLM, Coder and Math), Qwen2 (bias on q, k, v) and Qwen3 (RMSNorm on
+q and k). runtime/hf.py reads and writes them. Two ideas shape the file:
 
 - Training input is *packed*: one row of T tokens, no padding. A `Layout` says which token sees which.
-- The model returns hidden states. The LM head belongs to the log-probs (batch.py): logits [T, V] need never exist.
+- The model returns hidden states. The LM head belongs to the log-probs (batch.py), so that logits
+  [T, V] need never exist.
 
-Everything here is a definition in plain PyTorch. kernels/ computes the functions marked @definition faster.
+All is plain PyTorch. kernels/ computes the functions marked @definition faster.
 
-Shapes: B rows, T tokens, D width, H heads, K key/value heads, E head width, F feed-forward width, V vocabulary.
+B rows, T tokens, D width, H heads, K key/value heads, E head width, F feed-forward width, V words.
 """
 
 import math
@@ -24,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from data.io import InputError
 from kernels import definition
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Configuration
 
 
@@ -41,9 +42,7 @@ class ModelConfig:
     head_width: int = 0  # E, 0 means D / H
     context: int = 4096  # longest sequence the model was made for
     rope_theta: float = 10_000.0
-    rope_scaling: dict | None = (
-        None  # {"rope_type": "linear", "factor": f} or llama3's five numbers
-    )
+    rope_scaling: dict | None = None  # rope_type "linear" with a factor, or "llama3"
     norm_eps: float = 1e-6
     tied: bool = False  # the LM head is the embedding
     qkv_bias: bool = False  # Qwen2
@@ -59,69 +58,71 @@ class ModelConfig:
         if self.heads % self.kv_heads:
             raise InputError(f"kv_heads {self.kv_heads} does not divide heads {self.heads}")
         if self.head_width < 2 or self.head_width % 2:
-            raise InputError(
-                f"head width {self.head_width} (width / heads) is not even; RoPE rotates pairs"
-            )
+            what = f"head width {self.head_width} (width / heads) is not even"
+            raise InputError(f"{what}; RoPE rotates pairs")
 
     def flops(self, fed: int, predicted: int, pairs: float) -> float:
         """FLOPs of a forward; a multiplication and an addition count one each.
 
-        fed: tokens through the blocks. predicted: tokens through the LM head. pairs: number of (token, token that
-        it sees), itself included. A backward takes twice as many. A score head is left out: it is small.
+        fed: tokens through the blocks. predicted: tokens through the LM head. pairs: number of
+        (token, token that it sees). A backward takes twice as many. A score head is left out.
         """
-        attention = self.width * self.head_width * (2 * self.heads + 2 * self.kv_heads)
-        products = fed * (attention + 3 * self.width * self.ffn)
-        block = products + pairs * 2 * self.heads * self.head_width
-        head = 0 if self.score else predicted * self.width * self.vocab_size
-        return 2.0 * (self.layers * block + head)
+        heads = self.heads + self.kv_heads
+        weights = 2 * self.width * self.head_width * heads + 3 * self.width * self.ffn
+        scores = 2 * self.heads * self.head_width  # products of a pair of tokens
+        head = 0 if self.score else self.width * self.vocab_size
+        return 2.0 * (self.layers * (fed * weights + pairs * scores) + predicted * head)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # The packed layout
 
 
 class Layout:
-    """Who sees whom among packed tokens: each token sees its segment up to itself, and the parent segment whole.
+    """Who sees whom among packed tokens.
 
-    Plain packing is a list of lengths. GRPO's update packs a question once and gives each of its G completions that
-    question as parent: the question's tokens go through the model once, as in sampling (prefill, then fork).
+    A token sees its own segment up to itself, and the parent of its segment whole. Plain packing is
+    a list of lengths. GRPO's update packs a question once, as the parent of its G completions: the
+    question goes through the model once, as in sampling (prefill, then fork).
 
     Example: Layout([3, 2, 2], parents=[-1, 0, 0]) has positions [0 1 2 | 3 4 | 3 4].
     Raises ValueError for a parent that has a parent itself.
     """
 
     def __init__(self, lengths, parents=None, device="cpu"):
+        parents = [-1] * len(lengths) if parents is None else parents
         self.lengths = np.asarray(lengths, dtype=np.int64)
-        no_parents = np.full(len(self.lengths), -1)
-        self.parents = no_parents if parents is None else np.asarray(parents, dtype=np.int64)
+        self.parents = np.asarray(parents, dtype=np.int64)
         has_parent = self.parents >= 0
         if has_parent[self.parents[has_parent]].any():
             raise ValueError("a parent segment cannot have a parent itself")
-        self.starts = np.cumsum(self.lengths) - self.lengths
         self.prefix = np.where(has_parent, self.lengths[self.parents], 0)  # tokens of the parent
+        self.starts = np.cumsum(self.lengths) - self.lengths
         self.tokens = int(self.lengths.sum())
-        self.max_position = int((self.prefix + self.lengths).max()) if len(self.lengths) else 0
+        self.max_position = int((self.prefix + self.lengths).max(initial=0))
         self.device = torch.device(device)
-        number = np.repeat(np.arange(len(self.lengths)), self.lengths)
-        self.document = self.tensor(number)  # [T], the segment of each token
-        self.positions = self.tensor(np.arange(self.tokens) - (self.starts - self.prefix)[number])
         self.cache: dict = {}  # what kernels derive from the layout
 
+        number = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        first = self.starts - self.prefix  # where position 0 of each segment would stand
+        self.document = self.tensor(number)  # [T], the segment of each token
+        self.positions = self.tensor(np.arange(self.tokens) - first[number])  # [T]
+
     def tensor(self, array: np.ndarray) -> Tensor:
-        """On the layout's device. A layout that is first used in inference must serve training too."""
+        """On the layout's device. A layout first used in inference must serve training too."""
         with torch.inference_mode(False):
-            return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+            tensor = torch.from_numpy(np.ascontiguousarray(array))
+            return tensor.to(self.device, non_blocking=True)
 
     def segments(self) -> list[tuple[slice, slice]]:
-        """(tokens, tokens of the parent) of each segment; without a parent the second is empty."""
-        spans = [slice(i, i + n) for i, n in zip(self.starts, self.lengths, strict=True)]
-        return [
-            (span, spans[p] if p >= 0 else slice(0))
-            for span, p in zip(spans, self.parents, strict=True)
-        ]
+        """(tokens, tokens of the parent) of each segment. Without a parent the second is empty."""
+        ends = self.starts + self.lengths
+        spans = [slice(a, b) for a, b in zip(self.starts, ends, strict=True)]
+        parents = [spans[p] if p >= 0 else slice(0) for p in self.parents]
+        return list(zip(spans, parents, strict=True))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # The KV cache
 
 
@@ -146,7 +147,7 @@ class KVCache:
         self.values[:, target, :, :length] = self.values[:, source, :, :length]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # The transformer
 
 
@@ -163,7 +164,7 @@ class Linear(nn.Linear):
 
 @definition
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight: x [..., D], weight [D] -> [..., D]. The mean square is taken in float32."""
+    """x / rms(x) * weight: x [..., D], weight [D] -> [..., D]. The mean is taken in float32."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)  # [..., 1]
     return (wide * scale).to(x.dtype) * weight.to(x.dtype)
@@ -179,7 +180,7 @@ class RMSNorm(nn.Module):
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:
-    """Rotation per position of each of the E/2 pairs, [E/2] float32: plain, linear or llama3 scaling."""
+    """Rotation per position of each pair, [E/2] float32: plain, linear or llama3 scaling."""
     E, scaling = config.head_width, config.rope_scaling
     frequency = config.rope_theta ** (-torch.arange(0, E, 2, dtype=torch.float32) / E)
     if scaling is None:
@@ -200,7 +201,7 @@ def rope_table(config: ModelConfig, positions: int) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + E/2) of x [T, heads, E] by cos and sin [T, 1, E/2], as Hugging Face does."""
+    """Rotate the pairs (i, i + E/2) of x [T, heads, E] by cos and sin [T, 1, E/2]."""
     a, b = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
@@ -253,7 +254,7 @@ def attend_cached(qkv: Tensor, rope: Tensor, keys: Tensor, values: Tensor, lengt
 
 
 class Attention(nn.Module):
-    """Weights of grouped-query attention: H query heads share K key/value heads; one matrix makes q, k and v."""
+    """Weights of grouped-query attention: H query heads share K key heads. One matrix makes q, k, v."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -290,7 +291,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block. `before` and `after` work token by token; attention stands between them."""
+    """Pre-norm residual block. Attention stands between `before` and `after`."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -325,7 +326,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The model. `forward` gives hidden states of packed tokens, `decode` of one new token a row through a cache."""
+    """The model: `forward` for packed tokens, `decode` for one new token a row with a cache."""
 
     def __init__(self, config: ModelConfig, seed: int = 0):
         super().__init__()
@@ -346,14 +347,16 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """Normal weights: deviation 0.02 for embedding and head, else 1/sqrt(fan in); residuals / sqrt(2 layers)."""
+        """Normal weights of deviation 0.02 (embedding, head) or 1 / sqrt(fan in)."""
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
             if weight.dim() < 2:
                 weight.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
-            deviation = 0.02 if name.startswith(("embed", "head")) else weight.shape[1] ** -0.5
-            if name.endswith(("attn.out.weight", "mlp.down.weight")):
+            deviation = weight.shape[1] ** -0.5
+            if name.startswith(("embed", "head")):
+                deviation = 0.02
+            if name.endswith(("attn.out.weight", "mlp.down.weight")):  # they add to the residual
                 deviation /= math.sqrt(2 * self.config.layers)
             weight.normal_(0.0, deviation, generator=generator)
 
@@ -368,9 +371,9 @@ class Transformer(nn.Module):
             block.dropout = share
 
     def multiply_in(self, dtype: torch.dtype, store: bool = False) -> None:
-        """Compute the blocks' matrix products in this type, for CPUs that multiply bfloat16 faster (AMX).
+        """Compute the blocks' matrix products in this type: some CPUs multiply bfloat16 faster (AMX).
 
-        store: also keep the weights in it, which suits a copy that is not trained.
+        store: keep the weights in it too, which suits a copy that is not trained.
         """
         for module in self.layers.modules():
             if isinstance(module, Linear):
@@ -396,9 +399,9 @@ class Transformer(nn.Module):
     def forward(
         self, ids: Tensor, layout: Layout | None = None, store: list | None = None
     ) -> Tensor:
-        """Hidden states after the final norm: ids [T] -> [T, D], or B documents of T tokens [B, T] -> [B, T, D].
+        """Hidden states after the final norm: ids [T] -> [T, D], or documents [B, T] -> [B, T, D].
 
-        store: a list that receives (keys [T, K, E], values [T, K, E]) of every layer, to fill a KV cache.
+        store: a list that receives (keys, values) [T, K, E] of every layer, to fill a KV cache.
         Raises ValueError where ids and layout differ in length.
         """
         shape = ids.shape
@@ -417,9 +420,10 @@ class Transformer(nn.Module):
         return hidden if len(shape) == 1 else hidden.view(*shape, -1)
 
     def decode(self, ids: Tensor, cache: KVCache, lengths: Tensor, longest: int) -> Tensor:
-        """A step with a cache: ids [B] of its first B rows, which hold `lengths` [B] tokens -> hidden states [B, D].
+        """A step of the cache's first B rows: ids [B] -> hidden states [B, D].
 
-        Writes the keys and values of the new tokens into the cache. longest: the largest length after the step.
+        The rows hold `lengths` [B] tokens; the keys and values of the new ones are added. longest:
+        the largest length after the step.
         """
         x = self.embedded(ids)  # [B, D]
         rope = self.rope_table(longest)[:, lengths, None]  # [2, B, 1, E/2]
