@@ -14,6 +14,7 @@ How far the figures can be trusted, and whether two of them differ: python -m ev
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ from data.answers import paper_rules
 from data.io import InputError
 from data.problems import contamination
 from data.prompts import FORMATS, TEMPLATES
-from data.sandbox.prover import NO_PROVER, find_prover
+from data.sandbox.prover import NO_PROVER, Prover, find_prover
 from data.tokenizer import Tokenizer, check_tokenizer
 from evaluation import judge, report
 from evaluation.metrics import summarize
@@ -73,7 +74,7 @@ class Config:
     max_rows: int = option(256, "completions decoded at once", least=1)
     chunk: int = option(256, "problems between two saves", least=1)
     kernels: str = option("fast", "plain: definitions alone", choices=("fast", "plain"))
-    device: str = option("auto", "device", choices=("auto", "cpu", "cuda"))
+    device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
     to: str = option("", "directory for the results; empty: only print the table")
 
 
@@ -86,32 +87,55 @@ def check(config: Config) -> None:
         )
 
 
-def solve_chunk(solver: Solver, task: Task, config: Config, indices: range, progress) -> list[dict]:
+def solve_chunk(
+    solver: Solver,
+    task: Task,
+    config: Config,
+    indices: range,
+    progress: Callable[[int], None],
+) -> list[dict]:
     """The records of some of a task's problems."""
     sampling = Sampling(
-        config.samples, config.temperature, config.top_p, task.max_new_tokens, seed=config.seed
+        samples=config.samples,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_new_tokens=task.max_new_tokens,
+        seed=config.seed,
     )
     problems = [task.problems[i] for i in indices]
-    records = solver.solve(problems, task.format, sampling, task.few_shot, indices, progress)
-
-    # the paper's rules judge chains of thought on the benchmarks that they know
-    benchmark = task.benchmark.name if task.benchmark else ""
-    if task.format == "cot" and benchmark in paper_rules.BENCHMARKS:
-        zero_shot = config.template != "plain"
-        for problem, record in zip(problems, records, strict=True):
-            for attempt in record["attempts"]:
-                attempt["paper"] = judge.right_by_paper(
-                    problem, attempt["text"], benchmark, zero_shot
-                )
+    records = solver.solve(
+        problems,
+        task.format,
+        sampling,
+        task.few_shot,
+        indices,
+        progress,
+    )
+    if task.format == "cot" and task.benchmark:
+        add_paper_verdicts(problems, records, task.benchmark.name, config)
     return records
 
 
+def add_paper_verdicts(problems, records: list[dict], benchmark: str, config: Config) -> None:
+    """Judge chains of thought by the paper's rules too, on the benchmarks that they know."""
+    if benchmark not in paper_rules.BENCHMARKS:
+        return
+    zero_shot = config.template != "plain"
+    for problem, record in zip(problems, records, strict=True):
+        for attempt in record["attempts"]:
+            text = attempt["text"]
+            right = judge.right_by_paper(problem, text, benchmark, zero_shot)
+            attempt["paper"] = right
+
+
 def solve_task(
-    solver: Solver, task: Task, config: Config, saved: report.Saved, world: World
+    solver: Solver,
+    task: Task,
+    config: Config,
+    saved: report.Saved,
+    world: World,
 ) -> list[dict]:
-    """The records of a task. Chunks that are not saved yet are solved; the processes share each
-    chunk.
-    """
+    """The records of a task. Solves the chunks that are not saved yet, each by all processes."""
     total = len(task.problems)
     bar = tqdm(
         total=total * config.samples,
@@ -123,25 +147,43 @@ def solve_task(
         for start, end in saved.missing(task.name, total, config.chunk):
             bar.update(start * config.samples - bar.n)
             began = time.perf_counter()
+
+            # each process solves every size-th problem
             share = range(start + world.rank, end, world.size)
-            records = solve_chunk(solver, task, config, share, bar.update) if share else []
-            parts = world.all_gather_objects(records)
-            records = [parts[i % world.size][i // world.size] for i in range(end - start)]
-            saved.add(task.name, start, records, time.perf_counter() - began)
+            records = []
+            if share:
+                records = solve_chunk(solver, task, config, share, bar.update)
+            shares = world.all_gather_objects(records)
+
+            # in the order of the problems
+            records = []
+            for i in range(end - start):
+                position, process = divmod(i, world.size)
+                records.append(shares[process][position])
+            seconds = time.perf_counter() - began
+            saved.add(task.name, start, records, seconds)
     return saved.records(task.name)
 
 
-def figures_of(task: Task, config: Config, records: list[dict], seconds: float, prover) -> dict:
+def figures_of(
+    task: Task,
+    config: Config,
+    records: list[dict],
+    seconds: float,
+    prover: Prover | None,
+) -> dict:
     """What results.json says of a task."""
-    average = task.benchmark.average if task.benchmark else "problems"
+    average = "problems"
+    if task.benchmark:
+        average = task.benchmark.average
     metrics = summarize(records, average)
-    tokens = metrics["tokens"] * metrics["problems"] * metrics["samples"]
+    samples = metrics["problems"] * metrics["samples"]
     figures = {
         "format": task.format,
         "max_new_tokens": task.max_new_tokens,
         **metrics,
         "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
+        "tokens_per_second": metrics["tokens"] * samples / seconds,
     }
     notes = []
     if task.format == "proof" and prover is None:
@@ -154,13 +196,11 @@ def figures_of(task: Task, config: Config, records: list[dict], seconds: float, 
 
 
 def find_overlaps(tasks: list[Task], config: Config, tokenizer: Tokenizer) -> dict[str, dict]:
-    """Task name -> which of its problems stand in the training data
-    (data/problems/contamination.py).
-    """
-    problems = {task.name.rpartition(".")[0]: task.problems for task in tasks}
+    """Task name -> which of its problems stand in the training data."""
+    problems = {task.source: task.problems for task in tasks}
     documents = contamination.documents(config.shards, tokenizer, config.corpus)
     found = contamination.overlap(problems, documents)["benchmarks"]
-    return {task.name: found[task.name.rpartition(".")[0]] for task in tasks}
+    return {task.name: found[task.source] for task in tasks}
 
 
 def main(config: Config) -> dict:
@@ -181,7 +221,8 @@ def main(config: Config) -> dict:
         prover_seconds=config.prover_seconds,
     )
     saved = report.Saved(config, world)
-    unfinished = [task for task in planned.tasks if task.name not in saved.results]
+    tasks = planned.tasks
+    unfinished = [task for task in tasks if task.name not in saved.results]
 
     with ExitStack() as stack:
         # --- what programs and proofs need
@@ -204,11 +245,12 @@ def main(config: Config) -> dict:
             seconds = saved.seconds(task.name)
             figures = figures_of(task, config, records, seconds, solver.prover)
             if task.name in overlaps:
-                figures["contamination"] = contamination.beside(records, overlaps[task.name])
+                seen = overlaps[task.name]
+                figures["contamination"] = contamination.beside(records, seen)
             saved.finish(task.name, figures)
 
     # --- results
-    results = {task.name: saved.results[task.name] for task in planned.tasks}
+    results = {task.name: saved.results[task.name] for task in tasks}
     saved.close(results, planned, solver)
     if world.is_main:
         print(report.table(results, planned))

@@ -33,8 +33,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from documentation import docstrings
-
+from bench.documentation import docstrings
 from data.io import CommandParser, InputError, at_least, run_cli
 from data.mine.classifier import Settings, train
 from data.mine.ngrams import units

@@ -181,7 +181,8 @@ class Solver:
         if few_shot.one_text:
             texts = [few_shot.prompt(problem) for problem in problems]
             encoded = prompts.encode(self.tokenizer, texts, self.template)
-            return [(ids if len(ids) < context else [], few_shot.shots) for ids in encoded]
+            short = [ids if len(ids) < context else [] for ids in encoded]
+            return [(ids, few_shot.shots) for ids in short]
 
         # choose the number of exemplars from the lengths of their parts
         shots = dict.fromkeys(range(len(problems)), 0)
@@ -219,7 +220,8 @@ class Solver:
 
 def blocks(text: str) -> str:
     """The code of all ```python blocks of a text, joined; "" if there is none."""
-    return "\n".join(block.strip("\n") for block in _BLOCK.findall(text)).strip()
+    found = [block.strip("\n") for block in _BLOCK.findall(text)]
+    return "\n".join(found).strip()
 
 
 def session(earlier: Sequence[str], code: str) -> str:
@@ -303,7 +305,8 @@ class Tool:
         The answer is the one that the text after the last output states, else what the last program
         printed.
         """
-        samples = [divmod(i, self.group_size) for i in range(len(attempts))]  # (prompt, sample)
+        count = range(len(attempts))
+        samples = [divmod(i, self.group_size) for i in count]  # (prompt, sample)
         late = []  # a block at the end whose output the model did not wait for
         for problem, attempt, sample in zip(problems, attempts, samples, strict=True):
             if sample in self.exhausted:
@@ -313,12 +316,14 @@ class Tool:
             if runs and "```output" in attempt["text"]:
                 final = final.partition("\n```\n")[2]
             attempt |= judge.stated_answer(problem, _BLOCK.sub("\n", final))
-            if attempt["answer"] is None and len(runs) < self.rounds and (code := blocks(final)):
+            code = blocks(final)
+            if code and attempt["answer"] is None and len(runs) < self.rounds:
                 late.append((runs, code))
         self.run(late)
         for problem, attempt, sample in zip(problems, attempts, samples, strict=True):
             runs = self.runs[sample]
-            if attempt["answer"] is None and runs:
-                attempt |= judge.normalize(problem, printed(runs[-1][1]))
-            judge.add_status(attempt, runs[-1][1] if runs else None)
+            last = runs[-1][1] if runs else None  # its result
+            if attempt["answer"] is None:
+                attempt |= judge.normalize(problem, printed(last))
+            judge.add_status(attempt, last)
             attempt["rounds"] = len(runs)

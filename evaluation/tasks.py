@@ -30,6 +30,11 @@ class Task:
     our_exemplars: bool = True  # False: those of --prompts
 
     @property
+    def source(self) -> str:
+        """The name of the benchmark or the file."""
+        return self.name.rpartition(".")[0]
+
+    @property
     def needs_sandbox(self) -> bool:
         return self.format in ("pot", "tool", "code")
 
