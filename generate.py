@@ -118,7 +118,7 @@ class Sequence:
     prompt_tokens: int
     limit: int  # most ids
     stream: int  # names its random numbers
-    cached: int  # tokens in the cache, of prompt and ids together
+    cached: int  # tokens in the cache, of prompt and ids; at first the prompt without its last
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)  # up to the last id that a tool wrote
@@ -172,7 +172,7 @@ class Decoder:
         return self.cache.rows
 
     def prefill(self, prompts: dict[int, list[int]]) -> None:
-        """Run prompts through the model in one forward, and keep what their samples need until `release`."""
+        """Run prompts through the model in one forward, and keep what `fork` needs."""
         lengths = [len(ids) for ids in prompts.values()]
         ids = self.tensor([i for ids in prompts.values() for i in ids])  # [T]
         results = zip(*self.forward(ids, lengths), strict=True)
@@ -188,10 +188,6 @@ class Decoder:
         values = torch.stack([v for _, v in store]).transpose(1, 2)
         return keys.split(lengths, dim=2), values.split(lengths, dim=2), logits
 
-    def release(self, prompt: int) -> None:
-        """No sequence of this prompt waits any more."""
-        del self.prompts[prompt]
-
     def fork(self, running: list[Sequence], start: int) -> Draws:
         """Add rows for running[start:], with copies of the keys and values of their prompts.
 
@@ -202,8 +198,15 @@ class Decoder:
             keys, values, _ = self.prompts[prompt]
             self.cache.put(row, row + count, keys, values)
             row += count
-        logits = torch.stack([self.prompts[s.prompt][2] for s in new])  # [B, V]
-        return self.draw(logits, new)
+        return self.draw(self.next_logits(new), new)
+
+    def next_logits(self, new: list[Sequence]) -> Tensor:
+        """Logits [B, V] of the first ids. A prompt is forgotten with the last of its samples."""
+        logits = torch.stack([self.prompts[s.prompt][2] for s in new])
+        for s in new:
+            if s.number == self.sampling.samples - 1:
+                del self.prompts[s.prompt]
+        return logits
 
     def step(self, running: list[Sequence]) -> Draws:
         """Feed the next token of each row and draw one more. Returns the draws of n steps, here of one."""
@@ -271,15 +274,12 @@ class Scheduler:
 
     def advance(self) -> range:
         """Start waiting sequences, or else run a step. Returns the rows that got tokens."""
-        first = 0
+        first = len(self.running)
         if new := self.admit():
-            first = len(self.running)
             self.running += new
             ids, logprobs = self.decoder.fork(self.running, first)
-            for sequence in new:
-                if sequence.number == self.decoder.sampling.samples - 1:
-                    self.decoder.release(sequence.prompt)
         else:
+            first = 0
             ids, logprobs = self.decoder.step(self.running)
         for sequence, draws, logps in zip(self.running[first:], ids, logprobs, strict=True):
             known = sequence.unread - 1  # ids that a tool wrote: draws in their places are dropped

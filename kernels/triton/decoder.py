@@ -120,15 +120,6 @@ class GpuDecoder(Decoder):
             self.cache.put_prompt(self.place[prompt], keys, values)
             self.prompts[prompt] = None, None, logits
 
-    def release(self, prompt: int) -> None:
-        super().release(prompt)
-        self._free(prompt)
-
-    def _free(self, prompt: int) -> None:
-        """Free the place of a prompt when no sequence waits or runs that reads it."""
-        if not self.readers[prompt] and prompt not in self.prompts:
-            self.places.append(self.place.pop(prompt))
-
     def fork(self, running: list[Sequence], start: int) -> tuple[list, list]:
         new, rows = running[start:], slice(start, len(running))
         self.readers.update(s.prompt for s in new)
@@ -139,7 +130,7 @@ class GpuDecoder(Decoder):
         places = torch.tensor([self.place[s.prompt] for s in new])
         self.cache.prompt_of[rows] = places.to(self.device)
         self.tool_ids[rows] = -1
-        self.draw_rows(rows, torch.stack([self.prompts[s.prompt][2] for s in new]))
+        self.draw_rows(rows, self.next_logits(new))
         return self.state[0, rows, None].tolist(), self.logprobs[rows, None].tolist()
 
     def step(self, running: list[Sequence]) -> tuple[list, list]:
@@ -221,4 +212,5 @@ class GpuDecoder(Decoder):
             self.state[:, row] = self.state[:, last]
             self.tool_ids[row] = self.tool_ids[last]
         self.readers[prompt] -= 1
-        self._free(prompt)
+        if not self.readers[prompt] and prompt not in self.prompts:  # no sequence waits for it
+            self.places.append(self.place.pop(prompt))
