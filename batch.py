@@ -24,8 +24,7 @@ from model import Layout, Transformer
 Group = tuple[list[int], list[list[int]]]  # a prompt's ids and the ids of its completions
 
 
-# ----------------------------------------------------------------------------------------------------
-# Packing
+# ---- Packing -------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -197,8 +196,7 @@ def pack_rollouts(rollouts: list, budget: int, world, shared: bool = True) -> li
     return batches
 
 
-# ----------------------------------------------------------------------------------------------------
-# What a model says of the completions
+# ---- What a model says of the completions --------------------------------------------------------
 
 
 def hidden_states(model: Transformer, batch: Batch) -> Tensor:

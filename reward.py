@@ -167,10 +167,10 @@ class RewardModel:
         """Fill in step_ends and step_rewards of rollouts; the processes share the work."""
         mine = range(world.rank, len(rollouts), world.size)
         scores = self([rollouts[i].group for i in mine], micro_tokens)
-        for part in world.all_gather_objects(dict(zip(mine, scores, strict=True))):
-            for i, rewards in part.items():
-                rollouts[i].step_rewards = rewards
-                rollouts[i].step_ends = self.ends(rollouts[i].group[1])
+        found = dict(zip(mine, scores, strict=True))
+        for i, rewards in world.gather_dict(found).items():
+            rollouts[i].step_rewards = rewards
+            rollouts[i].step_ends = self.ends(rollouts[i].group[1])
 
 
 def solution_score(scores: Sequence[float]) -> float:

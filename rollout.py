@@ -92,10 +92,8 @@ class Sampler:
 def sample_rollouts(
     sampler: Sampler, problems: list[Problem], formats: list[str], sampling: Sampling
 ) -> list[Rollout]:
-    """Sample G completions of each problem. The formats, "cot" or "pot", take turns.
-
-    The random stream of a problem depends on the seed and on its place in the list alone.
-    """
+    """Sample G completions of each problem. The formats, "cot" or "pot", take turns. The random stream
+    of a problem depends on the seed and on its place in the list alone."""
     rollouts = []
     for problem, format in zip(problems, cycle(formats), strict=False):
         [prompt] = prompts.encode_prompts(sampler.tokenizer, [problem], format, sampler.template)
@@ -115,9 +113,8 @@ def judge(sampler: Sampler, rollouts: list[Rollout]) -> None:
         for i in places:
             gold = rollouts[i].problem.answer
             found[i] = [verdict(gold, next(answers)) for _ in rollouts[i].samples]
-    for part in sampler.world.all_gather_objects(found):
-        for i, verdicts in part.items():
-            rollouts[i].verdicts = verdicts
+    for i, verdicts in sampler.world.gather_dict(found).items():
+        rollouts[i].verdicts = verdicts
     if sampler.programs:
         sampler.programs.started.clear()
 
@@ -135,10 +132,9 @@ def validate(sampler: Sampler, problems: list[Problem], config) -> dict[str, flo
 
 
 def label_steps(sampler: Sampler, rollouts: list[Rollout], sampling: Sampling) -> None:
-    """Fill in step_ends and step_labels of judged rollouts (Math-Shepherd's soft labels).
-
-    The label of a step is the share of `sampling.samples` completions from its end that are right. The
-    label of the last step is the verdict. Equal beginnings of a group are completed once.
+    """Fill in step_ends and step_labels of judged rollouts (Math-Shepherd's soft labels). A label is the
+    share of `sampling.samples` completions from the step's end that are right; after the last step it
+    is the verdict. Equal beginnings of a group are completed once.
     """
     starts: dict[tuple, Rollout] = {}  # (number of the group, *ids of the beginning)
     for r, rollout in enumerate(rollouts):
@@ -168,11 +164,9 @@ def complete(
     keys: list[int],
     begun: list[list[int]] | None = None,
 ) -> None:
-    """Fill in the samples of rollouts. keys: the random stream of each.
-
-    begun: ids at the end of each prompt that belong to the completions. A program starts when its
-    completion ends, while others are still sampled.
-    """
+    """Fill in the samples of rollouts. keys: the random stream of each. begun: ids at the end of each
+    prompt that belong to the completions. A program starts when its completion ends, while others are
+    still sampled."""
     found: dict[int, list[Sample]] = {}
     for format, places in places_by_format(rollouts, sampler.world).items():
         beginnings = [begun[i] if begun else [] for i in places]
@@ -190,9 +184,8 @@ def complete(
         )
         for i, beginning, group in zip(places, beginnings, groups, strict=True):
             found[i] = [replace(sample, ids=beginning + sample.ids) for sample in group]
-    for part in sampler.world.all_gather_objects(found):
-        for i, samples in part.items():
-            rollouts[i].samples = samples
+    for i, samples in sampler.world.gather_dict(found).items():
+        rollouts[i].samples = samples
 
 
 def program_starter(sampler: Sampler, format: str, beginnings: list[list[int]]) -> Callable:
@@ -233,9 +226,7 @@ def save_rollouts(path: Path, rollouts: list[Rollout], tokenizer: Tokenizer) -> 
 
 def load_rollouts(path: str | Path, tokenizer: Tokenizer | None = None) -> list[Rollout]:
     """What `save_rollouts` wrote, bit for bit. With a tokenizer, the ids must be their text in it.
-
-    Raises InputError naming file and line.
-    """
+    Raises InputError naming file and line."""
     rollouts = []
     for number, row in read_jsonl(path):
         try:

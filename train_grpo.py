@@ -351,8 +351,7 @@ def main(config: Config) -> None:
     policy = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, policy, config.init)
     context = policy.config.context
-    every = problems + held_out
-    readers.check_lengths(tokenizer, every, config.formats, config.template, context)
+    readers.check_lengths(tokenizer, problems + held_out, config.formats, config.template, context)
     policy = shard(policy, world)
     reference = None  # pi_ref of eq. 3
     if config.beta and config.algorithm == "grpo":

@@ -70,6 +70,11 @@ class World:
             dist.all_gather_object(values, value)
         return values
 
+    def gather_dict(self, value: dict) -> dict:
+        """The entries of the dictionaries of all processes, on every process."""
+        parts = self.all_gather_objects(value)
+        return {key: item for part in parts for key, item in part.items()}
+
     def broadcast_object(self, value: Any) -> Any:
         """The value of process 0, on every process."""
         values = [value]
