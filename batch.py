@@ -102,40 +102,32 @@ def cut_group(prompt: list[int], completions: list[list[int]], budget: int) -> l
 
 
 def micro_batches(costs: Sequence[float], budget: float, world: int = 1) -> list[list[list[int]]]:
-    """[rank][micro][item index]: every item once, the same number of micro batches on each rank (some may be empty, so
-    that all ranks run the same collectives). Deterministic.
+    """[rank][micro-batch][item]: every item once, the same number of micro-batches on each rank.
 
-    Items go longest first to the rank with the least cost so far, then into the rank's first micro batch with room
-    for them: the largest micro batch runs first, where running out of memory costs least. A micro batch's cost is at
-    most `budget`, except that an item above it is alone in its own.
+    The longest items come first, where running out of memory costs least. Each goes to the rank with
+    the least cost, then into the first micro-batch of at most `budget`. An item above it is alone.
+    Some micro-batches may be empty. Raises InputError for a budget or a world below 1.
     """
     if budget <= 0 or world < 1:
-        raise InputError(
-            f"a budget of {budget} tokens on {world} processes; both must be above zero"
-        )
-    costs = np.asarray(costs, dtype=np.float64)
-    ranks: list[list[int]] = [[] for _ in range(world)]
-    totals = np.zeros(world)
-    for item in np.argsort(-costs, kind="stable").tolist():
-        rank = int(totals.argmin())
-        ranks[rank].append(item)
-        totals[rank] += costs[item]
-
-    batches: list[list[list[int]]] = []
-    for items in ranks:
-        micros: list[list[int]] = []
-        room = np.full(len(items), float(budget))  # of micro batches, those not yet begun included
-        for item in items:
-            cost = costs[item]
-            # An item above the budget finds no room: it opens the next micro batch and leaves none there.
-            micro = int((room >= cost).argmax()) if cost <= budget else len(micros)
-            if micro == len(micros):
-                micros.append([])
-            micros[micro].append(item)
-            room[micro] = room[micro] - cost if cost <= budget else -1
-        batches.append(micros)
-    count = max(len(micros) for micros in batches)
-    return [micros + [[] for _ in range(count - len(micros))] for micros in batches]
+        counts = f"a budget of {budget} tokens on {world} processes"
+        raise InputError(f"{counts}; both must be above zero")
+    ranks: list[list[list[int]]] = [[] for _ in range(world)]
+    rooms: list[list[float]] = [[] for _ in range(world)]  # what is left of each budget
+    totals = [0.0] * world
+    for item in np.argsort(-np.asarray(costs, dtype=np.float64), kind="stable").tolist():
+        cost = float(costs[item])
+        rank = totals.index(min(totals))
+        totals[rank] += cost
+        micros, room = ranks[rank], rooms[rank]
+        fits = (micro for micro, left in enumerate(room) if cost <= left)
+        micro = next(fits, len(micros))
+        if micro == len(micros):
+            micros.append([])
+            room.append(budget)
+        micros[micro].append(item)
+        room[micro] -= cost
+    most = max(map(len, ranks))
+    return [micros + [[] for _ in range(most - len(micros))] for micros in ranks]
 
 
 @dataclass
