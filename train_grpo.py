@@ -179,12 +179,13 @@ def process_advantage(step_rewards, step_ends, lengths, ddof=1, eps=1e-4):
 
 
 @definition
-def grpo_loss(logp, old_logp, ref_logp, advantage, weight, clip_low=0.2, clip_high=0.2, beta=0.04):
+def grpo_loss(logp, old_logp, ref_logp, advantage, weight, clip=(0.2, 0.2), beta=0.04):
     """Minus the objective of eq. 3, and sums over tokens to log. All tensors are [N].
 
     logp, old_logp, ref_logp: log-probs in nats under the policy, the policy that sampled, and the
-    reference (None: no KL). weight: see token_weights; where it is 0, nothing else matters. With mu = 1
-    the gradient of logp is eq. 21: -weight * (advantage + beta * (exp(ref_logp - logp) - 1)).
+    reference (None: no KL). weight: see token_weights; where it is 0, nothing else matters. clip: the
+    ratio stays between 1 - clip[0] and 1 + clip[1]. With mu = 1 the gradient of logp is eq. 21:
+    -weight * (advantage + beta * (exp(ref_logp - logp) - 1)).
     """
     # Places of weight 0 may hold inf or NaN. They go before exp, because 0 * inf is NaN.
     chosen = weight != 0
@@ -192,7 +193,7 @@ def grpo_loss(logp, old_logp, ref_logp, advantage, weight, clip_low=0.2, clip_hi
     old_logp = old_logp.where(chosen, 0)
     advantage = advantage.where(chosen, 0)
     ratio = bounded(logp - old_logp).exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    clipped = ratio.clamp(1 - clip[0], 1 + clip[1])
     objective = torch.minimum(ratio * advantage, clipped * advantage)
     kl = torch.zeros_like(logp)
     if ref_logp is not None:
@@ -227,6 +228,7 @@ def bounded(x):
     return inside + (x - x.detach())
 
 
+@definition
 def token_weights(lengths, mask, completion, normalization, completions, tokens, max_tokens):
     """The means of eq. 3 as a weight of each token, float32 [N]; 0 outside the mask.
 
@@ -281,8 +283,7 @@ def policy_loss(hidden, head, micro, config):
         micro.ref_logp,
         micro.advantage,
         micro.weight,
-        config.clip_low,
-        config.clip_high,
+        (config.clip_low, config.clip_high),
         config.beta,
     )
     chosen = micro.weight != 0

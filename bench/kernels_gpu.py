@@ -120,7 +120,15 @@ def check(device, small, seed) -> list[dict]:
         args = [hidden, weight, micro, config]
         add(f"policy_loss {name}", head_loss.grpo, train_grpo.policy_loss, args, 3e-5, bound)
         logp = batch.logprobs(hidden, weight, micro.targets)[0].detach().requires_grad_()
-        args = [logp, micro.old_logp, micro.ref_logp, micro.advantage, micro.weight, 0.1, 0.2, 0.3]
+        args = [
+            logp,
+            micro.old_logp,
+            micro.ref_logp,
+            micro.advantage,
+            micro.weight,
+            (0.1, 0.2),
+            0.3,
+        ]
         add(f"grpo_loss {name}", policy_loss.grpo_loss, train_grpo.grpo_loss, args, 3e-5)
 
     setting = kernels.Setting(None, device)

@@ -119,13 +119,6 @@ class Accelerator:
     def name(self) -> str:
         return f"{self.function.__module__}.{self.function.__qualname__}"
 
-    def fingerprint(self) -> dict[str, str]:
-        """{name: hash} of all code that the accelerator stands for. Raises NoSource, LookupError."""
-        parts: dict[str, str] = {}
-        for name in self.stands_for:
-            parts |= expand(name)
-        return dict(sorted(parts.items()))
-
 
 def accelerator(
     computes: str,
@@ -206,18 +199,30 @@ def use(mode: str, setting: Setting | None = None, without: Iterable[str] = ()) 
 
     setting = replace(setting, shape=small(setting.shape))
     recorded = json.loads(FINGERPRINTS.read_text()) if FINGERPRINTS.exists() else {}
+    notes: dict[str, str] = {}  # edits of definitions that run as they stand anyway
     for one in accelerators:
         if one.computes not in definitions or one.name in without:
             continue
         usable = one.available(setting.device)
-        if isinstance(usable, str):
+        edited = _edited(one.stands_for, recorded.get(one.name, {}))
+        if isinstance(usable, str):  # why it cannot be used here
             choice.set_aside[one.name] = usable
-        if usable is not True:
-            continue
-        if why := _edited(one, recorded.get(one.name, {})) or _wrong(one, setting):
-            choice.set_aside[one.name] = why
-            continue
-        choice.in_use.setdefault(one.computes, []).append(one.name)
+        elif edited and usable:
+            how = f"running {one.computes} as it stands, without {one.name}"
+            choice.set_aside[one.name] = f"{edited}: {how}"
+        elif edited:  # it would not be used on this device, but the edit is worth a line
+            notes[one.computes] = edited
+        elif usable and (wrong := _wrong(one, setting)):
+            choice.set_aside[one.name] = wrong
+        elif usable:
+            choice.in_use.setdefault(one.computes, []).append(one.name)
+    computed = {one.computes for one in accelerators}
+    for name in definitions.keys() - computed:  # definitions that nothing accelerates
+        if edited := _edited((name,), recorded.get(name, {})):
+            notes[name] = edited
+    for name, edited in sorted(notes.items()):
+        if not any(edited in line for line in choice.set_aside.values()):
+            choice.set_aside[name] = f"{edited}: running {name} as it stands"
     for one in accelerators:
         if one.name in choice.in_use.get(one.computes, ()):
             _table.setdefault(one.computes, []).append(one)
@@ -240,16 +245,22 @@ def load(device: torch.device | None = None) -> None:
     accelerators.sort(key=lambda one: place.get(one.function.__module__, len(place)))
 
 
-def _edited(one: Accelerator, recorded: dict[str, str]) -> str:
-    """Why the code of an accelerator's definitions is not the code that was proved, or ""."""
+def _edited(names: tuple[str, ...], recorded: dict[str, str]) -> str:
+    """What in the code of these definitions is not the code that was proved, or ""."""
     try:
-        now = one.fingerprint()
+        now = fingerprint(names)
     except (NoSource, LookupError) as error:
-        return f"{error}: running {one.computes} as it stands, without {one.name}"
+        return str(error)
     changed = [name for name in {**now, **recorded} if now.get(name) != recorded.get(name)]
-    if not changed:
-        return ""
-    return f"{changed[0]} was edited: running {one.computes} as it stands, without {one.name}"
+    return f"{changed[0]} was edited" if changed else ""
+
+
+def fingerprint(names: Iterable[str]) -> dict[str, str]:
+    """{name: hash} of all code that some definitions use. Raises NoSource, LookupError."""
+    parts: dict[str, str] = {}
+    for name in names:
+        parts |= expand(name)
+    return dict(sorted(parts.items()))
 
 
 def _wrong(one: Accelerator, setting: Setting) -> str:
@@ -331,6 +342,7 @@ def _tensors(value) -> Iterator[Tensor]:
 def record() -> dict[str, dict[str, str]]:
     """Write the fingerprints of all loaded accelerators; `python -m kernels` calls it after the proof."""
     load()
-    found = {one.name: one.fingerprint() for one in accelerators if one.computes in definitions}
+    found = {name: fingerprint([name]) for name in definitions}
+    found |= {one.name: fingerprint(one.stands_for) for one in accelerators}
     FINGERPRINTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     return found

@@ -95,7 +95,7 @@ def grpo_loss_cases(setting: Setting) -> Iterator[tuple]:
         micro = tokens_of(logp, True, ref)
         tensors = micro.old_logp, micro.ref_logp, micro.advantage, micro.weight
         logp = logp.masked_fill(micro.weight == 0, torch.nan).requires_grad_()
-        yield logp, *tensors, 0.1, 0.2, beta
+        yield logp, *tensors, (0.1, 0.2), beta
 
 
 def grpo_cases(setting: Setting) -> Iterator[tuple]:

@@ -130,8 +130,7 @@ def grpo(hidden: Tensor, head: Tensor, micro, config):
             ref,
             micro.advantage[some],
             micro.weight[some],
-            config.clip_low,
-            config.clip_high,
+            (config.clip_low, config.clip_high),
             config.beta,
         )
 

@@ -50,19 +50,19 @@ PROCESS = dict(reward="process_model", supervision="process")
 EDITS = {
     "no clip": Edit(
         GRPO,
-        "clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)",
+        "clipped = ratio.clamp(1 - clip[0], 1 + clip[1])",
         "clipped = ratio",
         "train_grpo.grpo_loss",
     ),
     "no KL": Edit(
         GRPO,
-        "loss = (micro.weight * (config.beta * kl - objective)).sum()",
-        "loss = (micro.weight * -objective).sum()",
+        "loss = weight * (beta * kl - objective)",
+        "loss = weight * -objective",
         "train_grpo.grpo_loss",
     ),
     "k2 for k3": Edit(
         GRPO,
-        "return torch.where(d.abs() <= 0.01, series, torch.expm1(d) - d)",
+        "return k3.where(d.abs() > 0.01, d * d * series)",
         "return d * d / 2",
         "train_grpo.kl_estimate",
     ),
@@ -80,16 +80,15 @@ EDITS = {
     ),
     "process advantage centered again": Edit(
         GRPO,
-        "result.append(at_end.flip(0).cumsum(0).flip(0).float())",
-        "total = at_end.flip(0).cumsum(0).flip(0)\n"
-        "        result.append((total - total.mean()).float())",
+        "result.append(backward.flip(0).float())",
+        "result.append((backward.flip(0) - backward.mean()).float())",
         "train_grpo.process_advantage",
         PROCESS,
     ),
     "weights of all tokens alike": Edit(
         GRPO,
-        "return weight.where(mask.bool(), 0)",
-        "return torch.ones_like(weight) / tokens",
+        "return mask.float() / divisor",
+        "return mask.float() / tokens",
         "train_grpo.token_weights",
     ),
     "another eps of RMSNorm": Edit(
@@ -205,7 +204,7 @@ def test_an_edit_is_what_runs(name, triton, tiny, unedited, tmp_path):
         pytest.importorskip("triton")
     edit = EDITS[name]
     before, said = unedited(edit.options, triton)
-    assert "edited" not in said
+    assert "was edited" not in said
     assert_same(before / "fast", before / "plain")
 
     code = copy_of_the_code(tmp_path / "code")
@@ -214,7 +213,7 @@ def test_an_edit_is_what_runs(name, triton, tiny, unedited, tmp_path):
     (code / edit.file).write_text(text.replace(edit.old, edit.new), encoding="utf-8")
     said = train(code, tiny.root, tmp_path, edit.options, triton)
 
-    lines = [line for line in said.splitlines() if "edited" in line]
+    lines = [line for line in said.splitlines() if "was edited" in line]
     assert any(f"{edit.definition} was edited" in line for line in lines), said
     assert_same(tmp_path / "fast", tmp_path / "plain")
     for kernels in ("fast", "plain"):

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from train_grpo import grpo_loss, token_weights
 
 
-def policy_loss(logp, old_logp, ref_logp, advantage, weight, *settings, **options):
+def policy_loss(logp, old_logp, ref_logp, advantage, weight, low=0.2, high=0.2, beta=0.04):
     """Equation 3; old_logp None: the policy itself sampled."""
     old_logp = logp.detach() if old_logp is None else old_logp
-    return grpo_loss(logp, old_logp, ref_logp, advantage, weight, *settings, **options)
+    return grpo_loss(logp, old_logp, ref_logp, advantage, weight, (low, high), beta)
 
 
 LENGTHS = [3, 1, 5, 2]  # policy-chosen tokens of four completions

@@ -123,10 +123,9 @@ def grpo_loss(
     ref_logp: Tensor | None,
     advantage: Tensor,
     weight: Tensor,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    clip: tuple[float, float] = (0.2, 0.2),
     beta: float = 0.04,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     tensors = logp, old_logp, ref_logp, advantage, weight
-    loss, sums = _PolicyLoss.apply(*tensors, clip_low, clip_high, beta)
+    loss, sums = _PolicyLoss.apply(*tensors, *clip, beta)
     return loss, dict(zip(STATS, sums.unbind(), strict=True))

@@ -184,8 +184,7 @@ def test_policy_loss(old, ref, T):
         policy_loss.grpo_loss,
         logp,
         *tensors,
-        0.2,
-        0.3,
+        (0.2, 0.3),
         0.1,
         grad=torch.tensor(2.0, device=DEVICE),
     )
