@@ -154,7 +154,7 @@ class KVCache:
 class Linear(nn.Linear):
     """A linear layer that computes in its input's type, or in `multiply`, and returns its input's type."""
 
-    multiply: torch.dtype | None = None  # see Transformer.multiply_in
+    multiply: torch.dtype | None = None  # see kernels.compiled.multiply_in
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = self.multiply or x.dtype
@@ -369,17 +369,6 @@ class Transformer(nn.Module):
         """Drop this share of every block's output while gradients are on."""
         for block in self.layers:
             block.dropout = share
-
-    def multiply_in(self, dtype: torch.dtype, store: bool = False) -> None:
-        """Compute the blocks' matrix products in this type: some CPUs multiply bfloat16 faster (AMX).
-
-        store: keep the weights in it too, which suits a copy that is not trained.
-        """
-        for module in self.layers.modules():
-            if isinstance(module, Linear):
-                module.multiply = dtype
-                if store:
-                    module.requires_grad_(False).to(dtype)
 
     @property
     def device(self) -> torch.device:

@@ -79,6 +79,14 @@ def definition(function: Callable) -> Callable:
     return call
 
 
+def small(shape):
+    """A ModelConfig of two layers of the run's own kind: its family, head width, switches and share of key heads."""
+    kv_heads = min(shape.kv_heads, 2)
+    heads = kv_heads * min(shape.heads // shape.kv_heads, 4)
+    changes = dict(layers=2, width=64, heads=heads, kv_heads=kv_heads, ffn=96)
+    return replace(shape, vocab_size=160, score="", **changes)
+
+
 @dataclass
 class Setting:
     """What the cases of a check should look like: a small model of the run's family, on the run's device."""
@@ -195,8 +203,6 @@ def use(mode: str, setting: Setting | None = None, without: Iterable[str] = ()) 
     if mode == "plain" or setting is None:
         return choice
     load(setting.device)
-    from kernels.cases import small
-
     setting = replace(setting, shape=small(setting.shape))
     recorded = json.loads(FINGERPRINTS.read_text()) if FINGERPRINTS.exists() else {}
     notes: dict[str, str] = {}  # edits of definitions that run as they stand anyway
@@ -217,8 +223,8 @@ def use(mode: str, setting: Setting | None = None, without: Iterable[str] = ()) 
         elif usable:
             choice.in_use.setdefault(one.computes, []).append(one.name)
     computed = {one.computes for one in accelerators}
-    for name in definitions.keys() - computed:  # definitions that nothing accelerates
-        if edited := _edited((name,), recorded.get(name, {})):
+    for name in (definitions.keys() & recorded.keys()) - computed:  # nothing accelerates them
+        if edited := _edited((name,), recorded[name]):
             notes[name] = edited
     for name, edited in sorted(notes.items()):
         if not any(edited in line for line in choice.set_aside.values()):

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import kernels
-from kernels import Setting
+from kernels import Setting, small
 
 # Files with definitions.
 DEFINED = (
@@ -55,8 +55,6 @@ def settings() -> Iterator[Setting]:
 
 def numbers() -> list[str]:
     """Accelerators whose numbers are wrong, a line each."""
-    from kernels.cases import small
-
     wrong, seen = [], set()
     for setting in settings():
         setting = replace(setting, shape=small(setting.shape))

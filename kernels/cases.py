@@ -1,23 +1,13 @@
 """Small random arguments for the check by numbers (see kernels/__init__.py)."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from kernels import Setting
-from model import Layout, ModelConfig, rope_table
-
-
-def small(shape: ModelConfig) -> ModelConfig:
-    """Two layers of the run's own kind: its family, head width, switches and share of key heads."""
-    kv_heads = min(shape.kv_heads, 2)
-    heads = kv_heads * min(shape.heads // shape.kv_heads, 4)
-    return replace(
-        shape, vocab_size=160, width=64, layers=2, heads=heads, kv_heads=kv_heads, ffn=96, score=""
-    )
+from model import Layout, rope_table
 
 
 def normal(setting: Setting, *size: int, gradient: bool = False) -> Tensor:

@@ -7,6 +7,7 @@ import kernels
 from batch import pack_completions, token_logprobs
 from generate import Sample, Sampling, generate
 from kernels import Accelerator, Setting
+from kernels.compiled import multiply_in
 from model import MLP, Attention, Block, Linear, RMSNorm, Transformer
 
 # The definitions that a decoder repeats. What these use is found from their code.
@@ -105,7 +106,7 @@ def random_model(setting: Setting) -> Transformer:
             weight.copy_(noise * weight.shape[1] ** -0.5)
     model.config.eos_id = list(range(16))  # samples of different lengths: rows leave and move
     if setting.device.type == "cpu" and setting.bf16:
-        model.multiply_in(torch.bfloat16, store=True)
+        multiply_in(model, torch.bfloat16, store=True)
     elif setting.bf16:
         model.to(torch.bfloat16)
     return model.to(setting.device)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import kernels
 from data.io import InputError
-from kernels.compiled import compile_blocks
+from kernels.compiled import compile_blocks, multiply_in
 from kernels.cpu import compiler
 from model import ModelConfig, Transformer
 from runtime.options import local_main
@@ -193,7 +193,7 @@ def prepare(model: Transformer, world: World, trained: bool = True) -> Transform
     if compiled and world.kernels == "fast":
         compile_blocks(model)
     if on_cpu and world.bf16:
-        model.multiply_in(torch.bfloat16, store=not trained)
+        multiply_in(model, torch.bfloat16, store=not trained)
     return model
 
 

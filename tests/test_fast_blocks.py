@@ -10,7 +10,7 @@ from batch import pack_completions, token_logprobs
 from data.io import InputError
 from generate import Sampling, generate
 from kernels import cpu
-from kernels.compiled import compile_blocks
+from kernels.compiled import compile_blocks, multiply_in
 from kernels.cpu import decoder as cpu_decoder
 from model import ModelConfig, Transformer
 from runtime.distributed import World, gather_into, prepare, setup
@@ -57,7 +57,7 @@ def test_bfloat16_products():
     same way, and what is sampled has the log-probs that a forward pass gives."""
     model = Transformer(ModelConfig(**SHAPE), seed=1)
     exact, slope = learned(model)
-    model.multiply_in(torch.bfloat16)
+    multiply_in(model, torch.bfloat16)
     logp, rounded = learned(model)
     assert logp.dtype == rounded.dtype == torch.float32
     assert 0 < (logp - exact).abs().max() < 0.02
@@ -65,7 +65,7 @@ def test_bfloat16_products():
     hidden = torch.randn(7, 64)
     assert torch.equal(model.logits(hidden), hidden @ model.head_weight.T)  # the head is left alone
     stored = Transformer(ModelConfig(**SHAPE), seed=1)
-    stored.multiply_in(torch.bfloat16, store=True)
+    multiply_in(stored, torch.bfloat16, store=True)
     with torch.no_grad():
         assert torch.equal(token_logprobs(stored, pack_completions(GROUPS))[0], logp)
     assert {p.dtype for p in stored.layers.parameters()} == {torch.float32, torch.bfloat16}

@@ -7,8 +7,7 @@ import pytest
 
 import kernels
 from generate import Decoder, make_decoder
-from kernels import Setting, cpu
-from kernels.cases import small
+from kernels import Setting, cpu, small
 from kernels.cpu.decoder import make_decoder as cpu_decoder
 from kernels.decoding import sampling_error
 from kernels.triton.decoder import make_decoder as gpu_decoder

@@ -16,6 +16,7 @@ import generate as gen
 import kernels
 from generate import Sampling, generate, sample_tokens, uniform
 from kernels import cpu
+from kernels.compiled import multiply_in
 from kernels.cpu import decoder as cpu_decoder
 from kernels.cpu.decoder import BlockCache, CpuDecoder, cache_dtype, suits, takes
 from model import MLP, ModelConfig, Transformer
@@ -155,7 +156,7 @@ def test_products_of_bfloat16(family):
     exact = Transformer(model.config).double()
     exact.load_state_dict(model.state_dict())
     plain = exact.logits(exact(text))
-    model.multiply_in(torch.bfloat16)
+    multiply_in(model, torch.bfloat16)
     decoder = decoder_of(model)
     for block, ours in zip(exact.layers, model.layers, strict=True):
         block.attn.qkv, block.attn.out = Rounded(ours.attn.qkv), Rounded(ours.attn.out)
@@ -182,7 +183,7 @@ def test_products_of_bfloat16(family):
 @pytest.mark.parametrize("family, dtype", [("llama", torch.float32), ("bias", torch.bfloat16)])
 def test_a_row_has_the_same_bits_alone_among_others_and_with_more_threads(family, dtype):
     model = random_model(**FAMILIES[family])
-    model.multiply_in(dtype)
+    multiply_in(model, dtype)
     decoder, texts = decoder_of(model), documents(46, range(1, 41))
     decoder.threads = 1
     rows = list(range(40))
@@ -338,7 +339,7 @@ def test_which_models_it_takes(monkeypatch):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_are_rounded_as_they_are_multiplied(family):
-    """Stored in bfloat16 (Transformer.multiply_in), or in float32 and multiplied in it: the same steps."""
+    """Stored in bfloat16 (kernels.compiled.multiply_in), or in float32 and multiplied in it: the same steps."""
     text, logits = documents(FAMILIES[family]["vocab_size"], (9,)), []
     for store in (False, True, None):
         model = random_model(**FAMILIES[family])
@@ -346,7 +347,7 @@ def test_weights_are_rounded_as_they_are_multiplied(family):
             if getattr(linear, "bias", None) is not None:
                 linear.bias.copy_(linear.bias.bfloat16())
         if store is not None:
-            model.multiply_in(torch.bfloat16, store=store)
+            multiply_in(model, torch.bfloat16, store=store)
         logits += run(decoder_of(model), BlockCache(model.config, 1, 9), text, [0], [0])
     assert torch.equal(logits[0], logits[1])
     assert 0 < (logits[0] - logits[2]).abs().max() < 0.1
