@@ -70,7 +70,14 @@ def kind_of_error(gold: str, attempt: dict, format: str) -> tuple[str, str]:
 
 def count_errors(records: list[dict], format: str) -> dict[str, dict]:
     """Kind of error -> {"count", "share" (of all attempts), "examples"}."""
-    kinds = {kind: {"count": 0, "share": 0.0, "examples": []} for kind in ERRORS}
+    kinds = {
+        kind: {
+            "count": 0,
+            "share": 0.0,
+            "examples": [],
+        }
+        for kind in ERRORS
+    }
     total = sum(len(record["attempts"]) for record in records)
     for record in records:
         for attempt in record["attempts"]:
@@ -82,7 +89,11 @@ def count_errors(records: list[dict], format: str) -> dict[str, dict]:
             kind["share"] = kind["count"] / total
             if len(kind["examples"]) < EXAMPLES:
                 example = {key: record[key] for key in ("id", "question", "answer")}
-                example |= {"why": why, "found": attempt["answer"], "text": attempt["text"]}
+                example |= {
+                    "why": why,
+                    "found": attempt["answer"],
+                    "text": attempt["text"],
+                }
                 kind["examples"].append(example)
     return kinds
 
@@ -103,7 +114,11 @@ def second_opinion(records: list[dict], format: str) -> dict:
             first = bool(attempt["right"])
             second = verifier.agree(record["answer"], second_answer(attempt, format))
             counts[f"{words[first]}, second {words[second]}"] += 1
-            shown = {"id": record["id"], "answer": record["answer"], "found": attempt["answer"]}
+            shown = {
+                "id": record["id"],
+                "answer": record["answer"],
+                "found": attempt["answer"],
+            }
             if second is not None and second != first:
                 disputed.append(shown | {"text": attempt["text"]})
             if first and not attempt["strict"]:
@@ -162,7 +177,11 @@ def votes(records: list[dict]) -> dict:
             n = len(inside)
             share = sum(share for share, _ in inside) / n
             accuracy = sum(right for _, right in inside) / n
-            row = {"above": round(low, 2), "to": round(high, 2), "n": n}
+            row = {
+                "above": round(low, 2),
+                "to": round(high, 2),
+                "n": n,
+            }
             bins.append(row | {"share": share, "accuracy": accuracy})
             error += n * abs(accuracy - share) / len(majority)
     return {

@@ -178,7 +178,12 @@ def _verdict(
     return right, reason, strict, strict_reason
 
 
-def right_by_paper(problem: Problem, text: str, benchmark: str, zero_shot: bool) -> bool:
+def right_by_paper(
+    problem: Problem,
+    text: str,
+    benchmark: str,
+    zero_shot: bool,
+) -> bool:
     """Does the paper's evaluation (data/answers/paper_rules.py) count this chain of thought as
     right?
 

@@ -91,7 +91,12 @@ class Saved:
     def __exit__(self, *_) -> None:
         self.interrupt.stop()
 
-    def missing(self, name: str, total: int, size: int) -> Iterator[tuple[int, int]]:
+    def missing(
+        self,
+        name: str,
+        total: int,
+        size: int,
+    ) -> Iterator[tuple[int, int]]:
         """The ranges of problems of a task that are not solved yet, each at most `size` long.
 
         The caller solves a range and calls `add` before it takes the next.
@@ -110,7 +115,13 @@ class Saved:
             if signum := self.interrupt.requested(self.world):
                 raise Interrupted(signum, self.partial)
 
-    def add(self, name: str, start: int, records: list[dict], seconds: float) -> None:
+    def add(
+        self,
+        name: str,
+        start: int,
+        records: list[dict],
+        seconds: float,
+    ) -> None:
         """Save a chunk."""
         self.chunks[name][start] = {"seconds": seconds, "records": records}
         if self.to and self.world.is_main:
@@ -136,7 +147,12 @@ class Saved:
             shutil.rmtree(self.partial / name)
         del self.chunks[name]
 
-    def close(self, results: dict, planned: Tasks, solver: Solver) -> None:
+    def close(
+        self,
+        results: dict,
+        planned: Tasks,
+        solver: Solver,
+    ) -> None:
         """Write results.json and the table, and remove the parts."""
         if not (self.to and self.world.is_main):
             return
@@ -200,7 +216,11 @@ def versions() -> dict[str, str | None]:
     except (OSError, subprocess.CalledProcessError):
         pass  # no git, or a copy without its history
     libraries = {module.__name__: module.__version__ for module in (torch, sympy, numpy)}
-    return {"python": platform.python_version(), **libraries, "commit": commit}
+    return {
+        "python": platform.python_version(),
+        **libraries,
+        "commit": commit,
+    }
 
 
 def git(*arguments: str) -> str:

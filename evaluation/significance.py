@@ -183,4 +183,8 @@ def compare_command(arguments: list[str]) -> None:
     print(text_table(headings, lines))
     if options.to:
         with atomic_write(options.to) as out:
-            json.dump({"a": options.a, "b": options.b, "results": found}, out, indent=2)
+            json.dump(
+                {"a": options.a, "b": options.b, "results": found},
+                out,
+                indent=2,
+            )

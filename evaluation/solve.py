@@ -136,11 +136,21 @@ class Solver:
         """A sample as the beginning of an attempt."""
         text = completion_text(self.tokenizer, sample, few_shot.stop)
         tokens = sum(sample.mask)
-        return {"text": text, "answer": None, "finish": sample.finish, "tokens": tokens}
+        return {
+            "text": text,
+            "answer": None,
+            "finish": sample.finish,
+            "tokens": tokens,
+        }
 
     def no_attempt(self, format: str) -> dict:
         """The attempt of a problem whose prompt does not fit."""
-        attempt = {"text": "", "answer": None, "finish": "prompt", "tokens": 0}
+        attempt = {
+            "text": "",
+            "answer": None,
+            "finish": "prompt",
+            "tokens": 0,
+        }
         if format == "proof":
             attempt["proof"] = "failed" if self.prover else "no prover"
         return attempt
@@ -255,7 +265,13 @@ class Tool:
     decoding step.
     """
 
-    def __init__(self, tokenizer: Tokenizer, sandbox: Sandbox, rounds: int, samples: int = 1):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        sandbox: Sandbox,
+        rounds: int,
+        samples: int = 1,
+    ):
         self.tokenizer, self.sandbox = tokenizer, sandbox
         self.rounds, self.group_size = rounds, samples
         # (prompt, sample) -> the (code, result) of each run

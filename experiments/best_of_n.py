@@ -21,12 +21,25 @@ def main(config: Config) -> None:
     data = common.reward_models(config, start).samples
     to = Path(config.to).resolve() / "best_of_n"
     test = to / "test.jsonl"
-    common.sample(config, start, test, problems=start.test, samples=16, step_samples=4)
+    common.sample(
+        config,
+        start,
+        test,
+        problems=start.test,
+        samples=16,
+        step_samples=4,
+    )
 
     # the last metrics of a reward model of each kind and seed
     def train(seed: int, kind: str) -> dict:
         directory = to / f"{kind}_{seed}"
-        options = dict(kind=kind, data=data, valid=test, valid_every=10**6, seed=seed)
+        options = dict(
+            kind=kind,
+            data=data,
+            valid=test,
+            valid_every=10**6,
+            seed=seed,
+        )
         common.train_reward(start, directory, **options)
         return common.read_metrics(directory)[-1]
 

@@ -128,7 +128,13 @@ def prepare(config: Config) -> Start:
         for name in ("base", "problems", "valid", "test"):
             if not getattr(config, name):
                 raise InputError(f"--{name} is needed with --init")
-        return Start(config.base, config.init, config.problems, config.valid, config.test)
+        return Start(
+            config.base,
+            config.init,
+            config.problems,
+            config.valid,
+            config.test,
+        )
     to = Path(config.to).resolve() / "world"
     pipeline = ["tools.pipeline", "configs/figures/pipeline.toml", *flags(to=to)]
     run(to / "stages" / "sft.json", "-m", *pipeline)
@@ -147,7 +153,11 @@ def prepare(config: Config) -> Start:
 
 def sample(config: Config, start: Start, to: Path, **options) -> None:
     """Samples of the SFT model, by rollout.py, in the file `to`."""
-    common = dict(model=start.sft, formats=config.formats, max_new_tokens=config.max_new_tokens)
+    common = dict(
+        model=start.sft,
+        formats=config.formats,
+        max_new_tokens=config.max_new_tokens,
+    )
     run(to, "rollout.py", *flags(**common, **options, to=to))
 
 
@@ -177,16 +187,33 @@ def reward_models(config: Config, start: Start) -> Rewards:
     tasks = []
     for name, options in files.items():
         file = to / f"{name}.jsonl"
-        tasks.append(partial(sample, config, start, file, step_samples=4, **options))
+        tasks.append(
+            partial(
+                sample,
+                config,
+                start,
+                file,
+                step_samples=4,
+                **options,
+            )
+        )
     parallel(config.jobs, tasks)
 
     data = f"{to / 'train_0.jsonl'},{to / 'train_1.jsonl'}"
     tasks = []
     for kind in ("outcome", "process"):
-        options = dict(kind=kind, data=data, valid=to / "valid.jsonl")
+        options = dict(
+            kind=kind,
+            data=data,
+            valid=to / "valid.jsonl",
+        )
         tasks.append(partial(train_reward, start, to / kind, **options))
     parallel(config.jobs, tasks)
-    return Rewards(str(to / "outcome" / "model"), str(to / "process" / "model"), data)
+    return Rewards(
+        str(to / "outcome" / "model"),
+        str(to / "process" / "model"),
+        data,
+    )
 
 
 def train_grpo(
@@ -323,7 +350,13 @@ def canvas(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(rows, columns, figsize=size, dpi=150, squeeze=False)
+    figure, axes = pyplot.subplots(
+        rows,
+        columns,
+        figsize=size,
+        dpi=150,
+        squeeze=False,
+    )
     yield axes.flatten().tolist()
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -341,8 +374,18 @@ def picture(
             points = [mean_interval(column) for column in zip(*seeds, strict=True)]
             mean = np.array([point[0] for point in points])
             half = np.nan_to_num([point[2] for point in points])
-            (line,) = axes.plot(x, mean, label=name, marker="o", markersize=3)
-            shade = dict(alpha=0.15, color=line.get_color(), linewidth=0)
+            (line,) = axes.plot(
+                x,
+                mean,
+                label=name,
+                marker="o",
+                markersize=3,
+            )
+            shade = dict(
+                alpha=0.15,
+                color=line.get_color(),
+                linewidth=0,
+            )
             axes.fill_between(x, mean - half, mean + half, **shade)
         if log_x:
             axes.set_xscale("log", base=2)

@@ -120,7 +120,11 @@ class Shape:
 
     @property
     def model(self):
-        return preset(self.size, self.vocab, context=max(4096, self.prompt + self.length))
+        return preset(
+            self.size,
+            self.vocab,
+            context=max(4096, self.prompt + self.length),
+        )
 
     @property
     def parameters(self) -> int:
@@ -139,7 +143,12 @@ SWEEPS = {  # direction -> its name in tables
 # A point
 
 
-def measure(shape: Shape, world: World, repeats: int, budget: float) -> dict:
+def measure(
+    shape: Shape,
+    world: World,
+    repeats: int,
+    budget: float,
+) -> dict:
     """{"seconds": {phase: [of each step]}, "bytes": {phase: peak}}.
 
     Two steps of one question warm up. After `budget` seconds three measured steps are enough. One
@@ -194,7 +203,11 @@ def measure(shape: Shape, world: World, repeats: int, budget: float) -> dict:
 def bytes_of_libraries(shape: Shape, world: World) -> int:
     """Resident bytes of this process after a step of a tiny model."""
     tiny = dataclasses.replace(shape, samples=2, length=4)
-    learner = make_learner(tiny, ModelConfig(8, 16, 1, 2, 1, 16), world)
+    learner = make_learner(
+        tiny,
+        ModelConfig(8, 16, 1, 2, 1, 16),
+        world,
+    )
     learner.update(learner.rollout([[1, 2, 3]] * 2, seed=0))
     del learner
     return_freed()
@@ -218,7 +231,12 @@ def make_learner(shape: Shape, model: ModelConfig, world: World) -> Learner:
         max_rows=shape.max_rows,
         micro_tokens=shape.micro_tokens,
     )
-    return Learner(Transformer(model).to(world.device), config, world, eos=-1)
+    return Learner(
+        Transformer(model).to(world.device),
+        config,
+        world,
+        eos=-1,
+    )
 
 
 def planned(shape: Shape, gpu: bool) -> Plan:
@@ -343,7 +361,12 @@ def point_of(shape: Shape, config: Config, kind: str) -> dict | None:
     return {**values, **measured, **counted}
 
 
-def table(points: list[dict], x: list[float], base: dict, name: str) -> str:
+def table(
+    points: list[dict],
+    x: list[float],
+    base: dict,
+    name: str,
+) -> str:
     """A Markdown table of a direction."""
     headings = [SWEEPS[name], "rollout", "reference and update", "a step", "counted"]
     rows = [[*headings, "memory", "counted"]]
@@ -386,13 +409,32 @@ LABELS = {"rollout": "rollout", "learning": "reference and update", "step": "ste
 COLORS = {"rollout": "tab:blue", "learning": "tab:orange", "step": "black"}
 
 
-def draw_time(axis, x: list[float], points: list[dict], base: dict) -> None:
+def draw_time(
+    axis,
+    x: list[float],
+    points: list[dict],
+    base: dict,
+) -> None:
     for phase, color in COLORS.items():
         medians = [median_seconds(point, phase) for point in points]
-        axis.plot(x, medians, marker="o", markersize=3, color=color, label=LABELS[phase])
+        axis.plot(
+            x,
+            medians,
+            marker="o",
+            markersize=3,
+            color=color,
+            label=LABELS[phase],
+        )
         least = [min(seconds(point, phase)) for point in points]
         most = [max(seconds(point, phase)) for point in points]
-        axis.fill_between(x, least, most, alpha=0.15, color=color, linewidth=0)
+        axis.fill_between(
+            x,
+            least,
+            most,
+            alpha=0.15,
+            color=color,
+            linewidth=0,
+        )
         counted = [predicted(point, base, phase) for point in points]
         axis.plot(x, counted, "--", color=color, linewidth=1)
 
@@ -401,7 +443,14 @@ def draw_memory(axis, x: list[float], points: list[dict]) -> None:
     for phase in PHASES:
         color = COLORS[phase]
         measured = [held(point, phase) / 1e6 for point in points]
-        axis.plot(x, measured, marker="o", markersize=3, color=color, label=LABELS[phase])
+        axis.plot(
+            x,
+            measured,
+            marker="o",
+            markersize=3,
+            color=color,
+            label=LABELS[phase],
+        )
         counted = [held(point, phase, counted=True) / 1e6 for point in points]
         axis.plot(x, counted, "--", color=color, linewidth=1)
 
@@ -447,7 +496,12 @@ def main(config: Config) -> None:
     lines += ["", f"The cost model is off by {median:.0%} in the median, {most:.0%} at most."]
     print("\n".join(lines))
     to = Path(config.to).resolve()
-    values = {"base": base, "seconds_of_a_unit": units, "points": points, "text": lines}
+    values = {
+        "base": base,
+        "seconds_of_a_unit": units,
+        "points": points,
+        "text": lines,
+    }
     save(to / "cost.json", values)
     draw(to / "cost.png", sweeps, base)
 

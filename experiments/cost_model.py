@@ -139,7 +139,14 @@ def time_shares(point: dict, units: dict[str, dict[str, float]]) -> dict[str, fl
 
 def memory_shares(point: dict) -> dict[str, float]:
     """The share of each kind in the counted bytes, in the phase that holds most."""
-    phase = max(PHASES, key=lambda part: held(point, part, counted=True))
+    phase = max(
+        PHASES,
+        key=lambda part: held(
+            point,
+            part,
+            counted=True,
+        ),
+    )
     total = held(point, phase, counted=True)
     return {KINDS[kind]: size / total for kind, size in point["counted"][phase].items()}
 
@@ -172,10 +179,19 @@ def sweep_bends(points: list[dict], x: list[float], what: str) -> tuple[list[int
         return bends(x, [held(point, "step") for point in points])
     times = [seconds(point, "step") for point in points]
     noise = statistics.median(math.log(max(row) / min(row)) / 2 for row in times)
-    return bends(x, [statistics.median(row) for row in times], max(0.1, noise))
+    return bends(
+        x,
+        [statistics.median(row) for row in times],
+        max(0.1, noise),
+    )
 
 
-def story(points: list[dict], x: list[float], what: str, units: dict) -> str:
+def story(
+    points: list[dict],
+    x: list[float],
+    what: str,
+    units: dict,
+) -> str:
     """The "time" or "memory" of a sweep as a sentence: slopes, bends, and what takes most."""
 
     def shares(point: dict) -> dict[str, float]:

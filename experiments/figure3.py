@@ -82,7 +82,12 @@ class Sharder:
     to: Path
     context: int
 
-    def make(self, kind: str, name: str, files: list[Path]) -> dict:
+    def make(
+        self,
+        kind: str,
+        name: str,
+        files: list[Path],
+    ) -> dict:
         """Shards of the files in TO/KIND/NAME, unless they exist. Returns their manifest.
 
         Raises InputError if there are fewer tokens than a window.
@@ -161,7 +166,11 @@ def accuracies(config: Config, model: Path, to: Path) -> dict[str, float]:
         return {}
     files = ",".join(str(Path(path).resolve()) for path in config.problems)
     limits = dict(formats=config.formats, max_new_tokens=config.max_new_tokens)
-    run(to / "results.json", "eval.py", *flags(model=model, problems=files, **limits, to=to))
+    run(
+        to / "results.json",
+        "eval.py",
+        *flags(model=model, problems=files, **limits, to=to),
+    )
     results = json.loads((to / "results.json").read_text(encoding="utf-8"))["results"]
     return {name: figures["accuracy"] for name, figures in results.items()}
 
@@ -206,7 +215,11 @@ def main(config: Config) -> None:
     for path in config.problems:
         readers.load(path)  # refused now rather than after the training
     to = Path(config.to).resolve() / "figure3"
-    training = parse(train_pretrain.Config, ["--config", str(ROOT / config.training)], partial=True)
+    training = parse(
+        train_pretrain.Config,
+        ["--config", str(ROOT / config.training)],
+        partial=True,
+    )
     tokenizer, manifests = prepare(config, to, training)
     windows = config.steps * training.batch
     seen = windows * training.context  # tokens
@@ -216,7 +229,12 @@ def main(config: Config) -> None:
     for name, manifest in manifests.items():
         counts = {key: manifest[key] for key in ("documents", "tokens")}
         times = epochs(manifest["tokens"], training.context, windows)
-        rows[name] = {**counts, "epochs": times, "loss": {}, "accuracy": {}}
+        rows[name] = {
+            **counts,
+            "epochs": times,
+            "loss": {},
+            "accuracy": {},
+        }
         print(f"{name}: {manifest['tokens']:,} tokens, seen {times:.2f} times", flush=True)
 
     # train and evaluate a model on each corpus with each seed
@@ -265,7 +283,14 @@ def main(config: Config) -> None:
     print(f"\n{text}")
     with atomic_write(to.parent / "figure3.txt") as file:
         file.write(text)
-    save(to.parent / "figure3.json", {"tokens": seen, "corpora": rows, "curves": curves})
+    save(
+        to.parent / "figure3.json",
+        {
+            "tokens": seen,
+            "corpora": rows,
+            "curves": curves,
+        },
+    )
     title = "Figure 3: one model, several corpora"
     for name, lines in curves.items():
         named = {f"{row} ({rows[row]['epochs']:.2f} epochs)": line for row, line in lines.items()}

@@ -30,7 +30,12 @@ def main(config: Config) -> None:
             options = METHODS["GRPO+PS"] | dict(reward_model=rewards.process)
             common.train_grpo(config, start, directory, seed, **options)
             model = directory / "model"
-        sampling = dict(samples=KS[-1], temperature=0.7, limit=250, seed=seed)
+        sampling = dict(
+            samples=KS[-1],
+            temperature=0.7,
+            limit=250,
+            seed=seed,
+        )
         return common.evaluate(config, start, model, to / "figure7" / f"{name}_{seed}", **sampling)
 
     runs = common.every_seed(config, ("SFT", "RL"), evaluate)

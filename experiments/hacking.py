@@ -24,13 +24,30 @@ def main(config: Config) -> None:
 
     # the weak reward model
     few = to / "few.jsonl"
-    common.sample(config, start, few, problems=start.problems, limit=24, samples=8)
-    common.train_reward(start, to / "weak", kind="outcome", data=few, steps=60)
+    common.sample(
+        config,
+        start,
+        few,
+        problems=start.problems,
+        limit=24,
+        samples=8,
+    )
+    common.train_reward(
+        start,
+        to / "weak",
+        kind="outcome",
+        data=few,
+        steps=60,
+    )
     models = {"weak": str(to / "weak" / "model"), "usual": rewards.outcome}
 
     # GRPO without KL, so that nothing holds the policy back
     def train(seed: int, name: str) -> list[dict]:
-        options = dict(reward="outcome_model", reward_model=models[name], beta=0.0)
+        options = dict(
+            reward="outcome_model",
+            reward_model=models[name],
+            beta=0.0,
+        )
         directory, lr = to / f"{name}_{seed}", 4 * config.lr
         toml = "configs/demo/hacked.toml"
         return common.train_grpo(config, start, directory, seed, toml, lr=lr, **options)[1:]

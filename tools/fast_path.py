@@ -42,7 +42,11 @@ def tracing(ledger: Ledger, gpu: bool) -> Iterator[None]:
             setattr(module, name, value)
 
         sizes = kernels.logprob.CHUNK_BYTES
-        put(kernels.logprob, "CHUNK_BYTES", sizes | {"meta": sizes["cuda" if gpu else "cpu"]})
+        put(
+            kernels.logprob,
+            "CHUNK_BYTES",
+            sizes | {"meta": sizes["cuda" if gpu else "cpu"]},
+        )
         if gpu:
             put(kernels.triton.head_loss, "multiprocessors", lambda tensor: 1)
             names = [name for name in sys.modules if name.startswith("kernels.")]
@@ -84,7 +88,12 @@ def pairs(layout) -> float:
 def gpu_attention(ledger: Ledger) -> Callable:
     """In place of FlexAttention: saves the same tensors (q, k, v, output, a log-sum-exp a row)."""
 
-    def attention(qkv: Tensor, rope: Tensor, layout, heads: int) -> Tensor:
+    def attention(
+        qkv: Tensor,
+        rope: Tensor,
+        layout,
+        heads: int,
+    ) -> Tensor:
         ledger.density = pairs(layout) / layout.tokens**2
         kv_heads = (qkv.shape[1] - heads) // 2
         cos, sin = rope[:, layout.positions, None]
@@ -101,7 +110,12 @@ def cpu_attention(ledger: Ledger, lanes: int) -> Callable:
     longest = kernels.cpu.attention.LONGEST
     in_cpp = kernels.cpu.attention.attention
 
-    def attention(qkv: Tensor, rope: Tensor, layout, heads: int) -> Tensor:
+    def attention(
+        qkv: Tensor,
+        rope: Tensor,
+        layout,
+        heads: int,
+    ) -> Tensor:
         E = qkv.shape[2]
         whole = lanes and E % lanes == 0 and qkv.dtype == torch.float32
         if not whole or layout.max_position * E > longest:
@@ -157,14 +171,28 @@ class Device(TorchFunctionMode):
         super().__init__()
         self.gpu = gpu
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func,
+        types,
+        args=(),
+        kwargs=None,
+    ):
         kwargs = kwargs or {}
         if func is Tensor.backward:
             # A mode is off inside its own call. The backward pass runs code that needs it.
             with self:
                 one = torch.ones_like(args[0])
                 engine = torch.autograd.Variable._execution_engine
-                return engine.run_backward((args[0],), (one,), False, False, (), True, True)
+                return engine.run_backward(
+                    (args[0],),
+                    (one,),
+                    False,
+                    False,
+                    (),
+                    True,
+                    True,
+                )
         if self.gpu and func == Tensor.is_cuda.__get__:
             return args[0].device.type == "meta"
         if func is F.scaled_dot_product_attention and args[0].is_meta:

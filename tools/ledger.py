@@ -51,7 +51,13 @@ class Ledger(TorchDispatchMode):
         self.density = 1.0  # share of the pairs of tokens of an attention that see each other
         self._storages: dict[int, tuple[str, int]] = {}  # storage -> its kind and bytes
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func,
+        types,
+        args=(),
+        kwargs=None,
+    ):
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunction():  # the ledger's calls are not part of the traced code
             x = args[0] if args else None
@@ -148,7 +154,12 @@ class Ledger(TorchDispatchMode):
         self._change(before, -size)
         self._change(kind, size)
 
-    def new(self, count: int, dtype: torch.dtype, kind: str) -> Tensor:
+    def new(
+        self,
+        count: int,
+        dtype: torch.dtype,
+        kind: str,
+    ) -> Tensor:
         """`count` numbers, held as long as the tensor is."""
         with self.of_kind(kind):
             return torch.empty(count, dtype=dtype, device="meta")

@@ -49,7 +49,13 @@ class Model:
         if self.split:
             self.weights = []
             for i, shape in enumerate(shapes):
-                self.weights.append(ledger.new(share(shape, processes), kept, kind))
+                self.weights.append(
+                    ledger.new(
+                        share(shape, processes),
+                        kept,
+                        kind,
+                    )
+                )
                 loaded[i] = None  # a whole weight is released when its share has been copied
 
         # the weights as the module computes with them
@@ -121,7 +127,12 @@ class Model:
         self._gathered[unit] = self._new(unit)
         self._buffer = fetched
 
-    def _forward_done(self, unit: nn.Module, inputs, output: Tensor) -> None:
+    def _forward_done(
+        self,
+        unit: nn.Module,
+        inputs,
+        output: Tensor,
+    ) -> None:
         if torch._C._current_graph_task_id() != -1:
             return  # activation checkpointing runs the forward again inside the backward
         if unit is not self.module:
@@ -138,7 +149,12 @@ class Model:
         if unit in self._before:  # gathered while this one computes
             self._buffer = self._new(self._before[unit])
 
-    def _has_grad(self, weight: nn.Parameter, unit: nn.Module, missing: list[int]) -> None:
+    def _has_grad(
+        self,
+        weight: nn.Parameter,
+        unit: nn.Module,
+        missing: list[int],
+    ) -> None:
         self._label_gradient(weight)
         missing[0] -= 1
         if missing[0]:
@@ -148,10 +164,18 @@ class Model:
         missing[0] = len(weights)
         del self._gathered[unit]
         self._summed = None
-        self._summed = self.ledger.new(self._numbers(unit), torch.float32, "gathered")
+        self._summed = self.ledger.new(
+            self._numbers(unit),
+            torch.float32,
+            "gathered",
+        )
         for one in weights:
             one.grad = None
-        kept = self.ledger.new(self._numbers(unit) // self.processes, torch.float32, "gradients")
+        kept = self.ledger.new(
+            self._numbers(unit) // self.processes,
+            torch.float32,
+            "gradients",
+        )
         self.gradients.setdefault(unit, kept)
         if unit is self.module:  # the last
             self._summed = None

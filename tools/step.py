@@ -124,7 +124,12 @@ class Step:
         for model in self.trained:
             model.zero_grad()
 
-    def phase(self, name: str, run: Callable[[], object], times: float | None = None) -> None:
+    def phase(
+        self,
+        name: str,
+        run: Callable[[], object],
+        times: float | None = None,
+    ) -> None:
         """Trace a phase. The step computes `times` as much: by default all micro-batches."""
         before = self.ledger.flops
         with self.ledger.phase(name):
@@ -157,7 +162,13 @@ class Step:
             model.module.activation_checkpointing = config.activation_checkpointing
             model.module.set_dropout(getattr(config, "dropout", 0.0))
         parameters = sum(p.numel() for p in self.policy.module.parameters())
-        self.plan = Plan(shape, self.work, parameters, self.ledger.phases, self.ledger.most)
+        self.plan = Plan(
+            shape,
+            self.work,
+            parameters,
+            self.ledger.phases,
+            self.ledger.most,
+        )
 
     def model(self, shape: ModelConfig, kind: str) -> Model:
         return Model(self.ledger, shape, self.config.gpus, self.dtype, kind)
@@ -211,7 +222,11 @@ class Step:
             else:
                 train_grpo.grpo_gradient(self.policy.module, micros, config)
 
-        self.phase("update", update, config.mu * self.work.own / self.work.traced)
+        self.phase(
+            "update",
+            update,
+            config.mu * self.work.own / self.work.traced,
+        )
         self.plan.learned = dict(self.ledger.live)
         micros.clear()
         self.zero_grad()
@@ -247,7 +262,13 @@ class Step:
         copy = ledger.new(copied, torch.float32, "weights")  # the C++ decoder's matrices
         # A GPU's step is a kernel that meta tensors cannot run: the plain decoder stands for it.
         with ledger.of_kind(ELSEWHERE):
-            plain = KVCache(self.shape, rows, longest, META.device, self.sampler.dtype)
+            plain = KVCache(
+                self.shape,
+                rows,
+                longest,
+                META.device,
+                self.sampler.dtype,
+            )
 
         # arithmetic: prompts together, and a step with caches of mean length
         model = self.sampler.module
@@ -276,7 +297,13 @@ class Step:
         plan.decode_bytes = plan.decode_steps * weights + token * seen
         del cache, plain, copy
 
-    def make_cache(self, rows: int, prompts: int, longest: int, in_cpp: bool):
+    def make_cache(
+        self,
+        rows: int,
+        prompts: int,
+        longest: int,
+        in_cpp: bool,
+    ):
         """The KV cache of the decoder that runs: in C++, plain, or on a GPU."""
         place = META.device, self.sampler.dtype
         if in_cpp:
@@ -296,14 +323,22 @@ class Step:
         config = self.config
         prompts = -(-config.questions // config.gpus)
         G, P, L = config.samples, config.prompt_tokens, response_tokens(config)
-        parts = cut_group([0] * P, [[0] * L] * G, config.micro_tokens)
+        parts = cut_group(
+            [0] * P,
+            [[0] * L] * G,
+            config.micro_tokens,
+        )
         together = min(prompts, max(1, config.micro_tokens // (P + G * L)))
 
         def run() -> None:
             for part in parts:
                 count = len(part)
                 groups = [([0] * P, [[0] * L] * count)] * together
-                token_scores(self.reward_model.module, groups, [[L - 1]] * (count * together))
+                token_scores(
+                    self.reward_model.module,
+                    groups,
+                    [[L - 1]] * (count * together),
+                )
 
         with torch.no_grad():
             self.phase("reward", run, prompts / together)
@@ -317,7 +352,11 @@ class Step:
         for name in ("device", "gpus", "prompt_tokens", "response_tokens"):
             setattr(options, name, getattr(config, name))
         shape = read_config(config.reward_model) if config.reward_model else self.shape
-        shape = replace(shape, score="", context=max(shape.context, options.context))
+        shape = replace(
+            shape,
+            score="",
+            context=max(shape.context, options.context),
+        )
         inner = measure("reward", options, shape)
         held = {kind: size for kind, size in ledger.live.items() if size and kind in KINDS}
         for name, phase in inner.phases.items():
@@ -337,7 +376,12 @@ def prefill(model: Transformer, prompt: int, count: int) -> None:
     del kept
 
 
-def decode(model: Transformer, cache: KVCache, temperature: float, longest: int) -> None:
+def decode(
+    model: Transformer,
+    cache: KVCache,
+    temperature: float,
+    longest: int,
+) -> None:
     """A token for every row of a cache in which the longest row has `longest` tokens."""
     ids = torch.zeros(cache.rows, dtype=torch.int64, device="meta")
     draws = torch.zeros(cache.rows, dtype=torch.float64, device="meta")

@@ -84,11 +84,25 @@ def examples(config, P: int, L: int) -> Work:
 def pairs(config, P: int, L: int) -> Work:
     """DPO: a question with two responses."""
     text = f"{config.batch:,} pairs of {P} + 2 x {L:,} tokens"
-    pair = train_dpo.Pair([0] * P, sample(L), sample(L))
-    return packed(config, text, [pair] * config.batch, [pair.tokens] * config.batch)
+    pair = train_dpo.Pair(
+        [0] * P,
+        sample(L),
+        sample(L),
+    )
+    return packed(
+        config,
+        text,
+        [pair] * config.batch,
+        [pair.tokens] * config.batch,
+    )
 
 
-def groups(stage: str, config, P: int, L: int) -> Work:
+def groups(
+    stage: str,
+    config,
+    P: int,
+    L: int,
+) -> Work:
     """GRPO, PPO and reward models: questions with G completions, cut into parts of a group."""
     Q = config.questions
     G = config.completions if stage == "reward" else config.samples
@@ -102,7 +116,12 @@ def groups(stage: str, config, P: int, L: int) -> Work:
     return work
 
 
-def packed(config, text: str, items: list, sizes: list[int]) -> Work:
+def packed(
+    config,
+    text: str,
+    items: list,
+    sizes: list[int],
+) -> Work:
     """The work of items of these sizes (tokens), in micro-batches of at most --micro_tokens."""
     shares = micro_batches(sizes, config.micro_tokens, config.gpus)
 
@@ -127,18 +146,35 @@ def packed(config, text: str, items: list, sizes: list[int]) -> Work:
 
 
 def sample(L: int) -> Sample:
-    return Sample([0] * L, [0.0] * L, [True] * L, "eos")
+    return Sample(
+        [0] * L,
+        [0.0] * L,
+        [True] * L,
+        "eos",
+    )
 
 
 def labeled_part(P: int, count: int, L: int) -> train_reward.Labeled:
     """Completions of a question with a label at their end."""
     ends, labels = [[L - 1]] * count, [[1.0]] * count
-    return train_reward.Labeled([0] * P, [[0] * L] * count, ends, labels, [1.0] * count)
+    return train_reward.Labeled(
+        [0] * P,
+        [[0] * L] * count,
+        ends,
+        labels,
+        [1.0] * count,
+    )
 
 
 def rollout_part(P: int, count: int, L: int) -> Rollout:
     """Completions of a question with advantages and, for PPO, values and returns."""
     samples = [sample(L)] * count
-    rollout = Rollout(Problem("", "", ""), "cot", [0] * P, samples, advantages=[1.0] * count)
+    rollout = Rollout(
+        Problem("", "", ""),
+        "cot",
+        [0] * P,
+        samples,
+        advantages=[1.0] * count,
+    )
     rollout.values = rollout.returns = [[0.0] * L] * count
     return rollout
