@@ -3,9 +3,8 @@
     waiting --- admit ---> running --- retire ---> finished
 
 Each prompt goes through the model once, packed with others (prefill). Its keys and values are copied to its G samples
-(fork). Then all running samples get one token a step, in one batch. A finished sample leaves the batch at once, and a
-waiting one takes its place. `Scheduler` decides which samples run. `Decoder` holds the KV cache and computes tokens; it
-is the definition that the decoders in kernels/ repeat faster.
+(fork). Then all running samples get one token a step, in one batch. A finished sample leaves, and a waiting one takes
+its place. `Scheduler` decides who runs. `Decoder` computes the tokens; the decoders in kernels/ repeat it faster.
 
 The random numbers of a sample depend only on the seed, the key of its prompt, its number and the position. So the same
 seed gives the same samples for every batch size, order of prompts and number of processes.
@@ -174,9 +173,8 @@ class Decoder:
     def prefill(self, prompts: dict[int, list[int]]) -> None:
         """Run prompts through the model in one forward, and keep what `fork` needs."""
         lengths = [len(ids) for ids in prompts.values()]
-        ids = self.tensor([i for ids in prompts.values() for i in ids])  # [T]
-        results = zip(*self.forward(ids, lengths), strict=True)
-        self.prompts.update(zip(prompts, results, strict=True))
+        results = self.forward(self.tensor(sum(prompts.values(), [])), lengths)
+        self.prompts.update(zip(prompts, zip(*results, strict=True), strict=True))
 
     def forward(self, ids: Tensor, lengths: list[int]) -> tuple:
         """ids [T] of packed prompts -> keys and values [layers, K, L, E] and next logits [V] of each prompt."""
@@ -189,10 +187,7 @@ class Decoder:
         return keys.split(lengths, dim=2), values.split(lengths, dim=2), logits
 
     def fork(self, running: list[Sequence], start: int) -> Draws:
-        """Add rows for running[start:], with copies of the keys and values of their prompts.
-
-        Returns the first token of each, as `step`.
-        """
+        """Add rows for running[start:], which copy keys and values of their prompts, and draw a token for each."""
         new, row = running[start:], start
         for prompt, count in Counter(s.prompt for s in new).items():  # its samples are neighbors
             keys, values, _ = self.prompts[prompt]
@@ -274,12 +269,12 @@ class Scheduler:
 
     def advance(self) -> range:
         """Start waiting sequences, or else run a step. Returns the rows that got tokens."""
-        first = len(self.running)
+        first = 0
         if new := self.admit():
+            first = len(self.running)
             self.running += new
             ids, logprobs = self.decoder.fork(self.running, first)
         else:
-            first = 0
             ids, logprobs = self.decoder.step(self.running)
         for sequence, draws, logps in zip(self.running[first:], ids, logprobs, strict=True):
             known = sequence.unread - 1  # ids that a tool wrote: draws in their places are dropped
@@ -289,10 +284,7 @@ class Scheduler:
         return range(first, len(self.running))
 
     def call_tool(self, on_stop: ToolHook, ended: dict[int, tuple[int, str]]) -> None:
-        """Let a tool answer the rows that wrote a stop string and may write more.
-
-        ended: row -> (number of ids, finish). A row that continues is taken out.
-        """
+        """Let a tool answer stop strings. Rows that continue are taken out of `ended`, row -> (number of ids, finish)."""
         rows, stopped = [], []
         for row, (n, finish) in ended.items():
             sequence = self.running[row]
@@ -323,8 +315,7 @@ class Ends:
 
     def __init__(self, model: Transformer, tokenizer, stop: Collection[str]):
         self.tokenizer = tokenizer
-        # EOS of the model's generation settings, an id or a list, and of the tokenizer
-        stated = model.config.eos_id
+        stated = model.config.eos_id  # an id, a list or None
         self.eos = {*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_id}
         self.stop = [string.encode() for string in stop]
         self.most_ids = max(map(len, self.stop), default=0) + 1  # each id holds a byte or more
@@ -367,7 +358,6 @@ def generate(
 ) -> list[list[Sample]]:
     """Complete every prompt (token ids) `sampling.samples` times: the result is indexed [prompt][number].
 
-    sampling.max_rows bounds the cache. The samples do not depend on it.
     keys: names the random numbers of each prompt (default: its index).
     on_stop: a tool that may answer stop strings, see ToolHook.
     on_sample: called with (index of the prompt, number, sample) of each sample when it has finished.
@@ -439,8 +429,8 @@ def main() -> None:
     use_kernels(model.config, world)
     prompts = encode(tokenizer, [config.prompt])
     for number, sample in enumerate(generate(model, tokenizer, prompts, config)[0]):
-        tokens, logp = len(sample.ids), sum(sample.logprobs)
-        print(f"--- sample {number}: {tokens} tokens, {sample.finish}, log-prob {logp:.3f}")
+        tokens = f"{len(sample.ids)} tokens, {sample.finish}"
+        print(f"--- sample {number}: {tokens}, log-prob {sum(sample.logprobs):.3f}")
         print(tokenizer.decode(sample.ids))
 
 
