@@ -27,7 +27,8 @@ def mcnemar(better: int, worse: int) -> float:
     0.109375
     """
     n, fewer = better + worse, min(better, worse)
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+    splits = sum(math.comb(n, k) for k in range(fewer + 1))
+    return min(1.0, 2 * splits / 2**n)
 
 
 def sign_flip(differences: np.ndarray, resamples: int, seed: int) -> float:
@@ -38,9 +39,12 @@ def sign_flip(differences: np.ndarray, resamples: int, seed: int) -> float:
     if not len(changed):
         return 1.0
     shape = (resamples, len(changed))
-    signs = np.random.default_rng(seed).integers(0, 2, shape, dtype=np.int8) * 2 - 1
-    extreme = np.abs(signs @ changed) >= abs(changed.sum()) - 1e-9
-    return float((extreme.sum() + 1) / (resamples + 1))
+    rng = np.random.default_rng(seed)
+    signs = rng.integers(0, 2, shape, dtype=np.int8) * 2 - 1
+    observed = abs(changed.sum()) - 1e-9
+    extreme = np.abs(signs @ changed) >= observed
+    count = extreme.sum() + 1
+    return float(count / (resamples + 1))
 
 
 def bootstrap(differences: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
@@ -63,9 +67,15 @@ def difference(
     {"n", "a", "b", "difference", "interval", "better", "worse", "p", "test"}. p is McNemar's exact
     test if all values are 0 or 1, else a sign-flip test.
     """
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    better, worse = int((b > a).sum()), int((b < a).sum())
+    a = np.asarray(a, float)
+    b = np.asarray(b, float)
+    better = int((b > a).sum())
+    worse = int((b < a).sum())
     binary = set(np.unique([a, b])) <= {0.0, 1.0}
+    if binary:
+        p = mcnemar(better, worse)
+    else:
+        p = sign_flip(b - a, resamples, seed)
     return {
         "n": len(a),
         "a": float(a.mean()),
@@ -74,7 +84,7 @@ def difference(
         "interval": bootstrap(b - a, resamples, seed),
         "better": better,
         "worse": worse,
-        "p": mcnemar(better, worse) if binary else sign_flip(b - a, resamples, seed),
+        "p": p,
         "test": "McNemar, exact" if binary else "sign flip",
     }
 
@@ -90,7 +100,9 @@ def shares(records: list[dict], verdict: str = "right") -> list[float]:
 
 def paired(records_a: list[dict], records_b: list[dict]) -> dict:
     """`difference` of two evaluations. Raises InputError if problems or numbers of samples differ."""
-    if [record["id"] for record in records_a] != [record["id"] for record in records_b]:
+    ids_a = [record["id"] for record in records_a]
+    ids_b = [record["id"] for record in records_b]
+    if ids_a != ids_b:
         raise InputError(
             "the two are not of the same problems in the same order; evaluate both on one file"
         )
@@ -118,7 +130,8 @@ def compare(directory_a: str, directory_b: str) -> dict[str, dict]:
     Raises InputError if settings differ or nothing is common.
     """
     first, second = read_results(directory_a), read_results(directory_b)
-    for name in sorted({*first["settings"], *second["settings"]} - MAY_DIFFER):
+    names = {*first["settings"], *second["settings"]}
+    for name in sorted(names - MAY_DIFFER):
         a, b = first["settings"].get(name), second["settings"].get(name)
         if a != b:
             raise InputError(
@@ -131,7 +144,9 @@ def compare(directory_a: str, directory_b: str) -> dict[str, dict]:
     found = {}
     for name in common:
         try:
-            found[name] = paired(read_records(directory_a, name), read_records(directory_b, name))
+            records_a = read_records(directory_a, name)
+            records_b = read_records(directory_b, name)
+            found[name] = paired(records_a, records_b)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
     return found
@@ -151,7 +166,8 @@ def read_results(directory: str) -> dict:
 
 
 def read_records(directory: str, name: str) -> list[dict]:
-    return [record for _, record in read_jsonl(Path(directory) / f"{name}.jsonl")]
+    path = Path(directory) / f"{name}.jsonl"
+    return [record for _, record in read_jsonl(path)]
 
 
 def change(found: dict) -> str:
@@ -178,8 +194,10 @@ def compare_command(arguments: list[str]) -> None:
     for name, task in found.items():
         accuracies = [percent(task["a"]), percent(task["b"])]
         counts = [str(task["better"]), str(task["worse"])]
-        line = [name, str(task["n"]), *accuracies, change(task), *counts]
-        lines.append([*line, p_value(task["p"]), task["test"]])
+        line = [name, str(task["n"]), *accuracies]
+        line += [change(task), *counts]
+        line += [p_value(task["p"]), task["test"]]
+        lines.append(line)
     print(text_table(headings, lines))
     if options.to:
         with atomic_write(options.to) as out:

@@ -30,20 +30,26 @@ def bends(
     bends as possible so that no point is off by more than `tolerance` (of log y), and at most one
     for each two points after the second. Slopes that differ by less than `change` are one.
     """
-    x = np.log(np.asarray(x, dtype=float))
-    y = np.log(np.asarray(y, dtype=float))
+    x = np.asarray(x, dtype=float)
+    y = np.asarray(y, dtype=float)
+    x, y = np.log(x), np.log(y)
 
     def fit(places: tuple[int, ...]) -> tuple[float, np.ndarray, float]:
         """(squared error, slope and its changes, largest error) of the curve with these bends."""
         hinges = [np.maximum(0, x - x[place]) for place in places]
-        columns = np.stack([np.ones_like(x), x - x[0], *hinges], axis=1)
+        line = [np.ones_like(x), x - x[0]]
+        columns = np.stack(line + hinges, axis=1)
         solution = np.linalg.lstsq(columns, y, rcond=None)[0]
         errors = y - columns @ solution
-        return float(errors @ errors), solution[1:], float(np.abs(errors).max())
+        squared = float(errors @ errors)
+        largest = float(np.abs(errors).max())
+        return squared, solution[1:], largest
 
     # add bends until the curve is near enough
-    inner, chosen = range(1, len(x) - 1), ()
-    for count in range(max(0, (len(x) - 2) // 2) + 1):
+    inner = range(1, len(x) - 1)
+    most = max(0, (len(x) - 2) // 2)
+    chosen: tuple[int, ...] = ()
+    for count in range(most + 1):
         candidates = itertools.combinations(inner, count)
         chosen = min(candidates, key=lambda places: fit(places)[0])
         if fit(chosen)[2] <= tolerance:
@@ -51,11 +57,14 @@ def bends(
 
     # remove bends that hardly change the slope
     while chosen:
-        changes = np.abs(fit(chosen)[1][1:])
+        _, slopes, _ = fit(chosen)
+        changes = np.abs(slopes[1:])
         if changes.min() >= change:
             break
-        chosen = tuple(place for i, place in enumerate(chosen) if i != changes.argmin())
-    return list(chosen), np.cumsum(fit(chosen)[1]).tolist()
+        least = changes.argmin()
+        chosen = chosen[:least] + chosen[least + 1 :]
+    _, slopes, _ = fit(chosen)
+    return list(chosen), np.cumsum(slopes).tolist()
 
 
 def nonnegative(features, values) -> np.ndarray:
@@ -72,11 +81,13 @@ def nonnegative(features, values) -> np.ndarray:
     best, least = np.zeros(F), float(len(values))
     for count in range(1, F + 1):
         for columns in itertools.combinations(range(F), count):
-            part = A[:, columns]
-            solution = np.linalg.lstsq(part, np.ones(len(values)), rcond=None)[0]
-            error = float(((part @ solution - 1) ** 2).sum())
-            if (solution >= 0).all() and error < least - 1e-12:
-                best, least = np.zeros(F), error
+            part, ones = A[:, columns], np.ones(len(A))
+            solution = np.linalg.lstsq(part, ones, rcond=None)[0]
+            errors = part @ solution - 1
+            error = float(errors @ errors)
+            if error < least - 1e-12 and (solution >= 0).all():
+                least = error
+                best = np.zeros(F)
                 best[list(columns)] = solution
     return best / scale
 
@@ -88,7 +99,8 @@ def nonnegative(features, values) -> np.ndarray:
 def seconds(point: dict, phase: str) -> list[float]:
     """The seconds of a phase, or of the whole "step", in each repeat."""
     if phase == "step":
-        return [sum(repeat) for repeat in zip(*point["seconds"].values(), strict=True)]
+        repeats = zip(*point["seconds"].values(), strict=True)
+        return [sum(repeat) for repeat in repeats]
     return point["seconds"][phase]
 
 
@@ -100,14 +112,17 @@ def predicted(point: dict, base: dict, phase: str) -> float:
     """Seconds of a phase, or of the "step", at the rate of the base point."""
     if phase == "step":
         return sum(predicted(point, base, part) for part in PHASES)
-    return median_seconds(base, phase) * point["work"][phase] / base["work"][phase]
+    ratio = point["work"][phase] / base["work"][phase]
+    return median_seconds(base, phase) * ratio
 
 
 def held(point: dict, phase: str, counted: bool = False) -> float:
     """Peak bytes of a phase, or of the "step", measured or counted."""
     if phase == "step":
         return max(held(point, part, counted) for part in PHASES)
-    return sum(point["counted"][phase].values()) if counted else point["bytes"][phase]
+    if counted:
+        return sum(point["counted"][phase].values())
+    return point["bytes"][phase]
 
 
 def fit_units(points: list[dict]) -> dict[str, dict[str, float]]:
@@ -115,9 +130,13 @@ def fit_units(points: list[dict]) -> dict[str, dict[str, float]]:
     units = {}
     for phase in PHASES:
         names = list(points[0]["terms"][phase])
-        rows = [[point["terms"][phase][name] for name in names] for point in points]
-        solution = nonnegative(rows, [median_seconds(point, phase) for point in points])
-        units[phase] = dict(zip(names, solution.tolist(), strict=True))
+        rows = []
+        for point in points:
+            terms = point["terms"][phase]
+            rows.append([terms[name] for name in names])
+        medians = [median_seconds(point, phase) for point in points]
+        solution = nonnegative(rows, medians).tolist()
+        units[phase] = dict(zip(names, solution, strict=True))
     return units
 
 
@@ -148,7 +167,8 @@ def memory_shares(point: dict) -> dict[str, float]:
         ),
     )
     total = held(point, phase, counted=True)
-    return {KINDS[kind]: size / total for kind, size in point["counted"][phase].items()}
+    sizes = point["counted"][phase]
+    return {KINDS[kind]: size / total for kind, size in sizes.items()}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -169,21 +189,21 @@ def reasons(points: list[dict], shares: Callable[[dict], dict[str, float]]) -> s
     for point in points:
         for name, share in shares(point).items():
             total[name] = total.get(name, 0.0) + share / len(points)
-    largest = sorted(total.items(), key=lambda item: -item[1])[:3]
-    return ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.1)
+    largest = sorted(total, key=total.get, reverse=True)[:3]
+    parts = [f"{name} {total[name]:.0%}" for name in largest if total[name] >= 0.1]
+    return ", ".join(parts)
 
 
 def sweep_bends(points: list[dict], x: list[float], what: str) -> tuple[list[int], list[float]]:
     """The `bends` of a sweep's "time" or "memory". The spread of the repeats is no bend."""
     if what == "memory":
-        return bends(x, [held(point, "step") for point in points])
+        sizes = [held(point, "step") for point in points]
+        return bends(x, sizes)
     times = [seconds(point, "step") for point in points]
-    noise = statistics.median(math.log(max(row) / min(row)) / 2 for row in times)
-    return bends(
-        x,
-        [statistics.median(row) for row in times],
-        max(0.1, noise),
-    )
+    medians = [statistics.median(row) for row in times]
+    spreads = [math.log(max(row) / min(row)) for row in times]
+    noise = statistics.median(spreads) / 2
+    return bends(x, medians, max(0.1, noise))
 
 
 def story(
