@@ -193,7 +193,8 @@ def grpo_loss(logp, old_logp, ref_logp, advantage, weight, clip=(0.2, 0.2), beta
     old_logp = old_logp.where(chosen, 0)
     advantage = advantage.where(chosen, 0)
     ratio = bounded(logp - old_logp).exp()
-    clipped = ratio.clamp(1 - clip[0], 1 + clip[1])
+    low, high = clip
+    clipped = ratio.clamp(1 - low, 1 + high)
     objective = torch.minimum(ratio * advantage, clipped * advantage)
     kl = torch.zeros_like(logp)
     if ref_logp is not None:

@@ -50,7 +50,7 @@ PROCESS = dict(reward="process_model", supervision="process")
 EDITS = {
     "no clip": Edit(
         GRPO,
-        "clipped = ratio.clamp(1 - clip[0], 1 + clip[1])",
+        "clipped = ratio.clamp(1 - low, 1 + high)",
         "clipped = ratio",
         "train_grpo.grpo_loss",
     ),
