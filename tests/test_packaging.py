@@ -1,6 +1,7 @@
 """What pyproject.toml, requirements.txt and the workflow declare is what the code needs."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -8,8 +9,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-
-from kernels import fingerprint
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -108,6 +107,7 @@ def test_a_missing_extra_is_one_line(missing, command, words):
 
 def test_installed_definitions_are_ours(monkeypatch):
     """Beside other packages in site-packages our files are still ours, and get fingerprints."""
+    fingerprint = importlib.import_module("kernels.fingerprint")
     monkeypatch.setattr(fingerprint, "LIBRARIES", (str(ROOT),))
     is_library = fingerprint._is_library_file.__wrapped__
     ours = [*PROJECT["tool"]["setuptools"]["py-modules"], "data/prompts", "runtime/optim"]
