@@ -398,6 +398,8 @@ def main(config: Config) -> None:
             path = run.directory / "rollouts" / f"step_{step:06d}.jsonl"
             if world.broadcast_object(path.exists()):  # sampled before the run was stopped
                 rollouts = load_rollouts(path)
+                if [rollout.problem for rollout in rollouts] != questions:
+                    raise InputError(f"{path}: sampled from other problems; use another --to")
             else:
                 if data_source is sampler:
                     gather_into(policy, sampler.model)

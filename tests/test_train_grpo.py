@@ -684,6 +684,18 @@ def test_a_run_without_signal_stops(tiny, tmp_path, monkeypatch, capsys):
     assert [row["step"] for row in metrics(to)] == [1, 2, 3, 4, 5]
 
 
+def test_rollouts_of_other_problems_are_refused(tiny, tmp_path, monkeypatch, capsys):
+    """A resumed step takes samples from disk only where they are of its questions."""
+    (tmp_path / "p.jsonl").write_text((tiny.root / "problems.jsonl").read_text())
+    changes = dict(problems=tmp_path / "p.jsonl", iterations=1, steps=1, valid="")
+    to = run("grpo", tiny.root, tmp_path / "run", **changes)
+    for path in to.glob("step_*"):
+        path.rename(tmp_path / path.name)
+    (tmp_path / "p.jsonl").write_text((tiny.root / "problems.jsonl").read_text().replace("?", "??"))
+    said = refusal("grpo", options("grpo", tiny.root, to, **changes), monkeypatch, capsys)
+    assert said == f"{to}/rollouts/step_000001.jsonl: sampled from other problems; use another --to"
+
+
 def test_rewards_that_are_not_finite_are_said(tiny, tmp_path, monkeypatch, capsys):
     class Broken(RewardModel):
         def __call__(self, groups, micro_tokens):
