@@ -182,10 +182,9 @@ def process_advantage(step_rewards, step_ends, lengths, ddof=1, eps=1e-4):
 def grpo_loss(logp, old_logp, ref_logp, advantage, weight, clip=(0.2, 0.2), beta=0.04):
     """Minus the objective of eq. 3, and sums over tokens to log. All tensors are [N].
 
-    logp, old_logp, ref_logp: log-probs in nats under the policy, the policy that sampled, and the
-    reference (None: no KL). weight: see token_weights; where it is 0, nothing else matters. clip: the
-    ratio stays between 1 - clip[0] and 1 + clip[1]. With mu = 1 the gradient of logp is eq. 21:
-    -weight * (advantage + beta * (exp(ref_logp - logp) - 1)).
+    logp, old_logp, ref_logp: log-probs in nats under the policy, the policy that sampled, the reference
+    (None: no KL). weight: see token_weights; 0: nothing else matters. clip: below and above 1. With mu = 1
+    the gradient of logp is eq. 21: -weight * (advantage + beta * (exp(ref_logp - logp) - 1)).
     """
     # Places of weight 0 may hold inf or NaN. They go before exp, because 0 * inf is NaN.
     chosen = weight != 0
