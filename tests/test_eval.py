@@ -32,7 +32,7 @@ from runtime.run import command as run_program
 
 ROOT = Path(__file__).parents[1]
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A model that after a prompt's last token, ":", writes one of three completions, whatever the question
 
 TEXT, OTHER, PROGRAM = " The answer is 7.", " The answer is 8.", "\nprint(3+4)"
@@ -48,7 +48,9 @@ def tokenizer():
 
 
 def answering(tokenizer, **weights):
-    """The model that writes each text (a keyword each: text=, other=, program=) with the given probability."""
+    """The model that writes each text (a keyword each: text=, other=, program=) with the given
+    probability.
+    """
     following = {}
     for name, weight in weights.items():
         text = {"text": TEXT, "other": OTHER, "program": PROGRAM}[name]
@@ -178,7 +180,7 @@ def test_the_samples_are_those_of_generate(tokenizer):
         ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The command
 
 
@@ -265,7 +267,9 @@ def test_command_without_a_directory_writes_nothing(world, tmp_path, monkeypatch
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A data folder with three benchmarks, one of which has a bad record, and one that cannot be read."""
+    """A data folder with three benchmarks, one of which has a bad record, and one that cannot be
+    read.
+    """
     root = tmp_path_factory.mktemp("data")
     for place in ("gsm8k", "bbh/bbh", "mmlu/test", "humaneval"):
         (root / place).mkdir(parents=True)
@@ -331,7 +335,9 @@ def test_benchmarks_that_are_there(world, folder, tmp_path, monkeypatch, capsys)
 
 
 def test_prompts_of_others(world, folder, tmp_path, monkeypatch, capsys):
-    """A file with prompts for one benchmark of two; where one is named for which it has none, that is an error."""
+    """A file with prompts for one benchmark of two; where one is named for which it has none, that
+    is an error.
+    """
     entry = {
         "few_shot_prompt": "Q: 1 + 1?\nA: 2",
         "stop_words": ["\nQ:"],

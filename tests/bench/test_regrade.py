@@ -11,7 +11,9 @@ def test_labels_of_published_solutions(real):
 
 
 def test_tool_integrated_solutions_run_to_what_they_report(real):
-    """The first 150 of 1,319; of them one ends in a program that is no Python. `python -m bench.regrade` runs all."""
+    """The first 150 of 1,319; of them one ends in a program that is no Python. `python -m
+    bench.regrade` runs all.
+    """
     path = real("tool-integrated/tora-code-34b-v1.0-gsm8k-test.jsonl")
     with Sandbox(workers=2) as sandbox:
         counts, differences = trajectories(path, sandbox, 150)

@@ -1,4 +1,6 @@
-"""bench/tables.py and the options of comparisons: which rows stand in a table, its figures by hand, what is refused."""
+"""bench/tables.py and the options of comparisons: which rows stand in a table, its figures by hand,
+what is refused.
+"""
 
 import argparse
 import json
@@ -75,7 +77,9 @@ def run(monkeypatch, *arguments) -> int:
 
 
 def test_medians_spread_ratio_and_versions_by_hand(results, monkeypatch, capsys):
-    """The newest of each comparison: OLD has gone, of SPEEDS only the case that LATER did not measure again is left."""
+    """The newest of each comparison: OLD has gone, of SPEEDS only the case that LATER did not
+    measure again is left.
+    """
     assert run(monkeypatch, "--results", results) == 0
     lines = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:6]]
@@ -187,7 +191,7 @@ def test_the_results_that_are_kept_make_a_table():
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # bench/turns.py
 
 
@@ -267,7 +271,9 @@ def test_models_that_differ_are_not_compared(tmp_path):
 
 
 def test_sides_take_turns_and_tell_versions_and_their_own_peak(tmp_path):
-    """The one who measures holds 300 MB, of which no side may know; "big" holds 120 MB more than "small"."""
+    """The one who measures holds 300 MB, of which no side may know; "big" holds 120 MB more than
+    "small".
+    """
     text = """
 import time
 from bench.turns import serve

@@ -36,7 +36,7 @@ THEOREM = Problem(
 )
 
 
-# ---- Exemplars -------------------------------------------------------------------------------------------------------
+# ---- Exemplars
 
 SETS = tomllib.loads(EXEMPLARS.read_text(encoding="utf-8"))
 OF = {
@@ -107,7 +107,9 @@ def test_the_sets_are_those_of_the_benchmarks():
 
 
 def test_no_exemplar_is_from_a_benchmark_or_the_papers_prompts(real):
-    """No twelve words or Chinese characters in a row that a test problem or a published prompt has too."""
+    """No twelve words or Chinese characters in a row that a test problem or a published prompt has
+    too.
+    """
 
     def runs(text):
         units = re.findall(r"[\u3400-\u9fff]|\w+", text.lower())
@@ -137,8 +139,9 @@ def test_no_exemplar_is_from_a_benchmark_or_the_papers_prompts(real):
     "name, format", [(b.name, f) for b in BENCHMARKS.values() for f in b.formats]
 )
 def test_own_prompts(name, format):
-    """The exemplars as training would write them, then the problem; fewer when asked; what follows a response in the
-    same form is a stop."""
+    """The exemplars as training would write them, then the problem; fewer when asked; what follows
+    a response in the same form is a stop.
+    """
     benchmark = BENCHMARKS[name]
     fewshot = FewShot.ours(benchmark, format)
     problem = (
@@ -197,7 +200,7 @@ def test_own_programs_and_templates():
         FewShot.ours(gsm8k, "cot", 2, "qwen")
 
 
-# ---- Prompts of others -----------------------------------------------------------------------------------------------
+# ---- Prompts of others
 
 
 def write_prompts(tmp_path, **entries):
@@ -344,8 +347,9 @@ def test_the_papers_prompts(real):
 
 
 def test_the_papers_own_programs_run(real, sandbox):
-    """The solutions inside its two prompts for programs (the one called "4 shot" has 5): each is found, runs, and
-    prints one value, but for one that names a variable which it never sets."""
+    """The solutions inside its two prompts for programs (the one called "4 shot" has 5): each is
+    found, runs, and prints one value, but for one that names a variable which it never sets.
+    """
     failed = []
     path = real("deepseek-math-eval/few_shot_prompts.json")
     for name, before, count in [
@@ -380,7 +384,7 @@ def test_big_bench_hard_prompts(real):
     assert text.count("\nQ: ") == 4 and fewshot.prompt(problem, 1).count("\nQ: ") == 2
     header = fewshot.prompt(problem, 0).split("\n\n")[0]
     assert text.startswith(header) and "Boolean" in header
-    with pytest.raises(InputError, match="cot-prompts: has no exemplars for 'x'"):
+    with pytest.raises(InputError, match="cot-prompts: no exemplars for 'x'"):
         fewshot.prompt(Problem("1", "Q", "A", None, "bbh/x", kind="text"))
 
 

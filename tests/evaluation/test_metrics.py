@@ -13,7 +13,8 @@ from evaluation.metrics import normal, pass_at_k, summarize, vote, wilson
 @pytest.mark.parametrize(
     ("right", "total", "low", "high"),
     [
-        # Newcombe, Two-sided confidence intervals for the single proportion (1998), table I, method 3
+        # Newcombe, Two-sided confidence intervals for the single proportion (1998), table I, method
+        # 3
         (81, 263, 0.2553, 0.3662),
         (15, 148, 0.0624, 0.1605),
         (0, 20, 0.0, 0.1611),
@@ -27,9 +28,11 @@ def test_wilson(right, total, low, high):
 
 
 def test_normal():
-    # mean 0.5, deviation 0.5 (divided by n - 1), error 0.5 / sqrt(3) = 0.288675, times 1.959964: 0.5658
+    # mean 0.5, deviation 0.5 (divided by n - 1), error 0.5 / sqrt(3) = 0.288675, times 1.959964:
+    # 0.5658
     assert normal([0.0, 0.5, 1.0]) == (0.0, 1.0)
-    # mean 0.5, variance (0.01 + 0 + 0.01) / 2, error sqrt(0.01 / 3) = 0.057735, times 1.959964: 0.113159
+    # mean 0.5, variance (0.01 + 0 + 0.01) / 2, error sqrt(0.01 / 3) = 0.057735, times 1.959964:
+    # 0.113159
     assert normal([0.4, 0.5, 0.6]) == pytest.approx((0.386841, 0.613159), abs=1e-6)
     assert normal([0.0, 0.0]) == wilson(0, 2) and normal([1.0]) == wilson(
         1, 1
@@ -127,7 +130,9 @@ def test_k_doubles_up_to_all_samples(K):
 
 
 def test_answers_are_compared_once():
-    """64 samples of 1,000 problems with few different answers: comparisons grow with the different ones."""
+    """64 samples of 1,000 problems with few different answers: comparisons grow with the different
+    ones.
+    """
     seen = Counter()
     said = ["1", "1.0", "2", None, "3"] * 12
     winners = vote(said, lambda a, b: seen.update([(a, b)]) or float(a) == float(b))

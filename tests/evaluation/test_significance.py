@@ -62,7 +62,9 @@ def test_bootstrap_against_drawing_problem_by_problem():
 
 
 def test_the_interval_covers_the_true_difference():
-    """Two models, right with probability 0.6 and 0.7 in a correlated way: 95 % of the intervals hold 0.1."""
+    """Two models, right with probability 0.6 and 0.7 in a correlated way: 95 % of the intervals
+    hold 0.1.
+    """
     rng, held = np.random.default_rng(7), 0
     for trial in range(400):
         both, only_b, only_a = rng.multinomial(150, [0.5, 0.2, 0.1, 0.2])[:3]
@@ -137,7 +139,7 @@ def test_what_does_not_pair_is_refused(other, message):
         paired(records([1, 0, 1]), other)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Two directories
 
 

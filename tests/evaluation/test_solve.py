@@ -1,4 +1,6 @@
-"""evaluation/solve.py: prompts that fit, programs between the lines, where an answer stands and whether it is right."""
+"""evaluation/solve.py: prompts that fit, programs between the lines, where an answer stands and
+whether it is right.
+"""
 
 import re
 from types import SimpleNamespace
@@ -36,7 +38,7 @@ def tokenizer():
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Prompts
 
 
@@ -80,7 +82,7 @@ def test_zero_shot_is_the_prompt_of_training(tokenizer):
     assert found == (tokenizer.encode(prompt(item.question, "pot")), 0)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Programs between the lines
 
 
@@ -182,7 +184,9 @@ AGAIN, BOXED = "Once more.\n```python\nprint(x + 1)\n```\n", r"It is $\boxed{42}
 
 
 def writes(pieces, after_output):
-    """A model that writes the pieces, then after each output's last character the piece (None: EOS) given."""
+    """A model that writes the pieces, then after each output's last character the piece (None: EOS)
+    given.
+    """
     tokenizer = Script(*pieces)
     colon, newline = tokenizer.encode(":\n")
     chain = {colon: {0: 1.0}} | {i: {i + 1: 1.0} for i in range(len(pieces) - 1)}
@@ -252,7 +256,7 @@ def test_an_output_that_fills_the_context_ends_the_sample(sandbox):
     ] == "7" * 900
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Answers of every kind
 
 CHOICE = Problem("c", "Which?", "B", kind="choice", choices=("10", "12", "1/2", "none of these"))
@@ -312,7 +316,9 @@ def test_short_texts(gold, text, right, strict):
 
 
 def test_rules_of_the_paper():
-    """Its rules for base models take GSM8K's last number, and of a choice only "the final answer is"."""
+    """Its rules for base models take GSM8K's last number, and of a choice only "the final answer
+    is".
+    """
     item = Problem("p", "?", "1200", solution=r"It is $\boxed{\frac{1}{2}}$.")
     assert right_by_paper(item, "In all 1200", "gsm8k", False) and stated_answer(
         item, "In all 1200"
@@ -332,7 +338,9 @@ def test_plain_text():
 
 
 def test_code_is_judged_by_its_tests(sandbox):
-    """A model that returns its argument: right for one task, wrong for the other; the third is never asked."""
+    """A model that returns its argument: right for one task, wrong for the other; the third is
+    never asked.
+    """
     pieces = ("\n    return x",)
     tokenizer = Script(*pieces)
     model = bigram_model(

@@ -24,7 +24,9 @@ from experiments.common import (
 
 
 def test_mean_deviation_and_interval_by_hand():
-    """80, 82, 84: mean 82, deviation 2, t of 2 degrees 4.303: half of the interval is 4.303 * 2 / sqrt(3) = 4.969."""
+    """80, 82, 84: mean 82, deviation 2, t of 2 degrees 4.303: half of the interval is 4.303 * 2 /
+    sqrt(3) = 4.969.
+    """
     mean, deviation, half = mean_interval([0.80, 0.82, 0.84])
     assert (mean, deviation, half) == pytest.approx((0.82, 0.02, 0.04969), abs=1e-5)
     assert percent([0.80, 0.82, 0.84]) == "82.0 (dev. 2.0, 77.0 - 87.0)"

@@ -1,4 +1,6 @@
-"""experiments/cost.py: bends, fit and counts against other ways to them, a point really measured, a sweep resumed."""
+"""experiments/cost.py: bends, fit and counts against other ways to them, a point really measured, a
+sweep resumed.
+"""
 
 import dataclasses
 import json
@@ -37,7 +39,7 @@ SMALL = Shape(
 )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Bends
 
 
@@ -76,21 +78,25 @@ def test_a_power_law_has_no_bend_and_neither_has_what_is_nearly_one():
 
 
 def test_a_fixed_cost_bends_where_it_is_reached():
-    """1 + x / 8 from 1 to 256: flat, then linear; the bend lies where both are as large, at 8, or beside it."""
+    """1 + x / 8 from 1 to 256: flat, then linear; the bend lies where both are as large, at 8, or
+    beside it.
+    """
     x = 2.0 ** np.arange(9)
     places, slopes = bends(x, 1 + x / 8, tolerance=0.15)
     assert len(places) == 1 and 4 <= x[places[0]] <= 16
     assert slopes[0] < 0.35 and slopes[1] > 0.75
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The cost model
 
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 1000), count=st.integers(1, 4))
 def test_the_fit_is_the_best_of_those_without_negative_numbers(seed, count):
-    """Conditions of Karush, Kuhn and Tucker: no slope where a coefficient is above 0, none downwards where it is 0."""
+    """Conditions of Karush, Kuhn and Tucker: no slope where a coefficient is above 0, none
+    downwards where it is 0.
+    """
     draw = np.random.default_rng(seed)
     features, values = (
         draw.random((12, count)) * 10.0 ** draw.integers(0, 12, count),
@@ -104,7 +110,9 @@ def test_the_fit_is_the_best_of_those_without_negative_numbers(seed, count):
 
 
 def test_known_costs_are_found_again():
-    """A GRPO step of 2 us a decoding step and layer and 10^-11 s a FLOP, over a sweep in each direction."""
+    """A GRPO step of 2 us a decoding step and layer and 10^-11 s a FLOP, over a sweep in each
+    direction.
+    """
     shapes = [
         dataclasses.replace(SMALL, **{name: value})
         for name, values in dict(
@@ -138,7 +146,7 @@ def test_known_costs_are_found_again():
     assert time_shares(points[0], units)["overhead of decoding steps"] == pytest.approx(part)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Counts
 
 
@@ -156,8 +164,9 @@ def test_pairs_by_counting_them(changes):
 
 
 def test_products_are_those_of_the_weights():
-    """What is left of tools/plan.py's FLOPs: twice, with gradients four times more, each weight for each token; the head for
-    the tokens that are predicted, its logits made again in the backward."""
+    """What is left of tools/plan.py's FLOPs: twice, with gradients four times more, each weight for
+    each token; the head for the tokens that are predicted, its logits made again in the backward.
+    """
     shape = dataclasses.replace(SMALL, micro_tokens=10**6, max_rows=10**3)
     Q, P, L, G, model = shape.questions, shape.prompt, shape.length, shape.samples, shape.model
     head = model.width * model.vocab_size
@@ -182,7 +191,7 @@ def test_a_gpu_decodes_at_the_rate_of_its_memory():
     assert weights < on_gpu["work"]["rollout"] / steps < 1.1 * weights  # the cache is small
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Words and tables
 
 
@@ -237,12 +246,14 @@ def test_prediction_and_table_by_hand():
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Points
 
 
 def test_a_point_does_the_work_that_it_says(monkeypatch):
-    """The base shape's completions are all of the same length, in every measured step; the bytes hold the weights."""
+    """The base shape's completions are all of the same length, in every measured step; the bytes
+    hold the weights.
+    """
     seen, make_learner = [], cost.make_learner
 
     def watched(*arguments):

@@ -1,4 +1,6 @@
-"""experiments/figure3.py: corpora of files and folders, epochs, the table, what is refused, and a whole tiny figure."""
+"""experiments/figure3.py: corpora of files and folders, epochs, the table, what is refused, and a
+whole tiny figure.
+"""
 
 import contextlib
 import json
@@ -88,7 +90,9 @@ def nothing_is_run(monkeypatch):
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Commands are run in this process, one after the other, and listed here: starting Python takes far longer."""
+    """Commands are run in this process, one after the other, and listed here: starting Python takes
+    far longer.
+    """
     started = []
 
     def run(done, script, *words):
@@ -143,8 +147,10 @@ def test_a_corpus_that_cannot_be_used_is_named(config, tmp_path, nothing_is_run)
 
 
 def test_table_by_hand():
-    """Three seeds, t of two degrees 4.303: 2.0, 2.1, 2.2 has deviation 0.1 and half an interval of 0.248; the second
-    corpus is 0.10, 0.12, 0.14 below the first: 0.12 +- 0.050; the third as often above as below."""
+    """Three seeds, t of two degrees 4.303: 2.0, 2.1, 2.2 has deviation 0.1 and half an interval of
+    0.248; the second corpus is 0.10, 0.12, 0.14 below the first: 0.12 +- 0.050; the third as often
+    above as below.
+    """
     crawl = dict(documents=1234, tokens=56_789, epochs=0.5, loss={"held": [2.0, 2.1, 2.2]})
     crawl["accuracy"] = {"test.cot": [0.1]}
     mined = crawl | dict(loss={"held": [1.9, 1.98, 2.06]}, accuracy={"test.cot": [0.2]})
@@ -164,8 +170,10 @@ def test_table_by_hand():
 
 
 def test_a_whole_figure(config, runs, tmp_path, monkeypatch, capsys):
-    """The same pages as a file and as a folder give the same curves to the last bit, as all else is the same for all
-    corpora; the table is that of the runs, a second call runs nothing, and other options are refused."""
+    """The same pages as a file and as a folder give the same curves to the last bit, as all else is
+    the same for all corpora; the table is that of the runs, a second call runs nothing, and other
+    options are refused.
+    """
     rows = pages("math", 40)
     for number, own in enumerate((rows[:25], rows[25:])):
         write_jsonl(tmp_path / "folder" / f"part-{number:05d}.jsonl", own)

@@ -1,4 +1,6 @@
-"""tools/pipeline.py on a toy pipeline of trivial commands: order, marks, failures, settings, summary."""
+"""tools/pipeline.py on a toy pipeline of trivial commands: order, marks, failures, settings,
+summary.
+"""
 
 import json
 import os
@@ -15,7 +17,8 @@ from tools import pipeline
 
 ROOT = Path(__file__).parents[2]
 
-# Writes a line to TO/log each time it runs; fails with the code in the file TO/fail.NAME; "eval" writes results.
+# Writes a line to TO/log each time it runs; fails with the code in the file TO/fail.NAME; "eval"
+# writes results.
 STEP = """
 import json, os, sys
 from pathlib import Path
@@ -55,7 +58,9 @@ ALL = ["make-1 --seed 0", "make-2 --data", "train-1", "train-2", "eval"]
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    """run(*options) runs the toy pipeline and returns its exit code; the folders have a space in their names."""
+    """run(*options) runs the toy pipeline and returns its exit code; the folders have a space in
+    their names.
+    """
 
     class Toy:
         file, to = tmp_path / "the configs" / "pipeline.toml", tmp_path / "the run"
@@ -133,7 +138,9 @@ def test_a_stage_that_fails_is_started_again(toy, code, exit_code, capfd):
 
 
 def test_a_signal_reaches_the_stage(toy):
-    """SIGTERM to the pipeline alone: the running command gets it and may finish its work before the pipeline ends."""
+    """SIGTERM to the pipeline alone: the running command gets it and may finish its work before the
+    pipeline ends.
+    """
     (toy.file.parent / "step.py").write_text("""
 import signal, sys, time
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Plans against the real thing: bytes of real models, of what autograd saves, of what a step of a trainer holds."""
+"""Plans against the real thing: bytes of real models, of what autograd saves, of what a step of a
+trainer holds.
+"""
 
 import dataclasses
 import sys
@@ -40,7 +42,8 @@ from tools.sharded import Model, share
 from tools.step import META, Plan
 from tools.work import work_of
 
-# No two of these numbers are alike, nor is 2 x 3 x 8 = 48 = (heads + 2 kv_heads) x 8: a mistaken dimension shows.
+# No two of these numbers are alike, nor is 2 x 3 x 8 = 48 = (heads + 2 kv_heads) x 8: a mistaken
+# dimension shows.
 SHAPE = ModelConfig(
     vocab_size=503, width=40, layers=3, heads=4, kv_heads=1, ffn=96, head_width=8, context=256
 )
@@ -122,7 +125,9 @@ class Real:
             optimizer.zero_grad(set_to_none=True)
 
     def peak(self) -> int:
-        """The most bytes that PyTorch's allocator gave out, beyond what was held, in forward and backward."""
+        """The most bytes that PyTorch's allocator gave out, beyond what was held, in forward and
+        backward.
+        """
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
             self.learn()
         events = [
@@ -141,15 +146,16 @@ def beyond(found: Plan, phase: str = "update") -> int:
     return sum(size for kind, size in found.phases[phase].items() if kind not in before)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What is held
 
 
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 @pytest.mark.parametrize("stage", STEPS)
 def test_a_real_step(stage, checkpointing, directory, monkeypatch):
-    """Weights, gradients and optimizer state to the byte. The peak to 7 % and never less: what NumPy makes on a CPU,
-    token ids and positions, PyTorch's allocator does not see."""
+    """Weights, gradients and optimizer state to the byte. The peak to 7 % and never less: what
+    NumPy makes on a CPU, token ids and positions, PyTorch's allocator does not see.
+    """
     config = options(
         stage,
         directory,
@@ -177,7 +183,9 @@ def test_a_real_step(stage, checkpointing, directory, monkeypatch):
 
 
 def saved(model: Transformer, run) -> tuple[list, int]:
-    """What autograd saves in `run()`: shapes and types in order, and the bytes of their storages but the weights'."""
+    """What autograd saves in `run()`: shapes and types in order, and the bytes of their storages
+    but the weights'.
+    """
     kept, weights = [], {p.untyped_storage()._cdata for p in model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
@@ -289,7 +297,7 @@ def test_cache_is_the_one_that_the_generator_makes(device, directory):
     assert found.decode_bytes == 103 * weights + cached
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Several processes
 
 
@@ -316,8 +324,10 @@ def test_shards_and_peak_of_two_real_processes(tmp_path):
 
 
 def on_two_processes(directory: str) -> None:
-    """A process holds what was planned for it: weights, gradients and optimizer state to the byte. The peak is at most
-    5 % less, and up to a quarter more: gloo, unlike NCCL, copies what it sends and lets go of it when it finds time."""
+    """A process holds what was planned for it: weights, gradients and optimizer state to the byte.
+    The peak is at most 5 % less, and up to a quarter more: gloo, unlike NCCL, copies what it sends
+    and lets go of it when it finds time.
+    """
     world = setup("cpu")
     for stage, checkpointing in (("pretrain", "true"), ("grpo", "true")):
         config = options(stage, directory, "--gpus", "2", "--device", "cpu")
@@ -352,7 +362,7 @@ def on_two_processes(directory: str) -> None:
     dist.destroy_process_group()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Arithmetic
 
 
@@ -371,8 +381,9 @@ def test_flops_by_hand(gpu, directory):
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "grpo"])
 def test_the_trainers_logs_count_what_is_computed_once(stage, directory):
-    """`forward_flops` against operation by operation: but for scores that attention makes again (2 of 14), and DPO's
-    logits."""
+    """`forward_flops` against operation by operation: but for scores that attention makes again (2
+    of 14), and DPO's logits.
+    """
     config = options(
         stage, directory, "--gpus", "1", *(["--micro_batch=99"] if stage == "pretrain" else [])
     )
@@ -480,7 +491,7 @@ def test_reward_model_and_its_refresh(directory):
     )  # the policy, and the one that is trained
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Advice, rates, the command
 
 
@@ -639,7 +650,9 @@ def test_the_estimate_of_activations_is_near_the_plan(name):
 
 @pytest.mark.parametrize("trainer", ["sft", "ppo"])
 def test_a_run_that_needs_it(trainer, tiny, tmp_path, monkeypatch, capsys):
-    """It says so, keeps the decision with its options, and learns what it would have learned without."""
+    """It says so, keeps the decision with its options, and learns what it would have learned
+    without.
+    """
     short = dict(steps=2, save_every=1, valid="", decay=0.0)
     plain = training.run(trainer, tiny.root, tmp_path / "plain", **short)
     blocks = []
