@@ -100,9 +100,6 @@ class Setting:
         """Largest difference, as a share of the largest value."""
         return 3e-2 if self.bf16 or self.device.type == "cuda" else 2e-4
 
-    def generator(self) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(0)
-
 
 @dataclass(eq=False)
 class Accelerator:
