@@ -229,6 +229,10 @@ def use(mode: str, setting: Setting | None = None, without: Iterable[str] = ()) 
     for one in accelerators:
         if one.name in choice.in_use.get(one.computes, ()):
             _table.setdefault(one.computes, []).append(one)
+    if wrong := _wrong_together(setting):
+        for name in [name for name in choice.in_use if name.startswith("model.")]:
+            del choice.in_use[name], _table[name]
+        choice.set_aside["model"] = wrong
     return choice
 
 
@@ -251,14 +255,14 @@ def load(device: torch.device | None = None) -> None:
 def _edited(names: tuple[str, ...], recorded: dict[str, str]) -> str:
     """What in the code of these definitions is not the code that was proved, or ""."""
     try:
-        now = fingerprint(names)
+        now = fingerprints_of(names)
     except (NoSource, LookupError) as error:
         return str(error)
     changed = [name for name in {**now, **recorded} if now.get(name) != recorded.get(name)]
     return f"{changed[0]} was edited" if changed else ""
 
 
-def fingerprint(names: Iterable[str]) -> dict[str, str]:
+def fingerprints_of(names: Iterable[str]) -> dict[str, str]:
     """{name: hash} of all code that some definitions use. Raises NoSource, LookupError."""
     parts: dict[str, str] = {}
     for name in names:
@@ -288,6 +292,24 @@ def _wrong(one: Accelerator, setting: Setting) -> str:
     return _failed[one.name]
 
 
+def _wrong_together(setting: Setting) -> str:
+    """Why a small model computes something else with what is in use, or "": hidden states and all gradients."""
+    key = f"model {setting} {sorted(_table)}"
+    if key not in _right and any(name.startswith("model.") for name in _table):
+        args = importlib.import_module("kernels.cases").model_case(setting)
+        with plain():
+            expected = _values(_forward, args)
+        worst = _gap(expected, _values(_forward, args))
+        if not worst <= setting.tolerance:
+            return f"a small model is off by {worst:.1e}: running model.py as it stands"
+        _right.add(key)
+    return ""
+
+
+def _forward(model: nn.Module, ids: Tensor, layout) -> Tensor:
+    return model(ids, layout)
+
+
 def difference(function: Callable, one: Accelerator, setting: Setting) -> float:
     """The largest difference of values and gradients over an accelerator's cases, as a share of the largest value."""
     worst = 0.0
@@ -296,13 +318,19 @@ def difference(function: Callable, one: Accelerator, setting: Setting) -> float:
             continue
         with plain():
             expected = _values(function, args)
-        found = _values(one.function, args)
-        if len(expected) != len(found):
-            return float("inf")
-        for a, b in zip(expected, found, strict=True):
-            scale = max(float(a.abs().max()), 1e-3) if a.numel() else 1.0
-            gap = float((a - b).abs().max()) if a.numel() else 0.0
-            worst = max(worst, gap / scale if gap == gap else float("inf"))
+        worst = max(worst, _gap(expected, _values(one.function, args)))
+    return worst
+
+
+def _gap(expected: list[Tensor], found: list[Tensor]) -> float:
+    """The largest difference of two lists of tensors, each as a share of the largest value expected."""
+    if len(expected) != len(found):
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(expected, found, strict=True):
+        scale = max(float(a.abs().max()), 1e-3) if a.numel() else 1.0
+        gap = float((a - b).abs().max()) if a.numel() else 0.0
+        worst = max(worst, gap / scale if gap == gap else float("inf"))
     return worst
 
 
@@ -345,7 +373,7 @@ def _tensors(value) -> Iterator[Tensor]:
 def record() -> dict[str, dict[str, str]]:
     """Write the fingerprints of all loaded accelerators; `python -m kernels` calls it after the proof."""
     load()
-    found = {name: fingerprint([name]) for name in definitions}
-    found |= {one.name: fingerprint(one.stands_for) for one in accelerators}
+    found = {name: fingerprints_of([name]) for name in definitions}
+    found |= {one.name: fingerprints_of(one.stands_for) for one in accelerators}
     FINGERPRINTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     return found

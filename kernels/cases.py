@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels import Setting
-from model import Layout, rope_table
+from model import Layout, Transformer, rope_table
 
 
 def normal(setting: Setting, *size: int, gradient: bool = False) -> Tensor:
@@ -39,6 +39,14 @@ def attention_cases(setting: Setting) -> Iterator[tuple]:
         heads = shape.heads + 2 * shape.kv_heads
         qkv = normal(setting, layout.tokens, heads, shape.head_width, gradient=True)
         yield qkv, rope, layout, shape.heads
+
+
+def model_case(setting: Setting) -> tuple[Transformer, Tensor, Layout]:
+    """A whole small model and 64 tokens: a question with three completions, and documents of several lengths."""
+    model = Transformer(setting.shape, seed=1).to(setting.device)
+    ids = torch.arange(64, device=setting.device) * 7 % setting.shape.vocab_size
+    layout = Layout([9, 5, 1, 12, 20, 1, 16], [-1, 0, 0, 0, -1, 4, -1], setting.device)
+    return model, ids, layout
 
 
 def head_cases(setting: Setting, V: int, N: int = 48) -> tuple[Tensor, Tensor, Tensor]:

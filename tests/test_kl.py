@@ -37,7 +37,9 @@ def test_k3_matches_float64_and_is_never_negative(d):
     value, slope = at(d)
     assert value >= 0
     assert value == pytest.approx(k3(d), rel=3e-5, abs=1e-30)
-    assert slope == pytest.approx(-math.expm1(d), rel=1e-6, abs=1e-37)
+    # Beyond the series the slope is exp(d) - 1 in float32, which rounds where exp(d) does.
+    rounding = 1.2e-7 if abs(d) > 0.01 else 1e-37
+    assert slope == pytest.approx(-math.expm1(d), rel=1e-6, abs=rounding)
 
 
 def test_the_plain_formula_would_cancel():

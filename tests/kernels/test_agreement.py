@@ -74,8 +74,10 @@ def test_a_model_learns_as_by_definitions(changes):
 def test_an_edit_takes_effect(monkeypatch):
     """A definition that was replaced is what runs, and a line names what was set aside."""
 
+    before = model.rms_norm.definition
+
     def rms_norm(x, weight, eps):
-        return 2 * model.rms_norm.definition(x, weight, eps)
+        return 2 * before(x, weight, eps)
 
     edited = kernels.definition(rms_norm)
     monkeypatch.setitem(kernels.definitions, "model.rms_norm", rms_norm)
@@ -92,6 +94,21 @@ def test_code_without_source_takes_effect(monkeypatch):
     monkeypatch.setattr(train_grpo, "kl_estimate", space["kl_estimate"])
     choice = kernels.use("fast", Setting(preset("1m", 300)))
     assert "no source" in choice.set_aside["kernels.head_loss.grpo"]
+    assert "batch.logprobs" in choice.in_use
+
+
+def test_a_model_that_is_wrong_as_a_whole_runs_by_definitions(monkeypatch):
+    """Each accelerator agrees on its cases, and a block hands one of them something else."""
+    real = model.Block.before
+
+    def before(self, x):
+        return real(self, x) if not kernels._table else 1.01 * real(self, x)
+
+    monkeypatch.setattr(model.Block, "before", before)
+    monkeypatch.setattr(kernels, "_right", set())
+    choice = kernels.use("fast", Setting(preset("1m", 300)))
+    assert "a small model is off by" in choice.set_aside["model"]
+    assert not [name for name in choice.in_use if name.startswith("model.")]
     assert "batch.logprobs" in choice.in_use
 
 
