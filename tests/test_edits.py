@@ -46,6 +46,7 @@ class Edit:
 
 
 GRPO, MODEL = "train_grpo.py", "model.py"
+TIGHT = dict(clip_low=1e-5, clip_high=1e-5)  # it binds at the small rate of these runs
 PROCESS = dict(reward="process_model", supervision="process")
 EDITS = {
     "no clip": Edit(
@@ -53,6 +54,7 @@ EDITS = {
         "clipped = ratio.clamp(1 - low, 1 + high)",
         "clipped = ratio",
         "train_grpo.grpo_loss",
+        TIGHT,
     ),
     "no KL": Edit(
         GRPO,
@@ -69,7 +71,7 @@ EDITS = {
     "ratio of sequences": Edit(
         GRPO,
         "ratio = bounded(logp - old_logp).exp()",
-        "ratio = (bounded(logp - old_logp).mean() + 0 * logp).exp()",
+        "ratio = (logp - old_logp).mean().exp().detach() * (logp - logp.detach()).exp()",
         "train_grpo.grpo_loss",
     ),
     "advantage without std": Edit(
@@ -146,11 +148,10 @@ def copy_of_the_code(folder: Path) -> Path:
 def train(code: Path, root: Path, to: Path, changes: dict, triton: bool = False) -> str:
     """Two steps of GRPO with the code in a folder, fast and plain; returns what was printed.
 
-    The rate is so small that no sign of a rounding error moves a weight by more than the test allows, and the clip is
-    so tight that it binds all the same.
+    The rate is so small that no sign of a rounding error moves a weight by more than the test allows.
     """
     given = dict(formats="cot", iterations=1, steps=2, save_every=100, valid="", warmup=0)
-    given |= dict(lr=1e-6, clip_low=1e-5, clip_high=1e-5, beta=2.0, temperature=0.7)
+    given |= dict(lr=1e-6, beta=2.0, temperature=0.7)
     given |= dict(questions=3, micro_tokens=2000)
     if changes.get("reward") == "process_model":
         given |= dict(reward_model=root / "process")
@@ -170,10 +171,11 @@ def results(run: Path) -> tuple[list[dict], dict[str, torch.Tensor]]:
 
 
 def assert_same(fast: Path, plain: Path) -> None:
-    """Metrics and weights, to 1e-5."""
+    """Metrics and weights, to 1e-5; of clip_fraction, a count, a few tokens may lie on the very edge of the clip."""
     (rows, weights), (plain_rows, plain_weights) = results(fast), results(plain)
     assert len(rows) == len(plain_rows) == 2
     for row, other in zip(rows, plain_rows, strict=True):
+        assert row.pop("clip_fraction") == pytest.approx(other.pop("clip_fraction"), abs=0.05)
         assert row == pytest.approx(other, rel=1e-5, abs=1e-5)
     for name, weight in weights.items():
         torch.testing.assert_close(weight, plain_weights[name], rtol=0, atol=1e-5)
