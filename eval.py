@@ -8,8 +8,9 @@ DIR/results.json (figures, settings, versions), DIR/table.md and DIR/NAME.FORMAT
 each problem. The same command continues a run that was stopped. Every figure has a 95 % interval
 over problems.
 
-How far the figures can be trusted, and whether two of them differ: python -m evaluation.audit
---help
+How far the figures can be trusted, and whether two of them differ:
+
+    python -m evaluation.audit --help
 """
 
 import sys
@@ -73,7 +74,7 @@ class Config:
     # the run
     max_rows: int = option(256, "completions decoded at once", least=1)
     chunk: int = option(256, "problems between two saves", least=1)
-    kernels: str = option("fast", "plain: definitions alone", choices=("fast", "plain"))
+    kernels: str = option("fast", "plain: without accelerators", choices=("fast", "plain"))
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
     to: str = option("", "directory for the results; empty: only print the table")
 

@@ -412,7 +412,7 @@ class Config(Sampling):
     model: str = option("", "directory of a model in Hugging Face format", required=True)
     prompt: str = option("", "text to complete", required=True)
     stop: list[str] = option([], "strings that end a completion")
-    kernels: str = option("fast", "plain: run by definitions alone", choices=("fast", "plain"))
+    kernels: str = option("fast", "plain: without accelerators", choices=("fast", "plain"))
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ class Config(SamplingOptions):
     first: int = option(0, "number of problems to pass over", least=0)
     limit: int = option(0, "problems used, after those; 0: all", least=0)
     seed: int = option(0, "seed of the samples", least=0)
-    kernels: str = option("fast", "plain: definitions alone", choices=("fast", "plain"))
+    kernels: str = option("fast", "plain: without accelerators", choices=("fast", "plain"))
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 
 

@@ -94,7 +94,7 @@ class Config:
     activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
     bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
     compile: bool | None = option(None, "compile the blocks with torch.compile; none: on GPUs")
-    kernels: str = option("fast", "fast; plain: definitions alone", choices=("fast", "plain"))
+    kernels: str = option("fast", "plain: without accelerators", choices=("fast", "plain"))
     # the run
     valid: str = option("", "problems held out for evaluation during training (greedy)")
     valid_limit: int = option(200, "number of those problems used", least=1)

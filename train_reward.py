@@ -66,7 +66,7 @@ class Config:
     activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
     bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
     compile: bool | None = option(None, "compile the blocks with torch.compile; none: on GPUs")
-    kernels: str = option("fast", "fast; plain: definitions alone", choices=("fast", "plain"))
+    kernels: str = option("fast", "plain: without accelerators", choices=("fast", "plain"))
     # the run
     valid_every: int = option(100, "steps between validations", least=1)
     save_every: int = option(100, "steps between checkpoints", least=1)

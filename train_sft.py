@@ -65,7 +65,7 @@ class Config:
     activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
     bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
     compile: bool | None = option(None, "compile the blocks with torch.compile; none: on GPUs")
-    kernels: str = option("fast", "fast; plain: definitions alone", choices=("fast", "plain"))
+    kernels: str = option("fast", "plain: without accelerators", choices=("fast", "plain"))
     seed: int = option(0, "seed of the packing order", least=0)
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 

@@ -21,8 +21,15 @@ def run_cli(main: Callable[[], object]) -> None:
     try:
         main()
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_a_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def in_a_line(error: Exception) -> str:
+    """The message of an error. Where the system refused a file, it names the file and what to do."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; give another path"
+    return str(error)
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -99,7 +99,8 @@ class Tokenizer:
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise InputError(
-                f"{name}: not a file as the tokenizers library writes it ({reason})"
+                f"{name}: not a tokenizer.json as the tokenizers library writes it ({reason}); "
+                "give a directory that holds one"
             ) from None
 
     def _setup(self, document: dict, config: dict) -> None:

@@ -86,7 +86,7 @@ class Config:
     )
     # the run
     max_rows: int = option(256, "completions decoded at once", least=1)
-    kernels: str = option("fast", "plain: definitions alone", choices=("fast", "plain"))
+    kernels: str = option("fast", "plain: without accelerators", choices=("fast", "plain"))
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
     to: str = option("", "directory for the results; empty: only print the table")
 

@@ -198,7 +198,7 @@ def right_by_paper(
         blanks = [problem.answer]
         if problem.answer.startswith("$("):  # $(a, b)$: two blanks
             blanks = problem.answer[2:-2].split(", ")
-        gold = [paper_rules.normalise(blank) for blank in blanks]
+        gold = [paper_rules.normalize(blank) for blank in blanks]
     predicted = paper_rules.paper_extract(text, benchmark, question, zero_shot)
     return paper_rules.paper_equal(gold, predicted, benchmark)
 

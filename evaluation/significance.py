@@ -157,8 +157,9 @@ def read_results(directory: str) -> dict:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"{path}: cannot be read ({error}); give a directory that eval.py wrote"
+            f"{path}: cannot be read ({reason}); give a directory that eval.py wrote"
         ) from None
     if "settings" not in document:
         raise InputError(f"{path}: has no settings; evaluate again with this version of eval.py")

@@ -31,7 +31,7 @@ def main(config: Config) -> None:
     methods = {
         "renewed": dict(
             reward_questions=180,
-            reward_config="configs/demo/reward_refresh.toml",
+            reward_config="configs/demo/reward_iterations.toml",
         ),
         "as it was": {},
     }

@@ -1,4 +1,4 @@
-"""The seam between definitions and accelerators. Imports nothing of ours from outside kernels/.
+"""The choice between definitions and accelerators. Imports nothing of ours from outside kernels/.
 
 A *definition* is plain PyTorch under autograd. It stands where a student looks for it (model.py, batch.py, generate.py
 or a trainer), and it is what runs:

@@ -170,7 +170,7 @@ def _is_generated(owner: type, key: str) -> bool:
 def _is_library(module: str) -> bool:
     """Is a module part of Python, of an installed package, or of kernels/, which repeats and defines nothing?"""
     top = (module or "").partition(".")[0]  # code of `exec` may have no module
-    if top == "kernels":  # the seam itself
+    if top == "kernels":  # the code that chooses
         return True
     if top in sys.stdlib_module_names:
         return top != "__main__"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data.io import InputError, atomic_write
+from data.io import InputError, atomic_write, in_a_line
 from model import Transformer
 from runtime import optim
 from runtime.checkpoint import Checkpoints, Others, remove
@@ -37,7 +37,7 @@ def command(main: Callable, Config) -> None:
         main(parse(Config, description=description))
         together = True
     except (InputError, OSError, FloatingPointError) as error:
-        code, message = 2, f"error: {error}"
+        code, message = 2, f"error: {in_a_line(error)}"
     except torch.OutOfMemoryError as error:
         advice = "lower --micro_tokens, --micro_batch or --max_rows"
         code, message = 2, f"error: {str(error).splitlines()[0]} {advice}"
@@ -189,7 +189,6 @@ MAY_CHANGE = (
     "to",
     "keep",
     "save_every",
-    "keep_rollouts",
     "device",
     "kernels",
     "compile",
@@ -212,7 +211,7 @@ class RunOptions:
     micro_tokens: int = option(16_384, "tokens of one forward and backward pass", least=1)
     activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
     bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
-    kernels: str = option("fast", "plain: definitions alone", choices=("fast", "plain"))
+    kernels: str = option("fast", "plain: without accelerators", choices=("fast", "plain"))
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 
 

@@ -27,7 +27,7 @@ PROGRAMS = {
     "dpo": train_dpo,
     "ppo": train_ppo,
     "reward": train_reward,
-    "reward_refresh": train_reward,
+    "reward_iterations": train_reward,
     "eval": eval,
     "mine": loop,
     "figure3": train_pretrain,

@@ -715,7 +715,7 @@ def test_mix64_is_splitmix64():
 
 @pytest.mark.parametrize("grid", [(1, 1, 30_000), (1, 30_000, 1), (30_000, 1, 1), (31, 31, 31)])
 def test_uniform_numbers(grid):
-    """Uniform over positions, over samples, over keys, and over all three; neighbours are unrelated."""
+    """Uniform over positions, over samples, over keys, and over all three; neighbors are unrelated."""
     keys, numbers, positions = (
         x.flatten() for x in torch.meshgrid(*map(torch.arange, grid), indexing="ij")
     )

@@ -1,4 +1,4 @@
-"""The numbers of the house: which files stand at the root, who imports whom, how long the path of a reader is."""
+"""Limits of the code base: which files stand at the root, who imports whom, how long the path of a reader is."""
 
 import ast
 import re

@@ -176,11 +176,14 @@ def check_settings(to: Path, data: str, seed: int) -> None:
 
 
 def main() -> None:
-    parser = CommandParser(description="Run a pipeline of stages. Finished stages are kept.")
+    parser = CommandParser(
+        prog="python -m tools.pipeline",
+        description="Run a pipeline of stages. Finished stages are kept.",
+    )
     parser.add_argument("pipeline", help="pipeline file, e.g. configs/demo/pipeline.toml")
     parser.add_argument("--to", help="run directory (default: runs/ and the pipeline's folder)")
     parser.add_argument("--data", default="", help="folder of problem files, if one is needed")
-    parser.add_argument("--seed", type=at_least(0), default=0)
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of all that is drawn")
     parser.add_argument("--only", default="", help="only these stages, comma-separated")
     args = parser.parse_args()
 

@@ -1,8 +1,8 @@
 """What a training stage needs: memory by kind, arithmetic, hours, and what to change if it does not
 fit.
 
-    python -m tools.plan grpo --config configs/paper/grpo.toml --model 7b --gpus 8 python -m
-    tools.plan pretrain --config configs/paper/pretrain.toml --model 7b --gpus 64 --tflops 400
+    python -m tools.plan grpo --config configs/paper/grpo.toml --model 7b --gpus 8
+    python -m tools.plan pretrain --config configs/paper/pretrain.toml --model 7b --gpus 64 --tflops 400
     python -m tools.plan sft --model DIR --gpus 1 --gpu_memory 24 --rates runs/sft_1.3b
 
 After the stage (pretrain, sft, reward, grpo, ppo, dpo) come the trainer's options and those below.

@@ -122,7 +122,7 @@ def _answers(text: str) -> list[str]:
     else:
         found = re.findall(r"-?\d*\.?\d+", text.replace(",", ""))[-1:]
     return [
-        normalise(answer.strip().split("\n")[0].lstrip(":").rstrip(".").rstrip("/"))
+        normalize(answer.strip().split("\n")[0].lstrip(":").rstrip(".").rstrip("/"))
         for answer in found
     ]
 
@@ -165,10 +165,10 @@ def _ocw_answer(text: str) -> str:
     return INVALID
 
 
-# ---- normalisation -------------------------------------------------------------------------------
+# ---- normalization -------------------------------------------------------------------------------
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """An answer in the form in which the paper's evaluation compares it."""
     if len(text) > MAX_LENGTH:
         return text
@@ -248,7 +248,7 @@ def _slash(text: str) -> str:
 def paper_equal(gold: str | list[str], prediction: str | list[str], benchmark: str) -> bool:
     """Whether the paper's evaluation counts `prediction`, a result of `paper_extract`, as right.
 
-    gold: for MATH what `paper_extract` finds in the solution, for MathCloze a normalised item for
+    gold: for MATH what `paper_extract` finds in the solution, for MathCloze a normalized item for
     each blank, else the string.
     """
     if benchmark in ("sat", "mmlu_stem"):

@@ -306,6 +306,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data folder")
     folder = parser.parse_args(arguments).data
+    if not folder.is_dir():
+        raise InputError(
+            f"--data {folder}: not a folder; give the folder with the benchmarks' files"
+        )
     print(f"{'name':<17} {'published':>9} {'found':>6} {'bad':>4}  place")
     for name, benchmark in BENCHMARKS.items():
         path, bad = find(name, folder), []

@@ -38,6 +38,14 @@ def test_errors_of_a_command_line_are_one_line(arguments, message, capsys):
     assert output.err.startswith("error: ") and output.err.count("\n") == 1
 
 
+def test_a_file_that_the_system_refuses_is_named(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stop:
+        run_cli(lambda: (tmp_path / "file" / "x").mkdir())
+    message = f"error: {tmp_path}/file/x: Not a directory; give another path\n"
+    assert stop.value.code == 2 and capsys.readouterr().err == message
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")

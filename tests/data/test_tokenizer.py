@@ -252,7 +252,7 @@ def test_same_ids_as_tokenizers_on_random_text(pairs, style, data):
     )
 
 
-def test_every_code_point_between_neighbours(pairs):
+def test_every_code_point_between_neighbors(pairs):
     text = "".join(
         f"a{chr(c)}中{chr(c)} 1" for c in range(0x110000) if not 0xD800 <= c < 0xE000 and c % 7 == 0
     )

@@ -145,7 +145,7 @@ def category_makers(rng: random.Random) -> dict:
     }
 
 
-def neighbours(answer: str, rng: random.Random) -> list[str]:
+def neighbors(answer: str, rng: random.Random) -> list[str]:
     """Answers with another value: a digit or a letter changed, the sign changed, a bracket
     changed, two terms of a tuple or a matrix exchanged."""
     found = []

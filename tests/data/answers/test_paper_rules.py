@@ -4,10 +4,10 @@ import random
 import time
 
 import pytest
-from answer_strategies import category_makers, hostile, neighbours
+from answer_strategies import category_makers, hostile, neighbors
 
 from data.answers.paper_latex import read_prefix, worked_out
-from data.answers.paper_rules import BENCHMARKS, normalise, paper_equal, paper_extract
+from data.answers.paper_rules import BENCHMARKS, normalize, paper_equal, paper_extract
 from data.answers.trees import Unreadable
 
 # (benchmark, gold, prediction, verdict of the original)
@@ -60,7 +60,7 @@ EXTRACTED = [
     ("gaokao_mathqa", False, "", "从A到D，答案是 C", "C"),
     ("mgsm_zh", True, "", "The answer is 18 dollars", "18dollars"),
 ]
-NORMALISED = [
+NORMALIZED = [
     ("\\dfrac12 \\text{ cm}", "\\frac{1}{2}"),
     ("3/4", "\\frac{3}{4}"),
     (".5", "0.5"),
@@ -105,9 +105,9 @@ def test_extract_as_the_original(benchmark, zero_shot, question, text, answer):
     assert paper_extract(text, benchmark, question, zero_shot) == answer
 
 
-@pytest.mark.parametrize(("text", "answer"), NORMALISED)
-def test_normalise_as_the_original(text, answer):
-    assert normalise(text) == answer
+@pytest.mark.parametrize(("text", "answer"), NORMALIZED)
+def test_normalize_as_the_original(text, answer):
+    assert normalize(text) == answer
 
 
 @pytest.mark.parametrize(("text", "prefix"), PREFIXES, ids=range(len(PREFIXES)))
@@ -172,8 +172,6 @@ def test_never_raises_and_bounded():
             gold = rng.choice(seeds)
             paper_equal([gold] if isinstance(found, list) else gold, found, benchmark)
             if not isinstance(found, list):
-                paper_equal(
-                    text, neighbours(gold, rng)[0], "ocw" if benchmark == "ocw" else "gsm8k"
-                )
+                paper_equal(text, neighbors(gold, rng)[0], "ocw" if benchmark == "ocw" else "gsm8k")
             slowest = max(slowest, time.process_time() - start)
     assert slowest < 2

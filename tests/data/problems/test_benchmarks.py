@@ -172,3 +172,8 @@ def test_the_command_counts(tmp_path, capsys):
         in lines
     )
     assert sum("absent: " in line for line in lines) == len(BENCHMARKS) - 1
+
+
+def test_the_command_needs_a_folder(tmp_path):
+    with pytest.raises(InputError, match="not a folder; give the folder"):
+        benchmarks.main(["--data", str(tmp_path / "absent")])

@@ -7,7 +7,7 @@ import random
 import time
 
 import pytest
-from answer_strategies import category_makers, hostile, neighbours
+from answer_strategies import category_makers, hostile, neighbors
 
 from data.answers import choice, compare, extract
 
@@ -21,14 +21,14 @@ def generated(rng, per_category=20):
 def assert_sharp(answers, rng):
     wrong = 0
     for answer in answers:
-        for neighbour in neighbours(answer, rng):
+        for neighbor in neighbors(answer, rng):
             wrong += 1
-            assert not compare(answer, neighbour, strict=True).equal, (answer, neighbour)
-            assert not compare(neighbour, answer, strict=True).equal, (neighbour, answer)
+            assert not compare(answer, neighbor, strict=True).equal, (answer, neighbor)
+            assert not compare(neighbor, answer, strict=True).equal, (neighbor, answer)
     return wrong
 
 
-def test_every_wrong_neighbour_of_generated_answers_is_rejected():
+def test_every_wrong_neighbor_of_generated_answers_is_rejected():
     rng = random.Random(11)
     answers = generated(rng)
     assert len({name for name, _, _ in answers}) >= 26 and len(answers) >= 520
@@ -97,13 +97,13 @@ def test_gold_answers_equal_themselves_and_are_found_again(real, name):
                 assert compare(gold, extract(text), strict).equal, (gold, text, extract(text))
 
 
-def test_every_wrong_neighbour_of_real_answers_is_rejected(real):
+def test_every_wrong_neighbor_of_real_answers_is_rejected(real):
     rng = random.Random(12)
     golds = {
         gold
         for name in GOLDS
         for gold in GOLDS[name](real(name))
-        if neighbours(gold, rng) and "/0" not in gold
+        if neighbors(gold, rng) and "/0" not in gold
     }
     golds = rng.sample(sorted(golds), 500)
     assert assert_sharp([gold for gold in golds if not gold.startswith("0")], rng) > 1000
