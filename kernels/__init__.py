@@ -58,7 +58,7 @@ accelerators: list["Accelerator"] = []  # all that are loaded, in the order of M
 _table: dict[str, list["Accelerator"]] = {}  # name of a definition -> accelerators in use
 _right: set[str] = set()  # accelerators and settings whose numbers were right
 _failed: dict[str, str] = {}  # name of an accelerator -> why its numbers are wrong
-_said: set[str] = set()  # lines about choices that were printed
+_said: set[str] = set()  # lines about choices that this run has printed
 
 
 def definition(function: Callable) -> Callable:
@@ -75,7 +75,7 @@ def definition(function: Callable) -> Callable:
                 return accelerator.function(*args, **kwargs)
         return function(*args, **kwargs)
 
-    call.definition = function
+    call.definition, call.seam = function, call
     return call
 
 
@@ -184,10 +184,15 @@ class Choice:
         return [*self.set_aside.values(), f"accelerators: {used}"]
 
     def news(self) -> list[str]:
-        """The lines that no choice has said before."""
+        """The lines that no choice of this run has said before; a run begins with `kernels.begin`."""
         new = [line for line in self.lines() if line not in _said]
         _said.update(new)
         return new
+
+
+def begin() -> None:
+    """A run begins: its first lines say what is used, also where another run in this process has said it."""
+    _said.clear()
 
 
 def use(mode: str, setting: Setting | None = None, without: Iterable[str] = ()) -> Choice:
@@ -199,9 +204,10 @@ def use(mode: str, setting: Setting | None = None, without: Iterable[str] = ()) 
     choice = Choice()
     if mode == "plain" or setting is None:
         return choice
-    load(setting.device)
+    for module, error in load(setting.device).items():
+        choice.set_aside[module] = f"{error}: running without {module}"
     setting = replace(setting, shape=small(setting.shape))
-    recorded = json.loads(FINGERPRINTS.read_text()) if FINGERPRINTS.exists() else {}
+    recorded = read_record()
     notes: dict[str, str] = {}  # edits of definitions that run as they stand anyway
     for one in accelerators:
         if one.computes not in definitions or one.name in without:
@@ -236,29 +242,48 @@ def use(mode: str, setting: Setting | None = None, without: Iterable[str] = ()) 
     return choice
 
 
-def load(device: torch.device | None = None) -> None:
+def load(device: torch.device | None = None) -> dict[str, str]:
     """Import the files with accelerators, those of a device alone if one is given, in the order of MODULES.
 
-    The decoders import generate.py. They are loaded where a run has imported it.
+    The decoders import generate.py. They are loaded where a run has imported it. Returns {file: error} of those that
+    cannot be imported: they use a name that an edit has removed.
     """
+    errors: dict[str, str] = {}
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     for module in MODULES:
         on_gpu = module.startswith(("kernels.triton.", "kernels.flex"))
         if device is not None and on_gpu and not interpreted and device.type != "cuda":
             continue
         if not module.endswith(".decoder") or "generate.make_decoder" in definitions:
-            importlib.import_module(module)
+            try:
+                importlib.import_module(module)
+            except (ImportError, AttributeError) as error:
+                errors[module] = str(error).partition(" (")[0]
     place = {module: number for number, module in enumerate(MODULES)}
     accelerators.sort(key=lambda one: place.get(one.function.__module__, len(place)))
+    return errors
+
+
+def read_record() -> dict[str, dict[str, str]]:
+    """The recorded fingerprints; {} where the file is missing or damaged, so that no claim holds."""
+    try:
+        return json.loads(FINGERPRINTS.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _edited(names: tuple[str, ...], recorded: dict[str, str]) -> str:
     """What in the code of these definitions is not the code that was proved, or ""."""
+    if not recorded:
+        return f"{FINGERPRINTS.name} has no record of {names[0]} (python -m kernels writes it)"
     try:
         now = fingerprints_of(names)
     except (NoSource, LookupError) as error:
         return str(error)
-    changed = [name for name in {**now, **recorded} if now.get(name) != recorded.get(name)]
+    # First other code under the same name, then what is no longer used, then what is new.
+    changed = [name for name in recorded if now.get(name, recorded[name]) != recorded[name]]
+    changed += [name for name in recorded if name not in now]
+    changed += [name for name in now if name not in recorded]
     return f"{changed[0]} was edited" if changed else ""
 
 
@@ -296,10 +321,14 @@ def _wrong_together(setting: Setting) -> str:
     """Why a small model computes something else with what is in use, or "": hidden states and all gradients."""
     key = f"model {setting} {sorted(_table)}"
     if key not in _right and any(name.startswith("model.") for name in _table):
-        args = importlib.import_module("kernels.cases").model_case(setting)
-        with plain():
-            expected = _values(_forward, args)
-        worst = _gap(expected, _values(_forward, args))
+        try:
+            args = importlib.import_module("kernels.cases").model_case(setting)
+            with plain():
+                expected = _values(_forward, args)
+            worst = _gap(expected, _values(_forward, args))
+        except Exception as error:  # an edited model may want other arguments
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            return f"a small model fails ({reason}): running model.py as it stands"
         if not worst <= setting.tolerance:
             return f"a small model is off by {worst:.1e}: running model.py as it stands"
         _right.add(key)
@@ -372,7 +401,8 @@ def _tensors(value) -> Iterator[Tensor]:
 
 def record() -> dict[str, dict[str, str]]:
     """Write the fingerprints of all loaded accelerators; `python -m kernels` calls it after the proof."""
-    load()
+    if errors := load():
+        raise ImportError(", ".join(errors.values()))
     found = {name: fingerprints_of([name]) for name in definitions}
     found |= {one.name: fingerprints_of(one.stands_for) for one in accelerators}
     FINGERPRINTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")

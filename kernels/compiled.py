@@ -23,6 +23,13 @@ def compile_blocks(model: torch.nn.Module) -> None:
         block.after = functools.partial(_compiled(type(block).after), block)
 
 
+def is_compiled(method) -> bool:
+    """Is this a method of a block that `compile_blocks` has compiled?"""
+    return isinstance(method, functools.partial) and hasattr(
+        method.func, "_torchdynamo_orig_callable"
+    )
+
+
 def multiply_in(model: torch.nn.Module, dtype: torch.dtype, store: bool = False) -> None:
     """Compute the matrix products of the blocks in this type, for CPUs that multiply bfloat16 faster (AMX).
 

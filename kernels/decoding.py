@@ -7,12 +7,14 @@ import kernels
 from batch import pack_completions, token_logprobs
 from generate import Sample, Sampling, generate
 from kernels import Accelerator, Setting
-from kernels.compiled import multiply_in
-from model import MLP, Attention, Block, Linear, RMSNorm, Transformer
+from kernels.compiled import is_compiled, multiply_in
+from model import MLP, Attention, Block, Linear, ModelConfig, RMSNorm, Transformer
 
 # The definitions that a decoder repeats. What these use is found from their code.
 DEFINITIONS = (
     "generate.Decoder",
+    "model.Transformer.__init__",
+    "model.Transformer.__call__",
     "model.Transformer.forward",
     "model.Transformer.decode",
     "model.Transformer.embedded",
@@ -29,9 +31,38 @@ DEFINITIONS = (
 CLASSES = {Transformer, Block, Attention, MLP, RMSNorm, Linear, nn.Embedding, nn.ModuleList}
 
 
+_shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # those of each configuration
+
+
+def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the weights of a model of this configuration."""
+    key = repr(config)
+    if key not in _shapes:
+        with torch.device("meta"):
+            weights = Transformer(config).named_parameters()
+        _shapes[key] = {name: tuple(x.shape) for name, x in weights}
+    return _shapes[key]
+
+
 def is_plain(model: Transformer) -> bool:
-    """Is each part of the model of a class in model.py, and none of a subclass or of a user's class?"""
-    return all(type(part) in CLASSES for part in model.modules())
+    """Is each part of the model as model.py makes it: of a class of the file and no subclass, without hooks, without
+    methods of its own, and with the sizes and the eps of the configuration?"""
+    config = model.config
+    if {name: tuple(x.shape) for name, x in model.named_parameters()} != shapes(config):
+        return False
+    if len({part.multiply for part in model.layers.modules() if type(part) is Linear}) != 1:
+        return False
+    sizes = dict(eps=config.norm_eps, H=config.heads, K=config.kv_heads, E=config.head_width)
+    sizes |= dict(max_norm=None)  # of the embedding
+    for part in model.modules():
+        if type(part) not in CLASSES or part._forward_hooks or part._forward_pre_hooks:
+            return False
+        for name, value in vars(part).items():
+            if callable(getattr(type(part), name, None)) and not is_compiled(value):
+                return False
+            if name in sizes and value != sizes[name]:
+                return False
+    return True
 
 
 PROMPTS = [[5], [3, 1, 4, 1, 5, 9, 2, 6, 5], [7, 8, 9, 7, 8]]

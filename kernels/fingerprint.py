@@ -6,7 +6,8 @@ line breaks, quotes and redundant brackets do not count. It is the same on every
 
     expand("model.rms_norm")    ->  {"model.rms_norm": "0f3c...", "model.EPS": "1e-06"}
 
-Code without source, for example a function that was typed into `exec`, raises NoSource.
+Code without source raises NoSource: a function that was typed into `exec`, or one whose file has changed since it was
+loaded.
 """
 
 import ast
@@ -66,9 +67,10 @@ def unwrap(value):
         value = value.fget
     if isinstance(value, staticmethod | classmethod | types.MethodType):
         value = value.__func__
-    return (
-        value.__dict__.get("definition", value) if isinstance(value, types.FunctionType) else value
-    )
+    # functools.wraps copies attributes: a function around a definition is not that definition.
+    if isinstance(value, types.FunctionType) and value.__dict__.get("seam") is value:
+        return value.definition
+    return value
 
 
 def name_of(value) -> str:
@@ -88,7 +90,7 @@ def _add(name: str, value, parts: dict[str, str]) -> None:
         return
     value = unwrap(value)
     if _is_plain(value):
-        parts[name] = repr(value)
+        parts[name] = _text(value)
     elif isinstance(value, type):
         if not _is_library(value.__module__):
             parts[name] = "class " + ", ".join(base.__qualname__ for base in value.__bases__)
@@ -97,11 +99,14 @@ def _add(name: str, value, parts: dict[str, str]) -> None:
             for key, member in sorted(vars(value).items()):
                 if not _is_generated(value, key):
                     _add(f"{name}.{key}", member, parts)
+    elif _is_decorated(value):  # by functools.cache or torch.no_grad, for example
+        parts[name] = f"decorated by {type(value).__name__}"
+        _add(f"{name}.__wrapped__", value.__wrapped__, parts)
     elif isinstance(value, types.FunctionType):
         if not (_is_library(value.__module__) or _is_library_file(value.__code__.co_filename)):
             node = _node(name, value.__code__)
             defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-            text = repr((_canonical(node), [d for d in defaults if _is_plain(d)]))
+            text = f"({_canonical(node)!r}, {_text([d for d in defaults if _is_plain(d)])})"
             parts[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
             for used, thing in _used(value, node):
                 _add(used, thing, parts)
@@ -157,6 +162,27 @@ def _is_plain(value) -> bool:
     return isinstance(value, PLAIN)
 
 
+def _text(value) -> str:
+    """The repr of a plain value; that of a set in order, which Python changes from process to process."""
+    if isinstance(value, set | frozenset):
+        return "{" + ", ".join(sorted(map(_text, value))) + "}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_text(k)}: {_text(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        text = ", ".join(map(_text, value))
+        return f"[{text}]" if isinstance(value, list) else f"({text})"
+    return repr(value)
+
+
+def _is_decorated(value) -> bool:
+    """Is it a function of ours inside a wrapper of a library?"""
+    inner = getattr(value, "__wrapped__", None)
+    if not isinstance(inner, types.FunctionType) or _is_library(inner.__module__):
+        return False
+    code = getattr(value, "__code__", None)
+    return code is None or _is_library_file(code.co_filename)
+
+
 def _is_generated(owner: type, key: str) -> bool:
     """Members that Python or @dataclass made, which have no code of their own."""
     if key in ("__module__", "__qualname__", "__doc__", "__firstlineno__", "__static_attributes__"):
@@ -189,25 +215,35 @@ def _is_library_file(file: str) -> bool:
 
 
 @functools.cache
-def _nodes(file: str, source: str) -> dict[int, list[ast.AST]]:
-    """Functions of a file by the line of their first decorator, `def` or `lambda`."""
+def _read(file: str, source: str) -> tuple[dict[int, list[ast.AST]], set[types.CodeType]]:
+    """Functions of a file by the line of their first decorator, `def` or `lambda`; and the code of all of them."""
+    tree = ast.parse(source)
     found: dict[int, list[ast.AST]] = {}
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
             found.setdefault(first, []).append(node)
-    return found
+    codes: set[types.CodeType] = set()
+    waiting = [compile(source, file, "exec", dont_inherit=True)]
+    while waiting:
+        inner = [x for x in waiting.pop().co_consts if isinstance(x, types.CodeType)]
+        codes.update(inner)
+        waiting += inner
+    return found, codes
 
 
 def _node(name: str, code: types.CodeType) -> ast.AST:
+    """The syntax tree of a function. Raises NoSource where its file does not hold the code that runs."""
+    linecache.checkcache(code.co_filename)
     source = "".join(linecache.getlines(code.co_filename))
     try:
-        nodes = _nodes(code.co_filename, source).get(code.co_firstlineno, [])
-    except SyntaxError:
-        nodes = []
+        found, codes = _read(code.co_filename, source)
+    except (SyntaxError, ValueError):  # ValueError: a zero byte
+        found, codes = {}, set()
+    nodes = found.get(code.co_firstlineno, [])
     nodes = [node for node in nodes if getattr(node, "name", "<lambda>") == code.co_name]
-    if len(nodes) != 1:
-        raise NoSource(f"{name} has no source that can be read")
+    if len(nodes) != 1 or code not in codes:
+        raise NoSource(f"{name} has no source that can be read, or its file has changed since")
     return nodes[0]
 
 
@@ -222,6 +258,8 @@ def _canonical(node):
         value = getattr(node, field, None)
         if field in LAYOUT or value in (None, []):
             continue
+        if isinstance(node, ast.JoinedStr):  # Python 3.12.1 puts empty texts between its parts
+            value = [part for part in value if getattr(part, "value", None) != ""]
         if field == "body" and isinstance(value, list):
             value = [part for part in value if not _is_docstring(part)]
         fields.append((field, _canonical(value)))

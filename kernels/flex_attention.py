@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels import accelerator
 from kernels.cases import attention_cases
+from kernels.packed_attention import takes_layout
 from model import rotate
 
 
@@ -56,10 +57,14 @@ def compiled() -> tuple[Callable, Callable]:
     return torch.compile(rotate, dynamic=True), torch.compile(flex_attention, dynamic=True)
 
 
+def takes(qkv: Tensor, rope: Tensor, layout, heads: int) -> bool:
+    return qkv.is_cuda and qkv.dtype != torch.float64 and takes_layout(layout)
+
+
 @accelerator(
     "model.attention",
     stands_for=["model.Layout"],
-    takes=lambda qkv, rope, layout, heads: qkv.is_cuda and qkv.dtype != torch.float64,
+    takes=takes,
     available=lambda device: device.type == "cuda",
     cases=attention_cases,
 )

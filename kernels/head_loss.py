@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from kernels import accelerator
 from kernels.cases import cross_entropy_cases, grpo_cases, ppo_cases
 from kernels.fingerprint import resolve
-from kernels.logprob import chunk_size, float_of
+from kernels.logprob import chunk_size, float_of, learned
 
 LARGE = 4096  # words
 
@@ -102,8 +102,8 @@ def head_loss(
     return _HeadLoss.apply(hidden, head, targets, chosen, temperature, entropy, loss_of, wanted)
 
 
-def takes(hidden: Tensor, head: Tensor, *_, **__) -> bool:
-    return len(head) >= LARGE
+def takes(hidden: Tensor, head: Tensor, *rest, **named) -> bool:
+    return len(head) >= LARGE and not learned(*rest, *named.values())
 
 
 def policy(hidden: Tensor, head: Tensor, micro, temperature: float, loss_of: Loss):

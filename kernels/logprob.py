@@ -137,10 +137,24 @@ def chunked(hidden, head, targets, temperature: float, entropy: bool, rows: Rows
     return logp, spread if entropy else None
 
 
+def learned(*values) -> bool:
+    """Does one of these, or an attribute of one, want a gradient? An accelerator gives none to a temperature, a weight
+    or an advantage."""
+    for value in values:
+        parts = [value] if isinstance(value, Tensor) else getattr(value, "__dict__", {}).values()
+        if any(isinstance(part, Tensor) and part.requires_grad for part in parts):
+            return True
+    return False
+
+
 PYTORCH = Rows(read, slope)
 
 
-@accelerator("batch.logprobs", cases=logprob_cases)
+def takes(hidden: Tensor, head: Tensor, targets: Tensor, temperature=1.0, entropy=False) -> bool:
+    return not learned(temperature)
+
+
+@accelerator("batch.logprobs", takes=takes, cases=logprob_cases)
 def logprobs(
     hidden: Tensor, head: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:

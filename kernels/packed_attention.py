@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels import accelerator
 from kernels.cases import attention_cases
-from model import rotate
+from model import Layout, rotate
 
 Bucket = tuple[Tensor, Tensor, Tensor | None]
 
@@ -66,7 +66,17 @@ def _groups(layout) -> Iterator[np.ndarray]:
             members = members[size:]
 
 
-@accelerator("model.attention", stands_for=["model.Layout"], cases=attention_cases)
+def takes_layout(layout) -> bool:
+    """Is it a Layout as model.py makes it, no subclass and without methods of its own?"""
+    return type(layout) is Layout and "segments" not in vars(layout)
+
+
+@accelerator(
+    "model.attention",
+    stands_for=["model.Layout"],
+    takes=lambda qkv, rope, layout, heads: takes_layout(layout),
+    cases=attention_cases,
+)
 def attention(qkv: Tensor, rope: Tensor, layout, heads: int) -> Tensor:
     kv_heads = (qkv.shape[1] - heads) // 2
     cos, sin = rope[:, layout.positions, None]  # [T, 1, E/2]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import kernels
 from data.io import InputError
+from kernels import begin
 from kernels.compiled import compile_blocks, multiply_in
 from kernels.cpu import compiler
 from model import ModelConfig, Transformer
@@ -115,6 +116,7 @@ def setup(
             raise InputError(f"torchrun --nproc_per_node: this machine has {gpus} GPUs; lower it")
         torch.cuda.set_device(local_rank)
     where = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    begin()
     if size > 1 and not dist.is_initialized():
         # Some processes wait while another decodes long completions. NCCL allows ten minutes.
         timeout = datetime.timedelta(hours=1)

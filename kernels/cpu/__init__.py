@@ -89,6 +89,6 @@ def available(device: torch.device) -> bool:
     return device.type == "cpu" and native() is not None
 
 
-def takes(x: torch.Tensor) -> bool:
+def takes(*tensors: torch.Tensor) -> bool:
     """The C++ computes in float32 on a CPU."""
-    return x.device.type == "cpu" and x.dtype == torch.float32
+    return all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels import accelerator, cpu
 from kernels.cases import attention_cases
+from kernels.packed_attention import takes_layout
 
 # Tokens seen times width of a head. With more, keys and values leave the cache of a core, and PyTorch is faster.
 LONGEST = 2**15
@@ -37,8 +38,7 @@ def families(layout) -> tuple[np.ndarray, ...]:
         root = np.where(parents < 0, np.arange(len(parents)), parents)
         members = np.lexsort((parents >= 0, root))
         first = np.append(np.flatnonzero(parents[members] < 0), len(members))
-        before = np.repeat(layout.starts - layout.prefix, layout.lengths)
-        positions = np.arange(layout.tokens) - before
+        positions = np.ascontiguousarray(layout.positions.numpy())
         found = positions, layout.starts, layout.lengths, parents, members, first
         layout.cache["families"] = found
     return layout.cache["families"]
@@ -89,7 +89,18 @@ def takes(qkv: Tensor, rope: Tensor, layout, heads: int) -> bool:
     """Heads must be whole vectors, and tokens see so few others that keys and values stay in a core's cache."""
     E = qkv.shape[2]
     whole = E % cpu.native().lanes() == 0
-    return cpu.takes(qkv) and whole and layout.max_position * E <= LONGEST
+    if not (cpu.takes(qkv, rope) and whole and takes_layout(layout)):
+        return False
+    return not rope.requires_grad and fits(rope, layout, E)
+
+
+def fits(rope: Tensor, layout, E: int) -> bool:
+    """Are all positions in the table, and so few that keys and values stay in the cache?"""
+    if "positions" not in layout.cache:
+        low, high = layout.positions.aminmax() if layout.tokens else (torch.tensor(0),) * 2
+        layout.cache["positions"] = int(low), int(high)
+    low, high = layout.cache["positions"]
+    return 0 <= low and high < rope.shape[1] and layout.max_position * E <= LONGEST
 
 
 @accelerator(

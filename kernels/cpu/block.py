@@ -52,7 +52,7 @@ class _SwiGLU(torch.autograd.Function):
 
 @accelerator(
     "model.rms_norm",
-    takes=lambda x, weight, eps: cpu.takes(x),
+    takes=lambda x, weight, eps: cpu.takes(x, weight),
     available=cpu.available,
     cases=rms_norm_cases,
 )
@@ -60,6 +60,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _RMSNorm.apply(x, weight, eps)
 
 
-@accelerator("model.swiglu", takes=cpu.takes, available=cpu.available, cases=swiglu_cases)
+@accelerator(
+    "model.swiglu",
+    takes=lambda gate_up: cpu.takes(gate_up),
+    available=cpu.available,
+    cases=swiglu_cases,
+)
 def swiglu(gate_up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate_up)

@@ -60,7 +60,16 @@ def takes(model: Transformer, sampling: Sampling, rows: int, sequences: list[Seq
     weight = model.embed.weight
     float32 = weight.dtype == torch.float32 and model.compute_dtype in (None, torch.float32)
     on_cpu = weight.device.type == "cpu"
-    return on_cpu and float32 and suits(model.config) and is_plain(model)
+    if not (on_cpu and float32 and suits(model.config) and is_plain(model)):
+        return False
+    # The matrices of the blocks are copied, in the type of their products. The rest is read as it is.
+    matrices = {
+        id(x)
+        for part in model.layers.modules()
+        if hasattr(part, "multiply")
+        for x in part.parameters()
+    }
+    return all(x.dtype == torch.float32 for x in model.parameters() if id(x) not in matrices)
 
 
 @accelerator(
@@ -225,7 +234,8 @@ class CpuDecoder(Decoder):
         Their keys and values are written into the cache, which holds those of all tokens before them.
         Raises IndexError for an id that is not in the vocabulary.
         """
-        c, table = self.model.config, self.model.rope_table(longest)  # [2, positions, E / 2]
+        c = self.model.config
+        table = self.model.rope_table(longest).float().contiguous()  # [2, positions, E / 2]
         token = 2 * c.width + (2 * c.heads + 2 * c.kv_heads) * c.head_width + c.ffn + 5 * self.panel
         thread = 2 * cache.capacity + 48 * (
             max(c.width, c.heads * c.head_width, c.ffn) + self.panel

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels import accelerator
 from kernels.cases import cross_entropy_cases, grpo_cases, ppo_cases
-from kernels.logprob import HALF, float_of, product
+from kernels.logprob import HALF, float_of, learned, product
 from kernels.triton import available, jit, tl, triton
 from kernels.triton.logprob import check, logprobs, read_row, row_blocks
 from kernels.triton.policy_loss import STATS, loss_and_slope, token_terms
@@ -207,8 +207,8 @@ def head_loss(hidden: Tensor, head: Tensor, tokens, settings: tuple, temperature
     return _HeadLoss.apply(hidden, head, tokens, settings, temperature, wanted)
 
 
-def takes(hidden: Tensor, head: Tensor, *_, **__) -> bool:
-    return hidden.dtype != torch.float64
+def takes(hidden: Tensor, head: Tensor, *rest, **named) -> bool:
+    return hidden.dtype != torch.float64 and not learned(*rest, *named.values())
 
 
 def policy(hidden: Tensor, head: Tensor, micro, temperature: float, settings: tuple):

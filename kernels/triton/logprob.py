@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kernels import accelerator
 from kernels.cases import logprob_cases
-from kernels.logprob import Rows, chunked
+from kernels.logprob import Rows, chunked, learned
 from kernels.triton import available, jit, tl, triton
 
 READ = dict(warps=8, stages=3)  # several rows at a time on each multiprocessor
@@ -132,8 +132,8 @@ def check(targets: Tensor, V: int) -> None:
 TRITON = Rows(read, slope, half=True)
 
 
-def takes(hidden: Tensor, *_, **__) -> bool:
-    return hidden.dtype != torch.float64
+def takes(hidden: Tensor, head: Tensor, targets: Tensor, temperature=1.0, entropy=False) -> bool:
+    return hidden.dtype != torch.float64 and not learned(temperature)
 
 
 @accelerator("batch.logprobs", takes=takes, available=available, cases=logprob_cases)

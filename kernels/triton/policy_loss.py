@@ -6,6 +6,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels import accelerator
 from kernels.cases import grpo_loss_cases
+from kernels.logprob import learned
 from kernels.triton import available, jit, tl, triton
 
 STATS = ("kl", "clip", "ratio", "count")
@@ -112,8 +113,8 @@ class _PolicyLoss(torch.autograd.Function):
         return (grad * slope).to(ctx.dtype), *[None] * 7
 
 
-def takes(logp: Tensor, *_, **__) -> bool:
-    return logp.dtype != torch.float64
+def takes(logp: Tensor, *rest, **named) -> bool:
+    return logp.dtype != torch.float64 and not learned(*rest, *named.values())
 
 
 @accelerator("train_grpo.grpo_loss", takes=takes, available=available, cases=grpo_loss_cases)
