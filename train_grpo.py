@@ -70,7 +70,7 @@ class Config(RunOptions, SamplingOptions):  # where, and what is sampled how
     iterations: int = option(1, "outer iterations; each has a new reference", least=1)
     steps: int = option(1000, "steps M of an iteration", least=1)
     questions: int = option(16, "questions a step, over all processes", least=1)
-    samples: int = option(64, "completions G of a question", least=1)
+    samples: int = option(64, "completions G of a question", least=2)
     mu: int = option(1, "optimizer steps on each batch of samples", least=1)
     # the reward model between outer iterations
     reward_questions: int = option(0, "problems the reward model learns on; 0: it stays", least=0)
