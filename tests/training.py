@@ -602,9 +602,15 @@ def refusal(trainer: str, arguments: list[str], monkeypatch, capsys) -> str:
     return one_error(code, capsys.readouterr().err)
 
 
+def without_news(text: str) -> str:
+    """What was printed, without the line that says which accelerators a run uses."""
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("accelerators: "))
+
+
 def one_error(code: int, stderr: str) -> str:
     assert code == 2, stderr
-    match = re.fullmatch(r"error: (.+)\n", stderr)
+    match = re.fullmatch(r"error: (.+)\n", without_news(stderr))
     assert match, stderr
     return match[1]
 

@@ -38,7 +38,9 @@ def families(layout) -> tuple[np.ndarray, ...]:
         root = np.where(parents < 0, np.arange(len(parents)), parents)
         members = np.lexsort((parents >= 0, root))
         first = np.append(np.flatnonzero(parents[members] < 0), len(members))
-        positions = np.ascontiguousarray(layout.positions.numpy())
+        positions = np.zeros(layout.tokens, dtype=np.int64)
+        if not layout.positions.is_meta:  # else a plan: it has no data
+            positions = np.ascontiguousarray(layout.positions.numpy())
         found = positions, layout.starts, layout.lengths, parents, members, first
         layout.cache["families"] = found
     return layout.cache["families"]

@@ -85,7 +85,7 @@ def test_signal_saves_and_exits(uninterrupted, tmp_path, monkeypatch, capsys, si
     with pytest.raises(SystemExit) as stop:
         run_program(toy_main, ToyConfig)
     assert stop.value.code == code
-    said = capsys.readouterr().err
+    said = training.without_news(capsys.readouterr().err)
     saved = f"{tmp_path}/step_000004"
     assert said == f"{signum.name}: saved {saved}; the same command continues from there\n"
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
