@@ -65,7 +65,6 @@ _CHAR = {byte: chr(byte) for byte in _VISIBLE} | {
     byte: chr(256 + i) for i, byte in enumerate(_HIDDEN)
 }
 _BYTE = {char: byte for byte, char in _CHAR.items()}
-_NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}  # not in DeepSeek's vocabularies
 
 
 def _visible(token: bytes) -> str:
@@ -105,7 +104,16 @@ class Tokenizer:
 
     def _setup(self, document: dict, config: dict) -> None:
         added = {row["content"]: row for row in document.get("added_tokens") or []}
-        self._ids, self._merges, self._ignore_merges = _read_model(document["model"], added)
+        model = document["model"]
+        self._ids, self._merges, self._ignore_merges = _read_model(model, added)
+        # A tokenizer that was trained without a full alphabet lacks some bytes. In their place
+        # stands the unknown token, if there is one: one for a run of such bytes with `fuse_unk`.
+        self._missing = bytes(byte for byte in range(256) if bytes([byte]) not in self._ids)
+        self._unk_id, self._fuse_unk = None, bool(model.get("fuse_unk"))
+        if model.get("unk_token") is not None and self._missing:
+            self._unk_id = model["vocab"].get(model["unk_token"])
+            if self._unk_id is None:
+                raise InputError(f"unk_token {model['unk_token']!r} is not in the vocabulary")
         self._forms = _read_normalizer(document.get("normalizer"))
         self._splits = _read_pre_tokenizer(document.get("pre_tokenizer"))
         if (document.get("decoder") or {}).get("type") != "ByteLevel":
@@ -139,15 +147,19 @@ class Tokenizer:
 
         self._find_raw_added, self._find_added = _any_of(self._raw_added), _any_of(self._added)
         self._compiled = [_compile(split) for split in self._splits]
-        self._merge_rank = {pair: rank for rank, pair in enumerate(self._merges)}
+        # ids of a pair -> (rank of the merge, id of the token that it makes)
+        self._merge_of = {
+            (self._ids[left], self._ids[right]): (rank, self._ids[left + right])
+            for rank, (left, right) in enumerate(self._merges)
+        }
         self._ranks = ranks = _tiktoken_ranks(self._ids, self._merges, self._ignore_merges)
         # With a single split, tiktoken can split the text itself. It drops the text between
         # matches, which Split keeps as a piece: the second alternative of the pattern matches that
         # text.
-        self._whole_text = None
-        if ranks and len(self._splits) == 1:
+        self._whole_text = bool(ranks) and len(self._splits) == 1
+        if ranks:
             split = f"(?m:{self._splits[0]})"
-            self._whole_text = _tiktoken(rf"{split}|(?:(?!{split})[\s\S])+", ranks)
+            self._tiktoken = _tiktoken(rf"{split}|(?:(?!{split})[\s\S])+", ranks)
         # None if ranks are ids, as in all published files that we know
         self._id_of_rank = None
         if ranks and any(self._ids[token] != rank for token, rank in ranks.items()):
@@ -228,7 +240,9 @@ class Tokenizer:
         vocabulary = sorted((_visible(token), id) for token, id in self._ids.items())
         merges = [[_visible(left), _visible(right)] for left, right in self._merges]
         added = [sorted(part.items()) for part in (self.special, self._raw_added, self._added)]
-        content = [vocabulary, merges, self._ignore_merges, added, self._splits, self._forms]
+        unknown = [self._unk_id, self._fuse_unk] if self._missing else []
+        options = [self._ignore_merges, self._splits, self._forms, *unknown]
+        content = [vocabulary, merges, added, options]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
@@ -237,8 +251,8 @@ class Tokenizer:
         The text of a special token is text like any other, so data cannot forge a special token.
         Lone surrogates become U+FFFD.
         """
-        if self._direct and not _has_long_blank(text):
-            return self._whole_text.encode_ordinary(text)
+        if self._direct and self._is_plain(text):
+            return self._tiktoken.encode_ordinary(text)
         ids = []
         for part in _cut(self._find_raw_added, _well_formed(text)):
             if part in self._raw_added:
@@ -253,8 +267,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` of each text, on all cores if tiktoken alone gives the ids."""
-        if self._direct and not any(map(_has_long_blank, texts)):
-            return self._whole_text.encode_ordinary_batch(texts, num_threads=_cores())
+        if self._direct and all(map(self._is_plain, texts)):
+            return self._tiktoken.encode_ordinary_batch(texts, num_threads=_cores())
         return [self.encode(text) for text in texts]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -270,12 +284,15 @@ class Tokenizer:
     def _direct(self) -> bool:
         """Whether tiktoken alone turns the raw text into ids."""
         extra = self._forms or self._added or self._raw_added or self._id_of_rank
-        return self._whole_text is not None and not extra
+        return self._whole_text and not extra
 
-    @cached_property
-    def _one_piece(self) -> tiktoken.Encoding:
-        """tiktoken that does not split the text."""
-        return _tiktoken(r"[\s\S]+", self._ranks)
+    def _is_plain(self, text: str) -> bool:
+        """Whether tiktoken can encode the text: it has no byte that the vocabulary lacks, and not so
+        much white space in a row that tiktoken may exhaust its stack."""
+        if len(text) > 500_000 and regex.search(r"\s{500000}", text):
+            return False
+        data = _well_formed(text).encode()
+        return not self._missing or len(data.translate(None, self._missing)) == len(data)
 
     def _normalize(self, text: str) -> str:
         for form in self._forms:
@@ -283,8 +300,8 @@ class Tokenizer:
         return text
 
     def _encode_normalized(self, text: str) -> list[int]:
-        if self._whole_text is not None and not _has_long_blank(text):
-            return self._map(self._whole_text.encode_ordinary(text))
+        if self._whole_text and self._is_plain(text):
+            return self._map(self._tiktoken.encode_ordinary(text))
         pieces = [text]
         for split in self._compiled:
             pieces = [part for piece in pieces for part in _cut(split, piece)]
@@ -292,23 +309,30 @@ class Tokenizer:
 
     def _encode_piece(self, piece: str) -> list[int]:
         """The ids of a pre-token."""
-        if self._ranks is not None:
-            return self._map(self._one_piece.encode_ordinary(piece))
-        whole = piece.encode()
-        if self._ignore_merges and whole in self._ids:
-            return [self._ids[whole]]
-        # tiktoken's ranks cannot express the order of these merges. This is plain BPE: the merge
-        # that is first in the list is done first.
-        tokens = [bytes([byte]) for byte in whole]
+        data = piece.encode()
+        if self._ignore_merges and data in self._ids:
+            return [self._ids[data]]
+        if self._unk_id is None:
+            data = data.translate(None, self._missing)
+        if self._ranks is not None and (self._unk_id is None or self._is_plain(piece)):
+            return self._map(self._tiktoken._encode_single_piece(data)) if data else []
+        # Plain BPE, for unknown bytes and for an order of merges that tiktoken's ranks cannot
+        # express: the merge that is first in the list is done first.
+        ids = []
+        for i, byte in enumerate(data):
+            fused = self._fuse_unk and i and data[i - 1] in self._missing and byte in self._missing
+            if not fused:
+                ids.append(self._ids.get(bytes([byte]), self._unk_id))
         while True:
             candidates = []
-            for i, pair in enumerate(zip(tokens, tokens[1:], strict=False)):
-                if pair in self._merge_rank:
-                    candidates.append((self._merge_rank[pair], i))
+            for i, pair in enumerate(zip(ids, ids[1:], strict=False)):
+                if pair in self._merge_of:
+                    rank, made = self._merge_of[pair]
+                    candidates.append((rank, i, made))
             if not candidates:
-                return [self._ids[token] for token in tokens]
-            _, i = min(candidates)
-            tokens[i : i + 2] = [tokens[i] + tokens[i + 1]]
+                return ids
+            _, i, made = min(candidates)
+            ids[i : i + 2] = [made]
 
     def _map(self, ranks: list[int]) -> list[int]:
         return ranks if self._id_of_rank is None else [self._id_of_rank[rank] for rank in ranks]
@@ -375,11 +399,6 @@ def _read_model(
                     f"vocabulary entry {text!r} is not byte-level; give a byte-level BPE"
                 )
             ids[_to_bytes(text)] = id
-    for byte in range(256):
-        if bytes([byte]) not in ids and byte not in _NEVER_IN_UTF8:
-            raise InputError(
-                f"the byte {byte:#04x} is not in the vocabulary; give a byte-level BPE"
-            )
     merges = []
     for number, merge in enumerate(model["merges"], 1):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
@@ -550,7 +569,7 @@ def _ends_with(
     """
     left, right = pair
     before = rank[left + right]  # an earlier merge across the border prevents the pair
-    if any(part in rank and part not in last_merge for part in pair):
+    if any(len(part) > 1 and part not in last_merge for part in pair):
         return False  # the part comes later, or its text does not give it
     while left in last_merge or right in last_merge:
         if rank.get(left, -1) > rank.get(right, -1):
@@ -571,11 +590,6 @@ def _tiktoken(pattern: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
         raise InputError(
             f"split pattern {pattern!r} is not supported ({str(error).splitlines()[-1]})"
         ) from None
-
-
-def _has_long_blank(text: str) -> bool:
-    """Whether the text has so much white space in a row that tiktoken may exhaust its stack."""
-    return len(text) > 500_000 and regex.search(r"\s{500000}", text) is not None
 
 
 # ---- Training ------------------------------------------------------------------------------------

@@ -403,6 +403,25 @@ def test_ignore_merges_takes_whole_pre_tokens():
     assert len(Tokenizer(*toy(merges, False, ["abc"])).encode("abc")) == 2
 
 
+@pytest.mark.parametrize(
+    "unk, fuse, ignore_merges",
+    [(None, False, False), ("<unk>", False, False), ("<unk>", True, True), ("a", True, False)],
+)
+def test_bytes_outside_the_vocabulary(unk, fuse, ignore_merges):
+    """They are dropped before the merges, or become the unknown token, as the file says."""
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>"], show_progress=False)
+    oracle = tokenizers.Tokenizer(models.BPE())
+    oracle.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), BYTE_LEVEL])
+    oracle.decoder = decoders.ByteLevel()
+    oracle.train_from_iterator([ENGLISH] * 3, trainer)
+    document = json.loads(oracle.to_str())
+    document["model"] |= {"unk_token": unk, "fuse_unk": fuse, "ignore_merges": ignore_merges}
+    tokenizer, oracle = Tokenizer(document, {"eos_token": "<unk>"}), oracle_of(document)
+    for text in [*SAMPLES, "b\x04a\x04\x04k\x04er", "中中 aé\x04", "\x04", "ba中ker"]:
+        assert tokenizer.encode(text) == oracle.encode(text, add_special_tokens=False).ids, text
+    assert tokenizer.encode_batch(SAMPLES) == [tokenizer.encode(text) for text in SAMPLES]
+
+
 def test_bos_and_eos_are_told_by_config_template_and_generation_config(tmp_path, pairs):
     llama, deepseek, qwen = (pairs[style][0] for style in ("llama3", "deepseek-coder", "qwen2"))
     assert (llama.bos_id, llama.eos_id, llama.add_bos) == (700, 701, True)
@@ -473,7 +492,10 @@ def change_split(**options):
         (change_model(byte_fallback=True), "byte_fallback"),
         (change_model(continuing_subword_prefix="##"), "continuing_subword_prefix"),
         (lambda d: d["model"]["vocab"].update({"▁the": 9999}), "vocabulary entry '▁the'"),
-        (lambda d: d["model"]["vocab"].pop("a"), "byte 0x61"),
+        (
+            lambda d: d["model"].update(vocab={"b": 0}, merges=[], unk_token="<unk>"),
+            "unk_token '<unk>' is not in the vocabulary",
+        ),
         (lambda d: d["model"]["vocab"].update({"aaaa": 5}), "same id"),
         (lambda d: d["model"]["merges"].append("q qqqq"), r"merge \d+ \(q qqqq\)"),
         (lambda d: d["model"]["merges"].append(d["model"]["merges"][3]), "twice"),
