@@ -15,6 +15,7 @@ seed gives the same samples for every batch size, order of prompts and number of
 from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -319,31 +320,48 @@ class Ends:
         self.eos = {*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_id}
         self.stop = [string.encode() for string in stop]
         self.most_ids = max(map(len, self.stop), default=0) + 1  # each id holds a byte or more
-        self.watched = set(self.eos)
         # Only ids with the last byte of a stop string can complete one.
         last = {string[-1] for string in self.stop}
-        for i in range(tokenizer.vocab_size if stop else 0):
-            if not last.isdisjoint(tokenizer.decode_bytes([i])):
-                self.watched.add(i)
+        ids = range(tokenizer.vocab_size if stop else 0)
+        self.watched = {i for i in ids if last & {*tokenizer.decode_bytes([i], special=True)}}
 
     def find(self, sequence: Sequence) -> tuple[int, str] | None:
         """(number of ids, finish) if the sequence has ended."""
         new = sequence.ids[sequence.searched : sequence.limit]
-        if not self.watched.isdisjoint(new):
-            for n, i in enumerate(new, sequence.searched + 1):
-                if i in self.eos:
-                    return n, "eos"
-                if i in self.watched and self.completes_stop(sequence.ids[:n]):
-                    return n, "stop"
+        for n, i in enumerate(new, sequence.searched + 1):
+            if i in self.eos:
+                return n, "eos"
+            ids = sequence.ids[max(0, n - self.most_ids) : n]
+            if i in self.watched and before_stop(self.tokenizer, ids, self.stop) is not None:
+                return n, "stop"
         sequence.searched += len(new)
         return (sequence.limit, "length") if sequence.searched == sequence.limit else None
 
-    def completes_stop(self, ids: list[int]) -> bool:
-        """Does the last id complete a stop string?"""
-        ids = ids[-self.most_ids :]
-        text = self.tokenizer.decode_bytes(ids)
-        before = len(self.tokenizer.decode_bytes(ids[:-1]))
-        return any(text.find(s, max(0, before - len(s) + 1)) >= 0 for s in self.stop)
+
+def before_stop(tokenizer, ids: list[int], stop: list[bytes]) -> bytes | None:
+    """The text before the stop string that the last id completes; None if it completes none.
+
+    Here a special token stands for its text: the id of `<|im_end|>` is that stop string too.
+    """
+    pieces = [tokenizer.decode_bytes([i], special=True) for i in ids]
+    text = b"".join(pieces)
+    before = len(text) - len(pieces[-1])
+    found = [text.find(string, max(0, before - len(string) + 1)) for string in stop]
+    start = min((place for place in found if place >= 0), default=None)
+    if start is None:
+        return None
+    n = sum(end <= start for end in accumulate(map(len, pieces)))  # ids that end before it
+    rest = start - len(b"".join(pieces[:n]))  # bytes of the next id that belong to the text
+    return tokenizer.decode_bytes(ids[:n]) + tokenizer.decode_bytes([ids[n]])[:rest]
+
+
+def completion_text(tokenizer, sample: Sample, stop: Collection[str] = ()) -> str:
+    """The text of a completion, without the EOS or the stop string that ended it (earlier ones stay)."""
+    text = tokenizer.decode_bytes(sample.ids[:-1] if sample.finish == "eos" else sample.ids)
+    if sample.finish == "stop":
+        kept = before_stop(tokenizer, sample.ids, [string.encode() for string in stop])
+        text = text if kept is None else kept
+    return text.decode("utf-8", errors="replace")
 
 
 @torch.inference_mode()
@@ -431,7 +449,7 @@ def main() -> None:
     for number, sample in enumerate(generate(model, tokenizer, prompts, config)[0]):
         tokens = f"{len(sample.ids)} tokens, {sample.finish}"
         print(f"--- sample {number}: {tokens}, log-prob {sum(sample.logprobs):.3f}")
-        print(tokenizer.decode(sample.ids))
+        print(completion_text(tokenizer, sample, config.stop))
 
 
 if __name__ == "__main__":

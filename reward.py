@@ -16,25 +16,10 @@ from data import answers, prompts
 from data.io import InputError
 from data.sandbox.sandbox import Result, Sandbox
 from data.tokenizer import Tokenizer
-from generate import Sample
 from runtime.distributed import World
 from runtime.hf import from_pretrained
 
 # ---- The rule ------------------------------------------------------------------------------------
-
-
-def completion_text(tokenizer: Tokenizer, sample: Sample, stop: Sequence[str] = ()) -> str:
-    """The text of a completion, without the stop string that ended it.
-
-    That is the stop string which the last id completes. An earlier one stays: a tool answered it.
-    """
-    text = tokenizer.decode_bytes(sample.ids)
-    if sample.finish == "stop":
-        before = len(tokenizer.decode_bytes(sample.ids[:-1]))
-        for string in stop:
-            start = text.rfind(string.encode(), max(0, before - len(string.encode()) + 1))
-            text = text[:start] if start >= 0 else text
-    return text.decode("utf-8", errors="replace")
 
 
 def predictions(

@@ -8,9 +8,9 @@ for what learns from samples of a fixed model: reward models (train_reward.py), 
 """
 
 import shutil
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from data.problems import readers
 from data.problems.problem import Problem, as_row
 from data.sandbox.sandbox import Sandbox
 from data.tokenizer import Tokenizer, check_tokenizer
-from generate import Sample, Sampling, generate
+from generate import Sample, Sampling, completion_text, generate
 from model import Transformer
-from reward import Programs, completion_text, predictions, step_ends, verdict
+from reward import Programs, predictions, step_ends, verdict
 from runtime.distributed import World, seeded, setup, use_kernels
 from runtime.hf import from_pretrained
 from runtime.options import option
@@ -170,17 +170,14 @@ def complete(
     found: dict[int, list[Sample]] = {}
     for format, places in places_by_format(rollouts, sampler.world).items():
         beginnings = [begun[i] if begun else [] for i in places]
+        stop = prompts.stop_strings(format, sampler.template)
         groups = generate(
             sampler.model,
             sampler.tokenizer,
             [rollouts[i].prompt for i in places],
-            replace(
-                sampling,
-                stop=tuple(prompts.stop_strings(format, sampler.template)),
-                max_rows=sampler.max_rows,
-            ),
+            replace(sampling, stop=stop, max_rows=sampler.max_rows),
             keys=[keys[i] for i in places],
-            on_sample=program_starter(sampler, format, beginnings),
+            on_sample=partial(start_program, sampler, format, beginnings),
         )
         for i, beginning, group in zip(places, beginnings, groups, strict=True):
             found[i] = [replace(sample, ids=beginning + sample.ids) for sample in group]
@@ -188,17 +185,15 @@ def complete(
         rollouts[i].samples = samples
 
 
-def program_starter(sampler: Sampler, format: str, beginnings: list[list[int]]) -> Callable:
-    """What `generate` calls with (prompt number, sample number, sample) when a completion ends."""
-    stop = prompts.stop_strings(format, sampler.template)
-
-    def start(number: int, _: int, sample: Sample) -> None:
-        if format == "pot" and sampler.programs:
-            whole = replace(sample, ids=beginnings[number] + sample.ids)
-            text = completion_text(sampler.tokenizer, whole, stop)
-            sampler.programs.start(prompts.program(text, format, sampler.template))
-
-    return start
+def start_program(
+    sampler: Sampler, format: str, beginnings: list[list[int]], number: int, _: int, sample: Sample
+) -> None:
+    """Start the program of a completion that has just ended, of prompt `number`."""
+    if sampler.programs:
+        whole = replace(sample, ids=beginnings[number] + sample.ids)
+        stop = prompts.stop_strings(format, sampler.template)
+        text = completion_text(sampler.tokenizer, whole, stop)
+        sampler.programs.start(prompts.program(text, format, sampler.template))
 
 
 def places_by_format(rollouts: list[Rollout], world: World) -> dict[str, list[int]]:

@@ -271,10 +271,11 @@ class Tokenizer:
             return self._tiktoken.encode_ordinary_batch(texts, num_threads=_cores())
         return [self.encode(text) for text in texts]
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of `ids`. Special tokens give no bytes, nor do ids beyond the vocabulary,
-        which a padded model head has."""
-        return b"".join(self._bytes.get(id, b"") for id in ids if id not in self._special_ids)
+    def decode_bytes(self, ids: Iterable[int], special: bool = False) -> bytes:
+        """The bytes of `ids`. Special tokens give their text with `special`, else no bytes. Ids
+        beyond the vocabulary, which a padded model head has, give no bytes."""
+        hidden = () if special else self._special_ids
+        return b"".join(self._bytes.get(id, b"") for id in ids if id not in hidden)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `decode_bytes`, with U+FFFD where the bytes are not UTF-8."""

@@ -23,9 +23,9 @@ from data.sandbox.sandbox import Result, Sandbox
 from data.tokenizer import Tokenizer
 from evaluation import judge
 from evaluation.few_shot import FewShot
-from generate import Sample, Sampling, generate
+from generate import Sample, Sampling, completion_text, generate
 from model import Transformer
-from reward import completion_text, printed
+from reward import printed
 
 OUTPUT_CHARS = 1000  # the model sees at most this many characters of an output, from its end
 _BLOCK = re.compile(r"```python[^\S\n]*\n(.*?)(?:```|\Z)", re.DOTALL)

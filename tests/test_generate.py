@@ -21,6 +21,7 @@ from generate import (
     Ends,
     Sampling,
     Sequence,
+    completion_text,
     generate,
     make_decoder,
     mix64,
@@ -45,8 +46,9 @@ class Pieces:
     def __init__(self, pieces):
         self.pieces, self.eos_id, self.vocab_size = pieces, len(pieces), len(pieces) + 1
 
-    def decode_bytes(self, ids):
-        return b"".join(self.pieces[i] for i in ids if i < len(self.pieces))
+    def decode_bytes(self, ids, special=False):
+        pieces = [self.pieces[i] for i in ids if i < len(self.pieces)]
+        return b"".join(p for p in pieces if special or not (p[:2] == b"<|" and p[-2:] == b"|>"))
 
 
 LETTERS = Pieces([bytes([b]) for b in b"abcdefghijk"])  # 11 letters and EOS
@@ -390,6 +392,26 @@ def test_stop_strings(pieces, stop):
     ((s,),) = sampled(model, tokenizer, [[0]], sampling, on_stop=go_on)
     assert calls == expected  # a stop string that was there before is not found again
     assert (s.ids, s.finish) == (whole, "eos")
+
+
+@pytest.mark.parametrize(
+    "pieces, ids, text",
+    [
+        ([b"4", b".", b"<|im_end|>", b"user", b"4"], 3, "4."),  # by its id
+        ([b"4.", b"<|", b"im_", b"end|> ", b"user"], 4, "4."),  # by ordinary ids that spell it
+        ([b"<|think|>", b"4", b".\nUser", b"<|sep|>", b"5"], 4, "4."),  # its end is a special token
+        ([b"4", b"<|think|>", b"\nUser", b"6"], 5, "4\nUser6"),  # others end nothing
+    ],
+)
+def test_a_special_token_may_be_a_stop_string(pieces, ids, text):
+    """A model whose EOS is another token than the one that ends its turns."""
+    model, tokenizer = script_model(len(pieces) + 1), Pieces([b"?", *pieces])
+    stop = ("<|im_end|>", "\nUser<|sep|>")
+    sampling = Sampling(temperature=0, max_new_tokens=40, stop=stop)
+    ((sample,),) = sampled(model, tokenizer, [[0]], sampling)
+    assert sample.ids == [*range(1, ids + 1)]
+    assert sample.finish == ("stop" if ids <= len(pieces) else "eos")
+    assert completion_text(tokenizer, sample, stop) == text
 
 
 def test_stop_strings_do_not_reach_into_the_prompt():

@@ -10,10 +10,9 @@ from batch import token_scores
 from data.io import InputError
 from data.sandbox.sandbox import Sandbox
 from data.tokenizer import train
-from generate import Sample
+from generate import Sample, completion_text
 from reward import (
     RewardModel,
-    completion_text,
     predictions,
     solution_score,
     step_ends,
@@ -25,13 +24,11 @@ class Words:
     """A tokenizer whose ids are the places of words in a list."""
 
     def __init__(self, *words):
-        self.words = words
+        self.words = [word if isinstance(word, bytes) else word.encode() for word in words]
 
-    def decode_bytes(self, ids):
-        return b"".join(
-            self.words[i] if isinstance(self.words[i], bytes) else self.words[i].encode()
-            for i in ids
-        )
+    def decode_bytes(self, ids, special=False):
+        words = [self.words[i] for i in ids]  # words in < > are special tokens
+        return b"".join(word for word in words if special or not word.startswith(b"<"))
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +69,25 @@ def sandbox():
 def test_completion_text(words, finish, text):
     sample = Sample([*range(len(words))], [0.0] * len(words), [True] * len(words), finish)
     assert completion_text(Words(*words), sample, ("\nQuestion:", "\n问题：", "```output")) == text
+
+
+@pytest.mark.parametrize(
+    "words, finish, text",
+    [
+        (["It", " is 4.", "<end>"], "stop", "It is 4."),
+        (["<think>", "4", "<pad>", " is it", "<end>"], "stop", "4 is it"),  # others have no text
+        (["4", "<", "end", ">5"], "stop", "4"),  # the stop string in ordinary tokens
+        (["4", "\nU:", "<end>"], "stop", "4\nU:"),
+        (["4", ".\nUser", "<user>"], "stop", "4."),  # it ends in a special token
+        (["4", "<end>", "x", "<end>"], "stop", "4x"),  # only the last id ends a completion
+        (["4", "<end>"], "eos", "4"),
+        (["4", "</s>ordinary"], "eos", "4"),  # EOS that is not a special token is no text either
+        (["4", "<end>", "5"], "length", "45"),
+    ],
+)
+def test_completion_text_with_special_tokens(words, finish, text):
+    sample = Sample([*range(len(words))], [0.0] * len(words), [True] * len(words), finish)
+    assert completion_text(Words(*words), sample, ("<end>", "\nUser<user>")) == text
 
 
 def test_completion_text_without_stop_strings():

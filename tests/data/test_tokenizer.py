@@ -271,6 +271,7 @@ def test_decode_of_any_ids_is_that_of_tokenizers(pairs, ids):
 def test_decode_special_invalid_and_out_of_vocabulary(ours):
     assert ours.decode([ours.eos_id, 0xE4, ours.eos_id, ord("a"), 10**6]) == "\ufffda"
     assert ours.decode_bytes([0xE4, ours.eos_id]) == b"\xe4"
+    assert ours.decode_bytes([0xE4, ours.eos_id, 10**6], special=True) == b"\xe4<|endoftext|>"
 
 
 def test_special_tokens_cannot_be_forged(ours):

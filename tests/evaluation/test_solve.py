@@ -172,7 +172,7 @@ class Script:
     def encode_batch(self, texts):
         return [self.encode(text) for text in texts]
 
-    def decode_bytes(self, ids):
+    def decode_bytes(self, ids, special=False):
         return "".join(self.pieces[i] for i in ids if i != self.eos_id).encode()
 
     def decode(self, ids):

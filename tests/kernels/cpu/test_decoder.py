@@ -272,7 +272,7 @@ class Letters:
 
     eos_id, vocab_size = 96, 97
 
-    def decode_bytes(self, ids):
+    def decode_bytes(self, ids, special=False):
         return bytes(ids)
 
 
