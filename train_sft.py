@@ -20,7 +20,8 @@ from torch import Tensor
 
 from batch import Group, hidden_states, logprobs, micro_batches, pack_completions
 from data import prompts
-from data.io import InputError, read_jsonl
+from data.io import InputError
+from data.problems import examples as layouts
 from data.tokenizer import Tokenizer, check_tokenizer
 from kernels import definition
 from model import Transformer
@@ -42,9 +43,9 @@ from runtime.run import Run, command
 class Config:
     # model and data
     init: str = option("", "model directory to start from, ours or Hugging Face's", required=True)
-    data: list[str] = option([], "JSONL files of question, response, format", required=True)
+    data: list[str] = option([], "examples: files of a layout in docs/data.md", required=True)
     to: str = option("", "run directory; the result is TO/model", required=True)
-    valid: str = option("", "file of such lines held out for the validation loss")
+    valid: str = option("", "such a file held out for the validation loss")
     template: str = option("plain", "prompt template", choices=("plain", "deepseek", "qwen"))
     # optimization
     context: int = option(4096, "tokens of a sequence; longer examples are left out", least=1)
@@ -79,15 +80,14 @@ def load_examples(
 ) -> tuple[list[Group], int]:
     """Examples as (prompt ids, [response ids with EOS]), and how many were left out as longer than `context`.
 
-    Raises InputError for a line that is no example, or where no example is left.
+    Raises InputError for a row that is no example, or where no example is left.
     """
     questions, responses = [], []
     for path in paths:
-        for number, row in read_jsonl(path):
-            check_line(row, f"{path}:{number}")
-            format = row.get("format", "cot")
-            questions.append(prompts.prompt(row["question"], format, template))
-            responses.append(prompts.response_text(row["response"], format, template))
+        for where, example in layouts.load_examples(path):
+            question, response = example.question_and_response(where)
+            questions.append(prompts.prompt(question, example.format, template))
+            responses.append(prompts.response_text(response, example.format, template))
 
     question_ids = prompts.encode(tokenizer, questions, template)
     response_ids = tokenizer.encode_batch(responses)
@@ -100,18 +100,6 @@ def load_examples(
         advice = "give data or raise --context"
         raise InputError(f"{where}: no example of at most {context} tokens; {advice}")
     return fitting, len(examples) - len(fitting)
-
-
-def check_line(row: dict, where: str) -> None:
-    """Raise InputError for a line without question or response, or of an unknown format."""
-    for key in ("question", "response"):
-        if not isinstance(row.get(key), str) or not row[key]:
-            needed = "a line needs question, response, format and lang"
-            raise InputError(f"{where}: no {key!r}; {needed}")
-    format = row.get("format", "cot")
-    if format not in prompts.FORMATS:
-        known = ", ".join(prompts.FORMATS)
-        raise InputError(f"{where}: format {format!r} is unknown; use {known}")
 
 
 def length(example: Group) -> int:

@@ -184,6 +184,9 @@ def test_two_processes_train_the_same_model(runs, together):
 
 
 LINE = '{"question": "Q?", "response": "R.", "format": "cot"}\n'
+CHAT = json.dumps(
+    {"messages": [{"role": role, "content": "T"} for role in ("system", "user", "assistant")]}
+)
 
 
 @pytest.mark.parametrize(
@@ -193,8 +196,9 @@ LINE = '{"question": "Q?", "response": "R.", "format": "cot"}\n'
         ("", {}, "{}/bad.jsonl: no example of at most 72 tokens; .*"),
         (LINE + '{"question": \n', {}, "{}/bad.jsonl:2: not valid JSON .*"),
         (LINE + "\n[1]\n", {}, "{}/bad.jsonl:3: not a JSON object; .*"),
-        (LINE + '{"question": "Q?"}\n', {}, "{}/bad.jsonl:2: no 'response'; .*"),
-        (LINE + '{"question": 3, "response": "R"}\n', {}, "{}/bad.jsonl:2: no 'question'; .*"),
+        (LINE + '{"question": "Q?"}\n', {}, "{}/bad.jsonl:2: no response among question; .*"),
+        (LINE + '{"question": 3, "response": "R"}\n', {}, "{}/bad.jsonl:2: no question among .*"),
+        (CHAT, {}, "{}/bad.jsonl:1: its messages are system, user, assistant; .* --template chat"),
         (
             LINE.replace("cot", "cat"),
             {},

@@ -1,0 +1,67 @@
+"""Chats as data sets publish them, as lists of messages {role, content}.
+
+OpenAI's {role, content} and ShareGPT's {from, value} are the same thing. A content may be a string
+or a list of parts with text.
+"""
+
+from data.io import InputError
+
+_ROLES = {
+    "system": ("system", "developer"),
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "chatgpt", "model", "bot", "function_call"),
+    "tool": ("tool", "observation", "function", "function_response", "ipython"),
+}
+_ROLE = {name: role for role, names in _ROLES.items() for name in names}
+_SPEAKER = ("role", "from", "speaker")
+_TEXT = ("content", "value", "text")
+_KEPT = ("tool_calls", "tool_call_id", "name", "reasoning_content")  # read by chat templates
+
+
+def is_chat(value) -> bool:
+    """Whether a field holds a list of messages."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(message, dict) for message in value)
+        and any(name in value[0] for name in _SPEAKER)
+    )
+
+
+def read_chat(value: list[dict], where: str) -> list[dict]:
+    """The messages {role, content} of a chat, with the roles system, user, assistant and tool.
+
+    Raises InputError for an unknown role and for a message without text.
+
+    >>> read_chat([{"from": "human", "value": "1 + 1?"}], "f.jsonl:1")
+    [{'role': 'user', 'content': '1 + 1?'}]
+    """
+    messages = []
+    for number, message in enumerate(value, 1):
+        speaker = str(_first(message, _SPEAKER)).lower()
+        if speaker not in _ROLE:
+            known = ", ".join(_ROLE)
+            raise InputError(f"{where}: message {number} has the role {speaker!r}; use {known}")
+        content = _text(_first(message, _TEXT))
+        kept = {name: message[name] for name in _KEPT if message.get(name)}
+        if content is None and "tool_calls" not in kept:
+            raise InputError(f"{where}: message {number} has no text; add it or remove the row")
+        messages.append({"role": _ROLE[speaker], "content": content or "", **kept})
+    return messages
+
+
+def _first(message: dict, names: tuple[str, ...]):
+    return next((message[name] for name in names if message.get(name) is not None), None)
+
+
+def _text(content) -> str | None:
+    """The text of a content. None if there is none, or if a part is a picture or a sound."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else None
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, dict) else part
+        if not isinstance(text, str):
+            return None
+        texts.append(text)
+    return "".join(texts)

@@ -1,0 +1,188 @@
+"""Examples for instruction tuning, recognized by the fields of a row and not by the name of a set.
+
+A row is a chat (`messages`, `conversations`), a prompt with its completion, or a question with its
+response under one of the names that data sets use. docs/data.md has the table.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from data.io import InputError, read_rows
+from data.problems.chats import is_chat, read_chat
+from data.prompts import FORMATS
+
+CHATS = ("messages", "conversations", "conversation", "dialogue", "chat")
+# The first of these that has a text is the question, or the response.
+QUESTIONS = ("question", "problem", "query", "instruction", "prompt", "input")
+RESPONSES = (
+    "response",
+    "completion",
+    "output",
+    "generated_solution",
+    "generation",
+    "solution",
+    "rationale",
+    "cot",
+    "answer",
+)
+LAYOUTS = (
+    "question and response; messages; prompt and completion; conversations; instruction, input "
+    "and output; problem and solution; query and response; question and answer"
+)
+
+
+@dataclass
+class Example:
+    """A chat whose last message is of the assistant.
+
+    messages: {role, content}, with role system, user, assistant or tool.
+    format: kind of the solution. A "pot" is a program, and the content is the program alone.
+    learned: which messages are learned. None: all of the assistant.
+    """
+
+    messages: list[dict]
+    format: str = "cot"
+    learned: list[bool] | None = None
+
+    def question_and_response(self, where: str) -> tuple[str, str]:
+        """The two texts, where one user message and one assistant message are all. Raises
+        InputError for another chat."""
+        if [message["role"] for message in self.messages] != ["user", "assistant"]:
+            roles = ", ".join(message["role"] for message in self.messages)
+            reason = f"its messages are {roles}; this template takes user, assistant"
+            raise InputError(f"{where}: {reason}; use --template chat")
+        return self.messages[0]["content"], self.messages[1]["content"]
+
+
+def load_examples(path) -> Iterator[tuple[str, Example]]:
+    """Yield ("file:line", example) of the rows of a data file; see data.io.read_rows.
+
+    Raises InputError for a row that is no example. It names the layouts if no layout fits.
+    """
+    for where, row in read_rows(path):
+        yield where, example(row, where)
+
+
+def example(row: dict, where: str) -> Example:
+    """The example in a row. Raises InputError."""
+    if row.get("is_correct") is False:
+        raise InputError(f"{where}: 'is_correct' is false; remove rows with wrong solutions")
+    chat = next((row[name] for name in CHATS if is_chat(row.get(name))), None)
+    if chat is not None:
+        messages = read_chat(chat, where)
+        learned = _learned(chat, messages)
+    else:
+        prompt, completion = _prompt_and_completion(row, where)
+        messages = prompt + completion
+        learned = [False] * len(prompt) + [m["role"] == "assistant" for m in completion]
+
+    # Nothing is learned after the last message of the assistant.
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()
+    if not messages:
+        raise InputError(f"{where}: no message of the assistant; add one or remove the row")
+    learned = learned[: len(messages)]
+    if isinstance(row.get("system"), str) and row["system"] and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": row["system"]})
+        learned.insert(0, False)
+    plain = learned == [message["role"] == "assistant" for message in messages]
+    return _with_format(Example(messages, learned=None if plain else learned), row, where)
+
+
+def _learned(chat: list[dict], messages: list[dict]) -> list[bool]:
+    """Which messages are learned: all of the assistant, but for OpenAI's weight 0 and axolotl's
+    train false."""
+    learned = []
+    for source, message in zip(chat, messages, strict=True):
+        wanted = [source[name] for name in ("weight", "train") if source.get(name) is not None]
+        learned.append(message["role"] == "assistant" and all(wanted))
+    return learned
+
+
+def _prompt_and_completion(row: dict, where: str) -> tuple[list[dict], list[dict]]:
+    """The messages before what is learned, and the messages with it."""
+    row = {name.lower(): value for name, value in row.items()}
+    question = first(row, QUESTIONS)
+    response = first(row, RESPONSES)
+    for found, kind in ((question, "question"), (response, "response")):
+        if found is None:
+            held = ", ".join(row) or "nothing"
+            raise InputError(f"{where}: no {kind} among {held}; a row needs {LAYOUTS}")
+    context = first(row, ("input", "context"))
+    if "instruction" in row and isinstance(context, str) and context != question:
+        question = f"{question}\n\n{context}"
+    if isinstance(question, str):
+        prompt = []
+        for before, after in row.get("history") or []:
+            prompt.append({"role": "user", "content": before})
+            prompt.append({"role": "assistant", "content": after})
+        prompt.append({"role": "user", "content": question})
+    else:
+        prompt = read_chat(question, where)
+    if isinstance(response, str):
+        return prompt, [{"role": "assistant", "content": _without_marks(response)}]
+    return prompt, read_chat(response, where)
+
+
+def first(row: dict, names: tuple[str, ...]):
+    """The first of some fields that holds a text or a chat, or None."""
+    for name in names:
+        value = row.get(name)
+        if is_chat(value) or (isinstance(value, str) and value.strip()):
+            return value
+    return None
+
+
+_TAGS = {
+    "<llm-code>": "```python",
+    "</llm-code>": "```",
+    "<llm-code-output>": "```output",
+    "</llm-code-output>": "```",
+}
+
+
+def _without_marks(response: str) -> str:
+    """The response without the marks of data sets: of GSM8K's calculator (<<1+1=2>>) and of its
+    answers (####), and OpenMathInstruct's tags around programs, which become fences."""
+    for tag, fence in _TAGS.items():
+        response = response.replace(tag, fence)
+    mark = re.search(r"\n\s*####\s*(\S[^\n]*)\s*$", response)
+    if mark is None:
+        return response
+    solution = re.sub(r"<<[^<>]*>>", "", response[: mark.start()]).rstrip()
+    return f"{solution}\nThe answer is {mark[1].strip()}."
+
+
+_FENCE = re.compile(r"\s*```(?:python|py)?[^\S\n]*\n(.*?)\n?```\s*", re.S)
+
+
+def _with_format(example: Example, row: dict, where: str) -> Example:
+    """Set the format: as the row says, else as the response shows beyond doubt, else "cot"."""
+    format = row.get("format")
+    if format is not None:
+        if format not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise InputError(f"{where}: format {format!r} is unknown; use {known}")
+        example.format = format
+        return example
+    response = example.messages[-1]["content"]
+    fence = _FENCE.fullmatch(response)
+    if "```python" in response and "```output" in response:
+        example.format = "tool"
+    elif is_program(fence[1] if fence else response):
+        example.format = "pot"
+        example.messages[-1]["content"] = fence[1] if fence else response
+    return example
+
+
+def is_program(text: str) -> bool:
+    """Whether the whole text is Python that prints something."""
+    if "print(" not in text:
+        return False
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
