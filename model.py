@@ -1,13 +1,11 @@
 """A LLaMA-style transformer: RMSNorm, RoPE, grouped-query attention, SwiGLU (the paper's DeepSeek-LLM).
 
 One class covers LLaMA (DeepSeek-LLM, Coder and Math), Qwen2 (bias on q, k, v) and Qwen3 (RMSNorm on
-q and k). runtime/hf.py reads and writes them. Two ideas shape the file:
+q and k). runtime/hf.py reads and writes them. Three ideas shape it:
 
 - Training input is *packed*: one row of T tokens, no padding. A `Layout` says which token sees which.
-- The model returns hidden states. The LM head belongs to the log-probs (batch.py), so that logits
-  [T, V] need never exist.
-
-All is plain PyTorch. kernels/ computes the functions marked @definition faster.
+- The model returns hidden states. The LM head is applied in batch.py: logits [T, V] never exist.
+- All is plain PyTorch. kernels/ computes the functions marked @definition faster.
 
 B rows, T tokens, D width, H heads, K key/value heads, E head width, F feed-forward width, V words.
 """
@@ -327,6 +325,8 @@ class Block(nn.Module):
 
 class Transformer(nn.Module):
     """The model: `forward` for packed tokens, `decode` for one new token a row with a cache."""
+
+    source: Any = None  # the directory that runtime/hf.py read it from
 
     def __init__(self, config: ModelConfig, seed: int = 0):
         super().__init__()

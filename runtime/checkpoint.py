@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -81,8 +82,10 @@ class Checkpoints:
         # The model, as Hugging Face stores it.
         weights = full_state(model, "cpu", keep=self.world.is_main)
         if self.world.is_main:
+            self._keep_source(model)
             save_pretrained(model, temporary, state_dict=weights, dtype=self.world.dtype)
-            tokenizer.save(temporary)
+            if not (temporary / "tokenizer.json").exists():
+                tokenizer.save(temporary)
         del weights
 
         # What a resume needs: every process writes its part.
@@ -103,6 +106,15 @@ class Checkpoints:
                 remove(path)
             temporary.rename(path)
         self.world.barrier()
+
+    def _keep_source(self, model) -> None:
+        """Where the directory that the model came from is gone, the last checkpoint stands for it."""
+        if model.source and not model.source.directory.is_dir():
+            if saved := self.complete():
+                model.source.directory = saved[-1]
+            else:
+                print(f"{model.source.directory} is gone: no side files", file=sys.stderr)
+                model.source = None
 
     def read(self, path: Path, model, optimizer=None, others: Others = None) -> dict:
         """Load what `write` put into trainer/, and return the state.

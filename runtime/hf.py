@@ -7,7 +7,9 @@ model.py, which knows nothing of files.
 import functools
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -123,21 +125,89 @@ def config_to_hf(config: ModelConfig, dtype: torch.dtype) -> dict:
 
 
 def read_config(directory) -> ModelConfig:
-    """The ModelConfig of a Hugging Face directory. Raises InputError, which names the file or field."""
+    """The ModelConfig of a Hugging Face directory. Raises InputError, which names the file or field.
+
+    Its eos_id has the ids of config.json and those of generation_config.json.
+    """
     path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise InputError(f"{path}: not found; give a Hugging Face model directory")
+    config = config_from_hf(_read_json(path), str(path))
+    ends = _token_ids(config.eos_id, path)
+    generation = path.with_name("generation_config.json")
+    if generation.is_file():
+        ends += _token_ids(_read_json(generation).get("eos_token_id"), generation)
+    ends = list(dict.fromkeys(ends))
+    config.eos_id = ends if len(ends) > 1 else next(iter(ends), None)
+    return config
+
+
+def _token_ids(value, path: Path) -> list[int]:
+    """eos_token_id as a list. Raises InputError."""
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(id) is int for id in ids):
+        raise InputError(f"{path}: eos_token_id {value!r} is not an id or a list of ids")
+    return list(ids)
+
+
+def _read_json(path: Path) -> dict:
     try:
-        hf = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(f"{path}: not found; give a Hugging Face model directory") from None
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(hf, dict):
+        raise InputError(f"{path}: not valid JSON ({error}); download it again") from None
+    if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object; give a Hugging Face model directory")
-    return config_from_hf(hf, str(path))
+    return value
+
+
+# ----------------------------------------------------------------------------------------------------
+# The directory that a model was read from
+
+# Endings of weights and of a trainer's states. They are not carried; nor is a file of LARGEST bytes.
+WEIGHTS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".distcp", ".gguf", ".ggml", ".h5", ".npz"),
+    *(".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite", ".pkl", ".index.json"),
+    "trainer_state.json",
+)
+LARGEST = 64 * 2**20
+
+
+@dataclass
+class Source:
+    """Where a model comes from. `save_pretrained` keeps what training did not change."""
+
+    directory: Path
+    dtypes: dict[str, torch.dtype]  # of the stored tensors, by Hugging Face name
+
+
+def carry(source: Path, directory: Path) -> None:
+    """Copy the side files of a model directory: tokenizer, chat template, license, whatever it has.
+
+    Not copied are config.json, weights, what is hidden, a folder that holds weights or folders, and
+    links that lead out of the directory, except those of the Hugging Face cache to its blobs.
+    """
+    root = source.resolve()
+    blobs = root.parent.parent / "blobs"
+    files = [path for path in root.iterdir() if path.name != "config.json"]
+    for folder in root.glob("[!.]*/"):
+        inside = list(folder.iterdir())
+        if not any(path.is_dir() or path.name.endswith(WEIGHTS) for path in inside):
+            files += inside
+    for path in files:
+        target = path.resolve()
+        if path.name.startswith(".") or path.name.endswith(WEIGHTS) or not target.is_file():
+            continue
+        within = target.is_relative_to(root) or target.is_relative_to(blobs)
+        if within and target.stat().st_size <= LARGEST:
+            place = directory / path.relative_to(root)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, place)
 
 
 # ----------------------------------------------------------------------------------------------------
 # Weights
+
+EMBEDDING = "model.embed_tokens.weight"
 
 
 def hf_names(config: ModelConfig) -> Iterator[tuple[str, list[tuple[str, int]]]]:
@@ -151,7 +221,7 @@ def hf_names(config: ModelConfig) -> Iterator[tuple[str, list[tuple[str, int]]]]
         ("k_proj", config.kv_heads * E),
         ("v_proj", config.kv_heads * E),
     ]
-    yield "embed.weight", [("model.embed_tokens.weight", config.vocab_size)]
+    yield "embed.weight", [(EMBEDDING, config.vocab_size)]
     for i in range(config.layers):
         ours, theirs = f"layers.{i}.", f"model.layers.{i}."
         for kind in ("weight", "bias") if config.qkv_bias else ("weight",):
@@ -245,15 +315,17 @@ def from_pretrained(
         kind = f"a model that scores {score}" if score else "a language model"
         raise InputError(f"{directory}: a model that scores {config.score}; give {kind}")
     readers = _open_weights(directory)
+    dtypes: dict[str, torch.dtype] = {}
     if score != config.score:
         config.score = score
         readers |= {
-            "score.weight": lambda: torch.zeros(1, config.width),
-            "score.bias": lambda: torch.zeros(1),
+            "score.weight": lambda: torch.zeros(1, config.width, dtype=dtypes[EMBEDDING]),
+            "score.bias": lambda: torch.zeros(1, dtype=dtypes[EMBEDDING]),
         }
 
     with torch.device("meta"):
         model = Transformer(config)
+    model.source = Source(directory, dtypes)
     parameters = dict(model.named_parameters())
     for name, parts in hf_names(config):
         for theirs, _ in parts:
@@ -267,6 +339,7 @@ def from_pretrained(
                 raise InputError(
                     f"{directory}: tensor {theirs} has shape {found}, its config.json asks for {needed}"
                 )
+            dtypes[theirs] = tensor.dtype
         target = torch.empty(shape, dtype=dtype or tensors[0].dtype, device=device)
         for part, tensor in zip(target.split([rows for _, rows in parts]), tensors, strict=True):
             part.copy_(tensor)
@@ -278,26 +351,31 @@ def from_pretrained(
 def save_pretrained(
     model: Transformer, directory, state_dict=None, dtype=None, shard_bytes: int = 5 * 2**30
 ) -> None:
-    """Write config.json, generation_config.json and safetensors, which transformers loads unchanged.
+    """Write config.json, safetensors and side files, which transformers loads unchanged.
+
+    What training did not change stays as it is in the directory that the model was read from: the
+    side files, the settings of config.json, and the type of a tensor that this type still holds
+    exactly. Other tensors are stored as `dtype`, or as in that directory where that is more exact.
 
     state_dict: the whole weights, if those of the model are split over processes.
-    dtype: the type to store; None: that of the weights. shard_bytes: the largest file.
+    dtype: None: that of the weights. shard_bytes: the largest file.
     """
-    directory, config = Path(directory), model.config
+    directory, config, source = Path(directory), model.config, model.source
     directory.mkdir(parents=True, exist_ok=True)
     state = state_dict if state_dict is not None else model.state_dict()
+    dtypes = source.dtypes if source else {}
 
     # Fill the files in the order of the layers.
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, parts in hf_names(config):
-        weight = state[name].detach()
-        weight = weight.to("cpu", dtype or weight.dtype)
+        weight = state[name].detach().to("cpu")
         for (theirs, _), part in zip(parts, weight.split([rows for _, rows in parts]), strict=True):
+            part = _stored(part, dtype or part.dtype, dtypes.get(theirs)).contiguous()
             if size + part.nbytes > shard_bytes and shards[-1]:
                 shards.append({})
                 size = 0
-            shards[-1][theirs] = part.contiguous()
+            shards[-1][theirs] = part
             size += part.nbytes
 
     # Write them. A single file has another name, and no index.
@@ -317,10 +395,53 @@ def save_pretrained(
             total += sum(part.nbytes for part in tensors.values())
         _write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
-    stored = next(iter(shards[0].values())).dtype
-    _write_json(directory / "config.json", config_to_hf(config, stored))
-    ends = {"eos_token_id": config.eos_id, "bos_token_id": config.bos_id}
-    _write_json(directory / "generation_config.json", ends)
+    stored = _widest(part.dtype for tensors in shards for part in tensors.values())
+    if source is None:
+        _write_json(directory / "config.json", config_to_hf(config, stored))
+        ends = {"eos_token_id": config.eos_id, "bos_token_id": config.bos_id}
+        _write_json(directory / "generation_config.json", ends)
+        return
+
+    # What the source has beside its weights.
+    hf = _changed_config(config, stored, source)
+    new_ends = config.eos_id != read_config(source.directory).eos_id
+    if source.directory.resolve() != directory.resolve():
+        carry(source.directory, directory)
+    _write_json(directory / "config.json", hf)
+    generation = directory / "generation_config.json"
+    if new_ends and generation.is_file():
+        _write_json(generation, _read_json(generation) | {"eos_token_id": config.eos_id})
+
+
+def _stored(part: Tensor, dtype: torch.dtype, before: torch.dtype | None) -> Tensor:
+    """A tensor as it is stored. before: its type in the source."""
+    if before is None:
+        return part.to(dtype)
+    same = part.to(before)
+    if torch.equal(same.to(part.dtype), part):
+        return same
+    return part.to(torch.promote_types(before, dtype))
+
+
+def _widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    return functools.reduce(torch.promote_types, dtypes)
+
+
+def _changed_config(config: ModelConfig, stored: torch.dtype, source: Source) -> dict:
+    """The source's config.json, in its words, with the settings that differ now."""
+    path = source.directory / "config.json"
+    theirs = _read_json(path)
+    before = config_to_hf(read_config(source.directory), _widest(source.dtypes.values()))
+    now = config_to_hf(config, stored)
+    changed = {key: value for key, value in now.items() if value != before.get(key)}
+    if "torch_dtype" in changed and "dtype" in theirs:
+        changed["dtype"] = changed.pop("torch_dtype")  # as transformers 5 calls it
+    hf = theirs | changed
+    # A setting that theirs says in other words, such as rope_parameters: use ours.
+    if replace(config_from_hf(hf, str(path)), eos_id=config.eos_id) != config:
+        hf = theirs | now
+        hf.pop("rope_parameters", None)
+    return hf
 
 
 def _write_json(path: Path, value: dict) -> None:

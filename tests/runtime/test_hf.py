@@ -29,6 +29,8 @@ def oracle(request, tmp_path_factory):
 def test_transformers_loads_what_we_save(oracle, dtype, tmp_path):
     theirs, directory = oracle
     model = from_pretrained(directory)
+    if dtype:
+        model.source = None  # else no tensor is stored less exactly than there
     save_pretrained(model, tmp_path, dtype=dtype, shard_bytes=15_000 if dtype is None else 2**30)
     sizes = [file.stat().st_size for file in tmp_path.glob("*.safetensors")]
     assert (
