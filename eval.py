@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from runtime.options import option
 
 from tqdm import tqdm
 
@@ -34,7 +35,6 @@ from evaluation.tasks import Task, check_options, make_tasks, start_sandbox
 from generate import Sampling
 from runtime.distributed import World, setup, use_kernels
 from runtime.hf import from_pretrained
-from runtime.options import option
 from runtime.run import command
 
 

@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import accumulate
+from runtime.options import check, option, parse
 
 import torch
 from torch import Tensor
@@ -24,7 +25,6 @@ from batch import micro_batches
 from data.io import InputError, run_cli
 from kernels import definition
 from model import KVCache, Layout, Transformer
-from runtime.options import check, option
 
 Draws = tuple[list[list[int]], list[list[float]]]  # ids and log-probs, [B][n] each
 
@@ -438,7 +438,6 @@ def main() -> None:
     from data.tokenizer import Tokenizer
     from runtime.distributed import setup, use_kernels
     from runtime.hf import from_pretrained
-    from runtime.options import parse
 
     config = parse(Config, description=__doc__)
     world = setup(kernels=config.kernels)

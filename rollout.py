@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
+from runtime.options import option
 
 from data import prompts
 from data.io import InputError, read_jsonl, write_jsonl
@@ -25,7 +26,6 @@ from model import Transformer
 from reward import Programs, predictions, step_ends, verdict
 from runtime.distributed import World, seeded, setup, use_kernels
 from runtime.hf import from_pretrained
-from runtime.options import option
 from runtime.run import SamplingOptions, command
 
 

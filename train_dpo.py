@@ -14,6 +14,7 @@ the model of --init, frozen. Ordinary DPO has the sum in place of the mean: --le
 """
 
 from dataclasses import dataclass
+from runtime.options import option
 
 import numpy as np
 import torch
@@ -28,7 +29,6 @@ from rollout import Rollout, load_rollouts
 from runtime.distributed import World, seeded, setup, shard, shuffled
 from runtime.hf import from_pretrained
 from runtime.optim import Work, adamw, clip_grad_norm, forward_flops, lr_linear_decay, set_lr
-from runtime.options import option
 from runtime.run import Run, command
 
 

@@ -19,6 +19,7 @@ A method is a data source, a reward and a gradient coefficient (eq. 5):
 import copy
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from runtime.options import option
 
 import torch
 
@@ -44,7 +45,6 @@ from runtime.distributed import gather_into, prepare, seeded, setup, shard, shuf
 from runtime.hf import from_pretrained
 from runtime.metrics import rollout_metrics, rollout_work, token_means
 from runtime.optim import adamw, clip_grad_norm, lr_linear_decay, set_lr
-from runtime.options import option
 from runtime.run import Run, RunOptions, SamplingOptions, command
 
 

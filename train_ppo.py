@@ -25,6 +25,7 @@ the policy did not choose (a tool's output) are no actions, and GAE steps over t
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from runtime.options import option
 
 import numpy as np
 import torch
@@ -44,7 +45,6 @@ from runtime.distributed import World, gather_into, prepare, seeded, setup, shar
 from runtime.hf import from_pretrained
 from runtime.metrics import rollout_metrics, rollout_work, token_means
 from runtime.optim import adamw, clip_grad_norm, lr_linear_decay, set_lr
-from runtime.options import option
 from runtime.run import Run, command
 from train_grpo import bounded, completion_rewards, token_weights
 

@@ -15,6 +15,7 @@ starts from DeepSeek-Coder-Base (`--init`) and reads 500B tokens: 56 % math corp
 """
 
 from dataclasses import dataclass
+from runtime.options import option
 
 import numpy as np
 import torch
@@ -30,7 +31,6 @@ from presets import PRESETS, preset
 from runtime.distributed import World, seeded, setup, shard
 from runtime.hf import from_pretrained
 from runtime.optim import Work, adamw, clip_grad_norm, lr_multistep, set_lr
-from runtime.options import option
 from runtime.run import Run, command
 
 

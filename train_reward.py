@@ -18,6 +18,7 @@ the paper's 10 % (4.1.4), is replayed from older files.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from runtime.options import option, parse, read_toml
 
 import numpy as np
 import torch
@@ -35,7 +36,6 @@ from rollout import Sampler, judge, label_steps, load_rollouts, sample_rollouts,
 from runtime.distributed import World, seeded, setup, shard, shuffled
 from runtime.hf import from_pretrained
 from runtime.optim import Work, adamw, clip_grad_norm, forward_flops, lr_linear_decay, set_lr
-from runtime.options import option, parse, read_toml
 from runtime.run import Run, command
 
 

@@ -13,6 +13,7 @@ its end token included. The paper: 776K examples, batches of 256 sequences of 4K
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from runtime.options import option
 
 import numpy as np
 import torch
@@ -35,7 +36,6 @@ from runtime.optim import (
     lr_linear_decay,
     set_lr,
 )
-from runtime.options import option
 from runtime.run import Run, command
 
 

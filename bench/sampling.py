@@ -19,10 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from runtime.options import option
+
 from bench import turns
 from bench.turns import alternate, median, record, serve
 from data.io import run_cli
-from runtime.options import option
 
 VOCABULARY, PROMPT, NEW = 1024, 64, 128
 ENDS = list(range(16))  # EOS ids of the ragged case

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from runtime.options import option
 
 import numpy as np
 
@@ -50,7 +51,6 @@ from evaluation.tasks import Task, check_options, make_tasks, start_sandbox
 from generate import Sampling
 from runtime.distributed import setup, use_kernels
 from runtime.hf import from_pretrained
-from runtime.options import option
 from runtime.run import command
 
 # (problems, sampling, prompts, template) -> a record for each problem

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from runtime.options import option
 
 import numpy as np
 
 from data.io import InputError, atomic_write
-from runtime.options import option
 
 ROOT = Path(__file__).resolve().parents[1]
 # 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom

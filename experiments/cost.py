@@ -21,6 +21,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from runtime.options import option
 
 import torch
 
@@ -44,7 +45,6 @@ from experiments.cost_model import (
 from model import ModelConfig, Transformer
 from presets import PRESETS, preset
 from runtime.distributed import World, setup
-from runtime.options import option
 from runtime.run import command
 from tools import plan
 from tools.step import Plan

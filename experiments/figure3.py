@@ -30,6 +30,7 @@ import json
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
+from runtime.options import option, parse
 
 import numpy as np
 
@@ -40,7 +41,6 @@ from data.shards import Shards, encode_documents, texts, write_shards
 from data.tokenizer import Tokenizer, train
 from experiments import common
 from experiments.common import ROOT, flags, mean_interval, percent, picture, run, save
-from runtime.options import option, parse
 from runtime.run import command
 
 

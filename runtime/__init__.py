@@ -30,3 +30,10 @@ On a CPU, a resumed run repeats the uninterrupted run bit for bit if the number 
 threads is the same, because sums of floats depend on how they are split. Random numbers come from
 `seeded`, or from a generator that is saved in the state.
 """
+
+import os
+
+# A thread that waits for another one sleeps. By default it spins for milliseconds: beside other
+# programs a step of a small model then takes ten times as long. OpenMP reads this when torch is
+# loaded, so that the programs import runtime.options before torch (see pyproject.toml).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")

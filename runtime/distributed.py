@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from runtime.options import local_main
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from kernels import begin
 from kernels.compiled import compile_blocks, multiply_in
 from kernels.cpu import compiler
 from model import ModelConfig, Transformer
-from runtime.options import local_main
 
 # ----------------------------------------------------------------------------------------------------
 # Processes

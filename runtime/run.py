@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from runtime.options import check, local_main, option, parse, read_toml, to_toml, toml_value
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,6 @@ from runtime import optim
 from runtime.checkpoint import Checkpoints, Others, remove
 from runtime.distributed import World, is_first
 from runtime.optim import Work, learning_bytes, memory_left
-from runtime.options import check, local_main, option, parse, read_toml, to_toml, toml_value
 
 
 def command(main: Callable, Config) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from runtime.options import LIMITS, parse
 
 import pytest
 
@@ -15,7 +16,6 @@ import train_reward
 import train_sft
 from data.io import InputError
 from data.mine import loop
-from runtime.options import LIMITS, parse
 from tools import pipeline
 
 ROOT = Path(__file__).parents[1] / "configs"

@@ -10,10 +10,9 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from runtime.options import parse
 
 import pytest
-
-from runtime.options import parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

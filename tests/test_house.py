@@ -1,6 +1,7 @@
 """Limits of the code base: which files stand at the root, who imports whom, how long the path of a reader is."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -142,6 +143,27 @@ def loaded(name: str) -> list[str]:
 def test_a_trainer_loads_little():
     modules = loaded("train_pretrain")
     assert len(modules) <= 20, modules
+
+
+@pytest.mark.parametrize("name", COMMANDS[:9])
+def test_threads_sleep_while_they_wait(name):
+    """OpenMP reads how threads wait when torch is loaded: it must have been said by then."""
+    program = f"""
+import os, sys
+
+class Finder:
+    def find_spec(name, *_):
+        if name == "torch":
+            sys.exit(os.environ.get("OMP_WAIT_POLICY", "nothing"))
+
+sys.meta_path.insert(0, Finder)
+import {name}
+"""
+    given = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=given, capture_output=True, text=True
+    )
+    assert done.stderr.split() == ["passive"]
 
 
 def test_reading_path():

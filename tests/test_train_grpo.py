@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from runtime.options import parse, read_toml
 
 import pytest
 import torch
@@ -46,7 +47,6 @@ from rollout import Sampler, judge, load_rollouts, sample_rollouts
 from runtime.distributed import World, seeded, shuffled
 from runtime.hf import from_pretrained, save_pretrained
 from runtime.metrics import rollout_metrics
-from runtime.options import parse, read_toml
 from train_grpo import (
     Config,
     Rollout,

@@ -17,6 +17,7 @@ import traceback
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
+from runtime.options import parse
 
 import pytest
 import torch
@@ -42,7 +43,6 @@ from rollout import Rollout, Sampler, judge, label_steps, sample_rollouts, save_
 from runtime.distributed import World, seeded, setup, shard, whole_tensor
 from runtime.hf import from_pretrained, save_pretrained
 from runtime.optim import peak_flops
-from runtime.options import parse
 from runtime.run import command as run_program
 
 ROOT = Path(__file__).parents[1]

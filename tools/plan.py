@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from runtime.options import option, parse, usage
 
 import numpy as np
 
@@ -30,7 +31,6 @@ from data.io import InputError, run_cli
 from model import ModelConfig
 from presets import PRESETS, preset
 from runtime.hf import read_config
-from runtime.options import option, parse, usage
 from tools import step
 from tools.step import KINDS, Plan
 from tools.work import response_tokens

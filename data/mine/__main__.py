@@ -19,12 +19,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from runtime.options import option, parse
 
 from data.io import InputError, jsonl_files, run_cli, write_jsonl
 from data.mine import classifier, decontaminate, dedup, domains, loop, recall, steps
 from data.mine.run import executor
 from data.mine.store import page_batches, shard_name, shard_numbers
-from runtime.options import option, parse
 
 
 def store_shards(store: str, name: str) -> list[Path]:

@@ -35,6 +35,7 @@ from concurrent.futures import BrokenExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from runtime.options import check, option, parse, to_toml
 
 import numpy as np
 
@@ -42,7 +43,6 @@ from data.io import InputError, atomic_write, jsonl_files, read_jsonl
 from data.mine import classifier, decontaminate, dedup, domains, recall, report, steps
 from data.mine.run import Run, executor, total
 from data.mine.store import read_json, run_once, shard_name, write_json
-from runtime.options import check, option, parse, to_toml
 
 
 @dataclass

@@ -18,6 +18,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from runtime.options import option, parse
 
 from data.io import InputError, run_cli, write_jsonl
 from data.world import documents
@@ -31,7 +32,6 @@ from data.world.families import (
     Family,
     SyntheticProblem,
 )
-from runtime.options import option, parse
 
 SPLITS = ("train", "valid", "test")
 LANGS = ("en", "zh")

@@ -36,13 +36,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
+from runtime.options import option, parse
 
 from data.io import InputError, atomic_write, run_cli, write_jsonl
 from data.world import web_texts as texts
 from data.world.documents import pick, say
 from data.world.families import Draw, SyntheticProblem
 from data.world.synthetic import LANGS, LEVELS, choose, generator, problem
-from runtime.options import option, parse
 
 # The kinds of sites, in turn: any twenty sites in a row have all kinds.
 SITE_KINDS = (

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from runtime.options import check
 
 import pytest
 from evaluating import evaluate
@@ -26,7 +27,6 @@ from evaluation.solve import zero_shot
 from evaluation.tasks import Task
 from generate import Sampling
 from runtime.hf import from_pretrained
-from runtime.options import check
 
 ROOT = Path(__file__).parents[2]
 

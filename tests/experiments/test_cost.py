@@ -5,6 +5,7 @@ sweep resumed.
 import dataclasses
 import json
 import math
+from runtime.options import check
 
 import numpy as np
 import pytest
@@ -32,7 +33,6 @@ from experiments.cost_model import (
 from kernels.cpu import decoder as cpu_decoder
 from model import KVCache, Transformer
 from runtime.distributed import World
-from runtime.options import check
 
 SMALL = Shape(
     "1m", vocab=64, prompt=6, questions=3, samples=4, length=5, micro_tokens=60, max_rows=8

@@ -4,6 +4,7 @@ whole tiny figure.
 
 import contextlib
 import json
+from runtime.options import check, parse
 
 import pytest
 import training
@@ -17,7 +18,6 @@ from data.shards import Mixture, Shards, write_shards
 from data.world import synthetic
 from experiments import common, figure3
 from experiments.figure3 import Config, corpus_files, epochs, main, table
-from runtime.options import check, parse
 
 TRAINING = "context = 32\nbatch = 4\nmicro_batch = 4\nlr = 3e-3\nwarmup = 2\nsave_every = 100\n"
 

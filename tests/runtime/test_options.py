@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from runtime.options import check, option, parse, to_toml
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.io import InputError
-from runtime.options import check, option, parse, to_toml
 
 
 @dataclass

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from runtime.options import option, parse
 
 import pytest
 import torch
@@ -21,7 +22,6 @@ from model import Transformer
 from runtime.checkpoint import Checkpoints
 from runtime.distributed import World
 from runtime.optim import Work, learning_bytes
-from runtime.options import option, parse
 from runtime.run import Interrupt, Metrics, Run
 from runtime.run import command as run_program
 

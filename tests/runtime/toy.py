@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from runtime.options import option, parse
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,6 @@ from model import ModelConfig, Transformer
 from runtime.distributed import gather_into, setup, shard
 from runtime.distributed import generator as torch_generator
 from runtime.optim import Work, adamw, clip_grad_norm
-from runtime.options import option, parse
 from runtime.run import Run, command
 
 ROOT = Path(__file__).parents[2]

@@ -5,6 +5,7 @@ trainer holds.
 import dataclasses
 import sys
 from pathlib import Path
+from runtime.options import parse, to_toml
 
 import numpy as np
 import pytest
@@ -33,7 +34,6 @@ from presets import preset
 from runtime.distributed import World, setup, shard
 from runtime.hf import save_pretrained
 from runtime.optim import activation_bytes, adamw, forward_flops
-from runtime.options import parse, to_toml
 from runtime.run import Metrics
 from tools import plan
 from tools.fast_path import tracing

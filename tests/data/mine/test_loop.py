@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from runtime.options import to_toml
 
 import numpy as np
 import pytest
@@ -31,7 +32,6 @@ from data.mine.run import executor
 from data.shards import Shards
 from data.tokenizer import Tokenizer, train
 from data.world import web as synthetic_web
-from runtime.options import to_toml
 
 ROOT = Path(__file__).parents[3]
 PAGES, FILES = 480, 6
