@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from ctypes import c_float, c_int, c_int64, c_void_p
+from ctypes import c_float, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 import torch
@@ -74,6 +74,10 @@ def native() -> ctypes.CDLL | None:
     p, n = c_void_p, c_int64
     found.step.restype = n
     found.step.argtypes = [p, p, n, p, p, p, p, n, n, p, p, p, c_int]
+    found.pack.argtypes = [p, n, n, c_int, c_int, p, c_int]
+    found.large_pages.argtypes = [p, n]
+    found.checksum.restype = c_uint64
+    found.checksum.argtypes = [p, n, c_int]
     found.draw.argtypes = [p, n, n, c_float, p, p, p, p, c_int]
     found.attention.argtypes = [p, p, p, p, p, c_int]
     found.attention_backward.argtypes = [p, p, p, p, p, p, p, c_int]

@@ -1,11 +1,14 @@
 """Sampling on a CPU in C++ (decoder.cpp): a prefill, a decoding step and a draw are one call each."""
 
 import ctypes
+import weakref
 from ctypes import c_float, c_int64, c_void_p
+from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from generate import Decoder, Sampling, Sequence
 from kernels import accelerator
@@ -93,6 +96,13 @@ def cache_dtype(model: Transformer) -> torch.dtype:
     return torch.bfloat16 if rounded else torch.float32
 
 
+def empty(shape: tuple[int, ...], dtype: torch.dtype | None = None, device="cpu") -> Tensor:
+    """As torch.empty, in large pages of memory where the system has them."""
+    memory = torch.empty(shape, dtype=dtype, device=device)
+    native().large_pages(memory.data_ptr(), memory.nbytes)
+    return memory
+
+
 class BlockCache:
     """A KV cache for C++: the keys of a head lie as [capacity / lanes, E, lanes], `lanes` tokens side by side.
 
@@ -103,8 +113,8 @@ class BlockCache:
         capacity += -capacity % native().lanes()
         shape = config.layers, rows, config.kv_heads, capacity, config.head_width
         self.rows, self.capacity = rows, capacity
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.keys = empty(shape, dtype, device)
+        self.values = empty(shape, dtype, device)
         self.place = np.arange(rows)
 
     def put(self, start: int, stop: int, keys: Tensor, values: Tensor) -> None:
@@ -121,11 +131,79 @@ class BlockCache:
         self.place[[source, target]] = self.place[[target, source]]
 
 
+class Panels:
+    """The matrices of a model in panels [ceil(N / panel), D, panel], a column for each output.
+
+    kind: 0 in float32, 1 in bfloat16 with two inputs side by side, [., D / 2, panel, 2], 2 the same for the processor's
+    matrix unit. The head is in float32. place: where the panels of each of `matrices` are.
+    """
+
+    def __init__(self, model: Transformer):
+        config, lib = model.config, native()
+        wide = config.width, config.heads * config.head_width, config.ffn
+        rounded = cache_dtype(model) == torch.bfloat16
+        self.kind = int(rounded and not any(n % 2 for n in wide))
+        if self.kind and lib.tiles() and not any(n % 32 for n in wide):
+            self.kind = 2  # the matrix unit takes widths that are multiples of 32
+
+        # Rounded to the type of the products. Gates and ups fill whole panels each.
+        weights = matrices(model)
+        head = len(weights) - 1
+        sizes = []
+        for i, weight in enumerate(weights):
+            if rounded and i != head:
+                weight = weight.bfloat16()
+            if i == head or not self.kind:
+                weight = weight.float()
+            weights[i] = weight.contiguous()
+            columns = -(-len(weight) // lib.panel()) + 1
+            sizes.append(columns * lib.panel() * weight.shape[1] * weight.itemsize)
+
+        # Copied into one piece of memory.
+        self.memory = empty((sum(sizes),), torch.uint8)
+        self.place = [self.memory.data_ptr() + before for before in accumulate(sizes, initial=0)]
+        for i, weight in enumerate(weights):
+            gated = i != head and i % 4 == 2
+            half = weight.dtype == torch.bfloat16
+            shape = *weight.shape, gated, half
+            lib.pack(weight.data_ptr(), *shape, self.place[i], torch.get_num_threads())
+
+
+def matrices(model: Transformer) -> list[Tensor]:
+    """qkv, out, gate_up and down of each layer, and the head."""
+    weights = []
+    for block in model.layers:
+        for linear in (block.attn.qkv, block.attn.out, block.mlp.gate_up, block.mlp.down):
+            weights.append(linear.weight.detach())
+    return [*weights, model.head_weight.detach()]
+
+
+# Of each model: what its weights were at the last call, and their panels if the call before found the same.
+_kept: weakref.WeakKeyDictionary[Transformer, tuple] = weakref.WeakKeyDictionary()
+
+
+def panels_of(model: Transformer) -> Panels:
+    """The panels of a model's weights as they are now.
+
+    They are kept for the next call where two calls in a row find the same weights. So a sampler that is trained holds
+    no second copy between its calls. Each call reads all weights, which takes as long as the decoding of a token.
+    """
+    key: list = [cache_dtype(model)]
+    for weight in map(Tensor.contiguous, matrices(model)):
+        memory = weight.data_ptr(), weight.nbytes
+        key += [weight.dtype, native().checksum(*memory, torch.get_num_threads())]
+    before, panels = _kept.pop(model, (None, None))
+    if key != before:
+        panels = None  # before new ones are made
+    panels = panels or Panels(model)
+    _kept[model] = key, panels if key == before else None
+    return panels
+
+
 class CpuDecoder(Decoder):
     """Decodes with the weights as they are now: later changes do not reach it.
 
-    A matrix [N, D] is copied into panels [ceil(N / panel), D, panel], a column for each output. Logits [B, width] are
-    as wide as the panels; only the first V of a row have a meaning.
+    Logits [B, width] are as wide as panels; only the first V of a row have a meaning.
     """
 
     pack = 512  # tokens that stay in a core's cache
@@ -135,24 +213,19 @@ class CpuDecoder(Decoder):
         config, lib = model.config, native()
         self.lib, self.panel = lib, lib.panel()
         self.width = -(-config.vocab_size // self.panel) * self.panel
-        # The processor's matrix unit takes widths that are multiples of 32.
-        wide = config.width, config.heads * config.head_width, config.ffn
-        rounded = cache_dtype(model) == torch.bfloat16
-        self.tiles = rounded and not any(n % 32 for n in wide) and bool(lib.tiles())
-        self.kept: list[Tensor] = []  # what C++ points to
+        self.panels = panels_of(model)
+        place = iter(self.panels.place)
+        self.kept: list[Tensor] = []  # what else C++ points to
         self.layers = (Layer * config.layers)()
         for layer, block in zip(self.layers, model.layers, strict=True):
-            attn, mlp = block.attn, block.mlp
+            attn = block.attn
             layer.attn_norm = self.pointer(block.attn_norm.weight)
             layer.qkv_bias = self.bias(attn.qkv.bias)
             layer.q_norm = self.pointer(attn.q_norm and attn.q_norm.weight)
             layer.k_norm = self.pointer(attn.k_norm and attn.k_norm.weight)
             layer.out_bias = self.bias(attn.out.bias)
             layer.mlp_norm = self.pointer(block.mlp_norm.weight)
-            layer.qkv = self.pointer(self.product(attn.qkv))
-            layer.out = self.pointer(self.product(attn.out))
-            layer.gate_up = self.pointer(self.product(mlp.gate_up, gated=True))
-            layer.down = self.pointer(self.product(mlp.down))
+            layer.qkv, layer.out, layer.gate_up, layer.down = (next(place) for _ in range(4))
         self.shape = Model(
             D=config.width,
             layers=config.layers,
@@ -161,16 +234,17 @@ class CpuDecoder(Decoder):
             E=config.head_width,
             F=config.ffn,
             V=config.vocab_size,
-            bfloat16=self.tiles,
+            bfloat16=self.panels.kind,
             eps=config.norm_eps,
             embed=self.pointer(model.embed.weight),
             norm=self.pointer(model.norm.weight),
-            head=self.pointer(self.panels(model.head_weight)),
+            head=next(place),
             layer=ctypes.addressof(self.layers),
         )
         self.threads = torch.get_num_threads()
         self.scratch = torch.empty(0)
         self.index = torch.arange(cache.rows)
+        self.logits = empty((cache.rows, self.width))  # of a step
 
     def pointer(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
@@ -178,32 +252,11 @@ class CpuDecoder(Decoder):
         self.kept.append(tensor.detach().contiguous())
         return self.kept[-1].data_ptr()
 
-    def padded(self, x: Tensor, multiple: int = 0) -> Tensor:
-        """x with zeros after its first dimension, up to a multiple of this number (default: of a panel)."""
-        missing = -x.shape[0] % (multiple or self.panel)
-        return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
-
     def bias(self, x: Tensor | None) -> int | None:
-        """In float32, whatever the layer keeps it in."""
-        return None if x is None else self.pointer(self.padded(x.detach().float()))
-
-    def panels(self, weight: Tensor) -> Tensor:
-        return self.padded(weight).unflatten(0, (-1, self.panel)).transpose(1, 2)
-
-    def product(self, linear, gated: bool = False) -> Tensor:
-        """The panels of a layer's matrix, rounded to the type of the products.
-
-        For the matrix unit they are in bfloat16, pairs of inputs side by side: [., D / 2, panel, 2].
-        gated: of gate and up, [2 F, D], a panel holds the gates and the ups of the same outputs.
-        """
-        weight = linear.weight.detach().to(linear.multiply or linear.weight.dtype)
-        if gated:
-            half = self.panel // 2
-            parts = (self.padded(part, half).unflatten(0, (-1, half)) for part in weight.chunk(2))
-            weight = torch.stack(list(parts), dim=1).flatten(0, 2)
-        if not self.tiles:
-            return self.panels(weight.float())
-        return self.padded(weight).view(-1, self.panel, weight.shape[1] // 2, 2).transpose(1, 2)
+        """In float32, whatever the layer keeps it in, and padded to whole panels."""
+        if x is None:
+            return None
+        return self.pointer(F.pad(x.detach().float(), (0, -len(x) % self.panel)))
 
     def forward(self, ids: Tensor, lengths: list[int]):
         count, longest = len(lengths), max(lengths)
@@ -218,7 +271,7 @@ class CpuDecoder(Decoder):
     def forward_step(self, ids: Tensor, lengths: Tensor, longest: int) -> Tensor:
         B = len(ids)
         places = torch.from_numpy(self.cache.place[:B])
-        return self.run(self.cache, ids, places, lengths, longest, self.index[:B])
+        return self.run(self.cache, ids, places, lengths, longest, self.index[:B], self.logits[:B])
 
     def run(
         self,
@@ -228,10 +281,12 @@ class CpuDecoder(Decoder):
         positions: Tensor,
         longest: int,
         last: Tensor,
+        logits: Tensor | None = None,
     ) -> Tensor:
         """ids [T] at `positions` (below `longest`) of the cache's `rows` -> logits [L, width] of the tokens `last` [L].
 
-        Their keys and values are written into the cache, which holds those of all tokens before them.
+        logits: memory for them. Keys and values of the tokens are written into the cache, which holds those of all
+        tokens before them.
         Raises IndexError for an id that is not in the vocabulary.
         """
         c = self.model.config
@@ -241,8 +296,9 @@ class CpuDecoder(Decoder):
             max(c.width, c.heads * c.head_width, c.ffn) + self.panel
         )
         if self.scratch.numel() < (need := len(ids) * token + self.threads * thread):
-            self.scratch = torch.empty(need)
-        logits = torch.empty(len(last), self.width)
+            self.scratch = empty((need,))
+        if logits is None:
+            logits = torch.empty(len(last), self.width)
         ids, rows, positions, last = (x.contiguous() for x in (ids, rows, positions, last))
         half = cache.keys.dtype == torch.bfloat16
         where = Cache(
