@@ -44,7 +44,7 @@ class Config:
     # problems
     data: str = option("", "folder with the benchmarks' files")
     benchmarks: list[str] = option([], "names; none: the paper's that are in --data; or all")
-    problems: list[str] = option([], "problem files (ours, GSM8K, MAWPS, ASDiv, SVAMP)")
+    problems: list[str] = option([], "problem files of a layout in docs/data.md")
     limit: int = option(0, "only the first problems of each; 0: all", least=0)
     shards: list[str] = option([], "training data as token shards: counts problems seen there")
     corpus: list[str] = option([], "the same for JSONL files of text or of responses")

@@ -198,17 +198,23 @@ def read_records(path: Path) -> Iterator[tuple[int, object]]:
     if path.name.endswith(".parquet"):
         yield from _parquet_rows(path)
         return
-    with _opened(path) as file:
-        first = next((line for line in file if line.strip()), "")
-    if first.lstrip().startswith("["):
-        yield from _list_records(path, read_text(path))
-    elif first.lstrip().startswith("{"):
-        yield from _object_records(path, first)
+    first = first_line(path)
+    if first.lstrip()[:1] in ("[", "{"):
+        yield from _json_records(path, first)
     elif first:
         with _opened(path, newline="") as file:
             reader = csv.DictReader(file, delimiter="\t" if "\t" in first else ",")
             for row in reader:
-                yield reader.line_num, row
+                more = row.pop(None, None) is not None
+                problem = "more cells than the header names; quote cells with commas"
+                where = f"{path}:{reader.line_num}"
+                yield reader.line_num, InputError(f"{where}: {problem}") if more else row
+
+
+def first_line(path: Path) -> str:
+    """The first line that is not blank, or "". Raises InputError."""
+    with _opened(path) as file:
+        return next((line for line in file if line.strip()), "")
 
 
 def read_text(path: Path) -> str:
@@ -230,11 +236,14 @@ def _opened(path: Path, newline: str | None = None):
         raise InputError(f"{path}: not UTF-8 text; give {_KINDS}") from None
 
 
-def _object_records(path: Path, first: str) -> Iterator[tuple[int, object]]:
-    """The records of a file that begins with an object: a line each, or one object in all."""
+def _json_records(path: Path, first: str) -> Iterator[tuple[int, object]]:
+    """The records of a JSON file: a value on each line, or one list or object in all."""
     try:
         json.loads(first)
     except json.JSONDecodeError:
+        if first.lstrip().startswith("["):
+            yield from _list_records(path, read_text(path))
+            return
         try:
             yield from _table(json.loads(read_text(path)))
             return
@@ -255,7 +264,11 @@ def _object_records(path: Path, first: str) -> Iterator[tuple[int, object]]:
 
 
 def _table(whole, line: int = 1) -> Iterator[tuple[int, object]]:
-    """The rows of an object that is a whole file: a list in it, its columns, or the object."""
+    """The rows of a value that is a whole file: a list, a list in an object, the columns of an
+    object, or the object."""
+    if isinstance(whole, list):
+        yield from ((line, row) for row in whole)
+        return
     lists = [whole[name] for name in _TABLES if isinstance(whole.get(name), list)]
     columns = list(whole.values())
     if len(lists) == 1 and lists[0] and all(isinstance(row, dict) for row in lists[0]):

@@ -5,22 +5,26 @@ a row. A row without a field that it needs is an InputError, which names file, l
 """
 
 import csv
-import gzip
 import io
-import json
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from data import answers, prompts
-from data.io import InputError, read_jsonl, write_jsonl
-from data.problems.problem import (
-    KINDS,
-    LETTERS,
-    Problem,
-    as_row,
-    is_chinese,
+from data import prompts
+from data.io import (
+    InputError,
+    data_files,
+    first_line,
+    read_jsonl,
+    read_records,
+    read_text,
+    write_jsonl,
 )
+from data.problems.chats import is_chat
+from data.problems.fields import boxed_answer, field, language, letter, lettered, list_field
+from data.problems.problem import KINDS, Problem, as_row
+from data.problems.published import BETTER, QUESTIONS, published, stated_answer
 from data.problems.templates import WordTemplate, parse_number
 
 
@@ -46,20 +50,19 @@ def load_all(paths: Iterable[str]) -> list[Problem]:
 
 
 def load(path, bad: list[str] | None = None) -> list[Problem]:
-    """The problems of a file, or of all files in a folder and in the folders below it.
+    """The problems of a file, of all files in a folder and in the folders below it, or of a data
+    set on the Hugging Face Hub (data.io.data_files).
 
     Raises InputError with file and line for what cannot be read, and for a file without problems.
     With a list `bad`, a record that cannot be used is left out, and its message is appended to the
     list. A broken file is still an error.
     """
-    path = Path(path)
     problems = []
-    for file in _files(path) if path.is_dir() else [path]:
-        text = _text(file)
-        records, parse = _records(file, text)
+    for file in data_files(path):
+        records, parse = _records(file)
         for line, record in records:
             try:
-                problems.append(parse(_object(record, f"{file}:{line}"), file, line))
+                problems.append(parse(_checked(record, f"{file}:{line}"), file, line))
             except InputError as error:
                 if bad is None:
                     raise
@@ -67,6 +70,16 @@ def load(path, bad: list[str] | None = None) -> list[Problem]:
     if not problems:
         raise InputError(f"{path}: holds no problem; give a file with at least one")
     return problems
+
+
+def _checked(record, where: str):
+    if isinstance(record, InputError):
+        raise record
+    if is_chat(record):  # Open-Reasoner-Zero: the row is a chat
+        return {"conversations": record}
+    if not isinstance(record, (dict, tuple)):
+        raise InputError(f"{where}: not a JSON object; each row must be one")
+    return record
 
 
 def save(path, problems: Iterable[Problem]) -> int:
@@ -77,67 +90,37 @@ def save(path, problems: Iterable[Problem]) -> int:
 
 # ---- Files and their records ---------------------------------------------------------------------
 
-_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".csv", ".tsv")
 
-
-def _files(folder: Path) -> list[Path]:
-    found = [
-        path
-        for path in folder.rglob("*")
-        if path.name.endswith(_SUFFIXES) and not path.name.startswith(".")
-    ]
-    # 2.json before 10.json
-    return sorted(found, key=lambda path: re.sub(r"\d+", lambda n: n[0].zfill(9), str(path)))
-
-
-def _text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"{path}: cannot be read ({reason}); give a JSONL, CSV or JSON problem file"
-        ) from None
-    except UnicodeDecodeError:
-        raise InputError(
-            f"{path}: not UTF-8 text; give a JSONL, CSV or JSON problem file"
-        ) from None
-
-
-def _records(path: Path, text: str) -> tuple[Iterable[tuple[int, object]], Callable]:
+def _records(path: Path) -> tuple[Iterable[tuple[int, object]], Callable]:
     """(the records of a file as (line, record), the function that makes a problem of a record).
 
-    A record is an object, the text of an object, or the cells of a row.
+    A record is an object, the cells of a row, or an InputError.
     """
-    start = text.lstrip()[:1]
-    if start == "[":
-        records = list(_list_records(path, text))
-        return records, _reader([record for _, record in records])
-    if start == "{":
-        try:
-            whole = json.loads(text)
-        except json.JSONDecodeError:
-            lines = [
-                (number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()
-            ]
-            return lines, _reader(line for _, line in lines)
-        if isinstance(whole.get("examples"), list):
-            return list(enumerate(whole["examples"], 1)), _bbh
-        return [(1, whole)], _reader([whole])
+    if path.name.endswith(".parquet") or first_line(path).lstrip()[:1] in ("[", "{"):
+        return _with_reader(read_records(path))
+    text = read_text(path)
     if "\t" in text.split("\n", 1)[0]:
-        return _table(text, "\t"), _mgsm_table
+        rows = _table(text, "\t")
+        return _with_reader(read_records(path)) if _is_header(rows) else (rows, _mgsm_table)
     rows = _table(text, ",")
+    if _is_header(rows) and not {"Numbers", "Equation"} & set(rows[0][1]):
+        return _with_reader(read_records(path))
     letters = any(re.fullmatch(r"\s*[A-D]\s*", cells[-1]) for _, cells in rows)
     if letters and "Question" not in rows[0][1]:
         return rows, _mmlu
     return ((line, (count, row)) for line, count, row in _header_table(path, text)), _word_problem
 
 
-def _table(text: str, delimiter: str) -> list[tuple[int, list[str]]]:
+def _table(text: str, delimiter: str) -> list[tuple[int, tuple[str, ...]]]:
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
-    return [(reader.line_num, cells) for cells in reader if cells]
+    return [(reader.line_num, tuple(cells)) for cells in reader if cells]
+
+
+def _is_header(rows: list[tuple[int, tuple[str, ...]]]) -> bool:
+    """Whether the first row names a question and something else."""
+    names = {cell.strip().lower() for cell in rows[0][1]} if rows else set()
+    return len(names) > 1 and not names.isdisjoint(QUESTIONS)
 
 
 def _header_table(path: Path, text: str) -> Iterator[tuple[int, int, dict]]:
@@ -153,105 +136,31 @@ def _header_table(path: Path, text: str) -> Iterator[tuple[int, int, dict]]:
         yield reader.line_num, count, row
 
 
-def _list_records(path: Path, text: str) -> Iterator[tuple[int, object]]:
-    """The objects of a JSON list. They are parsed separately, so that an error has a line."""
-    decoder, position = json.JSONDecoder(), text.index("[") + 1
-    while True:
-        position = re.compile(r"[\s,]*").match(text, position).end()
-        if text[position : position + 1] == "]":
-            return
-        line = text.count("\n", 0, position) + 1
-        try:
-            row, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}:{error.lineno}: not valid JSON ({error.msg}); correct the file"
-            ) from None
-        yield line, row
+def _with_reader(records: Iterator[tuple[int, object]]) -> tuple[Iterable, Callable]:
+    """(the records, the function that makes problems of them). The fields of the first object
+    decide."""
+    before = []
+    for line, row in records:
+        before.append((line, row))
+        if isinstance(row, dict):
+            return itertools.chain(before, records), _reader(row)
+    return before, published
 
 
-def _object(record, where: str):
-    """The object in the text of a line. A record that is parsed already is returned as it is."""
-    if isinstance(record, str):
-        try:
-            record = json.loads(record)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{where}: not valid JSON ({error.msg}); correct or remove the line"
-            ) from None
-        if not isinstance(record, dict):
-            raise InputError(f"{where}: not a JSON object; each line must be one")
-    if not isinstance(record, (dict, list, tuple)):
-        raise InputError(f"{where}: not a JSON object; a list of problems is needed")
-    return record
-
-
-def _reader(records: Iterable) -> Callable:
-    """The function that makes problems of the objects of a file. The fields of the first object
-    that can be parsed decide."""
-    for record in records:
-        try:
-            row = _object(record, "")
-        except InputError:
-            continue
-        if not isinstance(row, dict):
-            continue
-        for names, parse in _BY_FIELDS:
-            if names <= set(row):
-                return parse
-        return _gsm8k if "####" in str(row.get("answer")) else _ours
-    return _ours
-
-
-# ---- Fields --------------------------------------------------------------------------------------
-
-
-def _field(row: dict, name: str, where: str) -> str:
-    """A field that must be there, as text; 51.0 is written 51."""
-    value = row.get(name)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = "" if value is None or isinstance(value, (dict, list, bool)) else str(value).strip()
-    if not text:
-        raise InputError(f"{where}: a problem without {name!r}; add it or remove the line")
-    return text
-
-
-def _list_field(row: dict, name: str, where: str) -> list[str]:
-    value = row.get(name)
-    if not isinstance(value, list) or not value or not all(str(item).strip() for item in value):
-        raise InputError(
-            f"{where}: {name!r} must be a list without empty entries; correct it or remove the line"
-        )
-    return [str(item).strip() for item in value]
-
-
-def _letter(label: str, choices: list[str], where: str, several: bool = False) -> str:
-    """The letter of an answer, "(B)" or "B"; with `several` also "ACD". It must belong to an
-    option."""
-    letters = re.sub(r"[() .,]", "", label)
-    unknown = set(letters) - set(LETTERS[: len(choices)])
-    if not letters or unknown or len(letters) > (len(choices) if several else 1):
-        raise InputError(
-            f"{where}: answer {label!r} is not the letter of any of the {len(choices)} options; "
-            "correct it or remove the line"
-        )
-    return "".join(sorted(set(letters)))
-
-
-def _lettered(options: list[str], where: str) -> list[str]:
-    """The options without the "(A)", "A)" or "A." at their start."""
-    for letter, option in zip(LETTERS, options, strict=False):
-        if not re.match(rf"\(?{letter}[).]\s*\S", option):
-            raise InputError(
-                f"{where}: option {option[:20]!r} does not begin with ({letter}) and a text; "
-                "correct it or remove the problem"
-            )
-    return [re.split(r"[).]", option, maxsplit=1)[1].strip() for option in options]
-
-
-def _lang(text: str) -> str:
-    return "zh" if is_chinese(text) else "en"
+def _reader(row: dict) -> Callable:
+    fields = set(row)
+    for names, parse in _BY_FIELDS:
+        if names <= fields:
+            return parse
+    if fields == {"input", "target"}:
+        return _bbh
+    if "kind" in row:
+        return _ours
+    if {"problem", "solution", "answer", "id"} == fields:
+        return _math
+    if {"question", "answer"} <= fields and BETTER.isdisjoint(map(str.lower, fields)):
+        return _gsm8k if "####" in str(row["answer"]) else _ours
+    return published
 
 
 # ---- A problem of a record -----------------------------------------------------------------------
@@ -262,18 +171,20 @@ def _ours(row: dict, path: Path, line: int) -> Problem:
     kind, solution, task = str(row.get("kind", "answer")), row.get("solution"), row.get("task", {})
     if kind not in KINDS or not isinstance(task, dict):
         raise InputError(f"{where}: 'kind' must be one of {', '.join(KINDS)} and 'task' an object")
-    choices = _list_field(row, "choices", where) if kind == "choice" else []
-    answer = "" if kind in ("code", "proof") else _field(row, "answer", where)
+    choices = list_field(row, "choices", where) if kind == "choice" else []
+    answer = "" if kind in ("code", "proof") else field(row, "answer", where)
+    if kind == "answer":
+        answer = stated_answer(answer) or published(row, path, line).answer
     needed = {
         "code": ("prompt", "tests"),
         "proof": ("header", "formal_statement", "informal_statement"),
     }
     for name in needed.get(kind, ()):
-        _field(task, name, where)
+        field(task, name, where)
     return Problem(
         id=str(row.get("id", f"{path.stem}-{line}")),
-        question=_field(row, "question", where),
-        answer=_letter(answer, choices, where, True) if choices else answer,
+        question=field(row, "question", where),
+        answer=letter(answer, choices, where, True) if choices else answer,
         solution=None if solution is None else str(solution),
         source=str(row.get("source", "")),
         lang=str(row.get("lang", "en")),
@@ -286,7 +197,7 @@ def _ours(row: dict, path: Path, line: int) -> Problem:
 def _gsm8k_marked(row: dict, path: Path, line: int) -> tuple[Problem, str]:
     """(problem, solution with the <<expression=value>> marks of the calculator)."""
     where = f"{path}:{line}"
-    marked, found, answer = _field(row, "answer", where).rpartition("####")
+    marked, found, answer = field(row, "answer", where).rpartition("####")
     answer = answer.strip().replace(",", "")
     if not found or not answer:
         raise InputError(
@@ -294,7 +205,7 @@ def _gsm8k_marked(row: dict, path: Path, line: int) -> tuple[Problem, str]:
         )
     solution = re.sub(r"<<[^<>]*>>", "", marked).strip()
     return Problem(
-        f"gsm8k-{path.stem}-{line}", _field(row, "question", where), answer, solution, "gsm8k"
+        f"gsm8k-{path.stem}-{line}", field(row, "question", where), answer, solution, "gsm8k"
     ), marked
 
 
@@ -310,7 +221,7 @@ def gsm8k_rows(path) -> Iterator[tuple[Problem, str]]:
 
 def _svamp(row: dict, path: Path, line: int) -> Problem:
     body, question, answer = (
-        _field(row, name, f"{path}:{line}") for name in ("Body", "Question", "Answer")
+        field(row, name, f"{path}:{line}") for name in ("Body", "Question", "Answer")
     )
     return Problem(
         str(row.get("ID", f"{path.stem}-{line}")), f"{body} {question}", answer, source="svamp"
@@ -319,7 +230,7 @@ def _svamp(row: dict, path: Path, line: int) -> Problem:
 
 def _word_problem(record: tuple[int, dict], path: Path, line: int) -> Problem:
     count, row = record
-    answer = re.sub(r"\.0+$", "", _field(row, "Answer", f"{path}:{line}"))
+    answer = re.sub(r"\.0+$", "", field(row, "Answer", f"{path}:{line}"))
     return Problem(
         f"{path.stem}-{count}", _template(row, f"{path}:{line}").text(), answer, source=path.stem
     )
@@ -327,13 +238,13 @@ def _word_problem(record: tuple[int, dict], path: Path, line: int) -> Problem:
 
 def word_problem_rows(path) -> Iterator[tuple[int, dict, WordTemplate]]:
     """(number of the row, the row, the template) of each row of a MAWPS/ASDiv CSV."""
-    for line, count, row in _header_table(Path(path), _text(Path(path))):
+    for line, count, row in _header_table(Path(path), read_text(Path(path))):
         yield count, row, _template(row, f"{path}:{line}")
 
 
 def _template(row: dict, where: str) -> WordTemplate:
     question, equation, answer = (
-        _field(row, name, where) for name in ("Question", "Equation", "Answer")
+        field(row, name, where) for name in ("Question", "Equation", "Answer")
     )
     try:
         numbers = tuple(parse_number(text) for text in (row["Numbers"] or "").split())
@@ -348,14 +259,14 @@ def _math(row: dict, path: Path, line: int) -> Problem:
     r"""MATH: {problem, level, type, solution with \boxed{}}, in a file for each problem or on a
     line. OCW courses: {problem, solution, answer}, without a level."""
     where, solution = f"{path}:{line}", str(row.get("solution") or "")
-    question, level = _field(row, "problem", where), row.get("level")
+    question, level = field(row, "problem", where), row.get("level")
     if level is None:
-        answer = _field(row, "answer", where)
+        answer = field(row, "answer", where)
         return Problem(f"ocw-{row.get('id', line)}", question, answer, solution or None, "ocw")
     if row.get("answer"):
-        answer = _field(row, "answer", where)
+        answer = field(row, "answer", where)
     else:
-        answer = answers.extract(_through_last_box(_field(row, "solution", where)))
+        answer = boxed_answer(field(row, "solution", where))
         if not answer:
             raise InputError(
                 f"{where}: no \\boxed{{}} in 'solution'; add the answer or remove the problem"
@@ -366,31 +277,14 @@ def _math(row: dict, path: Path, line: int) -> Problem:
     return Problem(f"math-{name}", question, answer, solution or None, f"math/{subject}/{level}")
 
 
-def _through_last_box(solution: str) -> str:
-    """The solution up to the end of the last box, so that the text after it cannot be the
-    answer."""
-    start = max(solution.rfind(r"\boxed"), solution.rfind(r"\fbox"))
-    if start < 0:
-        return ""
-    box = re.compile(r"\\(?:boxed|fbox)\s*([^\s{]*)").match(solution, start)
-    if box[1]:  # \boxed 5
-        return solution[: box.end()]
-    depth = 0
-    for brace in re.compile(r"\\.|[{}]", re.S).finditer(solution, box.end()):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0:
-            return solution[: brace.end()]
-    return ""
-
-
 def _sat(row: dict, path: Path, line: int) -> Problem:
     """SAT of May 2023: {question, options "A) ... B) ...", Answer}."""
     where = f"{path}:{line}"
-    choices = _lettered(re.split(r"\s(?=[B-E][).] )", _field(row, "options", where)), where)
+    choices = lettered(re.split(r"\s(?=[B-E][).] )", field(row, "options", where)), where)
     return Problem(
         f"sat-{row.get('id', line)}",
-        _field(row, "question", where),
-        _letter(_field(row, "Answer", where), choices, where),
+        field(row, "question", where),
+        letter(field(row, "Answer", where), choices, where),
         None,
         "sat",
         "en",
@@ -403,16 +297,16 @@ def _agieval(row: dict, path: Path, line: int) -> Problem:
     """AGIEval: {passage, question, options, label} of a choice, {question, answer} of a cloze.
     Several answers "$5$;$10$" of a cloze are the answers of the blanks in order."""
     where, source = f"{path}:{line}", f"agieval/{path.stem}"
-    question = _field(row, "question", where).rstrip("\\\n ")
+    question = field(row, "question", where).rstrip("\\\n ")
     question = f"{row['passage'].strip()}\n{question}" if row.get("passage") else question
-    lang = "zh" if path.stem.startswith("gaokao") else _lang(question)
+    lang = "zh" if path.stem.startswith("gaokao") else language(question)
     common = {"id": f"{path.stem}-{line}", "question": question, "source": source, "lang": lang}
     if not row.get("options") and not row.get("label"):
-        blanks = [blank.strip() for blank in _field(row, "answer", where).split(";")]
+        blanks = [blank.strip() for blank in field(row, "answer", where).split(";")]
         return Problem(answer=blanks[0] if len(blanks) == 1 else _in_order(blanks), **common)
-    choices = _lettered(_list_field(row, "options", where), where)
+    choices = lettered(list_field(row, "options", where), where)
     # Seven problems of Gaokao-MathQA have several right options.
-    label = _letter(_field(row, "label", where), choices, where, several=True)
+    label = letter(field(row, "label", where), choices, where, several=True)
     return Problem(answer=label, kind="choice", choices=tuple(choices), **common)
 
 
@@ -424,11 +318,11 @@ def _in_order(blanks: list[str]) -> str:
 
 def _mmlu_stem(row: dict, path: Path, line: int) -> Problem:
     where = f"{path}:{line}"
-    choices = _list_field(row, "options", where)
+    choices = list_field(row, "options", where)
     return Problem(
         f"mmlu_stem-{row.get('id', line)}",
-        _field(row, "question", where),
-        _letter(_field(row, "answer", where), choices, where),
+        field(row, "question", where),
+        letter(field(row, "answer", where), choices, where),
         None,
         f"mmlu_stem/{row.get('topic', '')}",
         "en",
@@ -448,7 +342,7 @@ def _mmlu(cells: list[str], path: Path, line: int) -> Problem:
     return Problem(
         f"mmlu-{path.stem}-{line}",
         question,
-        _letter(label, choices, where),
+        letter(label, choices, where),
         None,
         f"mmlu/{subject}",
         "en",
@@ -461,8 +355,8 @@ def _cmath(row: dict, path: Path, line: int) -> Problem:
     where = f"{path}:{line}"
     return Problem(
         f"cmath-{row.get('id', line)}",
-        _field(row, "question", where),
-        _field(row, "golden", where),
+        field(row, "question", where),
+        field(row, "golden", where),
         source=f"cmath/{row.get('grade', '')}",
         lang="zh",
     )
@@ -477,14 +371,14 @@ def _messages(row: dict, path: Path, line: int) -> Problem:
             f"{where}: 'messages' must be a list that begins with the question; "
             "correct it or remove the line"
         )
-    question = _field(messages[0], "content", where)
+    question = field(messages[0], "content", where)
     source = str(row.get("dataset", path.stem)).replace("-", "_")
     return Problem(
         f"{source}-{row.get('id', line)}",
         question,
-        _field(row, "answer", where).replace(",", ""),
+        field(row, "answer", where).replace(",", ""),
         source=source,
-        lang=_lang(question),
+        lang=language(question),
     )
 
 
@@ -501,7 +395,7 @@ def _mgsm_table(cells: list[str], path: Path, line: int) -> Problem:
         question,
         answer.replace(",", ""),
         source=path.stem,
-        lang=lang[1] if lang else _lang(question),
+        lang=lang[1] if lang else language(question),
     )
 
 
@@ -513,8 +407,8 @@ def _bbh(row: dict, path: Path, line: int) -> Problem:
         raise InputError(f"{where}: not a JSON object; correct or remove it")
     return Problem(
         f"bbh-{path.stem}-{line}",
-        _field(row, "input", where),
-        _field(row, "target", where),
+        field(row, "input", where),
+        field(row, "target", where),
         source=f"bbh/{path.stem}",
         kind="text",
     )
@@ -524,12 +418,12 @@ def _humaneval(row: dict, path: Path, line: int) -> Problem:
     where = f"{path}:{line}"
     task = {
         "prompt": str(row.get("prompt") or ""),
-        "tests": _field(row, "test", where),
-        "entry_point": _field(row, "entry_point", where),
+        "tests": field(row, "test", where),
+        "entry_point": field(row, "entry_point", where),
     }
     return Problem(
-        _field(row, "task_id", where),
-        _field(row, "prompt", where),
+        field(row, "task_id", where),
+        field(row, "prompt", where),
         "",
         row.get("canonical_solution"),
         "humaneval",
@@ -542,17 +436,17 @@ def _mbpp(row: dict, path: Path, line: int) -> Problem:
     """MBPP: {text, code, task_id, test_list, test_setup_code}. Other editions have `prompt`,
     `test` and `test_imports`."""
     where = f"{path}:{line}"
-    question = _field(row, "prompt" if "prompt" in row else "text", where)
-    tests = _list_field(row, "test" if "test" in row else "test_list", where)
+    question = field(row, "prompt" if "prompt" in row else "text", where)
+    tests = list_field(row, "test" if "test" in row else "test_list", where)
     setup = "\n".join(
         [str(row.get("test_setup_code") or ""), *(row.get("test_imports") or [])]
     ).strip()
     task = {"prompt": question, "tests": "\n".join(tests), "entry_point": ""} | (
         {"setup": setup} if setup else {}
     )
-    code = _field(row, "code", where).replace("\r\n", "\n")
+    code = field(row, "code", where).replace("\r\n", "\n")
     return Problem(
-        f"mbpp-{_field(row, 'task_id', where)}", question, "", code, "mbpp", kind="code", task=task
+        f"mbpp-{field(row, 'task_id', where)}", question, "", code, "mbpp", kind="code", task=task
     )
 
 
@@ -561,7 +455,7 @@ def _minif2f(row: dict, path: Path, line: int) -> Problem:
     informal_proof}."""
     where = f"{path}:{line}"
     names = ("header", "formal_statement", "informal_statement", "informal_proof")
-    task = {name: _field(row, name, where) for name in names}
+    task = {name: field(row, name, where) for name in names}
     return Problem(
         f"minif2f-{row.get('problem_name') or row.get('id', line)}",
         task["informal_statement"],
@@ -575,14 +469,14 @@ def _minif2f(row: dict, path: Path, line: int) -> Problem:
 
 # (fields, the reader of files with these fields)
 _BY_FIELDS: list[tuple[set[str], Callable]] = [
-    ({"formal_statement"}, _minif2f),
+    ({"formal_statement", "header"}, _minif2f),
     ({"task_id", "entry_point"}, _humaneval),
     ({"task_id", "code"}, _mbpp),
-    ({"golden"}, _cmath),
-    ({"messages"}, _messages),
+    ({"question", "golden"}, _cmath),
+    ({"messages", "answer", "dataset"}, _messages),
     ({"options", "Answer"}, _sat),
-    ({"passage"}, _agieval),
-    ({"options"}, _mmlu_stem),
-    ({"problem"}, _math),
-    ({"Body"}, _svamp),
+    ({"passage", "question"}, _agieval),
+    ({"options", "answer", "topic"}, _mmlu_stem),
+    ({"problem", "level"}, _math),
+    ({"Body", "Question", "Answer"}, _svamp),
 ]

@@ -165,7 +165,8 @@ def test_a_folder_stands_for_its_data_files(tmp_path):
         ('{"a": 1}\n{"a":\n', ":2: not valid JSON"),
         ('{"a": 1}\n3\n', ":2: not a JSON object; each row must be one"),
         ('[{"a": 1},\n{"a"}]', ":2: not valid JSON"),
-        ('[{"a": 1}]\n[{"a": 2}]', ":1: text after the end of the list"),
+        ('[{"a": 1}]\n[{"a": 2}]', ":1: not a JSON object; each row must be one"),
+        ('[\n{"a": 1}]\n[{"a": 2}]', ":2: text after the end of the list"),
         (b"\xff\xfe\xff", ": not UTF-8 text"),
     ],
 )

@@ -387,7 +387,7 @@ def test_bad_records_are_counted_in_any_order(tmp_path):
         "{not json",
         "[1]",
         '"text"',
-        json.dumps({"question": "Q?", "options": ["x"], "answer": "B"}),
+        json.dumps({"question": "Q?", "options": ["x"], "answer": "B", "topic": "t"}),
         "null",
     ]
     for seed in range(20):

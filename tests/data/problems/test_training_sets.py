@@ -96,7 +96,7 @@ def test_svamp(tmp_path):
             '{"question": "Q", "answer": "1"}\n{"question": "R", "answer": " "}\n',
             ":2: a problem without 'answer'",
         ),
-        ('{"answer": "1"}\n', ":1: a problem without 'question'"),
+        ('{"answer": "1"}\n', ":1: no question among answer; a problem needs question, problem,"),
         (
             '{"question": "Q", "answer": "x #### 1"}\n{"question": "R", "answer": "2"}\n',
             ":2: no '#### N'",
@@ -111,7 +111,7 @@ def test_svamp(tmp_path):
         ("[1]", ":1: not a JSON object"),
         ("[]", ": holds no problem"),
         ("", ":1: no column 'Question'"),
-        ("Question,Answer\nQ,1\n", ":1: no column 'Numbers'"),
+        ("Question,Equation,Answer\nQ,number0,1\n", ":1: no column 'Numbers'"),
         ("Question,Numbers,Equation,Answer\n", ": holds no problem"),
         (
             "Question,Numbers,Equation,Answer\nQ,1,number0,1\nQ number1,1,number0,1\n",

@@ -1,0 +1,271 @@
+r"""Problems of each published layout. Each row has the fields of the set it is named after, in our
+words."""
+
+import json
+import random
+
+import pytest
+
+from data.io import InputError
+from data.problems.readers import load
+
+PIPE = "A pipe fills 3 tanks an hour. How many tanks does it fill in 4 hours?"
+WORKED = "In one hour the pipe fills 3 tanks.\nIn 4 hours it fills 3 * 4 = 12."
+BOXED = WORKED + "\nSo the answer is $\\boxed{12}$."
+USER, SYSTEM = {"role": "user", "content": PIPE}, {"role": "system", "content": "Be brief."}
+BOOK = {"answer": "12"}
+VERL = {"data_source": "pipes", "ability": "math", "extra_info": {"split": "train", "index": 3}}
+
+# layout: (row, answer)
+LAYOUTS = {
+    "verl": (VERL | {"prompt": [USER], "reward_model": {"style": "rule", "ground_truth": "12"}}),
+    "verl_system": (VERL | {"prompt": [SYSTEM, USER], "reward_model": {"ground_truth": 12.0}}),
+    "verl_boxed": (VERL | {"prompt": [USER], "reward_model": {"ground_truth": "\\boxed{12}"}}),
+    "verl_gsm8k": {
+        "data_source": "pipes",
+        "prompt": [{"role": "user", "content": PIPE + " Write the answer after ####."}],
+        "reward_model": {"style": "rule", "ground_truth": "12"},
+        "extra_info": {"index": 1, "question": PIPE, "answer": WORKED + "\n#### 12"},
+    },
+    "skywork": (VERL | {"prompt": [USER], "reward_model": {"ground_truth": '["12"]'}}),
+    "dapo_processed": {"prompt": PIPE, "solution": "12", "reward_model": {"ground_truth": "12"}},
+    "trl_ground_truth": {"prompt": [SYSTEM, USER], "ground_truth": "12"},
+    "trl_solution": {"prompt": [USER], "solution": BOXED},
+    "trl_text": {"prompt": PIPE, "answer": 12},
+    "rlvr": {"messages": [USER], "ground_truth": "12", "dataset": "pipes"},
+    "openmathinstruct_1": {
+        "question": PIPE,
+        "expected_answer": "12",
+        "predicted_answer": "11",
+        "generated_solution": WORKED,
+        "is_correct": False,
+    },
+    "openmathinstruct_2": {"problem": PIPE, "generated_solution": BOXED, "expected_answer": "12"},
+    "metamath": {
+        "query": PIPE,
+        "response": WORKED + "\n#### 12\nThe answer is: 12",
+        "original_question": "Another?",
+        "type": "Rephrased",
+    },
+    "numina": {
+        "source": "olympiads",
+        "problem": PIPE,
+        "solution": BOXED,
+        "messages": [USER, {"role": "assistant", "content": BOXED}],
+    },
+    "numina_answers": {
+        "problem": PIPE,
+        "solution": WORKED,
+        "answer": "12",
+        "problem_type": "Algebra",
+        "question_type": "math-word-problem",
+    },
+    "alpaca": {"instruction": PIPE, "input": "", "output": BOXED},
+    "mathinstruct": {"source": "cot", "instruction": PIPE, "output": WORKED + " The answer is 12"},
+    "deepscaler": {"problem": PIPE, "answer": "12", "solution": WORKED},
+    "big_math": {"prompt": PIPE, "solution": "12", "source": "orca_math", "solve_rate": 0.4},
+    "aime": {"id": 60, "problem": PIPE, "solution": WORKED, "answer": "12", "year": "2024"},
+    "aime_capitals": {"ID": "2024-I-1", "Problem": PIPE, "Solution": WORKED, "Answer": 12},
+    "amc": {"id": 0, "problem": PIPE, "answer": 12.0, "url": "u"},
+    "olympiadbench": {
+        "id": 1606,
+        "question": PIPE,
+        "solution": [WORKED],
+        "final_answer": ["12"],
+        "context": None,
+        "is_multiple_answer": False,
+    },
+    "open_reasoner_zero": [
+        {"from": "human", "value": PIPE},
+        {"from": "assistant", "ground_truth": {"value": "12"}},
+    ],
+    "sharegpt": {
+        "conversations": [{"from": "human", "value": PIPE}, {"from": "gpt", "value": BOXED}]
+    },
+    "simplerl": {"input": "<|im_start|>...", "question": PIPE, "answer": BOXED, "gt_answer": "12"},
+    "gsm_hard": {"input": PIPE, "code": "def solution(): ...", "target": 12.0},
+    "tora": {"idx": 0, "question": PIPE, "gt_cot": BOXED, "gt": "12", "code": ["x"], "pred": ["9"]},
+    "answer_is_a_solution": {"question": PIPE, "answer": WORKED, "solution": BOXED},
+    "multiarith": {"question": PIPE, "final_ans": "12"},
+    "addsub": {"iIndex": 1, "sQuestion": PIPE, "lEquations": ["X=3*4"], "lSolutions": [12.0]},
+    "asdiv": {
+        "body": "A pipe fills 3 tanks an hour.",
+        "question": "How many tanks does it fill in 4 hours?",
+        "answer": "12 (tanks)",
+        "formula": "3*4=12",
+    },
+    "minerva": {"problem": PIPE, "solution": BOXED, "type": "Physics", "idx": 0},
+    "gsm8k_with_calculator": {"question": PIPE, "answer": WORKED + " <<3*4=12>>\n#### 12"},
+    "orca_math_that_states_it": {"question": PIPE, "answer": WORKED + "\nThe answer is 12."},
+    "openr1": {
+        "problem": PIPE,
+        "solution": WORKED,
+        "answer": "12",
+        "generations": [BOXED, BOXED],
+        "messages": [USER, {"role": "assistant", "content": BOXED}],
+    },
+}
+LAYOUTS["dapo"] = VERL | {
+    "prompt": [{"role": "user", "content": f"Solve it step by step.\n\n{PIPE}"}],
+    "reward_model": {"ground_truth": "12", "style": "rule-lighteval/MATH_v2"},
+}
+
+
+def shuffled(row, seed):
+    """The row with its columns in another order."""
+    if not isinstance(row, dict):
+        return row
+    columns = list(row.items())
+    random.Random(seed).shuffle(columns)
+    return dict(columns)
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(tmp_path, name):
+    row = LAYOUTS[name]
+    problems = load(write(tmp_path / "f.jsonl", row, shuffled(row, 1), shuffled(row, 2)))
+    questions = {problem.question for problem in problems}
+    assert {problem.answer for problem in problems} == {"12"}
+    assert questions == {f"Solve it step by step.\n\n{PIPE}" if name == "dapo" else PIPE}
+    assert len({problem.id for problem in problems}) == 3
+    assert {problem.kind for problem in problems} == {"answer"}
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if isinstance(LAYOUTS[name], dict)])
+def test_other_columns_do_not_matter(tmp_path, name):
+    row = {"uuid": "x-1", "difficulty": 0.5, "tags": ["a", "b"], "empty": None} | LAYOUTS[name]
+    (problem,) = load(write(tmp_path / "f.jsonl", row))
+    (expected,) = load(write(tmp_path / "f.jsonl", LAYOUTS[name]))
+    assert problem == expected
+
+
+@pytest.mark.parametrize("name", ["verl", "verl_gsm8k", "numina", "olympiadbench", "rlvr"])
+def test_parquet_reads_the_same(tmp_path, name):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [LAYOUTS[name], LAYOUTS[name] | {"more": "x"}]
+    table = pyarrow.Table.from_pylist([{"more": None} | row for row in rows])
+    parquet.write_table(table, tmp_path / "f.parquet")
+    assert load(tmp_path / "f.parquet") == load(write(tmp_path / "f.jsonl", *rows))
+
+
+def test_csv_with_a_header(tmp_path):
+    (tmp_path / "f.csv").write_text(f'id,Problem,Answer\n7,"{PIPE}",12\n')
+    (tmp_path / "f.tsv").write_text(f"question\tanswer\n{PIPE}\t12\n")
+    for name in ("f.csv", "f.tsv"):
+        (problem,) = load(tmp_path / name)
+        assert (problem.question, problem.answer) == (PIPE, "12")
+
+
+def test_source_and_solution(tmp_path):
+    rows = [LAYOUTS["numina"], LAYOUTS["verl"], LAYOUTS["dapo_processed"]]
+    problems = [load(write(tmp_path / "f.jsonl", row))[0] for row in rows]
+    assert [problem.source for problem in problems] == ["olympiads", "pipes", "f"]
+    assert [problem.solution for problem in problems] == [BOXED, None, None]
+
+
+OPTIONS = ["9 tanks", "10 tanks", "12 tanks", "7"]
+CHOICES = {
+    "mmlu": {"question": PIPE, "choices": OPTIONS, "answer": 2, "subject": "algebra"},
+    "mmlu_pro": {
+        "question": PIPE,
+        "options": OPTIONS,
+        "answer": "C",
+        "answer_index": 2,
+        "category": "math",
+    },
+    "aqua": {
+        "question": PIPE,
+        "options": [f"{letter}){text}" for letter, text in zip("ABCD", OPTIONS, strict=True)],
+        "rationale": WORKED,
+        "correct": "C",
+    },
+    "mathqa": {
+        "Problem": PIPE,
+        "Rationale": WORKED,
+        "options": "a ) 9 tanks , b ) 10 tanks , c ) 12 tanks , d ) 7",
+        "correct": "c",
+    },
+    "arc": {
+        "question": PIPE,
+        "choices": {"text": OPTIONS, "label": ["1", "2", "3", "4"]},
+        "answerKey": "3",
+    },
+    "agieval": {
+        "query": PIPE,
+        "choices": [f"({letter}){text}" for letter, text in zip("ABCD", OPTIONS, strict=True)],
+        "gold": [2],
+    },
+    "columns": {
+        "question": PIPE,
+        **dict(zip("ABCD", OPTIONS, strict=True)),
+        "answer": "C",
+    },
+    "letters": {
+        "question": PIPE,
+        "options": dict(zip("ABCD", OPTIONS, strict=True)),
+        "answer": "12 tanks",
+        "answer_idx": "C",
+    },
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices(tmp_path, name):
+    row = CHOICES[name]
+    for problem in load(
+        write(tmp_path / "f.jsonl", row, shuffled(row, 1) if "A" not in row else row)
+    ):
+        assert (problem.question, problem.kind) == (PIPE, "choice")
+        assert list(problem.choices) == OPTIONS and problem.answer == "C"
+
+
+def test_gpqa(tmp_path):
+    row = {"Question": PIPE, "Correct Answer": OPTIONS[2]}
+    row |= {f"Incorrect Answer {n}": OPTIONS[k] for n, k in ((1, 0), (2, 1), (3, 3))}
+    row |= {"Explanation": WORKED, "Pre-Revision Question": "Another?"}
+    (problem,) = load(write(tmp_path / "f.jsonl", row))
+    assert sorted(problem.choices) == sorted(OPTIONS)
+    assert problem.choices["ABCD".index(problem.answer)] == OPTIONS[2]
+    assert load(write(tmp_path / "f.jsonl", row)) == [problem]
+
+
+NEEDS = "a problem needs question, problem, query"
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"text": "A page."}, f"no question among text; {NEEDS}"),
+        ({"prompt": PIPE}, f"no answer among prompt; {NEEDS}"),
+        (
+            {"prompt": [USER], "reward_model": {"style": "rule"}},
+            "no answer among prompt, reward_mo",
+        ),
+        ({"prompt": [USER, USER], "answer": "12"}, "a chat with 2 messages of the user"),
+        ({"problem": PIPE, "solution": WORKED}, "the answer is a solution without"),
+        ({"question": PIPE, "answer": WORKED}, "the answer is a solution without"),
+        (
+            {"problem": PIPE, "solution": WORKED, "answer": "proof"},
+            "the answer is 'proof', not a v",
+        ),
+        ({"problem": PIPE, "answer": "notfound", "type": "x"}, "the answer is 'notfound'"),
+        ({"question": PIPE, "choices": OPTIONS, "answer": "F"}, "no field says which of the 4"),
+        ({"question": PIPE, "choices": ["x"] * 11, "answer": "A"}, "11 options; at most 10"),
+    ],
+)
+def test_what_is_no_problem(tmp_path, row, message):
+    good = {"prompt": PIPE, "ground_truth": "12"}
+    for rows, line in (((row,), 1), ((good, row), 2)):
+        path = write(tmp_path / "f.jsonl", *rows)
+        with pytest.raises(InputError) as error:
+            load(path)
+        assert str(error.value).startswith(f"{path}:{line}: {message}")
+        assert "\n" not in str(error.value)
+    bad = []
+    assert len(load(path, bad)) == 1 and len(bad) == 1
