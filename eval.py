@@ -23,6 +23,7 @@ from runtime.options import option
 from tqdm import tqdm
 
 from data.answers import paper_rules
+from data.chat import load_tokenizer
 from data.io import InputError
 from data.problems import contamination
 from data.prompts import FORMATS, TEMPLATES
@@ -55,6 +56,7 @@ class Config:
     shots: int = option(-1, "exemplars; -1: the paper's number, 0 in a chat template", least=-1)
     prompts: str = option("", "the authors' few-shot prompts, JSON file or folder; empty: ours")
     template: str = option("plain", "prompt template", choices=TEMPLATES)
+    system: str = option("", "system message of --template chat; empty: the template's")
     # samples
     samples: int = option(1, "K for each problem, for maj@k and pass@k, k = 1, 2, 4 ... K", least=1)
     temperature: float = option(0.0, "0: greedy; the paper's maj@64 uses 0.7", least=0)
@@ -209,7 +211,7 @@ def main(config: Config) -> dict:
     check(config)
     planned = make_tasks(config)
     world = setup(config.device, config.kernels)
-    tokenizer = Tokenizer.load(config.model)
+    tokenizer = load_tokenizer(config.model, config.template, config.system)
     model = from_pretrained(config.model, world.device, world.dtype)
     check_tokenizer(tokenizer, model, config.model)
     use_kernels(model.config, world)

@@ -10,6 +10,7 @@ The random numbers of a sample depend only on the seed, the key of its prompt, i
 seed gives the same samples for every batch size, order of prompts and number of processes.
 
     python generate.py --model runs/demo/grpo/model --prompt "Question: ..." --samples 4
+    python generate.py --model DIR --chat                       # talk to a chat model in the terminal
 """
 
 from collections import Counter, deque
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from batch import micro_batches
 from data.io import InputError, run_cli
+from data.prompts import TEMPLATES
 from kernels import definition
 from model import KVCache, Layout, Transformer
 
@@ -428,23 +430,35 @@ def generate(
 @dataclass
 class Config(Sampling):
     model: str = option("", "directory of a model in Hugging Face format", required=True)
-    prompt: str = option("", "text to complete", required=True)
+    prompt: str = option("", "text to complete; the user's message in --template chat")
+    template: str = option("none", "none: the prompt as it is", choices=("none", *TEMPLATES))
+    system: str = option("", "system message of --template chat; empty: the template's")
+    chat: bool = option(False, "talk in the terminal; an empty line ends it")
     stop: list[str] = option([], "strings that end a completion")
     kernels: str = option("fast", "plain: without accelerators", choices=("fast", "plain"))
 
 
 def main() -> None:
-    from data.prompts import encode
-    from data.tokenizer import Tokenizer
+    from data.chat import load_tokenizer, talk
+    from data.prompts import encode, prompt, stop_strings
     from runtime.distributed import setup, use_kernels
     from runtime.hf import from_pretrained
 
     config = parse(Config, description=__doc__)
     world = setup(kernels=config.kernels)
-    tokenizer = Tokenizer.load(config.model)
+    if not config.prompt and not config.chat:
+        raise InputError("--prompt: give a text to complete, or use --chat")
+    template = "chat" if config.chat else config.template
+    tokenizer = load_tokenizer(config.model, template, config.system)
     model = from_pretrained(config.model, world.device, world.dtype)
     use_kernels(model.config, world)
-    prompts = encode(tokenizer, [config.prompt])
+    if config.chat:
+        return talk(tokenizer, lambda ids: generate(model, tokenizer, [ids], config)[0][0])
+    text = config.prompt
+    if template not in ("none", "chat"):
+        text = prompt(text, "cot", template)
+        config.stop = config.stop or stop_strings("cot", template)
+    prompts = encode(tokenizer, [text], template)
     for number, sample in enumerate(generate(model, tokenizer, prompts, config)[0]):
         tokens = f"{len(sample.ids)} tokens, {sample.finish}"
         print(f"--- sample {number}: {tokens}, log-prob {sum(sample.logprobs):.3f}")

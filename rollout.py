@@ -16,6 +16,7 @@ from pathlib import Path
 from runtime.options import option
 
 from data import prompts
+from data.chat import load_tokenizer
 from data.io import InputError, read_jsonl, write_jsonl
 from data.problems import readers
 from data.problems.problem import Problem, as_row
@@ -255,7 +256,7 @@ def main(config: Config) -> None:
     if target.exists():
         raise InputError(f"--to {target}: exists; give another name, or remove it")
     world = setup(config.device, config.kernels)
-    tokenizer = Tokenizer.load(config.model)
+    tokenizer = load_tokenizer(config.model, config.template, config.system)
     model = from_pretrained(config.model, world.device, world.dtype)
     check_tokenizer(tokenizer, model, config.model)
     use_kernels(model.config, world)
@@ -264,11 +265,11 @@ def main(config: Config) -> None:
         raise InputError(f"--first {config.first}: no problem is left; lower it")
 
     # Each chunk is a file, so that a stopped command goes on. The folder's name stands for the options.
-    free = ("to", "device", "kernels", "max_rows", "sandbox")
+    free = ("to", "device", "kernels", "max_rows")
     options = [(name, value) for name, value in vars(config).items() if name not in free]
     folder = target.with_name(f".{target.name}.{seeded(options):x}")
     sampling = Sampling(config.samples, config.temperature, 1.0, config.max_new_tokens)
-    with Sandbox(mode=config.sandbox) if "pot" in config.formats else nullcontext() as sandbox:
+    with Sandbox() if "pot" in config.formats else nullcontext() as sandbox:
         sampler = Sampler(model, tokenizer, config.template, config.max_rows, sandbox, world)
         for start in range(0, len(problems), config.chunk):
             path = folder / f"{start:08d}.jsonl"

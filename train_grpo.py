@@ -25,10 +25,11 @@ import torch
 
 import train_reward
 from batch import hidden_states, logprobs, pack_rollouts, token_logprobs
+from data.chat import load_tokenizer
 from data.io import InputError
 from data.problems import readers
 from data.sandbox.sandbox import Sandbox
-from data.tokenizer import Tokenizer, check_tokenizer
+from data.tokenizer import check_tokenizer
 from generate import Sampling
 from kernels import definition
 from reward import solution_score
@@ -344,15 +345,14 @@ def main(config: Config) -> None:
     check(config)
     world = setup(config.device, config.kernels, config.bf16)
     run = Run(config, world)
-    tokenizer = Tokenizer.load(config.init)
+    tokenizer = load_tokenizer(config.init, config.template, config.system)
     problems = readers.load_all(config.problems)
     held_out = readers.load_all(config.valid)
 
     # The policy is trained. The sampler is a copy, whole on every process: decoding never waits.
     policy = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, policy, config.init)
-    context = policy.config.context
-    readers.check_lengths(tokenizer, problems + held_out, config.formats, config.template, context)
+    readers.check_lengths(tokenizer, problems + held_out, config, policy.config.context)
     policy = shard(policy, world)
     reference = None  # pi_ref of eq. 3
     if config.beta and config.algorithm == "grpo":
@@ -371,7 +371,7 @@ def main(config: Config) -> None:
     for _ in range(start * config.questions):
         next(order)
 
-    with Sandbox(mode=config.sandbox) if "pot" in config.formats else nullcontext() as sandbox:
+    with Sandbox() if "pot" in config.formats else nullcontext() as sandbox:
         sampler = Sampler(whole, tokenizer, config.template, config.max_rows, sandbox, world)
         data_source = sampler  # of eq. 5
         if config.algorithm == "rft":

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from batch import MicroBatch, hidden_states, logprobs, pack_rollouts, token_logprobs, token_values
+from data.chat import load_tokenizer
 from data.io import InputError
 from data.problems import readers
 from data.sandbox.sandbox import Sandbox
@@ -58,8 +59,10 @@ class Config:
     formats: list[str] = option(
         ["cot"], "in turn over the questions", choices=("cot", "pot"), required=True
     )
-    sandbox: str = option("best-effort", "isolation of programs", choices=("strict", "best-effort"))
-    template: str = option("plain", "prompt template", choices=("plain", "deepseek", "qwen"))
+    template: str = option(
+        "plain", "prompt template", choices=("plain", "deepseek", "qwen", "chat")
+    )
+    system: str = option("", "system message of --template chat; empty: the template's")
     reward: str = option(
         "rule",
         "source of the reward, at the last token",
@@ -371,7 +374,7 @@ def main(config: Config) -> None:
     check(config)
     world = setup(config.device, config.kernels, config.bf16, config.compile)
     run = Run(config, world)
-    tokenizer = Tokenizer.load(config.init)
+    tokenizer = load_tokenizer(config.init, config.template, config.system)
     problems = []
     for path in config.problems:
         problems += readers.load(path)
@@ -380,8 +383,7 @@ def main(config: Config) -> None:
     # --- the policy and the value model are trained; the sampler is a copy, whole on every process
     policy = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, policy, config.init)
-    context = policy.config.context
-    readers.check_lengths(tokenizer, problems + held_out, config.formats, config.template, context)
+    readers.check_lengths(tokenizer, problems + held_out, config, policy.config.context)
     policy = shard(policy, world)
     value = shard(load_value_model(config, tokenizer, world.device), world)
     reference = None
@@ -403,7 +405,7 @@ def main(config: Config) -> None:
         next(order)
 
     sampling = Sampling(config.samples, config.temperature, max_new_tokens=config.max_new_tokens)
-    with Sandbox(mode=config.sandbox) if "pot" in config.formats else nullcontext() as sandbox:
+    with Sandbox() if "pot" in config.formats else nullcontext() as sandbox:
         sampler = Sampler(copied, tokenizer, config.template, config.max_rows, sandbox, world)
         if start == 0 and held_out:
             gather_into(policy, sampler.model)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from batch import cut_group, micro_batches, token_scores
 from data import prompts
+from data.chat import load_tokenizer
 from data.io import InputError, read_jsonl
 from data.problems.step_labels import Solution, math_shepherd, prm800k
 from data.tokenizer import Tokenizer, check_tokenizer
@@ -51,7 +52,8 @@ class Config:
     history: list[str] = option([], "files trained on earlier, of which a share is replayed")
     replay: float = option(0.1, "share of the training set from --history", least=0, below=1)
     valid: str = option("", "such a file held out for validation")
-    template: str = option("plain", "prompt template", choices=("plain", "deepseek", "qwen"))
+    template: str = option("plain", "prompt template", choices=prompts.TEMPLATES)
+    system: str = option("", "system message of --template chat; empty: the template's")
     context: int = option(4096, "longest prompt and completion; others are left out", least=1)
     # optimization
     questions: int = option(16, "questions a step, with all their completions", least=1)
@@ -349,7 +351,7 @@ def main(config: Config) -> None:
     run = Run(config, world)
 
     # --- labeled questions, new ones and a share of older ones (4.1.4)
-    tokenizer = Tokenizer.load(config.init)
+    tokenizer = load_tokenizer(config.init, config.template, config.system)
     model = from_pretrained(config.init, world.device, score=config.kind)
     check_tokenizer(tokenizer, model, config.init)
     new, left_out = load_files(config.data, config, tokenizer)

@@ -13,7 +13,7 @@ its end token included. The paper: 776K examples, batches of 256 sequences of 4K
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from runtime.options import option
+from runtime.options import local_main, option
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from batch import Group, hidden_states, logprobs, micro_batches, pack_completions
 from data import prompts
+from data.chat import load_tokenizer
 from data.io import InputError
 from data.problems import examples as layouts
 from data.tokenizer import Tokenizer, check_tokenizer
@@ -46,7 +47,8 @@ class Config:
     data: list[str] = option([], "examples: files of a layout in docs/data.md", required=True)
     to: str = option("", "run directory; the result is TO/model", required=True)
     valid: str = option("", "such a file held out for the validation loss")
-    template: str = option("plain", "prompt template", choices=("plain", "deepseek", "qwen"))
+    template: str = option("plain", "prompt template", choices=prompts.TEMPLATES)
+    system: str = option("", "system message of --template chat; empty: the template's")
     # optimization
     context: int = option(4096, "tokens of a sequence; longer examples are left out", least=1)
     batch: int = option(256, "packed sequences a step, over all processes", least=1)
@@ -75,25 +77,42 @@ class Config:
 # Examples
 
 
+@dataclass
+class Example:
+    """Token ids of a prompt and of what follows. Of those, the ids with mask True are learned."""
+
+    prompt: list[int]
+    response: list[int]
+    mask: list[bool]
+
+    @property
+    def group(self) -> Group:
+        return self.prompt, [self.response]
+
+
 def load_examples(
     paths: list[str], tokenizer: Tokenizer, template: str, context: int
-) -> tuple[list[Group], int]:
-    """Examples as (prompt ids, [response ids with EOS]), and how many were left out as longer than `context`.
+) -> tuple[list[Example], int]:
+    """Examples as token ids, and how many were left out as longer than `context`.
 
     Raises InputError for a row that is no example, or where no example is left.
     """
-    questions, responses = [], []
-    for path in paths:
-        for where, example in layouts.load_examples(path):
+    found = [pair for path in paths for pair in layouts.load_examples(path)]
+    if template == "chat":
+        examples = encode_chats(found, tokenizer)
+    else:
+        questions, responses = [], []
+        for where, example in found:
             question, response = example.question_and_response(where)
             questions.append(prompts.prompt(question, example.format, template))
             responses.append(prompts.response_text(response, example.format, template))
+        question_ids = prompts.encode(tokenizer, questions, template)
+        response_ids = tokenizer.encode_batch(responses)
+        examples = []
+        for question, response in zip(question_ids, response_ids, strict=True):
+            response.append(tokenizer.eos_id)
+            examples.append(Example(question, response, [True] * len(response)))
 
-    question_ids = prompts.encode(tokenizer, questions, template)
-    response_ids = tokenizer.encode_batch(responses)
-    examples = []
-    for question, response in zip(question_ids, response_ids, strict=True):
-        examples.append((question, [response + [tokenizer.eos_id]]))
     fitting = [example for example in examples if length(example) <= context]
     if not fitting:
         where = ", ".join(paths) or "--data"
@@ -102,10 +121,34 @@ def load_examples(
     return fitting, len(examples) - len(fitting)
 
 
-def length(example: Group) -> int:
+def encode_chats(found: list[tuple[str, layouts.Example]], tokenizer: Tokenizer) -> list[Example]:
+    """Conversations in the model's chat template: every answer of the assistant is learned."""
+    examples, passed_over = [], 0
+    for where, example in found:
+        messages = example.messages
+        if not example.is_chat:  # a question gets the instruction of its format
+            text = prompts.prompt(messages[-2]["content"], example.format, "chat")
+            messages[-2]["content"] = text
+        if not example.is_chat or example.format == "pot":
+            text = prompts.response_text(messages[-1]["content"], example.format, "chat")
+            messages[-1]["content"] = text
+        try:
+            ids, learned, count = tokenizer.chat.encode_example(messages, example.learned)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        first = learned.index(True)
+        examples.append(Example(ids[:first], ids[first:], learned[first:]))
+        passed_over += count
+    if passed_over and local_main():
+        print(
+            f"{passed_over} answers are not learned: the chat template changes them in later turns"
+        )
+    return examples
+
+
+def length(example: Example) -> int:
     """Tokens of an example."""
-    prompt, (response,) = example
-    return len(prompt) + len(response)
+    return len(example.prompt) + len(example.response)
 
 
 def pack(
@@ -159,18 +202,22 @@ def cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, tokens: int) ->
     return -logp.sum() / tokens
 
 
-def sft_loss(model: Transformer, examples: list[Group], tokens: int) -> Tensor:
+def sft_loss(model: Transformer, examples: list[Example], tokens: int) -> Tensor:
     """The loss of some examples, as their part of the mean over `tokens` tokens."""
-    batch = pack_completions(examples, shared=False, device=model.device)
+    groups = [example.group for example in examples]
+    batch = pack_completions(groups, shared=False, device=model.device)
+    mask = np.concatenate([example.mask for example in examples])
+    learned = torch.from_numpy(np.flatnonzero(mask)).to(model.device)
+    batch.index, batch.targets = batch.index[learned], batch.targets[learned]
     return cross_entropy(hidden_states(model, batch), model.head_weight, batch.targets, tokens)
 
 
-def batch_loss(model, examples: list[Group], micro_tokens: int, world: World) -> float:
+def batch_loss(model, examples: list[Example], micro_tokens: int, world: World) -> float:
     """Mean loss per response token over all processes. Adds up its gradient where gradients are on.
 
     Every process holds all `examples` and takes its share of the micro-batches, in equal number.
     """
-    tokens = sum(len(response) for _, (response,) in examples)
+    tokens = sum(sum(example.mask) for example in examples)
     lengths = [length(example) for example in examples]
     total = torch.zeros((), device=model.device)
     for micro in micro_batches(lengths, micro_tokens, world.size)[world.rank]:
@@ -192,12 +239,16 @@ def main(config: Config) -> None:
     run = Run(config, world)
 
     # --- model and data
-    tokenizer = Tokenizer.load(config.init)
+    tokenizer = load_tokenizer(config.init, config.template, config.system)
     model = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, model, config.init)
     model.config.context = max(model.config.context, config.context)
+    ends = model.config.eos_id
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if tokenizer.eos_id not in ends:  # what is learned as the end is one
+        model.config.eos_id = [tokenizer.eos_id, *ends]
     examples, left_out = load_examples(config.data, tokenizer, config.template, config.context)
-    held_out: list[Group] = []
+    held_out: list[Example] = []
     if config.valid:
         files = [config.valid]
         held_out, _ = load_examples(files, tokenizer, config.template, config.context)
@@ -236,7 +287,7 @@ def main(config: Config) -> None:
         if held_out and (step % config.valid_every == 0 or step == config.steps):
             with torch.no_grad():
                 metrics["valid_loss"] = batch_loss(model, held_out, config.micro_tokens, world)
-        flops = 3 * forward_flops(model.config, batch)
+        flops = 3 * forward_flops(model.config, [example.group for example in batch])
         run.log(step, metrics, Work(sum(map(length, batch)), flops))
         run.checkpoint(step, model, tokenizer, optimizer)
     run.finish(model, tokenizer, {"examples": len(examples), "left_out": left_out})

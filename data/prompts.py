@@ -4,6 +4,7 @@ A prompt depends on three things.
 
 - The template, which is the layout. "plain" needs few tokens and is for small models. "deepseek" is
   the layout of the paper's models, with their instructions. "qwen" is ChatML, for Qwen's models.
+  "chat" is the model's own chat template (chat.py). The prompt is then the message of the user.
 - The format, which is the kind of solution (paper, section 3.1). "cot" is a chain of thought, "pot"
   is a program that prints the answer, and "tool" is reasoning that runs programs on the way.
   Evaluation has two more: "code" is a program that must pass tests, "proof" is a proof in Isabelle.
@@ -22,7 +23,7 @@ from data.problems.problem import LETTERS, Problem, is_chinese
 
 FORMATS = ("cot", "pot", "tool")  # for training
 ALL_FORMATS = (*FORMATS, "code", "proof")
-TEMPLATES = ("plain", "deepseek", "qwen")
+TEMPLATES = ("plain", "deepseek", "qwen", "chat")
 
 # ---- The wording of the templates ----------------------------------------------------------------
 
@@ -44,7 +45,7 @@ _PLAIN_CHOICE = {
     True: "请用正确选项的字母作答。",
 }
 
-# Templates "deepseek" and "qwen": (format, is Chinese) -> the instruction
+# The other templates: (format, is Chinese) -> the instruction
 _TOOL = "Please integrate natural language reasoning with programs to solve the problem above"
 _PROOF = (
     "Please prove the theorem in Isabelle: write the steps of the informal solution as a "
@@ -125,6 +126,8 @@ def prompt(
 
     choice = kind == "choice" and format in FORMATS
     instruction = (_CHOICE_INSTRUCTIONS if choice else _INSTRUCTIONS)[format, chinese]
+    if template == "chat":
+        return f"{question}\n{instruction}"
     if template == "deepseek":
         return f"User: {question}\n{instruction}\n\nAssistant:"
     return (
@@ -150,19 +153,18 @@ def encode(tokenizer, texts: list[str], template: str = "plain") -> list[list[in
     In template "qwen" the markers of ChatML become the tokenizer's special tokens. Anywhere else
     the text of a special token is only text.
     """
+    if template == "chat":
+        return [tokenizer.chat.encode_question(text) for text in texts]
     bos = [tokenizer.bos_id] if tokenizer.add_bos else []
     if template != "qwen":
         return [bos + ids for ids in tokenizer.encode_batch(texts)]
 
     encoded = []
     for text in texts:
-        ids = list(bos)
+        encoded.append(list(bos))
         for part in re.split(r"(<\|im_(?:start|end)\|>)", text):
-            if part in tokenizer.special:
-                ids.append(tokenizer.special[part])
-            elif part:
-                ids.extend(tokenizer.encode(part))
-        encoded.append(ids)
+            id = tokenizer.special.get(part)
+            encoded[-1] += tokenizer.encode(part) if id is None else [id]
     return encoded
 
 
@@ -187,8 +189,8 @@ def response_text(response: str, format: str = "cot", template: str = "plain") -
     _check(format, template)
     if format in ("pot", "code") and template != "plain":
         response = f"```python\n{response.strip()}\n```"
-    separator = {"plain": " " if format == "cot" else "\n", "deepseek": " ", "qwen": ""}
-    return separator[template] + response.strip()
+    separator = {"plain": " " if format == "cot" else "\n", "deepseek": " "}
+    return separator.get(template, "") + response.strip()
 
 
 def stop_strings(format: str = "cot", template: str = "plain") -> list[str]:
@@ -206,6 +208,7 @@ def stop_strings(format: str = "cot", template: str = "plain") -> list[str]:
         "plain": ["\nQuestion:", "\n问题："],
         "deepseek": ["\nUser:"],
         "qwen": ["<|im_end|>", "<|im_start|>"],
+        "chat": [],  # the end of an answer is the template's special token: Tokenizer.eos_id
     }
     return stops[template] + (["```output"] if format == "tool" else [])
 

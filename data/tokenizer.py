@@ -25,6 +25,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import regex
 import tiktoken
@@ -81,6 +82,7 @@ class Tokenizer:
     special: text of a special token -> id
     vocab_size: the highest id + 1
     eos_id, bos_id: ids of end and beginning of text; bos_id is None if there is none
+    chat: the chat template of the model, if it is used; see data/chat.py
     add_bos: whether the model expects a sequence to begin with bos_id (`encode` adds nothing)
     hash: sha256 (hex) of everything that decides the ids
     """
@@ -123,6 +125,7 @@ class Tokenizer:
 
         self.special = {text: row["id"] for text, row in added.items() if row.get("special")}
         self._special_ids = set(self.special.values())
+        self._find_special = _special_pattern(added.values())
         self._bytes = {id: token for token, id in self._ids.items()}
         self._bytes |= {row["id"]: text.encode() for text, row in added.items()}
         if len(self._bytes) != len(self._ids) + len(added):
@@ -184,6 +187,7 @@ class Tokenizer:
                 "no end-of-text token; give eos_token in a tokenizer_config.json beside it"
             )
         self.eos_id: int = eos_id
+        self.chat: Any = None
         template_bos = _read_post_processor(document.get("post_processor"))
         self.bos_id = template_bos if id_of("bos_token") is None else id_of("bos_token")
         add_bos = config.get("add_bos_token")
@@ -264,6 +268,18 @@ class Tokenizer:
                 else:
                     ids += self._encode_normalized(piece)
         return ids
+
+    def split_special(self, text: str) -> Iterator[tuple[str, int | None]]:
+        """The parts of a text that holds special tokens, as the text of a chat template does: each
+        with the id of its special token, or with None. `encode` has the ids of the other parts."""
+        end = 0
+        for match in self._find_special.finditer(text) if self._find_special else ():
+            if match.start() > end:
+                yield text[end : match.start()], None
+            yield match[0], self.special[match["token"]]
+            end = match.end()
+        if end < len(text):
+            yield text[end:], None
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` of each text, on all cores if tiktoken alone gives the ids."""
@@ -500,6 +516,21 @@ def _any_of(texts: Iterable[str]) -> regex.Pattern | None:
     """A pattern for the leftmost of `texts`, and there for the longest."""
     longest_first = sorted(texts, key=len, reverse=True)
     return regex.compile("|".join(map(regex.escape, longest_first))) if longest_first else None
+
+
+def _special_pattern(rows: Iterable[dict]) -> regex.Pattern | None:
+    """A pattern for the leftmost special token, and there for the longest: its group "token".
+
+    rows: added_tokens of tokenizer.json. A token may take the white space before or after it.
+    """
+    patterns = []
+    for row in sorted(rows, key=lambda row: len(row["content"]), reverse=True):
+        if row.get("special"):
+            token = f"(?P<token>{regex.escape(row['content'])})"
+            token = rf"(?<!\w){token}(?!\w)" if row.get("single_word") else token
+            before, after = (r"\s*" * bool(row.get(side)) for side in ("lstrip", "rstrip"))
+            patterns.append(before + token + after)
+    return regex.compile("|".join(patterns)) if patterns else None
 
 
 def _well_formed(text: str) -> str:

@@ -20,11 +20,12 @@ from runtime.options import option
 
 import numpy as np
 
+from data.chat import load_tokenizer
 from data.io import InputError, atomic_write, run_cli
 from data.problems.perturb import PERTURBATIONS, perturb
 from data.problems.problem import Problem
 from data.prompts import FORMATS, TEMPLATES
-from data.tokenizer import Tokenizer, check_tokenizer
+from data.tokenizer import check_tokenizer
 from evaluation import diagnosis
 from evaluation.few_shot import FewShot
 from evaluation.metrics import wilson
@@ -72,6 +73,7 @@ class Config:
     shots: int = option(-1, "exemplars; -1: the paper's number, 0 in a chat template", least=-1)
     prompts: str = option("", "the authors' few-shot prompts, JSON file or folder; empty: ours")
     template: str = option("plain", "prompt template", choices=TEMPLATES)
+    system: str = option("", "system message of --template chat; empty: the template's")
     # samples
     temperatures: list[float] = option([0.3, 0.7, 1.0], "rows of the table", above=0)
     samples: int = option(4, "for each problem, at each temperature", least=1)
@@ -355,7 +357,16 @@ def column_markdown(name: str, column: dict) -> list[str]:
 # The command
 
 # Options that make the figures what they are
-SETTINGS = ("limit", "shots", "prompts", "template", "temperatures", "samples", "max_new_tokens")
+SETTINGS = (
+    "limit",
+    "shots",
+    "prompts",
+    "template",
+    "system",
+    "temperatures",
+    "samples",
+    "max_new_tokens",
+)
 SETTINGS += ("rounds", "seed")
 
 
@@ -389,7 +400,7 @@ def main(config: Config) -> dict:
     unfinished = [task for task in tasks if task.name not in columns]
 
     # model
-    tokenizer = Tokenizer.load(config.model)
+    tokenizer = load_tokenizer(config.model, config.template, config.system)
     model = from_pretrained(config.model, world.device, world.dtype)
     check_tokenizer(tokenizer, model, config.model)
     use_kernels(model.config, world)

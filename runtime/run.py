@@ -224,8 +224,10 @@ class SamplingOptions:
     formats: list[str] = option(
         ["cot"], "in turn over the questions", choices=("cot", "pot"), required=True
     )
-    sandbox: str = option("best-effort", "isolation of programs", choices=("strict", "best-effort"))
-    template: str = option("plain", "prompt template", choices=("plain", "deepseek", "qwen"))
+    template: str = option(
+        "plain", "prompt template", choices=("plain", "deepseek", "qwen", "chat")
+    )
+    system: str = option("", "system message of --template chat; empty: the template's")
     temperature: float = option(1.0, "sampling temperature, also in the loss", above=0)
     max_new_tokens: int = option(1024, "longest completion; a longer one is cut", least=1)
     max_rows: int = option(256, "completions decoded at once by one process", least=1)

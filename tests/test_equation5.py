@@ -11,7 +11,7 @@ from training import gradients, logprobs, made_up_rollouts, micro_batches
 from runtime.distributed import World
 from runtime.hf import from_pretrained
 from train_grpo import Config, advantages, grpo_gradient
-from train_sft import sft_loss
+from train_sft import Example, sft_loss
 
 
 @pytest.fixture
@@ -59,10 +59,14 @@ def weighted(policy, rollouts, coefficient) -> torch.Tensor:
 
 
 def test_sft(policy, rollouts):
-    examples = [(one.prompt, [sample.ids]) for one in rollouts for sample in one.samples]
-    tokens = sum(len(ids) for _, (ids,) in examples)
+    examples = [
+        Example(one.prompt, sample.ids, [True] * len(sample.ids))
+        for one in rollouts
+        for sample in one.samples
+    ]
+    tokens = sum(len(one.response) for one in examples)
     sft_loss(policy, examples, tokens).backward()
-    parts = [logprobs(policy, prompt, ids).sum() for prompt, (ids,) in examples]
+    parts = [logprobs(policy, one.prompt, one.response).sum() for one in examples]
     assert_same_gradient(policy, torch.stack(parts).sum() / tokens)
 
 

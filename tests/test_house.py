@@ -80,6 +80,7 @@ def test_root_files():
     data = {path.name for path in (ROOT / "data").glob("*.py")}
     assert data == {
         "__init__.py",
+        "chat.py",
         "download.py",
         "io.py",
         "prompts.py",

@@ -109,9 +109,9 @@ def test_a_step_learns_from_so_many_tokens(trainer, tiny, tmp_path, monkeypatch)
                 for i in next(train_sft.batches([*map(train_sft.length, examples)], 72, 1, 0))
             ]
         ]
-        assert tokens == sum(len(prompt) + len(ids) for prompt, (ids,) in chosen)
-        fed = [len(prompt) + len(ids) - 1 for prompt, (ids,) in chosen]
-        predicted = sum(len(ids) for _, (ids,) in chosen)
+        assert tokens == sum(map(train_sft.length, chosen))
+        fed = [train_sft.length(example) - 1 for example in chosen]
+        predicted = sum(len(example.response) for example in chosen)
         assert flops == 3 * shape.flops(sum(fed), predicted, sum(n * (n + 1) // 2 for n in fed))
     elif trainer == "reward":
         run(

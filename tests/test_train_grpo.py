@@ -811,7 +811,11 @@ LINE = '{"id": "a", "question": "Ann?", "answer": "1"}\n'
         ),
         (LINE, dict(formats="cot,tool"), "--formats cot,tool: unknown; choose cot or pot"),
         (LINE, dict(formats=""), "--formats .*"),
-        (LINE, dict(template="fancy"), "--template fancy: unknown; choose plain, deepseek or qwen"),
+        (
+            LINE,
+            dict(template="fancy"),
+            "--template fancy: unknown; choose plain, deepseek, qwen or chat",
+        ),
         (LINE, dict(temperature=0), "--temperature 0: out of range; give a finite number above 0"),
         (LINE, dict(mu=0), "--mu 0: out of range; give an integer at least 1"),
         (LINE, dict(valid_every=0), "--valid_every 0: out of range; give an integer at least 1"),

@@ -51,8 +51,11 @@ def examples(tiny):
 def test_examples_are_prompt_and_response_with_eos(tiny, examples):
     rows = [row for _, row in read_jsonl(tiny.root / "sft.jsonl")]
     assert len(examples) == len(rows)
-    for row, (prompt, (response,)) in zip(rows, examples, strict=True):
-        assert tiny.tokenizer.decode(prompt) == prompts.prompt(row["question"], row["format"])
+    for row, example in zip(rows, examples, strict=True):
+        prompt, response = example.prompt, example.response
+        assert all(example.mask) and tiny.tokenizer.decode(prompt) == prompts.prompt(
+            row["question"], row["format"]
+        )
         text = (" " if row["format"] == "cot" else "\n") + row["response"]
         assert (
             tiny.tokenizer.decode(response[:-1]) == text and response[-1] == tiny.tokenizer.eos_id
@@ -62,10 +65,8 @@ def test_examples_are_prompt_and_response_with_eos(tiny, examples):
 def test_only_responses_are_learned_and_packing_changes_nothing(tiny, examples):
     """Against the definition, an example at a time: the mean log-prob of response ids and EOS, given what is before."""
     model, chosen = from_pretrained(tiny.root / "base"), examples[::5]
-    tokens = sum(len(response) for _, (response,) in chosen)
-    expected = (
-        -sum(logprobs(model, prompt, response).sum() for prompt, (response,) in chosen) / tokens
-    )
+    tokens = sum(len(example.response) for example in chosen)
+    expected = -sum(logprobs(model, one.prompt, one.response).sum() for one in chosen) / tokens
     loss = sft_loss(model, chosen, tokens)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     names, parameters = zip(*model.named_parameters(), strict=True)
@@ -169,7 +170,7 @@ def test_metrics(runs, tiny, examples):
     assert [row["examples"] for row in rows] == [len(next(stream)) for _ in rows]
     with torch.no_grad():
         model = from_pretrained(out / "whole" / "model")
-        parts = torch.cat([logprobs(model, prompt, response) for prompt, (response,) in examples])
+        parts = torch.cat([logprobs(model, one.prompt, one.response) for one in examples])
     assert rows[-1]["valid_loss"] == pytest.approx(-parts.mean().item(), rel=1e-5)
     assert rows[-1]["valid_loss"] < rows[2]["valid_loss"] - 0.5
 
@@ -205,7 +206,11 @@ CHAT = json.dumps(
             "{}/bad.jsonl:1: format 'cat' is unknown; use cot, pot, tool",
         ),
         (LINE, dict(valid="{}/none.jsonl"), "{}/none.jsonl: cannot be read .*"),
-        (LINE, dict(template="fancy"), "--template fancy: unknown; choose plain, deepseek or qwen"),
+        (
+            LINE,
+            dict(template="fancy"),
+            "--template fancy: unknown; choose plain, deepseek, qwen or chat",
+        ),
         (LINE, dict(init="{}/none"), "{}/none.*"),
         (
             LINE,

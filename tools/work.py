@@ -10,6 +10,7 @@ import numpy as np
 
 import train_dpo
 import train_reward
+import train_sft
 from batch import cut_group, micro_batches
 from data.problems.problem import Problem
 from generate import Sample
@@ -77,7 +78,7 @@ def examples(config, P: int, L: int) -> Work:
     """SFT: a question and a response."""
     count = config.batch * (config.context // (P + L))
     text = f"{count:,} examples of {P} + {L:,} tokens"
-    items = [([0] * P, [[0] * L])] * count
+    items = [train_sft.Example([0] * P, [0] * L, [True] * L)] * count
     return packed(config, text, items, [P + L] * count)
 
 

@@ -7,7 +7,7 @@ response under one of the names that data sets use. docs/data.md has the table.
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from data.io import InputError, read_rows
 from data.problems.chats import is_chat, read_chat
@@ -40,11 +40,14 @@ class Example:
     messages: {role, content}, with role system, user, assistant or tool.
     format: kind of the solution. A "pot" is a program, and the content is the program alone.
     learned: which messages are learned. None: all of the assistant.
+    is_chat: the row is a chat, which a chat template takes as it is. A question gets the
+    instruction of its format.
     """
 
     messages: list[dict]
     format: str = "cot"
     learned: list[bool] | None = None
+    is_chat: bool = field(default=False, compare=False)
 
     def question_and_response(self, where: str) -> tuple[str, str]:
         """The two texts, where one user message and one assistant message are all. Raises
@@ -88,7 +91,9 @@ def example(row: dict, where: str) -> Example:
         messages.insert(0, {"role": "system", "content": row["system"]})
         learned.insert(0, False)
     plain = learned == [message["role"] == "assistant" for message in messages]
-    return _with_format(Example(messages, learned=None if plain else learned), row, where)
+    found = Example(messages, learned=None if plain else learned)
+    found.is_chat = chat is not None or is_chat(first(row, QUESTIONS))
+    return _with_format(found, row, where)
 
 
 def _learned(chat: list[dict], messages: list[dict]) -> list[bool]:

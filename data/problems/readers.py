@@ -28,12 +28,10 @@ from data.problems.published import BETTER, QUESTIONS, published, stated_answer
 from data.problems.templates import WordTemplate, parse_number
 
 
-def check_lengths(
-    tokenizer, problems: list[Problem], formats: list[str], template: str, context: int
-) -> None:
+def check_lengths(tokenizer, problems: list[Problem], config, context: int) -> None:
     """Raise InputError for a problem whose prompt leaves no room in the model's context."""
-    for format in dict.fromkeys(formats):
-        encoded = prompts.encode_prompts(tokenizer, problems, format, template)
+    for format in dict.fromkeys(config.formats):
+        encoded = prompts.encode_prompts(tokenizer, problems, format, config.template)
         for problem, ids in zip(problems, encoded, strict=True):
             if len(ids) >= context:
                 source = f" ({problem.source})" if problem.source else ""

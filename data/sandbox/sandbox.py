@@ -84,7 +84,8 @@ class Sandbox:
 
     cpu_seconds, memory_mb, output_bytes: limits of each program. The memory of the loaded
     interpreter does not count. mode: with "strict", a protection that is missing here raises
-    InputError. With "best-effort", a warning names it once. _without: protections that tests leave
+    InputError. With "best-effort", a warning names it once. SANDBOX=strict in the environment makes
+    every sandbox strict. _without: protections that tests leave
     out. Raises RuntimeError if a server cannot start.
     """
 
@@ -97,8 +98,11 @@ class Sandbox:
         mode: str = "best-effort",
         _without: tuple[str, ...] = (),
     ):
-        if mode not in ("strict", "best-effort"):
-            raise InputError(f"--sandbox {mode}: unknown; use strict or best-effort")
+        modes = {"--sandbox": mode, "SANDBOX in the environment:": os.environ.get("SANDBOX", mode)}
+        for where, value in modes.items():
+            if value not in ("strict", "best-effort"):
+                raise InputError(f"{where} {value}: unknown; use strict or best-effort")
+        mode = "strict" if "strict" in modes.values() else "best-effort"
         limits = {
             "cpu_seconds": cpu_seconds,
             "memory_mb": memory_mb,
@@ -127,10 +131,10 @@ class Sandbox:
         if any("user namespaces" in REQUIRED[name] for name in lacking):
             text += f" {NAMESPACES}."
         if lacking and mode == "strict":
-            raise InputError(f"--sandbox strict: {text} --sandbox best-effort runs without them")
+            raise InputError(f"sandbox strict: {text} best-effort runs without them")
         if lacking and not _warned:
             print(
-                f"warning: {text} Run only programs that you trust, or use --sandbox strict",
+                f"warning: {text} Run only programs that you trust, or set SANDBOX=strict",
                 file=sys.stderr,
             )
             _warned = True

@@ -394,7 +394,7 @@ def test_the_trainers_logs_count_what_is_computed_once(stage, directory):
         pairs = 12 * 128 * 129 / 2
     else:
         kinds = dict(
-            sft=lambda one: one,
+            sft=lambda one: one.group,
             dpo=lambda one: one.group,
             reward=lambda one: (one.prompt, one.completions),
         )

@@ -363,7 +363,7 @@ def test_what_is_left_out_is_found_missing(name, monkeypatch, capsys):
     monkeypatch.setattr(data.sandbox.sandbox, "_warned", False)
     expected = {"namespaces": {"processes", "network", "ipc", "files"}}.get(name, {name})
     with pytest.raises(
-        InputError, match="--sandbox strict: the sandbox lacks protections .*left out"
+        InputError, match="sandbox strict: the sandbox lacks protections .*left out"
     ) as error:
         Sandbox(workers=1, mode="strict", _without=(name,))
     assert all(f"{one}: " in str(error.value) for one in expected) and "\n" not in str(error.value)
@@ -377,9 +377,21 @@ def test_what_is_left_out_is_found_missing(name, monkeypatch, capsys):
     assert capsys.readouterr().err.count("warning: the sandbox lacks protections") == 1
 
 
-def test_mode_is_checked():
+def test_mode_is_checked(monkeypatch):
     with pytest.raises(InputError, match="--sandbox maximal: unknown; use strict or best-effort"):
         Sandbox(mode="maximal")
+    monkeypatch.setenv("SANDBOX", "maximal")
+    with pytest.raises(InputError, match="SANDBOX in the environment: maximal: unknown"):
+        Sandbox()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+def test_the_environment_makes_every_sandbox_strict(monkeypatch):
+    monkeypatch.setenv("SANDBOX", "strict")
+    with pytest.raises(
+        InputError, match="sandbox strict: the sandbox lacks protections .*left out"
+    ):
+        Sandbox(workers=1, _without=("seccomp",))
 
 
 @linux

@@ -1,0 +1,405 @@
+r"""A model's own chat template: the Jinja program that turns a conversation into the text that the model reads.
+
+A message is {"role": "system", "user" or "assistant", "content": text}. `ChatTemplate.encode` gives the ids
+of transformers' apply_chat_template. One thing differs: the text of a special token in a message is only
+text. No message can begin another turn.
+
+A template is a program from elsewhere. It runs in Jinja's sandbox, with a limit of time and memory.
+"""
+
+import json
+import re
+import resource
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+
+import regex
+
+from data.io import InputError
+from data.tokenizer import Tokenizer
+
+SECONDS, MEMORY = 10, 2**30  # what a template may take for a conversation; bytes
+# Private characters. GUARD breaks the text of a special token in a message. MARK stands where an
+# answer that is learned begins and ends.
+GUARD, MARK = "\ue123\ue127", "\ue124\ue127"
+QUESTION, ANSWER = "What is 5 - 3?", "It is 5 - 3 = 2."  # of a trial
+
+
+class ChatTemplate:
+    """The chat template of a model, with its tokenizer.
+
+    end_id: the token that the template writes after an answer. EOS if it writes none.
+    """
+
+    def __init__(self, text: str, tokenizer: Tokenizer, variables: dict, where: str, system: str):
+        """text: the template. variables: what it sees beside the messages, such as bos_token.
+        where: its file, for messages. system: see `load`. Raises InputError if it does not work.
+        """
+        self.tokenizer, self.variables = tokenizer, variables
+        self.where, self.system = where, system
+        self.blocks = re.search(r"{%-?\s*generation\s*-?%}", text) is not None
+        try:
+            self.template = _environment().from_string(text)
+        except _jinja().TemplateSyntaxError as error:
+            reason = f"not a Jinja template ({error.message}); get the file again"
+            raise InputError(f"{where}:{error.lineno}: {reason}") from None
+        tokens = "|".join(regex.escape(token) for token in tokenizer.special if len(token) > 1)
+        self.special = regex.compile(rf"(?=(?:{tokens}))[\s\S]")  # the first character of each
+        self.parts = False  # whether the content of a message is a list of parts
+        self.end_id = self._find_end()
+
+    @classmethod
+    def load(cls, directory: str | Path, tokenizer: Tokenizer, system: str = "") -> "ChatTemplate":
+        """The template of a Hugging Face directory, where transformers 5 finds it.
+
+        It is "default" of additional_chat_templates/, or chat_template.jinja. Without such files it
+        is chat_template of tokenizer_config.json: a text, or a list of {name, template}.
+        system: a system message for conversations without one; "": none.
+        """
+        directory = Path(directory)
+        config = _read_json(directory / "tokenizer_config.json")
+        variables = dict(config)
+        if "added_tokens_decoder" not in config:
+            variables |= _read_json(directory / "special_tokens_map.json")
+
+        files = {path.stem: path for path in directory.glob("additional_chat_templates/*.jinja")}
+        if (path := directory / "chat_template.jinja").is_file():
+            files.setdefault("default", path)
+        templates = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+        where = files.get("default", directory / "tokenizer_config.json")
+        if not files:
+            templates = config.get("chat_template") or {}
+            if isinstance(templates, str):
+                templates = {"default": templates}
+            elif isinstance(templates, list):
+                templates = {row["name"]: row["template"] for row in templates}
+        if "default" not in templates:
+            found = f"only {', '.join(templates)}" if templates else "none"
+            advice = "give a chat model, or use --template plain, deepseek or qwen"
+            reason = f"--template chat needs a chat template, and there is {found}"
+            raise InputError(f"{directory}: {reason}; {advice}")
+        return cls(templates["default"], tokenizer, _tokens(variables), str(where), system)
+
+    # ---- Text and ids ----------------------------------------------------------------------------
+
+    def render(self, messages: list[dict], add_generation_prompt: bool = False) -> str:
+        """The text of a conversation. add_generation_prompt: with the beginning of the next answer.
+
+        Raises InputError where the template fails, or refuses the conversation.
+        """
+        text = self._render(messages, add_generation_prompt)
+        return text.replace(GUARD, "").replace(MARK, "")
+
+    def encode(self, messages: list[dict], add_generation_prompt: bool = False) -> list[int]:
+        """The ids of a conversation. BOS is among them if the template writes it."""
+        return self._encode(self._render(messages, add_generation_prompt))[0]
+
+    def encode_question(self, question: str) -> list[int]:
+        """The ids of a question, up to the beginning of the answer."""
+        return self.encode([{"role": "user", "content": question}], add_generation_prompt=True)
+
+    def encode_example(
+        self, messages: list[dict], learned: list[bool] | None = None
+    ) -> tuple[list[int], list[bool], int]:
+        """The ids of a conversation up to the end of its last answer, for each whether it is learned,
+        and the number of answers that cannot be learned.
+
+        learned: which messages are (None: all of the assistant). Where the template has generation
+        blocks, they say what is learned. Otherwise it is what follows the prompt of an answer, up to
+        the end of the turn. The ids before an answer must be its prompt. In templates that change
+        earlier turns, as those that drop thoughts, only the last answer can be learned.
+        """
+        if self.blocks and learned is None:
+            ids, flags = self._encode(self._render(messages))
+            if True not in flags:
+                raise InputError(f"{self.where}: its generation blocks are empty for this row")
+            count = len(flags) - flags[::-1].index(True)
+            return ids[:count], flags[:count], 0
+        # Prompt, whole turn and text of each answer. The last turn is the whole conversation.
+        turns = []
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant" and (learned is None or learned[i]):
+                prompt = self._render(messages[:i], True).replace(MARK, "")
+                turn = self._render(messages[: i + 1]).replace(MARK, "")
+                turns.append((prompt, turn, self._guard(message["content"])))
+        if not turns:
+            raise InputError("no answer of the assistant is learned; remove the row")
+        prompt, text, answer = turns[-1]
+        if not text.startswith(prompt):  # as where the prompt begins a thought
+            text = prompt + answer
+            turns[-1] = prompt, text, answer
+
+        # Put MARKs around the answers, from the last to the first.
+        end = next((t for t, i in self.tokenizer.special.items() if i == self.end_id), None)
+        marked, passed_over = text, 0
+        for prompt, turn, answer in reversed(turns):
+            if not (text.startswith(turn) and turn.startswith(prompt)):
+                passed_over += 1
+                continue
+            begin = len(prompt)
+            after = max(begin, turn.rfind(answer.strip(), begin) + len(answer.strip()))
+            last = turn.rfind(end, after) if end else -1
+            last = len(turn.rstrip()) if last < 0 else last
+            last += len(end) if end and text.startswith(end, last) else 0
+            marked = f"{marked[:begin]}{MARK}{marked[begin:last]}{MARK}{marked[last:]}"
+        ids, flags = self._encode(marked)
+        count = len(flags) - flags[::-1].index(True)
+        ids, flags = ids[:count], flags[:count]
+        if ids[-1] != self.end_id:
+            ids.append(self.end_id)
+            flags.append(True)
+        return ids, flags, passed_over
+
+    def _render(self, messages: list[dict], add_generation_prompt: bool = False) -> str:
+        """The text with the private characters."""
+        if self.system and (not messages or messages[0]["role"] != "system"):
+            messages = [{"role": "system", "content": self.system}, *messages]
+        try:
+            with _limits():
+                return self.template.render(
+                    **self.variables,
+                    messages=[self._plain(message) for message in messages],
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                )
+        except Exception as error:  # a template is a program, which may fail in any way
+            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+            advice = "correct the template, or use another --template"
+            raise InputError(
+                f"{self.where}: the chat template fails ({reason}); {advice}"
+            ) from None
+
+    def _plain(self, message: dict) -> dict:
+        """A message as the template sees it: no field is None, and no text holds a special token."""
+        message = {name: value for name, value in message.items() if value is not None}
+        names = ("reasoning_content", "thinking", "reasoning")
+        thoughts = next((message[name] for name in names if name in message), None)
+        if thoughts is not None:  # templates know them by the first or the second name
+            message = {"thinking": thoughts, **message, "reasoning_content": thoughts}
+        if self.parts and isinstance(message.get("content"), str):
+            message["content"] = [{"type": "text", "text": message["content"]}]
+        return {name: v if name == "role" else self._guard(v) for name, v in message.items()}
+
+    def _guard(self, value):
+        """A value of a message, where GUARDs break the text of special tokens."""
+        if isinstance(value, dict):
+            return {name: self._guard(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [self._guard(inner) for inner in value]
+        if not isinstance(value, str):
+            return value
+        return self.special.sub(rf"\g<0>{GUARD}", value.replace(GUARD, "").replace(MARK, ""))
+
+    def _encode(self, text: str) -> tuple[list[int], list[bool]]:
+        """The ids of a text with private characters, and which of them lie between two MARKs."""
+        ids, learned, inside = [], [], False
+        for part, id in self.tokenizer.split_special(text):
+            pieces = part.replace(GUARD, "").split(MARK)
+            if id is not None:
+                ids.append(id)
+                learned.append(inside)
+                continue
+            whole = self.tokenizer.encode("".join(pieces))
+            # Which bytes lie between two MARKs? A token is learned if one of its bytes does.
+            inside_bytes: list[bool] = []
+            for number, piece in enumerate(pieces):
+                inside ^= number > 0
+                inside_bytes += [inside] * len(piece.encode())
+            begin = 0
+            for id in whole:
+                end = begin + len(self.tokenizer.decode_bytes([id]))
+                learned.append(any(inside_bytes[begin:end]))
+                begin = end
+            ids += whole
+        return ids, learned
+
+    def _trial(self, turns: int) -> str:
+        """What the template writes after the answer of a conversation of 2 or 3 turns."""
+        turn = {"role": "user", "content": QUESTION}
+        messages = [turn, {"role": "assistant", "content": ANSWER}, turn][:turns]
+        before, answer, after = self.render(messages).rpartition(ANSWER)
+        if not answer or QUESTION not in before:
+            reason = "the chat template does not write the text of all messages"
+            raise InputError(f"{self.where}: {reason}; use another --template")
+        return after
+
+    def _find_end(self) -> int:
+        """The first special token after an answer, or EOS. The trial also shows if the template works."""
+        try:
+            self._trial(2)
+        except InputError as error:
+            self.parts = True  # of models that also see images: a text is a part of the content
+            try:
+                self._trial(2)
+            except InputError:
+                raise error from None
+        for turns in (2, 3):
+            for _, id in self.tokenizer.split_special(self._trial(turns)):
+                if id is not None:
+                    return id
+        return self.tokenizer.eos_id
+
+
+def load_tokenizer(directory: str | Path, template: str = "plain", system: str = "") -> Tokenizer:
+    """The tokenizer of a model. For template "chat" it has the model's chat template in `chat`, with
+    the system message `system`. Its `eos_id` is then what the template writes after an answer.
+
+    Raises InputError where the model does not have what the template needs.
+    """
+    tokenizer = Tokenizer.load(directory)
+    if template == "chat":
+        tokenizer.chat = ChatTemplate.load(directory, tokenizer, system)
+        tokenizer.eos_id = tokenizer.chat.end_id
+    elif system:
+        raise InputError(f"--system needs --template chat, not {template}")
+    if template == "qwen" and not {"<|im_start|>", "<|im_end|>"} <= tokenizer.special.keys():
+        reason = "--template qwen needs the special tokens <|im_start|> and <|im_end|>"
+        raise InputError(f"{directory}: {reason}; use --template chat, plain or deepseek")
+    return tokenizer
+
+
+def talk(tokenizer: Tokenizer, complete: Callable) -> None:
+    """A conversation in the terminal: a line of standard input is a message. An empty line ends it, and
+    so does the end of the input. complete: the ids of a conversation -> the sample that answers."""
+    messages = []
+    with suppress(EOFError):
+        while line := input("> ").strip():
+            messages.append({"role": "user", "content": line})
+            sample = complete(tokenizer.chat.encode(messages, add_generation_prompt=True))
+            answer = tokenizer.decode(sample.ids)
+            messages.append({"role": "assistant", "content": answer})
+            print(answer, flush=True)
+
+
+# ---- Jinja as transformers sets it up ------------------------------------------------------------
+
+
+def _jinja():
+    """The module jinja2. Raises InputError where it is missing, or has known holes in its sandbox."""
+    try:
+        import jinja2
+        import jinja2.ext
+        import jinja2.sandbox
+    except ImportError:
+        jinja2 = None
+    if jinja2 is None or tuple(map(int, jinja2.__version__.split(".")[:3])) < (3, 1, 6):
+        raise InputError("--template chat needs jinja2 3.1.6 or later: pip install -e .[chat]")
+    return jinja2
+
+
+@lru_cache
+def _environment():
+    """The environment of all templates: a sandbox, with the functions that templates use."""
+    jinja2 = _jinja()
+
+    class Generation(jinja2.ext.Extension):
+        """{% generation %} ... {% endgeneration %}: what the model writes, here between two MARKs."""
+
+        tags = {"generation"}
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.CallBlock(self.call_method("mark"), [], [], body, lineno=line)
+
+        def mark(self, caller):
+            return f"{MARK}{caller()}{MARK}"
+
+    class Namespace(jinja2.utils.Namespace):
+        """A namespace without names of Python's internals, by which a template could leave the sandbox."""
+
+        def __init__(*args, **kwargs):
+            self, *args = args
+            jinja2.utils.Namespace.__init__(self)
+            for name, value in dict(*args, **kwargs).items():
+                self[name] = value
+
+        def __setitem__(self, name, value):
+            if str(name).startswith("_"):
+                raise jinja2.exceptions.SecurityError(f"the name {name!r} is not allowed")
+            jinja2.utils.Namespace.__setitem__(self, name, value)
+
+    class Dict:
+        def __call__(self, *args, **kwargs):
+            return dict(*args, **kwargs)
+
+        def fromkeys(self, *args):
+            return dict.fromkeys(*args)
+
+    def raise_exception(message):
+        raise jinja2.exceptions.TemplateError(message)
+
+    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals |= {
+        "raise_exception": raise_exception,
+        "strftime_now": lambda format: datetime.now().strftime(format),
+        "namespace": Namespace,
+        "dict": Dict(),
+    }
+    return environment
+
+
+@contextmanager
+def _limits():
+    """Raise TimeoutError or MemoryError in what runs longer than SECONDS, or takes more than MEMORY."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_):
+        raise TimeoutError(f"it runs longer than {SECONDS} seconds")
+
+    earlier = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        if (status := Path("/proc/self/statm")).exists():
+            most = int(status.read_text().split()[0]) * resource.getpagesize() + MEMORY
+            limits = [most, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
+            resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+        yield
+    except MemoryError:
+        raise MemoryError(f"it takes more than {MEMORY // 2**30} GB") from None
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
+
+
+# ---- Files ---------------------------------------------------------------------------------------
+
+
+def _read_json(path: Path) -> dict:
+    """The object of a JSON file; {} without the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); download it again") from None
+
+
+def _tokens(config: dict) -> dict[str, str]:
+    """The texts of bos_token, eos_token and all other fields NAME_token."""
+    found = {}
+    for name, value in config.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(text, str):
+            found[name] = text
+    return found
