@@ -27,7 +27,7 @@ from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sample
 from rollout import Rollout, load_rollouts
 from runtime.distributed import World, seeded, setup, shard, shuffled
-from runtime.hf import from_pretrained
+from runtime.hf import from_pretrained, sequence_tokens
 from runtime.optim import Work, adamw, clip_grad_norm, forward_flops, lr_linear_decay, set_lr
 from runtime.run import Run, command
 
@@ -39,7 +39,7 @@ class Config:
     to: str = option("", "run directory; the result is TO/model", required=True)
     valid: str = option("", "such a file held out for validation")
     pairs: int = option(4, "most pairs of a question", least=1)
-    context: int = option(4096, "longest prompt and completion; others are left out", least=1)
+    context: int = option(0, "longest prompt and completion; 0: by the model", least=0)
     # equation 12 (the paper gives no number for DPO)
     length_normalize: bool = option(True, "mean of a completion's log-ratios (eq. 12); false: sum")
     beta: float = option(10.0, "scale of rewards; 0.1 if not length_normalize", above=0)
@@ -230,6 +230,7 @@ def batch_loss(policy, reference, pairs: list[Pair], config: Config, world: Worl
 
 
 def main(config: Config) -> None:
+    config.context = sequence_tokens(config.context, config.init)
     world = setup(config.device, config.kernels, config.bf16, config.compile)
     run = Run(config, world)
 

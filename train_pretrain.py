@@ -29,7 +29,7 @@ from kernels import definition
 from model import Layout, ModelConfig, Transformer
 from presets import PRESETS, preset
 from runtime.distributed import World, seeded, setup, shard
-from runtime.hf import from_pretrained
+from runtime.hf import from_pretrained, sequence_tokens
 from runtime.optim import Work, adamw, clip_grad_norm, lr_multistep, set_lr
 from runtime.run import Run, command
 
@@ -45,7 +45,7 @@ class Config:
     valid: dict[str, str] = option({}, "held-out token shards by source, for validation")
     to: str = option("", "run directory; the result is TO/model", required=True)
     # optimization
-    context: int = option(4096, "tokens of a sequence", least=1)
+    context: int = option(0, "tokens of a sequence; 0: by the model", least=0)
     batch: int = option(2560, "sequences a step, over all processes", least=1)
     steps: int = option(50_000, "optimizer steps", least=1)
     lr: float = option(4.2e-4, "peak learning rate (the paper's 7B)", least=0)
@@ -156,7 +156,6 @@ def load_model(config: Config, tokenizer: Tokenizer, device: torch.device) -> Tr
     if config.init:
         model = from_pretrained(config.init, device)
         check_tokenizer(tokenizer, model, config.init)
-        model.config.context = max(model.config.context, config.context)
         return model
     shape = preset(config.size, tokenizer.vocab_size)
     shape.context, shape.eos_id = config.context, tokenizer.eos_id
@@ -178,6 +177,7 @@ def load_data(config: Config, tokenizer: Tokenizer) -> tuple[Mixture, dict[str, 
 def main(config: Config) -> None:
     if not (config.init or config.tokenizer):
         raise InputError("--tokenizer DIR is needed for a new model, or --init DIR to continue one")
+    config.context = sequence_tokens(config.context, config.init)
     world = setup(config.device, config.kernels, config.bf16, config.compile)
     run = Run(config, world)
 

@@ -35,7 +35,7 @@ from generate import Sampling
 from reward import RewardModel, solution_score, step_ends
 from rollout import Sampler, judge, label_steps, load_rollouts, sample_rollouts, save_rollouts
 from runtime.distributed import World, seeded, setup, shard, shuffled
-from runtime.hf import from_pretrained
+from runtime.hf import from_pretrained, sequence_tokens
 from runtime.optim import Work, adamw, clip_grad_norm, forward_flops, lr_linear_decay, set_lr
 from runtime.run import Run, command
 
@@ -54,7 +54,7 @@ class Config:
     valid: str = option("", "such a file held out for validation")
     template: str = option("plain", "prompt template", choices=prompts.TEMPLATES)
     system: str = option("", "system message of --template chat; empty: the template's")
-    context: int = option(4096, "longest prompt and completion; others are left out", least=1)
+    context: int = option(0, "longest prompt and completion; 0: by the model", least=0)
     # optimization
     questions: int = option(16, "questions a step, with all their completions", least=1)
     steps: int = option(500, "optimizer steps", least=1)
@@ -347,6 +347,7 @@ def validate(model, groups: list[Labeled], config: Config, world: World) -> dict
 
 
 def main(config: Config) -> None:
+    config.context = sequence_tokens(config.context, config.init)
     world = setup(config.device, config.kernels, config.bf16, config.compile)
     run = Run(config, world)
 

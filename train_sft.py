@@ -28,7 +28,7 @@ from data.tokenizer import Tokenizer, check_tokenizer
 from kernels import definition
 from model import Transformer
 from runtime.distributed import World, seeded, setup, shard
-from runtime.hf import from_pretrained
+from runtime.hf import from_pretrained, sequence_tokens
 from runtime.optim import (
     Work,
     adamw,
@@ -50,7 +50,7 @@ class Config:
     template: str = option("plain", "prompt template", choices=prompts.TEMPLATES)
     system: str = option("", "system message of --template chat; empty: the template's")
     # optimization
-    context: int = option(4096, "tokens of a sequence; longer examples are left out", least=1)
+    context: int = option(0, "tokens of a sequence, at most; 0: by the model", least=0)
     batch: int = option(256, "packed sequences a step, over all processes", least=1)
     steps: int = option(500, "optimizer steps", least=1)
     lr: float = option(5e-5, "learning rate, constant after the warm-up", least=0)
@@ -235,6 +235,7 @@ def batch_loss(model, examples: list[Example], micro_tokens: int, world: World) 
 
 
 def main(config: Config) -> None:
+    config.context = sequence_tokens(config.context, config.init)
     world = setup(config.device, config.kernels, config.bf16, config.compile)
     run = Run(config, world)
 
@@ -242,7 +243,6 @@ def main(config: Config) -> None:
     tokenizer = load_tokenizer(config.init, config.template, config.system)
     model = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, model, config.init)
-    model.config.context = max(model.config.context, config.context)
     ends = model.config.eos_id
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if tokenizer.eos_id not in ends:  # what is learned as the end is one

@@ -91,6 +91,32 @@ def atomic_write(path: str | os.PathLike, mode: str = "w"):
         temporary.unlink(missing_ok=True)
 
 
+def find_model(file: Path) -> None:
+    """Raise InputError where a file of a model directory, such as config.json, is not there.
+
+    The message says where in the directory a model is, if there is one: a run has it in model/.
+    """
+    if file.is_file():
+        return
+    directory = file.parent
+    places = [directory / "model", *directory.glob("step_*"), *directory.glob("snapshots/*")]
+    places = [place for place in places if (place / file.name).is_file()]
+    if not directory.exists():
+        reason = "no such directory; give a model directory on this machine"
+    elif not directory.is_dir():
+        reason = "a file; give a Hugging Face model directory"
+    elif places and places[0].name.startswith("step_"):
+        newest = max(places, key=lambda place: (len(place.name), place.name))
+        reason = f"a run that has not finished; its last checkpoint is {newest}"
+    elif places:
+        reason = f"its model is {places[0]}; give that"
+    elif (directory / "config.toml").exists():
+        reason = "a run without a checkpoint; start it again to finish it, then give its model/"
+    else:
+        raise InputError(f"{file}: not found; give a directory that has it")
+    raise InputError(f"{directory}: {reason}")
+
+
 def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
     """Yield (line number from 1, object) of a JSONL file. Blank lines are skipped.
 

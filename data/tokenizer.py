@@ -35,6 +35,7 @@ from data.io import (
     InputError,
     at_least,
     atomic_write,
+    find_model,
     jsonl_files,
     read_jsonl,
     run_cli,
@@ -205,7 +206,8 @@ class Tokenizer:
         generation_config.json or config.json. These files are beside tokenizer.json.
         """
         path = Path(path)
-        file = path / "tokenizer.json" if path.is_dir() else path
+        file = path if path.is_file() else path / "tokenizer.json"
+        find_model(file)
         document = _read_json(file)
         config, generation, model = (
             _read_json(file.with_name(name)) if file.with_name(name).is_file() else {}

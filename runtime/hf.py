@@ -8,7 +8,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data.io import InputError
+from data.io import InputError, find_model
 from model import ModelConfig, Transformer
 
 # ----------------------------------------------------------------------------------------------------
@@ -130,9 +130,12 @@ def read_config(directory) -> ModelConfig:
     Its eos_id has the ids of config.json and those of generation_config.json.
     """
     path = Path(directory) / "config.json"
-    if not path.is_file():
-        raise InputError(f"{path}: not found; give a Hugging Face model directory")
-    config = config_from_hf(_read_json(path), str(path))
+    find_model(path)
+    hf = _read_json(path)
+    if quantization := hf.get("quantization_config") or hf.get("quantization"):
+        method = dict(quantization).get("quant_method", "quantization")
+        raise InputError(f"{path}: {method}: {UNQUANTIZED}")
+    config = config_from_hf(hf, str(path))
     ends = _token_ids(config.eos_id, path)
     generation = path.with_name("generation_config.json")
     if generation.is_file():
@@ -158,6 +161,20 @@ def _read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object; give a Hugging Face model directory")
     return value
+
+
+def sequence_tokens(context: int, init: str) -> int:
+    """Tokens of a training sequence: --context, or for 0 the model's context, at most 4,096.
+
+    Raises InputError for more than the model of --init takes.
+    """
+    longest = read_config(init).context if init else 4096
+    if init and context > longest:
+        raise InputError(
+            f"--context {context}: {init} takes {longest} tokens; give at most that, or raise "
+            "max_position_embeddings in its config.json"
+        )
+    return context or min(longest, 4096)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -208,6 +225,11 @@ def carry(source: Path, directory: Path) -> None:
 # Weights
 
 EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+OTHER = ("consolidated", "adapter_")  # beginnings of files that hold weights of another form
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+UNQUANTIZED = "quantized weights are not supported; give the model in bfloat16 or float32"
+Reader = Callable[[], Tensor]
 
 
 def hf_names(config: ModelConfig) -> Iterator[tuple[str, list[tuple[str, int]]]]:
@@ -247,52 +269,120 @@ def hf_names(config: ModelConfig) -> Iterator[tuple[str, list[tuple[str, int]]]]
         yield "score.weight", [("score.weight", 1)]
         yield "score.bias", [("score.bias", 1)]
     elif not config.tied:
-        yield "head.weight", [("lm_head.weight", config.vocab_size)]
+        yield "head.weight", [(HEAD, config.vocab_size)]
 
 
-def _open_weights(directory: Path) -> dict:
+def _open_weights(directory: Path) -> dict[str, Reader]:
     """{name: function that reads the tensor by memory map}, over all weight files of a directory.
 
-    They are safetensors, or torch's .bin. Raises InputError.
+    They are safetensors, or torch's .bin. Names are those of `hf_names`, whatever stands in front of
+    them in the file. Raises InputError.
     """
     files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("pytorch_model*.bin"))
+    files = [file for file in files if not file.name.startswith(OTHER)]
     if not files:
         raise InputError(
             f"{directory}: no *.safetensors or pytorch_model*.bin in it; give a model directory"
         )
-
-    # An index lists the files. A directory may hold both kinds, and the index of the other kind.
+    # As in transformers: a single file comes before shards, whose index says where a tensor is.
     kind = files[0].suffix
-    if index := next(iter(directory.glob(f"*{kind}.index.json")), None):
-        try:
-            listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(
-                f"{index}: not valid, it must be JSON with a weight_map; download it again"
-            ) from None
-        if missing := sorted(name for name in listed if not (directory / name).exists()):
-            raise InputError(
-                f"{directory}: {missing[0]}, listed in {index.name}, is missing; download it again"
-            )
-        files = [file for file in files if file.name in listed]
+    weight_map: dict[str, str] = {}
+    for index in directory.glob(f"*{kind}.index.json"):
+        if not index.name.startswith(OTHER):
+            weight_map = _read_index(index)
+    single = directory / ("pytorch_model.bin" if kind == ".bin" else "model.safetensors")
+    if single in files and single.name not in weight_map.values():
+        files, weight_map = [single], {}
 
-    readers = {}
+    readers: dict[str, Reader] = {}
+    aliases: dict[str, str] = {}
     for file in files:
-        try:
-            if file.suffix == ".bin":
-                tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-                for name in tensors:
-                    readers[name] = functools.partial(tensors.get, name)
-            else:
-                opened = safe_open(file, framework="pt")
-                for name in opened.keys():
-                    readers[name] = functools.partial(opened.get_tensor, name)
-        except Exception as error:
-            reason = str(error).partition("\n")[0]
+        tensors, same = _open_file(file)
+        aliases |= same
+        for name, reader in tensors.items():
+            if name not in readers or weight_map.get(name) == file.name:
+                readers[name] = reader
+            elif name not in weight_map and not torch.equal(readers[name](), reader()):
+                raise InputError(
+                    f"{directory}: {file.name} and another file differ in tensor {name}; "
+                    "remove the files that do not belong to the model"
+                )
+    for name, other in aliases.items():
+        if other in readers:
+            readers.setdefault(name, readers[other])
+    return _plain_names(readers)
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """{tensor: file} of an index. Raises InputError."""
+    try:
+        weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"{index}: not valid, it must be JSON with a weight_map; download it again"
+        ) from None
+    for name in sorted(set(weight_map.values())):
+        if not index.with_name(name).exists():
             raise InputError(
-                f"{file}: cannot be read as model weights ({reason}); get it again"
-            ) from None
-    return readers
+                f"{index.parent}: {name}, listed in {index.name}, is missing; download it again"
+            )
+    return weight_map
+
+
+def _open_file(file: Path) -> tuple[dict[str, Reader], dict[str, str]]:
+    """The tensors of a weight file, and {name: other name} of those that share memory with another."""
+    try:
+        if file.suffix == ".bin":
+            tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+            return {name: functools.partial(tensors.__getitem__, name) for name in tensors}, {}
+        opened = safe_open(file, framework="pt")
+        readers: dict[str, Reader] = {}
+        for name in opened.keys():
+            readers[name] = functools.partial(opened.get_tensor, name)
+        return readers, opened.metadata() or {}
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{file}: cannot be read as model weights ({reason}); get it again"
+        ) from None
+
+
+def _plain_names(readers: dict[str, Reader]) -> dict[str, Reader]:
+    """Tensors under the names of a causal model of transformers.
+
+    A base model's names lack "model." in front; those of a wrapped model have more.
+    """
+    mark = "layers.0.mlp.down_proj.weight"
+    prefix = next((name for name in readers if name.endswith(mark)), mark).removesuffix(mark)
+    plain = {}
+    for name, reader in readers.items():
+        head, _, leaf = name.rpartition(".")
+        if head.rpartition(".")[2] in ("lm_head", "score"):
+            name = f"{head.rpartition('.')[2]}.{leaf}"
+        elif name.startswith(prefix):
+            name = "model." + name.removeprefix(prefix)
+        plain[name] = reader
+    return plain
+
+
+def _find_head(readers: dict[str, Reader], config: ModelConfig, directory: Path) -> None:
+    """Set config.tied by the weights: files may hold a shared matrix once or twice.
+
+    Raises InputError for a base model, which has no LM head.
+    """
+    embedding, head = readers.get(EMBEDDING), readers.get(HEAD)
+    if config.score or not (embedding or head):
+        return
+    if not embedding:
+        readers[EMBEDDING] = readers[HEAD]
+        config.tied = True
+    elif head:
+        config.tied = config.tied and torch.equal(embedding(), head())
+    elif not config.tied:
+        made = _read_json(directory / "config.json").get("architectures") or ["ForCausalLM"]
+        if not str(made[0]).endswith("ForCausalLM"):
+            raise InputError(f"{directory}: {made[0]} has no LM head (tensor {HEAD} is missing)")
+        config.tied = True
 
 
 @torch.no_grad()
@@ -315,6 +405,8 @@ def from_pretrained(
         kind = f"a model that scores {score}" if score else "a language model"
         raise InputError(f"{directory}: a model that scores {config.score}; give {kind}")
     readers = _open_weights(directory)
+    if not score:
+        _find_head(readers, config, directory)
     dtypes: dict[str, torch.dtype] = {}
     if score != config.score:
         config.score = score
@@ -339,8 +431,12 @@ def from_pretrained(
                 raise InputError(
                     f"{directory}: tensor {theirs} has shape {found}, its config.json asks for {needed}"
                 )
+            if tensor.dtype not in FLOATS:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise InputError(f"{directory}: tensor {theirs} is stored as {kind}; {UNQUANTIZED}")
             dtypes[theirs] = tensor.dtype
-        target = torch.empty(shape, dtype=dtype or tensors[0].dtype, device=device)
+        stored = _widest(tensor.dtype for tensor in tensors)
+        target = torch.empty(shape, dtype=dtype or stored, device=device)
         for part, tensor in zip(target.split([rows for _, rows in parts]), tensors, strict=True):
             part.copy_(tensor)
         module, _, leaf = name.rpartition(".")

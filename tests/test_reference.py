@@ -142,7 +142,7 @@ def test_float64(tiny, readable):
     rows = windows(tiny.root / "a", 32, 5)
     labelled, _ = train_reward.load_labeled(
         f"{tiny.root}/samples.jsonl",
-        train_reward.Config(kind="process", init=str(tiny.root / "base")),
+        train_reward.Config(kind="process", init=str(tiny.root / "base"), context=96),
         tiny.tokenizer,
     )
 

@@ -236,14 +236,14 @@ def test_a_question_is_read_once_and_the_reference_reads_once(mu, tiny):
         train_ppo.update(policy, steps[0], value, steps[1], rollouts, config, world)
 
     assert fed_tokens(ppo, policy, reference, value) == [mu * once, once, (mu + 1) * once]
-    config = train_dpo.Config(init=str(root / "model"))
+    config = train_dpo.Config(init=str(root / "model"), context=96)
     pairs = train_dpo.load_pairs([f"{root}/samples.jsonl"], config, tiny.tokenizer)[0][:3]
     once = sum(pair.tokens - 2 for pair in pairs)
     found = fed_tokens(
         lambda: train_dpo.batch_loss(policy, reference, pairs, config, world), policy, reference
     )
     assert found == [once, once]
-    config = train_reward.Config(kind="process", init=str(root / "base"))
+    config = train_reward.Config(kind="process", init=str(root / "base"), context=96)
     groups = train_reward.load_labeled(f"{root}/samples.jsonl", config, tiny.tokenizer)[0]
     once = sum(one.tokens for one in groups)
     assert fed_tokens(lambda: train_reward.batch_loss(value, groups, config, world), value) == [

@@ -66,7 +66,7 @@ def samples(tiny):
 
 @pytest.fixture(scope="module")
 def all_pairs(tiny):
-    return load_pairs([f"{tiny.root}/samples.jsonl"], Config(), tiny.tokenizer)[0]
+    return load_pairs([f"{tiny.root}/samples.jsonl"], Config(context=96), tiny.tokenizer)[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -349,7 +349,7 @@ def test_the_run_itself(runs, tiny, all_pairs):
         and rows[-1]["valid_margin"] > 0.2
     )
     summary = json.loads((out / "whole" / "summary.json").read_text())
-    counts = load_pairs([f"{tiny.root}/samples.jsonl"], Config(), tiny.tokenizer)[1]
+    counts = load_pairs([f"{tiny.root}/samples.jsonl"], Config(context=96), tiny.tokenizer)[1]
     assert {name: summary[name] for name in counts} == counts
 
 
@@ -441,7 +441,7 @@ def of_another(rows):
         (list, dict(beta=0), "--beta 0: out of range; give a finite number above 0"),
         (list, dict(beta="nan"), "--beta nan: out of range; give a finite number above 0"),
         (list, dict(pairs=0), "--pairs 0: out of range; give an integer at least 1"),
-        (list, dict(context=0), "--context 0: out of range; give an integer at least 1"),
+        (list, dict(context=-1), "--context -1: out of range; give an integer at least 0"),
         (list, dict(batch=0), "--batch 0: out of range; give an integer at least 1"),
         (list, dict(steps=0), "--steps 0: out of range; give an integer at least 1"),
         (list, dict(micro_tokens=0), "--micro_tokens 0: out of range; give an integer at least 1"),
@@ -479,7 +479,7 @@ def test_another_vocabulary_is_found_out(tiny):
         InputError,
         match="samples.jsonl:1: its ids are not its text in the vocabulary of the model; sample",
     ):
-        load_pairs([f"{tiny.root}/samples.jsonl"], Config(init="DIR"), other)
+        load_pairs([f"{tiny.root}/samples.jsonl"], Config(init="DIR", context=96), other)
 
 
 def test_the_program_says_it_in_one_line_too(tiny, tmp_path):

@@ -127,17 +127,17 @@ def test_init_goes_on_from_a_model(tiny, tmp_path):
         tmp_path,
         init=tiny.root / "model",
         steps=1,
-        context=128,
+        context=0,
         valid="",
         batch=2,
     )
     rows = Mixture(
-        {"a": tiny.root / "a", "b": tiny.root / "b"}, {"a": 0.7, "b": 0.3}, 128, 0
+        {"a": tiny.root / "a", "b": tiny.root / "b"}, {"a": 0.7, "b": 0.3}, 96, 0
     ).next_batch(2)[0]
     with torch.no_grad():
         total, count = alone(from_pretrained(tiny.root / "model"), rows, tiny.tokenizer.eos_id)
     assert metrics(tmp_path)[0]["loss"] == pytest.approx(total.item() / count, rel=1e-5)
-    assert from_pretrained(tmp_path / "model").config.context == 128  # the model's own was 96
+    assert from_pretrained(tmp_path / "model").config.context == 96
 
 
 def test_a_new_model_and_a_mixture_by_size(tiny, tmp_path):
@@ -192,7 +192,7 @@ def test_two_processes_train_the_same_model(runs, together):
         ),
         (dict(data="a={}/a", weights="a=1", valid="v={}/other"), ".*other: made with tokenizer .*"),
         (dict(data="a={}/a,c={}/b"), "mixture: .* unmatched: b, c"),
-        (dict(context=100_000), ".*: [0-9]+ tokens are fewer than one window of 100001; .*"),
+        (dict(context=97), "--context 97: .*/base takes 96 tokens; give at most that, or raise .*"),
         (dict(init="{}/nowhere"), ".*nowhere.*"),
         (dict(stpes=3), "--stpes: unknown option; did you mean --steps[?]"),
         (dict(micro_batch=0), "--micro_batch 0: out of range; give an integer at least 1"),

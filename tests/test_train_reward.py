@@ -56,7 +56,7 @@ def scorer(tiny):
 
 
 def settings(tiny, **changes) -> Config:
-    return Config(**{"kind": "process", "init": str(tiny.root / "base"), **changes})
+    return Config(**{"kind": "process", "context": 96, "init": str(tiny.root / "base"), **changes})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

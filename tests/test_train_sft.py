@@ -127,10 +127,14 @@ def test_what_is_learned_is_said(tiny, tmp_path):
         for q, w in zip(questions, words, strict=True)
     ]
     write_jsonl(tmp_path / "sft.jsonl", rows)
+    longer = from_pretrained(tiny.root / "base")
+    longer.config.context = 400
+    save_pretrained(longer, tmp_path / "base")
     run(
         "sft",
         tiny.root,
         tmp_path / "run",
+        init=tmp_path / "base",
         data=tmp_path / "sft.jsonl",
         valid="",
         context=400,

@@ -528,7 +528,7 @@ def all_gradients(root: Path, world: World, micro: int = 1) -> dict[str, dict]:
     examples = train_sft.load_examples([f"{root}/sft.jsonl"], tokenizer, "plain", 96)[0][:7]
     loss = train_sft.batch_loss(model, examples, 320 // micro, world)
     found["sft"] = gradients(model) | {"loss": torch.tensor(loss)}
-    config = train_reward.Config(kind="process", init="base", micro_tokens=400 // micro)
+    config = train_reward.Config(kind="process", init="base", context=96, micro_tokens=400 // micro)
     groups, _ = train_reward.load_labeled(f"{root}/samples.jsonl", config, tokenizer)
     scorer = shard(from_pretrained(root / "process", score="process"), world)
     found["reward"] = train_reward.batch_loss(scorer, groups, config, world)
@@ -541,7 +541,7 @@ def all_gradients(root: Path, world: World, micro: int = 1) -> dict[str, dict]:
     sums = train_grpo.grpo_gradient(model, batches, config)
     sums = {name: world.all_sum(value) for name, value in sums.items() if name != "clip"}
     found["grpo"] = gradients(model) | sums
-    config = train_dpo.Config(init=str(root / "model"), micro_tokens=120 // micro)
+    config = train_dpo.Config(init=str(root / "model"), context=96, micro_tokens=120 // micro)
     pairs = train_dpo.load_pairs([f"{root}/samples.jsonl"], config, tokenizer)[0][
         :5
     ]  # two micro-batches and one

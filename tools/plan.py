@@ -304,6 +304,8 @@ def table(plan: Plan) -> str:
 
 def report(stage: str, config) -> str:
     """The whole text of a plan."""
+    if getattr(config, "context", None) == 0:
+        config = step.with_context(config, model_shape(stage, config))
     check(stage, config)
     limit = config.gpu_memory * GB * (1 - config.reserve)
     plan = measure(stage, config)

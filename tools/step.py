@@ -4,6 +4,7 @@
 and a decoding step, and scales the arithmetic to the whole step.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -84,7 +85,7 @@ class Plan:
 
 def measure(stage: str, config, shape: ModelConfig) -> Plan:
     """Trace a step of a trainer. config: its options and those of a plan. shape: of the model."""
-    step = Step(stage, config, shape)
+    step = Step(stage, with_context(config, shape), shape)
     with tracing(step.ledger, step.gpu):
         step.make_models()
         if stage in ("grpo", "ppo"):
@@ -98,6 +99,14 @@ def measure(stage: str, config, shape: ModelConfig) -> Plan:
         if getattr(config, "reward_questions", 0):
             step.renew()
     return step.plan
+
+
+def with_context(config, shape: ModelConfig):
+    """The options, where --context 0 is a number, as in a trainer."""
+    if getattr(config, "context", None) == 0:
+        config = copy.copy(config)
+        config.context = min(shape.context, 4096)
+    return config
 
 
 class Step:
