@@ -7,12 +7,14 @@
         minimize -log sigmoid(reward of the right one - reward of the wrong one)      eq. 12
 
 The implicit reward of a completion is beta times the mean over its tokens of log(policy / reference). The reference is
-the model of --init, frozen. Ordinary DPO has the sum in place of the mean: --length_normalize false.
+the model of --init, frozen. Ordinary DPO has the sum in place of the mean: --length_normalize false. Data may also be
+published pairs of a chosen and a rejected answer.
 
     python rollout.py --model runs/demo/sft/model --problems runs/demo/data/train.jsonl --to runs/samples.jsonl
     python train_dpo.py --init runs/demo/sft/model --data runs/samples.jsonl --to runs/dpo
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from runtime.options import option
 
@@ -22,7 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from batch import Group, hidden_states, logprobs, micro_batches, pack_completions
-from data.io import InputError
+from data import prompts
+from data.chat import load_tokenizer
+from data.io import InputError, read_rows
+from data.problems.examples import Example
+from data.problems.preferences import Preference, load_preferences
 from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sample
 from rollout import Rollout, load_rollouts
@@ -35,9 +41,11 @@ from runtime.run import Run, command
 @dataclass
 class Config:
     init: str = option("", "the model that was sampled: policy and reference", required=True)
-    data: list[str] = option([], "files of rollout.py, comma-separated", required=True)
+    data: list[str] = option([], "files of rollout.py, or of pairs (docs/data.md)", required=True)
     to: str = option("", "run directory; the result is TO/model", required=True)
     valid: str = option("", "such a file held out for validation")
+    template: str = option("plain", "prompt template of published pairs", choices=prompts.TEMPLATES)
+    system: str = option("", "system message of --template chat; empty: the template's")
     pairs: int = option(4, "most pairs of a question", least=1)
     context: int = option(0, "longest prompt and completion; 0: by the model", least=0)
     # equation 12 (the paper gives no number for DPO)
@@ -113,18 +121,78 @@ def draw_pairs(rollout: Rollout, count: int, context: int, seed: int) -> tuple[l
     return pairs, possible - fitting
 
 
+def encode_answer(
+    messages: list[dict], is_chat: bool, where: str, template: str, tokenizer: Tokenizer
+) -> tuple[list[int], list[int]]:
+    """The ids of a prompt and of the answer in the last message, with its EOS. Raises InputError for a chat that the
+    template cannot write."""
+    if template != "chat":
+        question, answer = Example(messages).question_and_response(where)
+        (prompt,) = prompts.encode(tokenizer, [prompts.prompt(question, "cot", template)], template)
+        answer = prompts.response_text(answer, "cot", template)
+        return prompt, [*tokenizer.encode(answer), tokenizer.eos_id]
+    if not is_chat:  # a question gets an instruction
+        *before, question, answer = messages
+        text = prompts.prompt(question["content"], "cot", "chat")
+        messages = [*before, {"role": "user", "content": text}, answer]
+    learned = [False] * (len(messages) - 1) + [True]
+    try:
+        ids, learned, _ = tokenizer.chat.encode_example(messages, learned)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    first = learned.index(True)
+    return ids[:first], ids[first:]
+
+
+def encode_pair(found: Preference, where: str, template: str, tokenizer: Tokenizer) -> Pair:
+    """A published pair as token ids. The log-probs of its samples are unknown and not used.
+
+    Of steps of a solution (Step-DPO), the tokens with which both begin are no part of the comparison, and no EOS
+    follows. Raises InputError as `encode_answer` does.
+    """
+    answers = []
+    for text in (found.start + found.chosen, found.start + found.rejected):
+        messages = [*found.prompt, {"role": "assistant", "content": text}]
+        prompt, ids = encode_answer(messages, found.is_chat, where, template, tokenizer)
+        answers.append(ids if found.whole else ids[:-1])
+
+    common = 0
+    shortest = min(map(len, answers))
+    if found.start:
+        while common < shortest - 1 and answers[0][common] == answers[1][common]:
+            common += 1
+    samples = []
+    for ids in answers:
+        mask = [False] * common + [True] * (len(ids) - common)
+        samples.append(Sample(ids, [0.0] * len(ids), mask, "eos" if found.whole else "length"))
+    return Pair(prompt, *samples)
+
+
+def file_pairs(path: str, config: Config, tokenizer: Tokenizer) -> Iterator[tuple[list[Pair], int]]:
+    """The pairs of each question of a file, and how many are left out as longer than the context."""
+    _, row = next(read_rows(path), ("", {}))
+    if "responses" in row:
+        for rollout in load_rollouts(path, tokenizer):
+            yield draw_pairs(rollout, config.pairs, config.context, config.seed)
+        return
+    for where, found in load_preferences(path):
+        pair = encode_pair(found, where, config.template, tokenizer)
+        longest = max(len(pair.right.ids), len(pair.wrong.ids))
+        fits = len(pair.prompt) + longest <= config.context
+        yield ([pair], 0) if fits else ([], 1)
+
+
 def load_pairs(
     paths: list[str], config: Config, tokenizer: Tokenizer
 ) -> tuple[list[Pair], dict[str, int]]:
-    """The pairs of some rollout files, and the counts of pairs, of their questions and of pairs left out.
+    """The pairs of some files, and the counts of pairs, of their questions and of pairs left out.
 
     Raises InputError where no question has a pair.
     """
     pairs: list[Pair] = []
     questions = left_out = 0
     for path in paths:
-        for rollout in load_rollouts(path, tokenizer):
-            drawn, longer = draw_pairs(rollout, config.pairs, config.context, config.seed)
+        for drawn, longer in file_pairs(path, config, tokenizer):
             pairs += drawn
             questions += bool(drawn)
             left_out += longer
@@ -235,7 +303,7 @@ def main(config: Config) -> None:
     run = Run(config, world)
 
     # --- pairs, policy and reference
-    tokenizer = Tokenizer.load(config.init)
+    tokenizer = load_tokenizer(config.init, config.template, config.system)
     policy = from_pretrained(config.init, world.device)
     check_tokenizer(tokenizer, policy, config.init)
     pairs, counts = load_pairs(config.data, config, tokenizer)

@@ -9,7 +9,7 @@
         minimize the cross-entropy of sigmoid(score) against the labels (reward_loss)
 
 The model has a linear score head in place of the LM head. The paper starts from DeepSeekMath-Base 7B, with a learning
-rate of 2e-5. Data are files of rollout.py, of PRM800K or of Math-Shepherd. With --history a share of the training set,
+rate of 2e-5. Data are files of rollout.py, or public files of labeled steps. With --history a share of the training set,
 the paper's 10 % (4.1.4), is replayed from older files.
 
     python train_reward.py --kind process --init runs/demo/pretrain/model --data samples.jsonl --to runs/process
@@ -28,8 +28,8 @@ from torch import Tensor
 from batch import cut_group, micro_batches, token_scores
 from data import prompts
 from data.chat import load_tokenizer
-from data.io import InputError, read_jsonl
-from data.problems.step_labels import Solution, math_shepherd, prm800k
+from data.io import InputError, read_rows
+from data.problems.step_labels import Solution, math_shepherd, prm800k, stepwise
 from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sampling
 from reward import RewardModel, solution_score, step_ends
@@ -44,7 +44,9 @@ from runtime.run import Run, command
 class Config:
     kind: str = option("outcome", "what is scored", choices=("outcome", "process"))
     init: str = option("", "base model or reward model to start from", required=True)
-    data: list[str] = option([], "files of rollout.py, PRM800K or Math-Shepherd", required=True)
+    data: list[str] = option(
+        [], "files of rollout.py, or of labeled steps (docs/data.md)", required=True
+    )
     to: str = option("", "run directory; the result is TO/model", required=True)
     labels: str = option(
         "soft", "soft: share that is right; hard: 1 if any is", choices=("soft", "hard")
@@ -113,21 +115,25 @@ class Labeled:
 # ----------------------------------------------------------------------------------------------------
 # Data
 
+KINDS = "rollout.py, PRM800K, Math-Shepherd, TRL (prompt, completions, labels) or ProcessBench"
+
 
 def load_labeled(path: str, config: Config, tokenizer: Tokenizer) -> tuple[list[Labeled], int]:
     """The questions of a file, and the number of completions left out as longer than the context.
 
     The first line says what kind of file it is. Raises InputError with file and line.
     """
-    _, first = next(read_jsonl(path), (0, {}))
+    _, first = next(read_rows(path), ("", {}))
     if "responses" in first:
         found = _rollouts(path, config, tokenizer)
     elif isinstance(first.get("label"), dict):
         found = _encode(prm800k(path), config, tokenizer)
+    elif "completions" in first or "steps" in first:
+        found = _encode(stepwise(path), config, tokenizer)
     elif "input" in first and "label" in first:
         found = _encode(math_shepherd(path), config, tokenizer)
     else:
-        raise InputError(f"{path}: its first line is none of rollout.py, PRM800K or Math-Shepherd")
+        raise InputError(f"{path}: its first row is none of {KINDS}")
 
     groups, left_out = [], 0
     for group in found:

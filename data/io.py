@@ -206,6 +206,8 @@ def data_files(path: str | os.PathLike) -> list[Path]:
     if not folder.is_dir():
         return [folder]
     found = [file for file in folder.rglob("*") if is_data(file.name)]
+    if not found:
+        raise InputError(f"{path}: no data file in this folder; give {_KINDS}")
     # 2.json before 10.json
     return sorted(found, key=lambda file: re.sub(r"\d+", lambda n: n[0].zfill(9), str(file)))
 
@@ -266,20 +268,19 @@ def _json_records(path: Path, first: str) -> Iterator[tuple[int, object]]:
     """The records of a JSON file: a value on each line, or one list or object in all."""
     try:
         json.loads(first)
+        whole = None
     except json.JSONDecodeError:
         if first.lstrip().startswith("["):
             yield from _list_records(path, read_text(path))
             return
-        try:
-            yield from _table(json.loads(read_text(path)))
-            return
-        except json.JSONDecodeError:
-            pass  # lines, of which the first is broken
+        whole = _json(read_text(path))  # None: lines, of which the first is broken
     with _opened(path) as file:
         lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
         start = list(itertools.islice(lines, 2))
         if len(start) == 1:
-            yield from _table(json.loads(first), start[0][0])
+            whole = _json(first)
+        if whole is not None:
+            yield from _table(whole, start[0][0])
             return
         for number, line in itertools.chain(start, lines):
             try:
@@ -289,7 +290,15 @@ def _json_records(path: Path, first: str) -> Iterator[tuple[int, object]]:
                 yield number, InputError(f"{path}:{number}: {problem}")
 
 
-def _table(whole, line: int = 1) -> Iterator[tuple[int, object]]:
+def _json(text: str):
+    """The value of a JSON text; None if it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None
+
+
+def _table(whole, line: int) -> Iterator[tuple[int, object]]:
     """The rows of a value that is a whole file: a list, a list in an object, the columns of an
     object, or the object."""
     if isinstance(whole, list):

@@ -23,8 +23,7 @@ from data.io import (
     InputError,
     at_least,
     atomic_write,
-    jsonl_files,
-    read_jsonl,
+    read_rows,
     run_cli,
 )
 
@@ -330,20 +329,30 @@ def _encode(texts: list[str]) -> list[list[int]]:
     return _worker_tokenizer.encode_batch(texts)
 
 
+TEXTS = ("text", "content", "raw_content", "document")
+
+
 def texts(path) -> Iterator[str]:
-    """The document of each line: `text`, or the question followed by the response or the
-    solution."""
-    for line, row in read_jsonl(path):
-        text, question = row.get("text"), row.get("question")
+    """The document of each row: `text` (or `content` ...), or the question followed by the response
+    or the solution. path: see data.io.data_files."""
+    for where, row in read_rows(path):
+        text = next((row[name] for name in TEXTS if row.get(name)), None)
+        question = row.get("question")
         if text is None and isinstance(question, str):
             answers = [row.get("response"), row.get("solution")]
             answers = [answer for answer in answers if isinstance(answer, str)]
             text = answers and answers[0] and f"{question}\n{answers[0]}"
         if not isinstance(text, str) or not text:
-            raise InputError(
-                f"{path}:{line}: no document; a line needs 'text', or 'question' and 'response'"
-            )
+            needed = f"{', '.join(TEXTS)}, or 'question' and 'response'"
+            raise InputError(f"{where}: no document; a row needs {needed}")
         yield text
+
+
+def _inputs(paths: list[str]) -> Iterator[str | Path]:
+    """The paths, and of a folder with .jsonl files these."""
+    for path in paths:
+        found = sorted(Path(path).glob("[!.]*.jsonl"))
+        yield from found or [path]
 
 
 def encode_documents(
@@ -372,10 +381,8 @@ def encode_documents(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = CommandParser(
-        prog="python -m data.shards", description="Encode JSONL text as token shards."
-    )
-    files = "JSONL with text, or question and response; folders of such files"
+    parser = CommandParser(prog="python -m data.shards", description="Encode text as token shards.")
+    files = "rows with text: JSONL, JSON, CSV, parquet; folders; hf://OWNER/NAME"
     parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help=files)
     parser.add_argument(
         "--tokenizer", required=True, metavar="DIR", help="folder of tokenizer.json"
@@ -393,7 +400,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     began = time.perf_counter()
     tokenizer = Tokenizer.load(options.tokenizer)
-    documents = itertools.chain.from_iterable(map(texts, jsonl_files(options.input)))
+    documents = itertools.chain.from_iterable(map(texts, _inputs(options.input)))
     rows = encode_documents(documents, tokenizer, options.tokenizer, options.workers)
     manifest = write_shards(
         rows,

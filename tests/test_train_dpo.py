@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training import (
     PROBLEMS,
+    QUESTIONS,
     assert_close,
     assert_same_run,
     assert_same_start,
@@ -26,6 +27,9 @@ from training import (
 )
 
 import train_dpo
+import train_sft
+from data import prompts
+from data.chat import load_tokenizer
 from data.io import InputError, read_jsonl, write_jsonl
 from data.problems.problem import Problem
 from data.tokenizer import train
@@ -384,6 +388,99 @@ def test_two_processes_train_the_same_model(runs, together):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Published pairs
+
+
+def pairs_of(tiny, path, *rows, **changes):
+    write_jsonl(path, rows)
+    return load_pairs([path], Config(**changes), tiny.tokenizer)
+
+
+def test_a_published_pair_is_a_question_with_two_answers(tiny, tmp_path):
+    """The ids are those of an SFT example with the same question, for each answer."""
+    row = {"prompt": "How many?", "chosen": "It is 3.", "rejected": "It is four."}
+    (pair,), counts = pairs_of(tiny, tmp_path / "f.jsonl", row)
+    assert counts == {"pairs": 1, "questions": 1, "left_out": 0}
+    for answer, sample in (("It is 3.", pair.right), ("It is four.", pair.wrong)):
+        write_jsonl(tmp_path / "sft.jsonl", [{"question": "How many?", "response": answer}])
+        (example,), _ = train_sft.load_examples(
+            [f"{tmp_path}/sft.jsonl"], tiny.tokenizer, "plain", 99
+        )
+        assert (pair.prompt, sample.ids) == ids_of_example(example)
+        assert all(sample.mask)
+    assert pairs_of(tiny, tmp_path / "f.jsonl", row, row)[1]["pairs"] == 2
+    longest = len(pair.prompt) + max(len(pair.right.ids), len(pair.wrong.ids))
+    short = {"prompt": "How?", "chosen": "3", "rejected": "4"}
+    found, counts = pairs_of(tiny, tmp_path / "f.jsonl", row, short, context=longest - 1)
+    assert len(found) == counts["left_out"] == 1
+
+
+def ids_of_example(example):
+    return example.prompt, example.response
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_chats_in_the_template_of_the_model(tmp_path):
+    """Turns, a system message and a chat with a common beginning, as the template writes them."""
+    pytest.importorskip("jinja2")
+    markers = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    train(["abcdefgh how many"] * 9, 300, markers, workers=1).save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    tokenizer = load_tokenizer(tmp_path, "chat")
+    turns = [("system", "S"), ("user", "How?"), ("assistant", "So."), ("user", "And?")]
+    chat = [{"role": role, "content": content} for role, content in turns]
+    answers = [[*chat, {"role": "assistant", "content": text}] for text in ("Yes.", "No.")]
+    write_jsonl(tmp_path / "f.jsonl", [{"chosen": answers[0], "rejected": answers[1]}])
+    config = Config(template="chat")
+    (pair,), _ = load_pairs([f"{tmp_path}/f.jsonl"], config, tokenizer)
+    assert pair.prompt == tokenizer.chat.encode(chat, add_generation_prompt=True)
+    end = tokenizer.special["<|im_end|>"]
+    for text, sample in (("Yes.", pair.right), ("No.", pair.wrong)):
+        assert sample.ids == [*tokenizer.encode(text), end] and all(sample.mask)
+    with pytest.raises(InputError, match="f.jsonl:1: its messages are system, .* --template chat"):
+        load_pairs([f"{tmp_path}/f.jsonl"], Config(), tokenizer)
+    # A question gets the instruction of the format.
+    write_jsonl(tmp_path / "f.jsonl", [{"prompt": "How?", "chosen": "Yes.", "rejected": "No."}])
+    (pair,), _ = load_pairs([f"{tmp_path}/f.jsonl"], config, tokenizer)
+    question = prompts.prompt("How?", "cot", "chat")
+    assert pair.prompt == prompts.encode(tokenizer, [question], "chat")[0]
+
+
+def test_steps_are_compared_after_their_common_beginning(tiny, tmp_path):
+    """Step-DPO: what comes before the two steps is in the context, not in the loss."""
+    row = {"prompt": "How many?", "initial_reason_steps": "1 + 2 = 3.\nSo", "answer": "4"}
+    row |= {"chosen": " 3 + 1 = 4.", "rejected": " we stop here."}
+    (pair,), _ = pairs_of(tiny, tmp_path / "f.jsonl", row)
+    for sample, step in ((pair.right, row["chosen"]), (pair.wrong, row["rejected"])):
+        assert tiny.tokenizer.decode(sample.ids) == " " + row["initial_reason_steps"] + step
+        count = sample.mask.count(False)
+        assert sample.mask == [False] * count + [True] * (len(sample.ids) - count)
+        assert step.endswith(tiny.tokenizer.decode(sample.ids[count:]))
+        assert sample.ids[-1] != tiny.tokenizer.eos_id
+    common = pair.right.mask.count(False)
+    assert pair.right.ids[:common] == pair.wrong.ids[:common]
+    assert pair.right.ids[common] != pair.wrong.ids[common]
+
+
+def test_dpo_learns_published_pairs(tiny, tmp_path):
+    rows = [
+        {"prompt": question, "chosen": [{"role": "assistant", "content": "It is one."}]}
+        | {"rejected": [{"role": "assistant", "content": "Two."}]}
+        for question in QUESTIONS
+    ]
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    data = tmp_path / "pairs.jsonl"
+    run("dpo", tiny.root, tmp_path / "run", data=data, valid=data, steps=12, lr=3e-3)
+    rows = metrics(tmp_path / "run")
+    assert rows[-1]["accuracy"] == 1 and rows[-1]["margin"] > rows[0]["margin"] + 0.1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Bad input
 
 NOT_A_ROLLOUT = '{"id": "a", "question": "Ann?", "answer": "1"}\n'
@@ -411,7 +508,7 @@ def of_another(rows):
         (
             NOT_A_ROLLOUT,
             {},
-            "{}/bad.jsonl:1: not a rollout .*; rollout.py and train_grpo.py write them",
+            "{}/bad.jsonl:1: no chosen and rejected among id, question, answer; data are .*",
         ),
         (
             alike,
@@ -487,5 +584,5 @@ def test_the_program_says_it_in_one_line_too(tiny, tmp_path):
     arguments = options("dpo", tiny.root, tmp_path / "run", data=tmp_path / "bad.jsonl")
     finished = start(arguments, program=train_dpo.__file__)
     assert one_error(finished.returncode, finished.stderr).startswith(
-        f"{tmp_path}/bad.jsonl:1: not a rollout"
+        f"{tmp_path}/bad.jsonl:1: no chosen and rejected among id, question, answer; data are files"
     )

@@ -178,6 +178,31 @@ def test_prm800k(tiny, tmp_path):
     assert one.labels == [[1.0]] and text_of(tiny, one)[1] == " Add them.\nIt is 5.\nMaybe 5."
 
 
+TRL = {"prompt": "What is 2 + 3?", "completions": ["Add.", "It is 6."], "labels": [True, False]}
+BENCH = {"problem": "What is 2 + 3?", "steps": ["Add.", "It is 6.", "So 6."], "label": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "labels", "verdict"),
+    [
+        (TRL, [1.0, 0.0], 0.0),
+        (TRL | {"labels": [1, 1]}, [1.0, 1.0], 1.0),
+        (BENCH, [1.0, 0.0], 0.0),  # what follows the first wrong step has no label
+        (BENCH | {"label": -1, "id": "x"}, [1.0, 1.0, 1.0], 1.0),
+    ],
+)
+def test_stepwise_supervision(tiny, tmp_path, row, labels, verdict):
+    path = tmp_path / "steps.json"
+    path.write_text(json.dumps([row]))
+    ((one,), _) = load_labeled(str(path), settings(tiny), tiny.tokenizer)
+    steps = row.get("completions", row.get("steps"))
+    prompt, response, beginnings = text_of(tiny, one)
+    assert prompt == prompts.prompt("What is 2 + 3?")
+    assert response == " " + "\n".join(steps)
+    assert beginnings == ["\n".join(steps[: n + 1]) for n in range(len(labels))]
+    assert one.labels == [labels] and one.verdicts == [verdict]
+
+
 @given(st.integers(1, 300), st.integers(1, 40), st.sampled_from([0.0, 0.1, 0.5]), st.integers(0, 3))
 def test_replay_is_the_share_asked_for(new, old, share, seed):
     groups, history = list(range(new)), list(range(1000, 1000 + old))
@@ -330,8 +355,8 @@ def spoil(tiny, tmp_path, **changes):
     "text, changes, message",
     [
         (None, {}, "{}/bad.jsonl: cannot be read .*"),
-        ("", {}, "{}/bad.jsonl: its first line is none of .*"),
-        ('{"id": "a"}', {}, "{}/bad.jsonl: its first line is none of .*"),
+        ("", {}, "{}/bad.jsonl: its first row is none of .*"),
+        ('{"id": "a"}', {}, "{}/bad.jsonl: its first row is none of .*"),
         ('{"responses": []}', {}, "{}/bad.jsonl:1: not a rollout .*"),
         (
             dict(text="other"),
@@ -345,6 +370,11 @@ def spoil(tiny, tmp_path, **changes):
             {**SHEPHERD, "label": "Step 1: +"},
             {},
             "{}/bad.jsonl:1: label is not input with . or - in place of each ки",
+        ),
+        (
+            json.dumps({"prompt": "Q?", "completions": ["a", "b"], "labels": [True]}),
+            {},
+            "{}/bad.jsonl:1: no solution with labels of its steps; it needs prompt, .*",
         ),
         ({**PRM, "question": {}}, {}, "{}/bad.jsonl:1: not a line of PRM800K .*"),
         (SHEPHERD, dict(context=5), "{}/bad.jsonl: no labeled completion of at most 5 tokens"),

@@ -109,26 +109,31 @@ def _learned(chat: list[dict], messages: list[dict]) -> list[bool]:
 def _prompt_and_completion(row: dict, where: str) -> tuple[list[dict], list[dict]]:
     """The messages before what is learned, and the messages with it."""
     row = {name.lower(): value for name, value in row.items()}
-    question = first(row, QUESTIONS)
+    prompt = read_prompt(row, where)
     response = first(row, RESPONSES)
-    for found, kind in ((question, "question"), (response, "response")):
-        if found is None:
+    for found, kind in ((prompt, "question"), (response, "response")):
+        if not found:
             held = ", ".join(row) or "nothing"
             raise InputError(f"{where}: no {kind} among {held}; a row needs {LAYOUTS}")
-    context = first(row, ("input", "context"))
-    if "instruction" in row and isinstance(context, str) and context != question:
-        question = f"{question}\n\n{context}"
-    if isinstance(question, str):
-        prompt = []
-        for before, after in row.get("history") or []:
-            prompt.append({"role": "user", "content": before})
-            prompt.append({"role": "assistant", "content": after})
-        prompt.append({"role": "user", "content": question})
-    else:
-        prompt = read_chat(question, where)
     if isinstance(response, str):
         return prompt, [{"role": "assistant", "content": _without_marks(response)}]
     return prompt, read_chat(response, where)
+
+
+def read_prompt(row: dict, where: str) -> list[dict]:
+    """The messages of the question or the prompt of a row (names in lower case), [] if it has
+    none."""
+    question = first(row, QUESTIONS)
+    if question is None or is_chat(question):
+        return read_chat(question or [], where)
+    context = first(row, ("input", "context"))
+    if "instruction" in row and isinstance(context, str) and context != question:
+        question = f"{question}\n\n{context}"
+    messages = []
+    for before, after in row.get("history") or []:
+        messages.append({"role": "user", "content": before})
+        messages.append({"role": "assistant", "content": after})
+    return [*messages, {"role": "user", "content": question}]
 
 
 def first(row: dict, names: tuple[str, ...]):

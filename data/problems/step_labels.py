@@ -1,10 +1,10 @@
-"""Solutions with a label for each step, from public files: PRM800K and Math-Shepherd."""
+"""Solutions with a label for each step, from public files: PRM800K, Math-Shepherd, TRL and ProcessBench."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data.io import InputError, read_jsonl
+from data.io import InputError, read_rows
 
 
 @dataclass
@@ -24,12 +24,12 @@ def prm800k(path: str) -> Iterator[Solution]:
     Gives the path of the chosen steps, and every other rated step after the steps that were chosen
     before it. The label of a chosen step counts once. Raises InputError.
     """
-    for number, row in read_jsonl(path):
+    for where, row in read_rows(path):
         try:
             yield from _prm800k_line(row)
         except (KeyError, TypeError, IndexError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"{path}:{number}: not a line of PRM800K ({reason})") from None
+            raise InputError(f"{where}: not a line of PRM800K ({reason})") from None
 
 
 def _prm800k_line(row: dict) -> Iterator[Solution]:
@@ -64,11 +64,11 @@ def math_shepherd(path: str) -> Iterator[Solution]:
     input is a question with lines "Step 1: ...". label is input with + or - in place of each tag.
     Raises InputError.
     """
-    for number, row in read_jsonl(path):
+    for where, row in read_rows(path):
         text, marked = row.get("input"), row.get("label")
         if not isinstance(text, str) or not isinstance(marked, str) or "Step 1:" not in text:
             reason = "it needs input with steps, and label"
-            raise InputError(f"{path}:{number}: not a line of Math-Shepherd; {reason}")
+            raise InputError(f"{where}: not a line of Math-Shepherd; {reason}")
         # A tag is a letter longer than a sign, so sign k is k places further left than tag k.
         tags = [match.start() for match in re.finditer(TAG, text)]
         signs = []
@@ -76,9 +76,36 @@ def math_shepherd(path: str) -> Iterator[Solution]:
             signs.append(marked[place - k : place - k + 1])
         if not tags or not set(signs) <= {"+", "-"}:
             reason = f"label is not input with + or - in place of each {TAG}"
-            raise InputError(f"{path}:{number}: {reason}")
+            raise InputError(f"{where}: {reason}")
         start = text.index("Step 1:")
         parts = re.split(f"(?={TAG})", text[start:])[: len(tags)]
         steps = [part.removeprefix(TAG) for part in parts]
         labels = [float(sign == "+") for sign in signs]
         yield Solution(text[:start].strip(), list(zip(steps, labels, strict=True)), labels[-1])
+
+
+def stepwise(path: str) -> Iterator[Solution]:
+    """The solutions of a file in TRL's layout for stepwise supervision, or in ProcessBench's.
+
+    TRL: {prompt, completions, labels}, a label for each step. ProcessBench: {problem, steps, label},
+    where label is the number from 0 of the first wrong step, or -1. What comes after it has no
+    label. The solution is right if the last step with a label is. Raises InputError.
+    """
+    for where, row in read_rows(path):
+        question = row.get("prompt", row.get("problem"))
+        steps = row.get("completions", row.get("steps"))
+        labels = row.get("labels")
+        wrong = row.get("label")
+        if labels is None and isinstance(wrong, int) and isinstance(steps, list):
+            right = len(steps) if wrong < 0 else wrong
+            labels = [True] * right + [False] * (wrong >= 0)
+            labels += [None] * (len(steps) - len(labels))
+        texts = isinstance(steps, list) and all(isinstance(step, str) for step in steps)
+        known = isinstance(labels, list) and all(label in (0, 1, None) for label in labels)
+        if not isinstance(question, str) or not texts or not known or len(steps) != len(labels):
+            reason = "it needs prompt, completions and a label, true or false, for each of them"
+            raise InputError(f"{where}: no solution with labels of its steps; {reason}")
+        numbers = [None if label is None else float(label) for label in labels]
+        rated = [number for number in numbers if number is not None]
+        if rated:
+            yield Solution(question, list(zip(steps, numbers, strict=True)), rated[-1])

@@ -163,6 +163,8 @@ def test_a_folder_stands_for_its_data_files(tmp_path):
     "content, message",
     [
         ('{"a": 1}\n{"a":\n', ":2: not valid JSON"),
+        ('{"a":\n', ":1: not valid JSON"),
+        ('{"a":\n1', ":1: not valid JSON"),
         ('{"a": 1}\n3\n', ":2: not a JSON object; each row must be one"),
         ('[{"a": 1},\n{"a"}]', ":2: not valid JSON"),
         ('[{"a": 1}]\n[{"a": 2}]', ":1: not a JSON object; each row must be one"),

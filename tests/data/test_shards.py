@@ -246,6 +246,15 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert read.manifest["source"] == "mine" and read.manifest["tokenizer"] == "letters"
     assert "6 documents, 26 tokens" in capsys.readouterr().out
 
+    # Other names of the text, other kinds of files, and a folder with no .jsonl file.
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "1.json").write_text('[{"content": "ab", "text": null}]')
+    (tmp_path / "folder" / "2.csv").write_text("raw_content,url\ncd,u\n")
+    shards.main(
+        ["--input", f"{tmp_path}/folder", "--tokenizer", "x", "--to", str(tmp_path / "out")]
+    )
+    assert bytes(Shards(tmp_path / "out").read(0, 6).tolist()) == b"ab\0cd\0"
+
     write_jsonl(tmp_path / "bad.jsonl", [{"text": "ab"}, {"question": "q?"}])
     with pytest.raises(SystemExit) as raised:
         run_cli(
