@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import accumulate
+from os.path import commonprefix
 from runtime.options import check, option, parse
 
 import torch
@@ -159,6 +160,7 @@ class Decoder:
     """Computes the tokens of running sequences. Row b of the cache belongs to running[b]."""
 
     pack = 16_384  # most tokens of prompts in one forward
+    shared = 0  # so many first tokens are the same in all prompts of the call
 
     def __init__(self, model: Transformer, sampling: Sampling, cache):
         self.model, self.sampling, self.cache = model, sampling, cache
@@ -174,20 +176,26 @@ class Decoder:
         return self.cache.rows
 
     def prefill(self, prompts: dict[int, list[int]]) -> None:
-        """Run prompts through the model in one forward, and keep what `fork` needs."""
-        lengths = [len(ids) for ids in prompts.values()]
-        results = self.forward(self.tensor(sum(prompts.values(), [])), lengths)
-        self.prompts.update(zip(prompts, zip(*results, strict=True), strict=True))
+        """Run prompts through the model in one forward, and keep what `fork` needs. What they share runs once."""
+        first = next(iter(prompts.values()))[: self.shared]
+        rests = [ids[self.shared :] for ids in prompts.values()]
+        results = zip(*self.forward(first, rests), strict=True)
+        self.prompts.update(zip(prompts, results, strict=True))
 
-    def forward(self, ids: Tensor, lengths: list[int]) -> tuple:
-        """ids [T] of packed prompts -> keys and values [layers, K, L, E] and next logits [V] of each prompt."""
+    def forward(self, first: list[int], rests: list[list[int]]) -> tuple:
+        """Prompts `first` + rest -> keys and values [layers, K, L, E] and next logits [V] of each prompt."""
+        lengths = [len(first), *map(len, rests)]
+        parents = [-1] + [0] * len(rests) if first else None
+        layout = Layout(lengths if first else lengths[1:], parents, self.device)
         store: list[tuple[Tensor, Tensor]] = []
-        hidden = self.model(ids, Layout(lengths, device=self.device), store)  # [T, D]
-        ends = self.tensor(lengths).cumsum(0) - 1
+        hidden = self.model(self.tensor(sum(rests, first)), layout, store)  # [T, D]
+        ends = self.tensor(lengths).cumsum(0)[1:] - 1
         logits = self.model.logits(hidden[ends]).float()  # [prompts, V]
-        keys = torch.stack([k for k, _ in store]).transpose(1, 2)  # [layers, K, T, E]
-        values = torch.stack([v for _, v in store]).transpose(1, 2)
-        return keys.split(lengths, dim=2), values.split(lengths, dim=2), logits
+        results = []
+        for layers in zip(*store, strict=True):  # keys, then values
+            start, *parts = torch.stack(layers).transpose(1, 2).split(lengths, dim=2)
+            results.append([torch.cat([start, part], dim=2) for part in parts])  # [layers, K, L, E]
+        return *results, logits
 
     def fork(self, running: list[Sequence], start: int) -> Draws:
         """Add rows for running[start:], which copy keys and values of their prompts, and draw a token for each."""
@@ -249,6 +257,9 @@ class Scheduler:
         self.decoder, self.prompts, self.rows = decoder, prompts, rows
         self.waiting = deque(waiting)
         self.running: list[Sequence] = []
+        # Few-shot examples and instructions: a start of all prompts that is worth a segment.
+        common = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1)
+        decoder.shared = common if len(prompts) > 1 and common >= 16 else 0
 
     def admit(self) -> list[Sequence]:
         """Waiting sequences that start now: as many as there are free rows, and room for their prompts."""
@@ -265,7 +276,7 @@ class Scheduler:
                     break
                 unseen.append(prompt)
             new.append(self.waiting.popleft())
-        lengths = [len(self.prompts[prompt]) for prompt in unseen]
+        lengths = [len(self.prompts[prompt]) - self.decoder.shared for prompt in unseen]
         for members in micro_batches(lengths, self.decoder.pack)[0]:
             self.decoder.prefill({unseen[i]: self.prompts[unseen[i]] for i in members})
         return new

@@ -66,6 +66,7 @@ def is_plain(model: Transformer) -> bool:
 
 
 PROMPTS = [[5], [3, 1, 4, 1, 5, 9, 2, 6, 5], [7, 8, 9, 7, 8]]
+STARTING_ALIKE = [[*range(20, 39), *prompt] for prompt in PROMPTS]  # `generate` shares the start
 SAMPLINGS = (  # samples, temperature, top_p, new tokens
     Sampling(3, 1.0, 1.0, 9, seed=1, max_rows=4),
     Sampling(2, 0.7, 0.8, 4, seed=2, max_rows=4),
@@ -92,15 +93,16 @@ def sampling_error(accelerator: Accelerator, setting: Setting) -> float:
     model = random_model(setting)
     worst = 0.0
     for sampling in SAMPLINGS:
+        prompts = PROMPTS if sampling.top_p == sampling.temperature == 1 else STARTING_ALIKE
         with kernels.using({"generate.make_decoder": make_decoder}):
-            groups = generate(model, Ids(), PROMPTS, sampling)
+            groups = generate(model, Ids(), prompts, sampling)
         found = sampled_logprobs(groups)
         right = [found]
         with kernels.plain(), torch.no_grad():
             if sampling.top_p == 1:
-                right.append(forward_logprobs(model, groups, sampling.temperature or 1.0))
+                right.append(forward_logprobs(model, prompts, groups, sampling.temperature or 1.0))
             if setting.device.type == "cpu" and not setting.bf16:
-                plain = generate(model, Ids(), PROMPTS, sampling)
+                plain = generate(model, Ids(), prompts, sampling)
                 if sampled_ids(plain) != sampled_ids(groups):
                     return float("inf")
                 right.append(sampled_logprobs(plain))
@@ -118,9 +120,9 @@ def sampled_logprobs(groups: list[list[Sample]]) -> Tensor:
     return torch.cat([torch.tensor(sample.logprobs) for sample in samples])
 
 
-def forward_logprobs(model: Transformer, groups: list, temperature: float) -> Tensor:
+def forward_logprobs(model: Transformer, prompts: list, groups: list, temperature: float) -> Tensor:
     """Log-probs of the same ids from a forward pass without a cache."""
-    pairs = list(zip(PROMPTS, sampled_ids(groups), strict=True))
+    pairs = list(zip(prompts, sampled_ids(groups), strict=True))
     batch = pack_completions(pairs, shared=False, device=model.device)
     return token_logprobs(model, batch, temperature)[0].cpu()
 

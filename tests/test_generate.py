@@ -188,6 +188,35 @@ def test_packed_prefill():
             torch.testing.assert_close(logits, model.logits(model(torch.tensor(prompt)))[-1])
 
 
+@pytest.mark.parametrize("pack", [8, 100])
+def test_the_start_that_prompts_share_runs_once_a_pack(pack, monkeypatch):
+    """With the same samples as without sharing. A start of few tokens, or a single prompt, shares nothing."""
+    model, sampling, start = (
+        random_model(2),
+        Sampling(2, max_new_tokens=9, seed=1),
+        [3, 1, 4, 2] * 5,
+    )
+    prompts = [start + prompt for prompt in PROMPTS]
+    expected = [sampled(model, LETTERS, [p], sampling, keys=[i])[0] for i, p in enumerate(prompts)]
+    tokens, forward = [], model.forward
+    monkeypatch.setattr(Decoder, "pack", pack)
+    monkeypatch.setattr(
+        model, "forward", lambda ids, *a: tokens.append(len(ids)) or forward(ids, *a)
+    )
+    with kernels.plain():
+        same(sampled(model, LETTERS, prompts, sampling), expected)
+        rests = sum(map(len, PROMPTS))
+        assert sum(tokens) == rests + len(tokens) * len(start)
+        assert (len(tokens) == 1) == (pack == 100)
+        same(
+            sampled(model, LETTERS, [start, *prompts], sampling, keys=[9, *range(7)])[1:], expected
+        )
+        tokens.clear()
+        sampled(model, LETTERS, [*prompts, [3]], sampling)
+        sampled(model, LETTERS, prompts[:1], sampling)
+        assert sum(tokens) == 8 * len(start) + rests + 1 + len(PROMPTS[0])
+
+
 def test_prefill_in_several_packs(monkeypatch):
     model, sampling = random_model(2), Sampling(2, max_new_tokens=9, seed=1)
     with kernels.plain():

@@ -242,6 +242,7 @@ class CpuDecoder(Decoder):
             layer=ctypes.addressof(self.layers),
         )
         self.threads = torch.get_num_threads()
+        self.start: BlockCache | None = None  # what all prompts begin with
         self.scratch = torch.empty(0)
         self.index = torch.arange(cache.rows)
         self.logits = empty((cache.rows, self.width))  # of a step
@@ -258,15 +259,26 @@ class CpuDecoder(Decoder):
             return None
         return self.pointer(F.pad(x.detach().float(), (0, -len(x) % self.panel)))
 
-    def forward(self, ids: Tensor, lengths: list[int]):
-        count, longest = len(lengths), max(lengths)
-        cache = BlockCache(self.model.config, count, longest, dtype=self.cache.keys.dtype)
-        counts = torch.tensor(lengths)
-        rows = torch.arange(count).repeat_interleave(counts)
-        ends = counts.cumsum(0)
-        positions = torch.arange(len(ids)) - (ends - counts)[rows]
-        logits = self.run(cache, ids, rows, positions, longest, ends - 1)
+    def forward(self, first: list[int], rests: list[list[int]]):
+        config, dtype = self.model.config, self.cache.keys.dtype
+        longest = len(first) + max(map(len, rests))
+        cache = BlockCache(config, len(rests), longest, dtype=dtype)
+        if first:  # computed by the first call, and copied to all rows
+            if self.start is None:
+                self.start = BlockCache(config, 1, len(first), dtype=dtype)
+                self.feed(self.start, [first], 0)
+            cache.put(0, len(rests), self.start.keys[:, 0], self.start.values[:, 0])
+        logits = self.feed(cache, rests, len(first))
         return cache.keys.unbind(1), cache.values.unbind(1), logits
+
+    def feed(self, cache: BlockCache, parts: list[list[int]], start: int) -> Tensor:
+        """Tokens for each row of a cache that holds `start` tokens of each -> next logits [rows, width]."""
+        lengths = torch.tensor(list(map(len, parts)))
+        rows = torch.arange(len(parts)).repeat_interleave(lengths)
+        ends = lengths.cumsum(0)
+        ids = torch.tensor(sum(parts, []))
+        positions = start + torch.arange(len(ids)) - (ends - lengths)[rows]
+        return self.run(cache, ids, rows, positions, start + int(lengths.max()), ends - 1)
 
     def forward_step(self, ids: Tensor, lengths: Tensor, longest: int) -> Tensor:
         B = len(ids)

@@ -321,6 +321,30 @@ def test_samples_are_those_of_pytorch(temperature, top_p, stop, monkeypatch):
     assert any(not all(s.mask) for s in found) == bool(stop)
 
 
+@pytest.mark.parametrize("length", [16, 29])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_start_that_prompts_share_runs_once_a_call(dtype, length, monkeypatch):
+    """Whatever its place among vectors, and with the same bits as without sharing."""
+    model, sampling = random_model(**FAMILIES["llama"]), Sampling(2, max_new_tokens=9, seed=1)
+    multiply_in(model, dtype)
+    start, *rests = [text.tolist() for text in documents(96, (length, 3, 17, 1, 30))]
+    prompts, fed, feed = (
+        [start + [96 - i] + rest for i, rest in enumerate(rests)],
+        [],
+        CpuDecoder.feed,
+    )
+    alone = [generate(model, Letters(), [p], sampling, [i])[0] for i, p in enumerate(prompts)]
+    monkeypatch.setattr(CpuDecoder, "pack", 8)
+    monkeypatch.setattr(
+        CpuDecoder,
+        "feed",
+        lambda self, cache, parts, at: fed.append(parts) or feed(self, cache, parts, at),
+    )
+    assert generate(model, Letters(), prompts, sampling) == alone
+    assert fed[0] == [start] and len(fed) > 3
+    assert sum(len(part) for parts in fed[1:] for part in parts) == 55
+
+
 def test_which_models_it_takes(monkeypatch):
     def taken(model):
         return takes(model, None, 1, [])
