@@ -393,7 +393,7 @@ def test_two_processes_train_the_same_model(runs, together):
 
 def pairs_of(tiny, path, *rows, **changes):
     write_jsonl(path, rows)
-    return load_pairs([path], Config(**changes), tiny.tokenizer)
+    return load_pairs([str(path)], Config(**{"context": 400} | changes), tiny.tokenizer)
 
 
 def test_a_published_pair_is_a_question_with_two_answers(tiny, tmp_path):
@@ -436,7 +436,7 @@ def test_chats_in_the_template_of_the_model(tmp_path):
     chat = [{"role": role, "content": content} for role, content in turns]
     answers = [[*chat, {"role": "assistant", "content": text}] for text in ("Yes.", "No.")]
     write_jsonl(tmp_path / "f.jsonl", [{"chosen": answers[0], "rejected": answers[1]}])
-    config = Config(template="chat")
+    config = Config(template="chat", context=400)
     (pair,), _ = load_pairs([f"{tmp_path}/f.jsonl"], config, tokenizer)
     assert pair.prompt == tokenizer.chat.encode(chat, add_generation_prompt=True)
     end = tokenizer.special["<|im_end|>"]
