@@ -8,8 +8,8 @@ and decoding returns it.
 
     python -m data.tokenizer --input corpus.jsonl notes.txt --vocab_size 4096 --to runs/tokenizer
 
-This file also reads the byte-level tokenizer.json of LLaMA-3, Qwen2, Qwen3 and DeepSeek models, and
-gives the same ids.
+This file also reads the tokenizer.json of published models that have a byte-level BPE, and gives the
+ids of the tokenizers library.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ import unicodedata
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import cached_property, lru_cache
-from itertools import chain
+from functools import cached_property, lru_cache, partial
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +66,22 @@ _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
 _CHAR = {byte: chr(byte) for byte in _VISIBLE} | {
     byte: chr(256 + i) for i, byte in enumerate(_HIDDEN)
 }
-_BYTE = {char: byte for byte, char in _CHAR.items()}
+# For `str.translate`. The 68 characters themselves are not byte-level.
+_BYTE = {byte: "\uffff" for byte in _HIDDEN} | {ord(char): byte for byte, char in _CHAR.items()}
+_ADDED_FLAGS = ("id", "single_word", "lstrip", "rstrip")
+_SPACES = "".join(chr(c) for c in range(0x3001) if regex.match(r"\s", chr(c)))
 
 
 def _visible(token: bytes) -> str:
     return "".join(_CHAR[byte] for byte in token)
 
 
-def _to_bytes(visible: str) -> bytes:
-    return bytes(_BYTE[char] for char in visible)
+def _to_bytes(visible: str) -> bytes | None:
+    """The bytes that a vocabulary entry stands for; None if the entry is not byte-level."""
+    try:
+        return visible.translate(_BYTE).encode("latin-1")
+    except UnicodeEncodeError:
+        return None
 
 
 class Tokenizer:
@@ -106,64 +113,59 @@ class Tokenizer:
             ) from None
 
     def _setup(self, document: dict, config: dict) -> None:
-        added = {row["content"]: row for row in document.get("added_tokens") or []}
         model = document["model"]
+        rows = document.get("added_tokens") or []
+        # An added token that is in the vocabulary too keeps the id that it has there.
+        added = {
+            row["content"]: row | {"id": model["vocab"].get(row["content"], row["id"])}
+            for row in rows
+            if row["content"]
+        }
+        self._normalizers = _read_normalizer(document.get("normalizer"))
+        self._steps = _read_pre_tokenizer(document.get("pre_tokenizer"))
+        decoders = {part["type"] for part in _parts(document.get("decoder"), "decoders")}
+        if decoders != {"ByteLevel"}:
+            raise InputError("the decoder is not ByteLevel; give a byte-level BPE")
         self._ids, self._merges, self._ignore_merges = _read_model(model, added)
         # A tokenizer that was trained without a full alphabet lacks some bytes. In their place
         # stands the unknown token, if there is one: one for a run of such bytes with `fuse_unk`.
-        self._missing = bytes(byte for byte in range(256) if bytes([byte]) not in self._ids)
+        self._missing = {byte for byte in range(256) if bytes([byte]) not in self._ids}
         self._unk_id, self._fuse_unk = None, bool(model.get("fuse_unk"))
         if model.get("unk_token") is not None and self._missing:
             self._unk_id = model["vocab"].get(model["unk_token"])
             if self._unk_id is None:
                 raise InputError(f"unk_token {model['unk_token']!r} is not in the vocabulary")
-        self._forms = _read_normalizer(document.get("normalizer"))
-        self._splits = _read_pre_tokenizer(document.get("pre_tokenizer"))
-        if (document.get("decoder") or {}).get("type") != "ByteLevel":
-            raise InputError(
-                "the decoder is not ByteLevel; give the tokenizer.json of a byte-level BPE"
-            )
 
         self.special = {text: row["id"] for text, row in added.items() if row.get("special")}
         self._special_ids = set(self.special.values())
-        self._find_special = _special_pattern(added.values())
-        self._bytes = {id: token for token, id in self._ids.items()}
+        self._bytes = {id: _to_bytes(text) or text.encode() for text, id in model["vocab"].items()}
         self._bytes |= {row["id"]: text.encode() for text, row in added.items()}
-        if len(self._bytes) != len(self._ids) + len(added):
+        if len(self._bytes) != len({*model["vocab"], *added}):
             raise InputError("two tokens have the same id; correct the vocabulary")
         self.vocab_size = max(self._bytes) + 1
 
-        # Added tokens that are not special are searched in the text before everything else, those
-        # that are marked `normalized` after normalization.
-        self._raw_added, self._added = {}, {}
+        # Added tokens are searched in the text before everything else, those that are marked
+        # `normalized` after normalization.
+        self._added_rows, self._raw_added, self._added = added, {}, {}
         for text, row in added.items():
-            if row.get("special"):
-                continue
-            for option in ("single_word", "lstrip", "rstrip"):
-                if row.get(option):
-                    raise InputError(
-                        f"added token {text!r}: {option} is not supported; set it to false"
-                    )
             if row.get("normalized", True):
-                self._added[self._normalize(text)] = row["id"]
+                self._added[self._normalize(text)] = row
             else:
-                self._raw_added[text] = row["id"]
-
-        self._find_raw_added, self._find_added = _any_of(self._raw_added), _any_of(self._added)
-        self._compiled = [_compile(split) for split in self._splits]
+                self._raw_added[text] = row
+        self._find_raw_added = _any_of(self._raw_added)
+        self._find_added = _any_of(self._added)
+        self._find_special = _any_of(added, special=True)
         # ids of a pair -> (rank of the merge, id of the token that it makes)
         self._merge_of = {
             (self._ids[left], self._ids[right]): (rank, self._ids[left + right])
             for rank, (left, right) in enumerate(self._merges)
         }
         self._ranks = ranks = _tiktoken_ranks(self._ids, self._merges, self._ignore_merges)
-        # With a single split, tiktoken can split the text itself. It drops the text between
-        # matches, which Split keeps as a piece: the second alternative of the pattern matches that
-        # text.
-        self._whole_text = bool(ranks) and len(self._splits) == 1
+        self._whole_text = False  # whether tiktoken can split the text too
         if ranks:
-            split = f"(?m:{self._splits[0]})"
-            self._tiktoken = _tiktoken(rf"{split}|(?:(?!{split})[\s\S])+", ranks)
+            encoding = _tiktoken(_tiktoken_pattern(self._steps), ranks)
+            self._whole_text = encoding is not None
+            self._tiktoken = encoding or _tiktoken(r"[\s\S]+", ranks)
         # None if ranks are ids, as in all published files that we know
         self._id_of_rank = None
         if ranks and any(self._ids[token] != rank for token, rank in ranks.items()):
@@ -245,9 +247,12 @@ class Tokenizer:
         """sha256 (hex) of everything that decides the ids."""
         vocabulary = sorted((_visible(token), id) for token, id in self._ids.items())
         merges = [[_visible(left), _visible(right)] for left, right in self._merges]
-        added = [sorted(part.items()) for part in (self.special, self._raw_added, self._added)]
+        added = [sorted(self.special.items())]
+        for rows in (self._raw_added, self._added):
+            flags = {text: [row.get(name) for name in _ADDED_FLAGS] for text, row in rows.items()}
+            added.append(sorted((text, flags[text]) for text in flags if text not in self.special))
         unknown = [self._unk_id, self._fuse_unk] if self._missing else []
-        options = [self._ignore_merges, self._splits, self._forms, *unknown]
+        options = [self._ignore_merges, self._normalizers, self._steps, *unknown]
         content = [vocabulary, merges, added, options]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -260,28 +265,18 @@ class Tokenizer:
         if self._direct and self._is_plain(text):
             return self._tiktoken.encode_ordinary(text)
         ids = []
-        for part in _cut(self._find_raw_added, _well_formed(text)):
-            if part in self._raw_added:
-                ids.append(self._raw_added[part])
+        for part, id in _cut_added(self._find_raw_added, self._raw_added, _well_formed(text)):
+            if id is not None:
+                ids.append(id)
                 continue
-            for piece in _cut(self._find_added, self._normalize(part)):
-                if piece in self._added:
-                    ids.append(self._added[piece])
-                else:
-                    ids += self._encode_normalized(piece)
+            for piece, id in _cut_added(self._find_added, self._added, self._normalize(part)):
+                ids += self._encode_normalized(piece) if id is None else [id]
         return ids
 
     def split_special(self, text: str) -> Iterator[tuple[str, int | None]]:
-        """The parts of a text that holds special tokens, as the text of a chat template does: each
-        with the id of its special token, or with None. `encode` has the ids of the other parts."""
-        end = 0
-        for match in self._find_special.finditer(text) if self._find_special else ():
-            if match.start() > end:
-                yield text[end : match.start()], None
-            yield match[0], self.special[match["token"]]
-            end = match.end()
-        if end < len(text):
-            yield text[end:], None
+        """The parts of a text that holds special tokens, as the text of a chat template does: ("", id)
+        for a special token, else (text, None). `encode` has the ids of the other parts."""
+        return _cut_added(self._find_special, self._added_rows, text, special=True)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` of each text, on all cores if tiktoken alone gives the ids."""
@@ -302,7 +297,7 @@ class Tokenizer:
     @cached_property
     def _direct(self) -> bool:
         """Whether tiktoken alone turns the raw text into ids."""
-        extra = self._forms or self._added or self._raw_added or self._id_of_rank
+        extra = self._normalizers or self._find_added or self._find_raw_added or self._id_of_rank
         return self._whole_text and not extra
 
     def _is_plain(self, text: str) -> bool:
@@ -311,29 +306,40 @@ class Tokenizer:
         if len(text) > 500_000 and regex.search(r"\s{500000}", text):
             return False
         data = _well_formed(text).encode()
-        return not self._missing or len(data.translate(None, self._missing)) == len(data)
+        return not self._missing or len(data.translate(None, bytes(self._missing))) == len(data)
 
     def _normalize(self, text: str) -> str:
-        for form in self._forms:
-            text = unicodedata.normalize(form, text)
+        for name, pattern, new in self._normalizers:
+            if name == "Replace":
+                text = _compile(pattern).sub(lambda _, new=new: new, text)
+            elif name == "Prepend":
+                text = new + text if text else text
+            elif not unicodedata.is_normalized(name, text):
+                form = partial(unicodedata.normalize, name)
+                text = _compile(pattern).sub(lambda part, form=form: form(part[0]), text)
         return text
 
     def _encode_normalized(self, text: str) -> list[int]:
         if self._whole_text and self._is_plain(text):
             return self._map(self._tiktoken.encode_ordinary(text))
-        pieces = [text]
-        for split in self._compiled:
-            pieces = [part for piece in pieces for part in _cut(split, piece)]
+        pieces, stand_ins = [text], _stand_ins(text)
+        for name, *split in self._steps:
+            if name == "prefix":
+                pieces = [piece if piece.startswith(" ") else f" {piece}" for piece in pieces]
+            elif name == "bytes":
+                pieces = [_visible(piece.encode()) for piece in pieces]
+            else:
+                pieces = [part for piece in pieces for part in _split(piece, stand_ins, *split)]
         return [id for piece in pieces for id in self._encode_piece_cached(piece)]
 
     def _encode_piece(self, piece: str) -> list[int]:
         """The ids of a pre-token."""
-        data = piece.encode()
+        data = _to_bytes(piece) if ("bytes",) in self._steps else piece.encode()
         if self._ignore_merges and data in self._ids:
             return [self._ids[data]]
         if self._unk_id is None:
-            data = data.translate(None, self._missing)
-        if self._ranks is not None and (self._unk_id is None or self._is_plain(piece)):
+            data = data.translate(None, bytes(self._missing))
+        if self._ranks is not None and (self._unk_id is None or self._missing.isdisjoint(data)):
             return self._map(self._tiktoken._encode_single_piece(data)) if data else []
         # Plain BPE, for unknown bytes and for an order of merges that tiktoken's ranks cannot
         # express: the merge that is first in the list is done first.
@@ -410,70 +416,95 @@ def _read_model(
             raise InputError(
                 f"model option {option}={model[option]!r} is not supported; give a byte-level BPE"
             )
-    ids = {}
-    for text, id in model["vocab"].items():
-        if text not in added:
-            if not all(char in _BYTE for char in text):
-                raise InputError(
-                    f"vocabulary entry {text!r} is not byte-level; give a byte-level BPE"
-                )
-            ids[_to_bytes(text)] = id
-    merges = []
-    for number, merge in enumerate(model["merges"], 1):
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        pair = (_to_bytes(left), _to_bytes(right))
+    vocab = model["vocab"]
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    # Added tokens, and entries that are not byte-level, are never made from bytes.
+    never = added.keys() - {left + right for left, right in merges}
+    token = {text: _to_bytes(text) for text in vocab if text not in never or len(text) == 1}
+    ids = {data: vocab[text] for text, data in token.items() if data is not None}
+    pairs = []
+    for number, (left, right) in enumerate(merges, 1):
+        pair = (token.get(left), token.get(right))
         if not (pair[0] in ids and pair[1] in ids and pair[0] + pair[1] in ids):
             raise InputError(f"merge {number} ({left} {right}) has tokens outside the vocabulary")
-        merges.append(pair)
-    if len(set(merges)) < len(merges):
-        raise InputError("the merges list has a pair twice; remove one")
-    return ids, merges, bool(model.get("ignore_merges"))
+        pairs.append(pair)
+    last_of_each = list(dict.fromkeys(reversed(pairs)))  # of equal merges the last one counts
+    return ids, last_of_each[::-1], bool(model.get("ignore_merges"))
 
 
-def _read_normalizer(normalizer: dict | None) -> list[str]:
-    forms = [part["type"] for part in _parts(normalizer, "normalizers")]
-    for form in forms:
-        if form not in ("NFC", "NFD", "NFKC", "NFKD"):
-            raise InputError(f"normalizer {form} is not supported; NFC, NFD, NFKC and NFKD are")
-    return forms
-
-
-def _read_pre_tokenizer(pre_tokenizer: dict | None) -> list[str]:
-    """The regular expressions that cut the text, in order."""
-    parts = _parts(pre_tokenizer, "pretokenizers")
-    if not parts or parts[-1]["type"] != "ByteLevel":
-        raise InputError("the pre_tokenizer does not end in ByteLevel; give a byte-level BPE")
-    splits = []
-    for part in parts[:-1]:
-        if part["type"] == "Digits":
-            splits.append(r"\p{N}" if part.get("individual_digits") else r"\p{N}+")
-        elif part["type"] != "Split":
-            raise InputError(
-                f"pre_tokenizer {part['type']} is not supported; Split, Digits and ByteLevel are"
-            )
-        elif part["behavior"] != "Isolated":
-            raise InputError(
-                f"pre_tokenizer Split: behavior {part['behavior']} is not supported; Isolated is"
-            )
+def _read_normalizer(normalizer: dict | None) -> list[tuple[str, str, str]]:
+    """The steps: (name, what is changed, as a pattern, into what)."""
+    steps = []
+    for part in _parts(normalizer, "normalizers"):
+        if part["type"] == "Replace":
+            steps.append(("Replace", _read_pattern(part["pattern"]), part["content"]))
+        elif part["type"] == "Prepend":
+            steps.append(("Prepend", "", part["prepend"]))
+        elif part["type"] in ("NFC", "NFD", "NFKC", "NFKD"):
+            steps.append((part["type"], rf"[^{_NEW_MARKS}]+", ""))
         else:
-            pattern = part["pattern"]
-            splits.append(
-                pattern["Regex"] if "Regex" in pattern else regex.escape(pattern["String"])
+            raise InputError(
+                f"normalizer {part['type']} is not supported; NFC, NFD, NFKC, NFKD, Replace and "
+                "Prepend are"
             )
-    if parts[-1].get("add_prefix_space", True):
-        raise InputError("ByteLevel with add_prefix_space is not supported; set it to false")
-    if parts[-1].get("use_regex", True):
-        splits.append(GPT2_PATTERN)
-    return splits or [r"[\s\S]+"]
+    return steps
+
+
+def _read_pre_tokenizer(pre_tokenizer: dict | None) -> list[tuple]:
+    """The steps that cut a text into pieces, in order.
+
+    ("split", pattern, behavior, invert) cuts each piece, ("prefix",) puts a space in front of it,
+    ("bytes",) writes its bytes as visible characters. At the end that goes without saying.
+    """
+    steps: list[tuple] = []
+    for part in _parts(pre_tokenizer, "pretokenizers"):
+        if part["type"] == "ByteLevel":
+            if part.get("add_prefix_space", True):
+                steps.append(("prefix",))
+            if part.get("use_regex", True):
+                steps.append(("split", GPT2_PATTERN, "Isolated", False))
+            steps.append(("bytes",))
+        elif part["type"] == "Digits":
+            behavior = "Isolated" if part.get("individual_digits") else "Contiguous"
+            steps.append(("split", _DIGIT, behavior, False))
+        elif part["type"] == "Punctuation":
+            steps.append(("split", _PUNCTUATION, part.get("behavior", "Isolated"), False))
+        elif part["type"] == "Split":
+            pattern = _read_pattern(part["pattern"])
+            steps.append(("split", pattern, part["behavior"], bool(part.get("invert"))))
+        else:
+            raise InputError(
+                f"pre_tokenizer {part['type']} is not supported; Split, Digits, Punctuation and "
+                "ByteLevel are"
+            )
+    for name, *split in steps:
+        if name == "split":
+            _compile(split[0])
+            if split[1] not in ("Removed", "Isolated", *_JOINS):
+                raise InputError(f"pre_tokenizer behavior {split[1]} is not supported")
+    if steps.count(("bytes",)) != 1:
+        raise InputError(
+            "the pre_tokenizer has no ByteLevel (a SentencePiece tokenizer?); give a byte-level BPE"
+        )
+    return steps[:-1] if steps[-1] == ("bytes",) else steps
+
+
+def _read_pattern(pattern: dict) -> str:
+    if "String" in pattern:
+        return regex.escape(pattern["String"])
+    # After {1,3} a plus repeats in Oniguruma. In the other two it makes the braces possessive.
+    return regex.sub(r"\{1,\d*\}\+", "+", pattern["Regex"])
 
 
 def _read_post_processor(post_processor: dict | None) -> int | None:
     """The id of the token that the post-processor puts first, or None."""
     for part in _parts(post_processor, "processors"):
+        if part["type"] in ("RobertaProcessing", "BertProcessing"):
+            return part["cls"][1]
         if part["type"] not in ("ByteLevel", "TemplateProcessing"):
             raise InputError(
-                f"post_processor {part['type']} is not supported; "
-                "ByteLevel and TemplateProcessing are"
+                f"post_processor {part['type']} is not supported; ByteLevel, TemplateProcessing, "
+                "RobertaProcessing and BertProcessing are"
             )
         if part["type"] == "TemplateProcessing" and "SpecialToken" in part["single"][0]:
             return part["special_tokens"][part["single"][0]["SpecialToken"]["id"]]["ids"][0]
@@ -483,56 +514,138 @@ def _read_post_processor(post_processor: dict | None) -> int | None:
 # ---- Splitting -----------------------------------------------------------------------------------
 
 
+def _characters(ranges: str) -> str:
+    """The set of a regular expression for ranges of code points, such as "7FD 898-89F"."""
+    codes = regex.sub("[0-9A-F]+", lambda code: rf"\U{code[0]:>08}", ranges)
+    return "[" + codes.replace(" ", "") + "]"
+
+
+# The libraries know different versions of Unicode. Oniguruma and tiktoken know 16, the regex module
+# knows a newer one: `_stand_ins` hides what is new. The Digits step knows Unicode 17, so that these
+# digits have a stand-in that is not assigned and that only this step knows.
+_NEW_DIGITS, _NEW_DIGIT = regex.compile(_characters("11DE0-11DE9 16FF4-16FF6")), "\u0379"
+_DIGIT = rf"[\p{{N}}{_NEW_DIGIT}]"
+# The Punctuation step knows Unicode 7.
+_NEW_PUNCTUATION = _characters(
+    "61D 9FD A76 C77 C84 1B4E-1B4F 1B7D-1B7F 2E43-2E4F 2E52-2E5D 10D6E 10EAD 10F55-10F59 "
+    "10F86-10F89 113D4-113D8 1144B-1144F 1145A-1145D 11660-1166C 116B9 1183B 11944-11946 119E2 "
+    "11A3F-11A46 11A9A-11AA2 11B00-11B09 11BE1 11C41-11C45 11C70-11C71 11EF7-11EF8 11F43-11F4F "
+    "11FFF 12FF1-12FF2 16D6D-16D6F 16E97-16E9A 16FE2 1E5FF 1E95E-1E95F"
+)
+_PUNCTUATION = rf"[\p{{P}}$+<=>^`|~\u166D\U000111C9--{_NEW_PUNCTUATION}]"
+# The normalizers know Unicode 9. To them, these marks and compositions are plain characters.
+_NEW_MARKS = _characters(
+    "7FD 897-89F 8CA-8D3 9FE C3C D3B-D3C EBA 1715 1ABF-1ACE 1DF6-1DFA 32FF A7F2-A7F4 A82C AB69 "
+    "105C9 105E4 10781-107BA 10D24-10D27 10D69-10D6D 10EAB-10EAC 10EFD-10EFF 10F46-10F85 11070 "
+    "1133B 11383-113D0 1145E 11839-1183A 11938-11943 119E0-11A99 11D42-11D97 11F41-11F42 "
+    "1611E-1612F 16D67-16D6A 16FF0-16FF1 1CCD6-1CCF9 1E030-1E08F 1E130-1E136 1E2AE-1E2EF "
+    "1E4EC-1E5EF 1F16C 1FBF0-1FBF9"
+)
+
+
+def _stand_ins(text: str) -> dict[int, str]:
+    """For `str.translate`: what stands for the characters of `text` that Unicode 16 lacks."""
+    if text.isascii():
+        return {}
+    found = bytes(_find_unassigned().encode_ordinary(text)).decode()
+    return {ord(char): _stand_in(char) for char in found}
+
+
+@lru_cache
+def _stand_in(char: str) -> str:
+    """The next character that is not assigned in the newest Unicode either."""
+    if _NEW_DIGITS.match(char):
+        return _NEW_DIGIT
+    return _compile(rf"[\p{{Cn}}--{_NEW_DIGIT}]").search(_every_character(), ord(char))[0]
+
+
+@lru_cache
+def _every_character() -> str:
+    return "".join(map(chr, range(sys.maxunicode + 1)))
+
+
+@lru_cache
+def _find_unassigned() -> tiktoken.Encoding:
+    """tiktoken that gives the bytes of unassigned characters as ids."""
+    return _tiktoken(r"\p{Cn}", {bytes([byte]): byte for byte in range(256)})
+
+
+@lru_cache
 def _compile(split: str) -> regex.Pattern:
-    # V1 has nested sets, as Oniguruma has, and MULTILINE gives ^ and $ of lines. The regex module
-    # knows a newer Unicode than the other two, so characters that Unicode 16 does not assign may
-    # fall into other pieces.
+    # V1 has nested sets, as Oniguruma has, and MULTILINE gives ^ and $ of lines.
     try:
-        compiled = regex.compile(split, regex.V1 | regex.MULTILINE)
+        return regex.compile(split, regex.V1 | regex.MULTILINE)
     except regex.error as error:
         raise InputError(f"split pattern {split!r} is not supported ({error})") from None
-    if compiled.match("") is not None:
-        raise InputError(f"split pattern {split!r} matches empty text, which is not supported")
-    return compiled
 
 
-def _cut(pattern: regex.Pattern | None, text: str) -> list[str]:
-    """The matches of `pattern` and the texts between them, in order. None matches nothing.
+# Whether a piece joins the one before it: (is that one a match, is this one a match)
+_JOINS = {
+    "Contiguous": ((False, False), (True, True)),
+    "MergedWithPrevious": ((False, True),),
+    "MergedWithNext": ((True, False),),
+}
 
-    >>> _cut(regex.compile(r"\\d"), "a1b")
-    ['a', '1', 'b']
+
+def _split(
+    text: str, stand_ins: dict[int, str], pattern: str, behavior: str, invert: bool
+) -> list[str]:
+    """The pieces of a Split. The pattern sees the text with `stand_ins`."""
+    cuts = [0]  # every second piece is a match
+    for match in _compile(pattern).finditer(text.translate(stand_ins) if stand_ins else text):
+        cuts += match.span()
+    cuts.append(len(text))
+    if behavior == "Isolated":
+        return [text[start:end] for start, end in pairwise(cuts) if start < end]
+    pieces, before = [], None
+    for i, (start, end) in enumerate(pairwise(cuts)):
+        is_match = bool(i % 2) != invert
+        # An empty match cuts too, unless it is right after a match.
+        if start == end and (i % 2 == 0 or (i > 1 and start == cuts[i - 1])):
+            continue
+        if (before, is_match) in _JOINS.get(behavior, ()):
+            pieces[-1] += text[start:end]
+        elif behavior != "Removed" or not is_match:
+            pieces.append(text[start:end])
+        before = is_match
+    return [piece for piece in pieces if piece]
+
+
+def _any_of(added: dict[str, dict], special: bool = False) -> regex.Pattern | None:
+    """A pattern for the leftmost of these tokens, and there for the longest. None if none of them is
+    searched: only special tokens are, or only the others."""
+    if all(bool(row.get("special")) != special for row in added.values()):
+        return None
+    return regex.compile("|".join(map(regex.escape, sorted(added, key=len, reverse=True))))
+
+
+def _cut_added(
+    pattern: regex.Pattern | None, added: dict[str, dict], text: str, special: bool = False
+) -> Iterator[tuple[str, int | None]]:
+    """Added tokens, as ("", id), and the texts between them, as (text, None).
+
+    special: whether special tokens are searched, or the others, while the text of a special token
+    remains a part of the text around it.
     """
-    pieces, end = [], 0
+    done = 0
     for match in pattern.finditer(text) if pattern else ():
-        start = match.start()
-        if start > end:
-            pieces.append(text[end:start])
-        end = match.end()
-        pieces.append(text[start:end])
-    if end < len(text):
-        pieces.append(text[end:])
-    return pieces
-
-
-def _any_of(texts: Iterable[str]) -> regex.Pattern | None:
-    """A pattern for the leftmost of `texts`, and there for the longest."""
-    longest_first = sorted(texts, key=len, reverse=True)
-    return regex.compile("|".join(map(regex.escape, longest_first))) if longest_first else None
-
-
-def _special_pattern(rows: Iterable[dict]) -> regex.Pattern | None:
-    """A pattern for the leftmost special token, and there for the longest: its group "token".
-
-    rows: added_tokens of tokenizer.json. A token may take the white space before or after it.
-    """
-    patterns = []
-    for row in sorted(rows, key=lambda row: len(row["content"]), reverse=True):
-        if row.get("special"):
-            token = f"(?P<token>{regex.escape(row['content'])})"
-            token = rf"(?<!\w){token}(?!\w)" if row.get("single_word") else token
-            before, after = (r"\s*" * bool(row.get(side)) for side in ("lstrip", "rstrip"))
-            patterns.append(before + token + after)
-    return regex.compile("|".join(patterns)) if patterns else None
+        row, (start, end) = added[match[0]], match.span()
+        neighbors = text[max(0, start - 1) : start] + text[end : end + 1]
+        neighbors = neighbors.translate(_stand_ins(neighbors))
+        inside_word = row.get("single_word") and regex.search(r"\w", neighbors)
+        if bool(row.get("special")) != special or inside_word:
+            continue
+        if row.get("lstrip"):
+            start = max(done, len(text[:start].rstrip(_SPACES)))
+        if row.get("rstrip"):
+            end = len(text) - len(text[end:].lstrip(_SPACES))
+        if start > done:
+            yield text[done:start], None
+        if start < end:
+            yield "", row["id"]
+        done = end
+    if done < len(text):
+        yield text[done:], None
 
 
 def _well_formed(text: str) -> str:
@@ -615,15 +728,35 @@ def _ends_with(
     return True
 
 
-def _tiktoken(pattern: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
+def _tiktoken_pattern(steps: list[tuple]) -> str | None:
+    """The pattern with which tiktoken cuts a text as the steps do; None if there is none.
+
+    tiktoken keeps the matches and drops the text between them, as Split does that is Removed and
+    inverted. An Isolated Split keeps this text: the second alternative matches it.
+    """
+    if not steps:
+        return r"[\s\S]+"
+    [name, *split], *more = steps
+    if more or name != "split":
+        return None
+    pattern, behavior, invert = split
+    probe = "a1 Bc.\n\n  x  中'd2,345\t"  # tiktoken has no piece for a match of empty text
+    if any(not match[0] for match in _compile(pattern).finditer(probe)):
+        return None
+    pattern = f"(?m:{pattern})"
+    if behavior == "Isolated":
+        return rf"{pattern}|(?:(?!{pattern})[\s\S])+"
+    return pattern if behavior == "Removed" and invert else None
+
+
+def _tiktoken(pattern: str | None, ranks: dict[bytes, int]) -> tiktoken.Encoding | None:
+    """None without a pattern, or with one that tiktoken cannot read."""
     try:
-        return tiktoken.Encoding(
+        return pattern and tiktoken.Encoding(
             "byte-level BPE", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
         )
-    except ValueError as error:
-        raise InputError(
-            f"split pattern {pattern!r} is not supported ({str(error).splitlines()[-1]})"
-        ) from None
+    except ValueError:
+        return None
 
 
 # ---- Training ------------------------------------------------------------------------------------
