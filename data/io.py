@@ -384,15 +384,18 @@ def hub_files(address: str) -> list[Path]:
     hub = optional_module("huggingface_hub", "hub")
     where = {"repo_id": repo, "repo_type": "dataset", "revision": parts["revision"]}
     try:
-        names = sorted(hub.HfApi().list_repo_files(**where))
-        names = [name for name in names if is_data(name.rsplit("/", 1)[-1])]
-        if place:
-            names = [name for name in names if name == place or name.startswith(f"{place}/")]
-        chosen = _split_files(address, names, parts["split"])
+        if is_data(place.rsplit("/", 1)[-1]):  # a file, which may be in the cache
+            chosen = [place]
+        else:
+            names = sorted(hub.HfApi().list_repo_files(**where))
+            names = [name for name in names if is_data(name.rsplit("/", 1)[-1])]
+            if place:
+                names = [name for name in names if name.startswith(f"{place}/")]
+            chosen = _split_files(address, names, parts["split"])
         return [Path(hub.hf_hub_download(filename=name, **where)) for name in chosen]
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # the errors of the network have no common class
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         advice = "check the name and the network"
         raise InputError(f"{address}: cannot be downloaded ({reason}); {advice}") from None

@@ -15,7 +15,7 @@ from data.prompts import FORMATS
 
 CHATS = ("messages", "conversations", "conversation", "dialogue", "chat")
 # The first of these that has a text is the question, or the response.
-QUESTIONS = ("question", "problem", "query", "instruction", "prompt", "input")
+QUESTIONS = ("question", "problem", "query", "instruction", "prompt", "input", "message_1")
 RESPONSES = (
     "response",
     "completion",
@@ -25,6 +25,7 @@ RESPONSES = (
     "solution",
     "rationale",
     "cot",
+    "message_2",
     "answer",
 )
 LAYOUTS = (
@@ -109,8 +110,11 @@ def _learned(chat: list[dict], messages: list[dict]) -> list[bool]:
 def _prompt_and_completion(row: dict, where: str) -> tuple[list[dict], list[dict]]:
     """The messages before what is learned, and the messages with it."""
     row = {name.lower(): value for name, value in row.items()}
-    prompt = read_prompt(row, where)
     response = first(row, RESPONSES)
+    extra = row.get("extra_info")
+    if response is None and isinstance(extra, dict) and first(extra, RESPONSES):  # verl
+        row, response = extra, first(extra, RESPONSES)
+    prompt = read_prompt(row, where)
     for found, kind in ((prompt, "question"), (response, "response")):
         if not found:
             held = ", ".join(row) or "nothing"

@@ -27,10 +27,13 @@ QUESTIONS = (
     "messages",
     "conversations",
     "conversation",
+    "context_messages",
+    "message_1",
 )
 # These say more than `answer`, which may be a solution.
 BETTER = {
     "reward_model",
+    "verification_info",
     "expected_answer",
     "final_answer",
     "ground_truth",
@@ -43,6 +46,7 @@ BETTER = {
     "final_ans",
     "options",
     "choices",
+    "distractor1",
     "a",  # an option
     "body",
     "context",
@@ -62,6 +66,8 @@ ANSWERS = (
     "lsolutions",
     "gold",
     "answer",
+    "answers",
+    "output_answer",
     "target",
     "label",
 )
@@ -73,10 +79,22 @@ SOLUTIONS = (
     "completion",
     "generation",
     "rationale",
+    "solutions",
+    "message_2",
     "answer",
 )
 OPTIONS = ("options", "choices")
-LABELS = ("answerkey", "correct", "answer", "label", "gold", "answer_idx", "answer_index", "target")
+LABELS = (
+    "correct_answer",
+    "answerkey",
+    "correct",
+    "answer",
+    "label",
+    "gold",
+    "answer_idx",
+    "answer_index",
+    "target",
+)
 LAYOUTS = (
     "question, problem, query, instruction, prompt or messages, with answer, expected_answer, "
     "final_answer, ground_truth, reward_model or a solution that states its answer"
@@ -88,6 +106,9 @@ def published(row: dict, path: Path, line: int) -> Problem:
     that can be compared."""
     where = f"{path}:{line}"
     row = {str(name).lower(): value for name, value in row.items()}
+    messages = [row[name] for name in sorted(row)]
+    if is_chat(messages):  # Open-Reasoner-Zero on the Hub: the columns 0, 1 are messages
+        row = {"conversations": messages}
     extra = row.get("extra_info") if isinstance(row.get("extra_info"), dict) else {}
 
     question = _question(extra, where) or _question(row, where)
@@ -155,9 +176,9 @@ def _user_text(chat: list[dict], where: str) -> str:
 
 
 def _answer(row: dict, extra: dict, where: str) -> str:
-    model = row.get("reward_model")
-    if isinstance(model, dict):  # verl
-        row = row | {"expected_answer": model.get("ground_truth")}
+    for name in ("reward_model", "verification_info"):  # verl, SYNTHETIC-1
+        if text := value_text(row.get(name)):
+            row = row | {"expected_answer": text}
     texts = [value_text(row.get(name)) for name in (*ANSWERS, *SOLUTIONS)]
     if "body" in row:  # ASDiv: 9 (apples)
         texts = [re.sub(r" \([\w ]+\)$", "", text) for text in texts]
@@ -175,9 +196,9 @@ def _answer(row: dict, extra: dict, where: str) -> str:
 
 def value_text(value) -> str:
     """The text of an answer: of a number (51.0 is 51), of a list (its items with commas between),
-    or in an object (`value`, `ground_truth`). "" if there is none."""
+    or in an object (`value`, `ground_truth`), which may be written as JSON. "" if there is none."""
     if isinstance(value, str):
-        if value.startswith('["') and value.endswith('"]'):  # Skywork: a list as JSON
+        if re.fullmatch(r'\[".*"\]|\{".*\}', value, re.S):
             try:
                 return value_text(json.loads(value))
             except json.JSONDecodeError:
@@ -254,9 +275,10 @@ def _choices(row: dict, question: str) -> list[tuple[str, str]]:
             return _lettered(list(map(value_text, value)))
     if all(isinstance(row.get(name), str) for name in "abcd"):
         return [(name.upper(), row[name]) for name in "abcde" if isinstance(row.get(name), str)]
-    wrong = [row[name] for name in sorted(row) if name.startswith("incorrect answer")]
-    if wrong and row.get("correct answer"):  # GPQA: the order is drawn, the same in every run
-        texts = [value_text(row["correct answer"]), *map(value_text, wrong)]
+    wrong = [row[k] for k in sorted(row) if k.startswith(("incorrect answer", "distractor"))]
+    right = value_text(row.get("correct answer", row.get("correct_answer")))
+    if wrong and right:  # GPQA, SciQ: the order is drawn, the same in every run
+        texts = [right, *map(value_text, wrong)]
         random.Random(question).shuffle(texts)
         return _lettered(texts)
     return []
@@ -285,6 +307,8 @@ def _label(row: dict, choices: list[tuple[str, str]], where: str) -> str:
         value = value[0] if isinstance(value, list) and len(value) == 1 else value
         text = value_text(value)
         bare = re.sub(r"[() .:]", "", text).upper()
+        if isinstance(value, int) and 0 <= value < len(choices) and text not in labels:
+            return LETTERS[value]
         if text in texts and texts.count(text) == 1 and bare not in labels:
             return LETTERS[texts.index(text)]
         if bare in labels:

@@ -234,6 +234,13 @@ def _word_problem(record: tuple[int, dict], path: Path, line: int) -> Problem:
     )
 
 
+def _numbered(row: dict, path: Path, line: int) -> Problem:
+    """MAWPS as JSON, with N_00, N_01 ... for number0, number1 ..."""
+    texts = {name: field(row, name, f"{path}:{line}") for name in ("Question", "Equation")}
+    texts = {name: re.sub(r"N_0*(\d+)", r"number\1", text) for name, text in texts.items()}
+    return _word_problem((line, row | texts), path, line)
+
+
 def word_problem_rows(path) -> Iterator[tuple[int, dict, WordTemplate]]:
     """(number of the row, the row, the template) of each row of a MAWPS/ASDiv CSV."""
     for line, count, row in _header_table(Path(path), read_text(Path(path))):
@@ -477,4 +484,5 @@ _BY_FIELDS: list[tuple[set[str], Callable]] = [
     ({"options", "answer", "topic"}, _mmlu_stem),
     ({"problem", "level"}, _math),
     ({"Body", "Question", "Answer"}, _svamp),
+    ({"Question", "Numbers", "Equation", "Answer"}, _numbered),
 ]

@@ -190,7 +190,7 @@ def hub(monkeypatch, folder):
     def list_repo_files(self, repo_id, *, revision=None, repo_type=None, token=None):
         assert repo_type == "dataset"
         if repo_id != "owner/name":
-            raise OSError(f"404: {repo_id}\nmore lines")
+            raise RuntimeError(f"404: {repo_id}\nmore lines")
         return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
 
     def hf_hub_download(repo_id, filename, *, repo_type=None, revision=None):

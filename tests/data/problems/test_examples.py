@@ -113,6 +113,14 @@ LAYOUTS = {
         {"prompt": "Q?", "completion": f"```python\n{PROGRAM}\n```"},
         Example([USER, {"role": "assistant", "content": PROGRAM}], "pot"),
     ),
+    "verl": (
+        {
+            "prompt": [{"role": "user", "content": "Q? Think."}],
+            "reward_model": {"ground_truth": "A."},
+            "extra_info": {"question": "Q?", "answer": "A.", "index": 1},
+        },
+        Example(QA),
+    ),
     "capitals": ({"Question": "Q?", "Answer": "A."}, Example(QA)),
 }
 
