@@ -200,17 +200,16 @@ def stop_strings(format: str = "cot", template: str = "plain") -> list[str]:
     format "tool" the model also stops where the output of a program belongs.
     """
     _check(format, template)
-    if template == "plain" and format == "code":
-        return ["\nTask:", "\n任务："]
-    if template == "plain" and format == "proof":
-        return ["\nInformal:"]
     stops = {
         "plain": ["\nQuestion:", "\n问题："],
+        "code": ["\nTask:", "\n任务："],
+        "proof": ["\nInformal:"],
         "deepseek": ["\nUser:"],
         "qwen": ["<|im_end|>", "<|im_start|>"],
-        "chat": [],  # the end of an answer is the template's special token: Tokenizer.eos_id
     }
-    return stops[template] + (["```output"] if format == "tool" else [])
+    kind = format if template == "plain" and format in stops else template
+    # In template "chat" a special token ends the answer: Tokenizer.eos_id.
+    return stops.get(kind, []) + (["```output"] if format == "tool" else [])
 
 
 def program(text: str, format: str = "pot", template: str = "plain") -> str | None:
