@@ -16,6 +16,8 @@ from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import lru_cache
+from importlib.metadata import version
+from os.path import commonprefix
 from pathlib import Path
 
 import regex
@@ -43,12 +45,16 @@ class ChatTemplate:
         self.tokenizer, self.variables = tokenizer, variables
         self.where, self.system = where, system
         self.blocks = re.search(r"{%-?\s*generation\s*-?%}", text) is not None
+        environment = _environment()
         try:
-            self.template = _environment().from_string(text)
-        except _jinja().TemplateSyntaxError as error:
-            reason = f"not a Jinja template ({error.message}); get the file again"
-            raise InputError(f"{where}:{error.lineno}: {reason}") from None
-        tokens = "|".join(regex.escape(token) for token in tokenizer.special if len(token) > 1)
+            with _limits():
+                self.template = environment.from_string(text)
+        except Exception as error:
+            line = getattr(error, "lineno", 1)
+            reason = f"not a Jinja template ({_reason(error)}); get the file again"
+            raise InputError(f"{where}:{line}: {reason}") from None
+        tokens = [regex.escape(token) for token in tokenizer.special if len(token) > 1]
+        tokens = "|".join(tokens) or "(?!)"  # which matches nothing
         self.special = regex.compile(rf"(?=(?:{tokens}))[\s\S]")  # the first character of each
         self.parts = False  # whether the content of a message is a list of parts
         self.end_id = self._find_end()
@@ -62,6 +68,16 @@ class ChatTemplate:
         system: a system message for conversations without one; "": none.
         """
         directory = Path(directory)
+        try:
+            return cls._load(directory, tokenizer, system)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            reason = f"not as transformers writes it ({type(error).__name__}: {_reason(error)})"
+            raise InputError(f"{directory}: its chat template is {reason}") from None
+
+    @classmethod
+    def _load(cls, directory: Path, tokenizer: Tokenizer, system: str) -> "ChatTemplate":
         config = _read_json(directory / "tokenizer_config.json")
         variables = dict(config)
         if "added_tokens_decoder" not in config:
@@ -78,7 +94,7 @@ class ChatTemplate:
                 templates = {"default": templates}
             elif isinstance(templates, list):
                 templates = {row["name"]: row["template"] for row in templates}
-        if "default" not in templates:
+        if not isinstance(templates.get("default"), str):
             found = f"only {', '.join(templates)}" if templates else "none"
             advice = "give a chat model, or use --template plain, deepseek or qwen"
             reason = f"--template chat needs a chat template, and there is {found}"
@@ -111,7 +127,7 @@ class ChatTemplate:
 
         learned: which messages are (None: all of the assistant). Where the template has generation
         blocks, they say what is learned. Otherwise it is what follows the prompt of an answer, up to
-        the end of the turn. The ids before an answer must be its prompt. In templates that change
+        the end of the turn. The ids before it are those of the prompt. In templates that change
         earlier turns, as those that drop thoughts, only the last answer can be learned.
         """
         if self.blocks and learned is None:
@@ -120,13 +136,14 @@ class ChatTemplate:
                 raise InputError(f"{self.where}: its generation blocks are empty for this row")
             count = len(flags) - flags[::-1].index(True)
             return ids[:count], flags[:count], 0
+
         # Prompt, whole turn and text of each answer. The last turn is the whole conversation.
         turns = []
         for i, message in enumerate(messages):
             if message["role"] == "assistant" and (learned is None or learned[i]):
                 prompt = self._render(messages[:i], True).replace(MARK, "")
                 turn = self._render(messages[: i + 1]).replace(MARK, "")
-                turns.append((prompt, turn, self._guard(message["content"])))
+                turns.append((prompt, turn, self._guard(message["content"].strip())))
         if not turns:
             raise InputError("no answer of the assistant is learned; remove the row")
         prompt, text, answer = turns[-1]
@@ -134,26 +151,37 @@ class ChatTemplate:
             text = prompt + answer
             turns[-1] = prompt, text, answer
 
-        # Put MARKs around the answers, from the last to the first.
-        end = next((t for t, i in self.tokenizer.special.items() if i == self.end_id), None)
-        marked, passed_over = text, 0
-        for prompt, turn, answer in reversed(turns):
-            if not (text.startswith(turn) and turn.startswith(prompt)):
-                passed_over += 1
+        # Cut the text where the answers that stand in it begin and end.
+        ids, flags = [], []
+        begin = count = 0
+        for prompt, turn, answer in turns:
+            end = self._end_of_answer(text, prompt, turn, answer)
+            if end is None:
                 continue
-            begin = len(prompt)
-            after = max(begin, turn.rfind(answer.strip(), begin) + len(answer.strip()))
-            last = turn.rfind(end, after) if end else -1
-            last = len(turn.rstrip()) if last < 0 else last
-            last += len(end) if end and text.startswith(end, last) else 0
-            marked = f"{marked[:begin]}{MARK}{marked[begin:last]}{MARK}{marked[last:]}"
-        ids, flags = self._encode(marked)
-        count = len(flags) - flags[::-1].index(True)
-        ids, flags = ids[:count], flags[:count]
+            for start, stop, flag in ((begin, len(prompt), False), (len(prompt), end, True)):
+                new = self._encode(text[start:stop])[0]
+                ids += new
+                flags += [flag] * len(new)
+            begin = end
+            count += 1
         if ids[-1] != self.end_id:
             ids.append(self.end_id)
             flags.append(True)
-        return ids, flags, passed_over
+        return ids, flags, len(turns) - count
+
+    def _end_of_answer(self, text: str, prompt: str, turn: str, answer: str) -> int | None:
+        """Where the answer of a turn ends in the text of a conversation, with the token that ends it.
+        None if the text does not begin with this prompt and this answer."""
+        same = len(commonprefix([text, turn]))
+        found = turn.rfind(answer, len(prompt))
+        after = found + len(answer) if found >= 0 else len(turn.rstrip())
+        if not turn.startswith(prompt) or same < after:
+            return None
+        end = next((t for t, i in self.tokenizer.special.items() if i == self.end_id), "")
+        place = text.rfind(end, after if found >= 0 else len(prompt), same) if end else -1
+        if place < 0:  # as where the next turn begins with it
+            place = len(text) - len(text[after:].lstrip())
+        return place + len(end) if end and text.startswith(end, place) else after
 
     def _render(self, messages: list[dict], add_generation_prompt: bool = False) -> str:
         """The text with the private characters."""
@@ -169,11 +197,9 @@ class ChatTemplate:
                     add_generation_prompt=add_generation_prompt,
                 )
         except Exception as error:  # a template is a program, which may fail in any way
-            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+            reason = f"the chat template fails ({_reason(error)})"
             advice = "correct the template, or use another --template"
-            raise InputError(
-                f"{self.where}: the chat template fails ({reason}); {advice}"
-            ) from None
+            raise InputError(f"{self.where}: {reason}; {advice}") from None
 
     def _plain(self, message: dict) -> dict:
         """A message as the template sees it: no field is None, and no text holds a special token."""
@@ -206,17 +232,20 @@ class ChatTemplate:
                 learned.append(inside)
                 continue
             whole = self.tokenizer.encode("".join(pieces))
+            ids += whole
+            if len(pieces) == 1:
+                learned += [inside] * len(whole)
+                continue
             # Which bytes lie between two MARKs? A token is learned if one of its bytes does.
-            inside_bytes: list[bool] = []
+            flags: list[bool] = []
             for number, piece in enumerate(pieces):
                 inside ^= number > 0
-                inside_bytes += [inside] * len(piece.encode())
+                flags += [inside] * len(piece.encode(errors="surrogatepass"))
             begin = 0
             for id in whole:
                 end = begin + len(self.tokenizer.decode_bytes([id]))
-                learned.append(any(inside_bytes[begin:end]))
+                learned.append(any(flags[begin:end]))
                 begin = end
-            ids += whole
         return ids, learned
 
     def _trial(self, turns: int) -> str:
@@ -288,7 +317,7 @@ def _jinja():
         import jinja2.sandbox
     except ImportError:
         jinja2 = None
-    if jinja2 is None or tuple(map(int, jinja2.__version__.split(".")[:3])) < (3, 1, 6):
+    if jinja2 is None or [*map(int, re.findall(r"\d+", version("jinja2"))[:3])] < [3, 1, 6]:
         raise InputError("--template chat needs jinja2 3.1.6 or later: pip install -e .[chat]")
     return jinja2
 
@@ -382,6 +411,11 @@ def _limits():
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, earlier)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message, or its kind."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 # ---- Files ---------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def test_a_completion_ends_with_the_turn(tiny, chat, tmp_path):
     config.max_new_tokens = 300
     rollout.main(config)
     rows = [row for _, row in read_jsonl(tmp_path / "samples.jsonl")]
-    end = load_tokenizer(chat, "chat").eos_id
+    end = load_tokenizer(chat).special["<|end|>"]
     last = set()
     for row in rows:
         assert row["prompt"] == prompt_ids(chat, row["question"], system="")

@@ -217,6 +217,12 @@ def test_where_a_template_stands(model, tmp_path):
     write(rows[:1])
     with pytest.raises(InputError, match="there is only tool_use; give"):
         load_tokenizer(tmp_path, "chat")
+    write([{"name": "default"}])
+    with pytest.raises(InputError, match=r"not as transformers writes it \(KeyError: 'template'\)"):
+        load_tokenizer(tmp_path, "chat")
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"not as transformers writes it \(UnicodeDecodeError"):
+        load_tokenizer(tmp_path, "chat")
     (tmp_path / "chat_template.jinja").write_text(template("2"))
     assert text() == "2"
     (tmp_path / "additional_chat_templates").mkdir()
