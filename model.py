@@ -154,6 +154,7 @@ class Linear(nn.Linear):
 
     multiply: torch.dtype | None = None  # see kernels.compiled.multiply_in
 
+    @definition
     def forward(self, x: Tensor) -> Tensor:
         dtype = self.multiply or x.dtype
         bias = None if self.bias is None else self.bias.to(dtype)

@@ -41,6 +41,7 @@ FINGERPRINTS = Path(__file__).with_name("fingerprints.json")
 MODULES = (
     "kernels.cpu.attention",
     "kernels.cpu.block",
+    "kernels.onednn",
     "kernels.flex_attention",
     "kernels.packed_attention",
     "kernels.cpu.decoder",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels import Setting
-from model import Layout, Transformer, rope_table
+from model import Layout, Linear, Transformer, rope_table
 
 
 def normal(setting: Setting, *size: int, gradient: bool = False) -> Tensor:
@@ -23,6 +23,16 @@ def rms_norm_cases(setting: Setting) -> Iterator[tuple]:
     for size in ((70, width), (9, 3, E)):
         weight = normal(setting, size[-1], gradient=True)
         yield normal(setting, *size, gradient=True), weight, setting.shape.norm_eps
+
+
+def linear_cases(setting: Setting) -> Iterator[tuple]:
+    """With a bias and without, large enough to be accelerated."""
+    for bias in (True, False):
+        module = Linear(512, 640, bias=bias, device=setting.device)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.copy_(normal(setting, *parameter.shape))
+        yield module, normal(setting, 3, 5, 512, gradient=True)
 
 
 def swiglu_cases(setting: Setting) -> Iterator[tuple]:

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from kernels import accelerator
 from kernels.cases import cross_entropy_cases, grpo_cases, ppo_cases
 from kernels.fingerprint import resolve
-from kernels.logprob import chunk_size, float_of, learned
+from kernels.logprob import chunk_size, float_of, learned, product
 
 LARGE = 4096  # words
 
@@ -38,7 +38,7 @@ class _HeadLoss(torch.autograd.Function):
         buffer = h.new_empty(min(size, len(chosen)), V)
         for some in chosen.split(size):
             inputs, labels = h[some], targets[some, None]
-            logits = torch.mm(inputs, w.T, out=buffer[: len(some)])
+            logits = product(inputs, w.T, out=buffer[: len(some)])
             if temperature != 1:
                 logits.div_(temperature)
             log_p = torch.log_softmax(logits, -1, out=logits)
@@ -66,7 +66,7 @@ class _HeadLoss(torch.autograd.Function):
             coefficient = (slope / temperature)[:, None]
             p.mul_(-coefficient).scatter_add_(1, labels, coefficient)
             if grad_h is not None:
-                grad_h[some] = p @ w
+                grad_h[some] = product(p, w)
             if grad_w is not None:
                 grad_w.addmm_(p.T, inputs)
         ctx.gradients = [

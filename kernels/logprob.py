@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels import accelerator
+from kernels import accelerator, onednn
 from kernels.cases import logprob_cases
 
 # Bytes of logits in a chunk. A CPU wants them in its caches, a GPU wants matrix products of thousands of rows.
@@ -33,7 +33,7 @@ def chunk_size(hidden: Tensor, V: int) -> int:
 def product(a: Tensor, b: Tensor, out: Tensor | None = None, add: bool = False) -> Tensor:
     """a @ b in float32 (float64 for float64): tensor cores take half precision and sum in float32.
 
-    With `out` [n, m] the result is written to it; with `add` it is added inside the matrix product, so that no second
+    With `out` [n, m] the result may be written to it; with `add` it is added inside the matrix product, so that no second
     [n, m] exists.
     """
     kind = {}
@@ -43,6 +43,8 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None, add: bool = False) 
         a.dtype in HALF
     ):  # Triton's interpreter on a CPU: products of half precision are exact in float32
         a, b = a.float(), b.float()
+    elif not add and onednn.multiplies(a, b.T):
+        return onednn.product(a, b.T)
     return torch.addmm(out, a, b, **kind, out=out) if add else torch.mm(a, b, **kind, out=out)
 
 
