@@ -219,15 +219,13 @@ def logprobs(
 def token_logprobs(
     model: Transformer, batch: Batch, temperature: float = 1.0, entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-prob [N] float32 of every completion token and, if asked, the entropy [N] of its distribution, which has no
-    gradient."""
+    """Log-prob [N] float32 of every completion token and, if asked, the entropy [N] there, without gradient."""
     hidden = hidden_states(model, batch)
     return logprobs(hidden, model.head_weight, batch.targets, temperature, entropy)
 
 
 def token_values(model: Transformer, batch: Batch) -> Tensor:
-    """V(s_t) [N] float32 of every completion token, of a model with a score head: the score at the token that predicts
-    it, the last of the state s_t. For a completion's first token that is the prompt's last."""
+    """V(s_t) [N] float32 of every completion token: the score at the token that predicts it, the last of the state s_t."""
     return model.score(hidden_states(model, batch)).float()[:, 0]
 
 

@@ -45,7 +45,7 @@ from rollout import (
 from runtime.distributed import gather_into, prepare, seeded, setup, shard, shuffled
 from runtime.hf import from_pretrained
 from runtime.metrics import rollout_metrics, rollout_work, token_means
-from runtime.optim import adamw, clip_grad_norm, lr_linear_decay, set_lr
+from runtime.optim import adamw, backward, clip_grad_norm, lr_linear_decay, set_lr
 from runtime.run import Run, RunOptions, SamplingOptions, command
 
 
@@ -298,7 +298,7 @@ def grpo_gradient(policy, micro_batches, config):
     for micro in micro_batches:
         hidden = hidden_states(policy, micro)  # [N, D]
         loss, sums, logp = policy_loss(hidden, policy.head_weight, micro, config)
-        loss.backward()
+        backward(loss, hidden, policy)
         # The policy of the first update is the one that sampled. RFT has no ratio.
         if micro.old_logp is None and config.algorithm == "grpo":
             micro.old_logp = logp

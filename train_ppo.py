@@ -95,7 +95,7 @@ class Config:
     max_grad_norm: float = option(1.0, "largest norm of each model's gradient; 0: any", least=0)
     micro_tokens: int = option(16_384, "tokens of one forward and backward pass", least=1)
     activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
-    bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
+    bf16: bool | None = option(None, "products in bfloat16; none: on GPUs, and where faster")
     compile: bool | None = option(None, "compile the blocks with torch.compile; none: on GPUs")
     kernels: str = option("fast", "plain: without accelerators", choices=("fast", "plain"))
     # the run

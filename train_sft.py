@@ -66,7 +66,7 @@ class Config:
     save_every: int = option(100, "steps between checkpoints", least=1)
     keep: int = option(2, "checkpoints kept", least=1)
     activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
-    bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
+    bf16: bool | None = option(None, "products in bfloat16; none: on GPUs, and where faster")
     compile: bool | None = option(None, "compile the blocks with torch.compile; none: on GPUs")
     kernels: str = option("fast", "plain: without accelerators", choices=("fast", "plain"))
     seed: int = option(0, "seed of the packing order", least=0)

@@ -12,7 +12,7 @@ from torch import nn
 
 from data.io import InputError
 from runtime.distributed import World, full_state
-from runtime.hf import save_pretrained
+from runtime.hf import from_pretrained, save_pretrained
 
 # Models that are trained beside the main one, by name, with their optimizers: PPO's value model.
 Others = Mapping[str, tuple[nn.Module, torch.optim.Optimizer]] | None
@@ -21,9 +21,9 @@ Others = Mapping[str, tuple[nn.Module, torch.optim.Optimizer]] | None
 class Checkpoints:
     """run_dir/step_000123/: a Hugging Face model directory, and in trainer/ what a resume needs.
 
-    trainer/ holds float32 weights and optimizer state as torch.distributed.checkpoint, which any
-    number of processes can read, and state.pt. A directory is written under a hidden name, then
-    renamed: every step_* is complete.
+    trainer/ holds state.pt and, as torch.distributed.checkpoint, which any number of processes can
+    read, the optimizer's state. It has weights only where those of the model directory are rounded.
+    A directory is written under a hidden name, then renamed: every step_* is complete.
     """
 
     def __init__(self, run_dir, world: World | None = None, keep: int = 2):
@@ -94,8 +94,11 @@ class Checkpoints:
 
             trainer = temporary / "trainer"
             trainer.mkdir(exist_ok=True)
+            tensors = _training_state(model, optimizer, others)
+            if all(p.dtype == self.world.dtype for p in model.parameters()):
+                del tensors["model"]  # the model directory has these weights
             with _quiet():
-                dcp.save(_training_state(model, optimizer, others), checkpoint_id=trainer)
+                dcp.save(tensors, checkpoint_id=trainer)
             if self.world.is_main:
                 torch.save(state, trainer / "state.pt")
 
@@ -117,18 +120,27 @@ class Checkpoints:
                 model.source = None
 
     def read(self, path: Path, model, optimizer=None, others: Others = None) -> dict:
-        """Load what `write` put into trainer/, and return the state.
+        """Load what `write` put into trainer/, with the weights, and return the state.
 
         Raises InputError for a damaged directory. state.pt is unpickled without limits, as is the
         metadata of torch.distributed.checkpoint: resume only runs that you trust.
         """
         import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.api import CheckpointException
-        from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+        from torch.distributed.checkpoint.state_dict import (
+            StateDictOptions,
+            set_model_state_dict,
+            set_optimizer_state_dict,
+        )
 
         trainer = path / "trainer"
         try:
             tensors = _training_state(model, optimizer, others)
+            stored = dcp.FileSystemReader(trainer).read_metadata().state_dict_metadata
+            if not any(name.startswith("model.") for name in stored):
+                del tensors["model"]
+                weights = from_pretrained(path, score=model.config.score).state_dict()
+                set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
             with _quiet():
                 dcp.load(tensors, checkpoint_id=trainer)
             if optimizer is not None:

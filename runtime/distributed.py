@@ -2,8 +2,10 @@
 
 import datetime
 import hashlib
+import math
 import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +21,7 @@ from data.io import InputError
 from kernels import begin
 from kernels.compiled import compile_blocks, multiply_in
 from kernels.cpu import compiler
-from model import ModelConfig, Transformer
+from model import Linear, ModelConfig, Transformer
 
 # ----------------------------------------------------------------------------------------------------
 # Processes
@@ -36,7 +38,7 @@ class World:
     size: int = 1
     device: torch.device = torch.device("cpu")
     local_rank: int = 0
-    bf16: bool | None = None  # matrix products in bfloat16; None: on GPUs
+    bf16: bool | None = None  # matrix products in bfloat16; None: on GPUs (a Run may set it)
     compile: bool | None = None  # torch.compile for the blocks; None: on GPUs
     kernels: str = "fast"  # or "plain": definitions alone
     accelerators: dict[str, list[str]] = field(default_factory=dict)  # in use: {definition: names}
@@ -181,6 +183,35 @@ def use_kernels(shape: ModelConfig, world: World) -> None:
     world.accelerators |= choice.in_use
     if world.is_main and (lines := choice.news()):
         print(*lines, sep="\n", file=sys.stderr, flush=True)  # what a command prints stays clean
+
+
+def choose_bf16(shape: ModelConfig, world: World) -> tuple[bool, str]:
+    """Should a CPU multiply in bfloat16 for models of this ModelConfig, and why. A collective.
+
+    Yes where a product of the feed-forward layer, forward and backward, is at least 1.5 times as
+    fast as in float32, and differs from it by at most 1 % (norms). Process 0 decides by its times.
+    """
+    use_kernels(shape, world)
+    rows = max(64, min(512, 2**29 // (shape.width * shape.ffn)))
+    layer = Linear(shape.width, 2 * shape.ffn, bias=False)
+    x = torch.randn(rows, shape.width, generator=generator("bf16"))
+    seconds = {torch.float32: math.inf, torch.bfloat16: math.inf}
+    results: dict = {}
+    for _ in range(4):
+        for dtype in seconds:
+            layer.multiply = None if dtype == torch.float32 else dtype
+            layer.weight.grad = None
+            began = time.process_time()
+            layer(x).square().sum().backward()
+            seconds[dtype] = min(seconds[dtype], time.process_time() - began)
+            results[dtype] = layer.weight.grad
+    exact, rounded = results.values()
+    error = float((rounded - exact).norm() / exact.norm())
+    ratio = seconds[torch.float32] / seconds[torch.bfloat16]
+    ratio, error = world.broadcast_object((ratio, error))
+    on = ratio >= 1.5 and error <= 0.01
+    why = f"products are {ratio:.1f} times as fast as in float32 and differ by {error:.1%}"
+    return on, why
 
 
 def prepare(model: Transformer, world: World, trained: bool = True) -> Transformer:

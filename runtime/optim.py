@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model import ModelConfig, Transformer
 from runtime.distributed import World, whole_tensor
@@ -29,6 +29,32 @@ def adamw(
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+
+
+class _NoGradient(Exception):
+    """Ends a backward pass."""
+
+
+def backward(loss: Tensor, hidden: Tensor, model: Transformer) -> None:
+    """`loss.backward()`, which ends early where the gradient of the hidden states is exactly 0.
+
+    So it is for groups without a signal while the policy is the reference, or without a reference.
+    Then gradients of 0 need no backward of the blocks. A model that is split over processes always
+    takes it, because all of them must.
+    """
+
+    def look(slope: Tensor) -> None:
+        if not (slope.is_meta or slope.any()):  # meta tensors: tools.plan
+            raise _NoGradient
+
+    if not hasattr(model, "reshard"):  # FSDP2
+        hidden.register_hook(look)
+    try:
+        loss.backward()
+    except _NoGradient:
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
 
 def clip_grad_norm(model: nn.Module, max_norm: float) -> float:

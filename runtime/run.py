@@ -21,7 +21,8 @@ from data.io import InputError, atomic_write, in_a_line
 from model import Transformer
 from runtime import optim
 from runtime.checkpoint import Checkpoints, Others, remove
-from runtime.distributed import World, is_first
+from runtime.distributed import World, choose_bf16, is_first
+from runtime.hf import read_config
 from runtime.optim import Work, learning_bytes, memory_left
 
 
@@ -195,6 +196,7 @@ MAY_CHANGE = (
     "activation_checkpointing",
     "max_rows",
 )
+WIDE = 256  # narrower models multiply in float32 on CPUs: the same numbers on every machine
 PATIENCE = 100  # steps in a row without a signal, after which a run stops
 
 
@@ -210,7 +212,7 @@ class RunOptions:
     max_grad_norm: float = option(1.0, "largest norm of the gradient; 0: any", least=0)
     micro_tokens: int = option(16_384, "tokens of one forward and backward pass", least=1)
     activation_checkpointing: bool | None = option(None, "recompute activations; none: if needed")
-    bf16: bool | None = option(None, "matrix products in bfloat16; none: on GPUs")
+    bf16: bool | None = option(None, "products in bfloat16; none: on GPUs, and where faster")
     kernels: str = option("fast", "plain: without accelerators", choices=("fast", "plain"))
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 
@@ -253,17 +255,36 @@ class Run:
         self.seconds: dict[str, float] = {}  # of this step, by phase
         self._phase, self._since = "", 0.0
         self.silent = 0  # steps in a row in which no group had a signal
-        self._check_config()
-
-    def _check_config(self) -> None:
-        """Raise InputError if the directory holds a run with other options."""
         path = self.directory / "config.toml"
         begun = self.checkpoints.complete() or (self.directory / "rollouts").exists()
-        if not begun or not path.exists():
+        before = read_toml(path) if begun and path.exists() else {}
+        self._choose_bf16(before)
+        self._check_config(path, before)
+
+    def _choose_bf16(self, before: dict) -> None:
+        """Decide on matrix products in bfloat16 where the option is None. A collective.
+
+        On a CPU, for a wide model, by measurement; a line says what and why. The config keeps the
+        decision: `before`, the config of a run that is resumed, decides if it is there.
+        """
+        if getattr(self.config, "bf16", False) is not None:
             return
+        init = getattr(self.config, "init", "")
+        if before:
+            stored = before.get("bf16")
+            self.config.bf16 = stored if isinstance(stored, bool) else None
+        elif (
+            self.world.device.type == "cpu" and init and (shape := read_config(init)).width >= WIDE
+        ):
+            self.config.bf16, why = choose_bf16(shape, self.world)
+            self.say(f"bf16 {'on' if self.config.bf16 else 'off'}: {why}")
+        self.world.bf16 = self.config.bf16
+
+    def _check_config(self, path: Path, before: dict) -> None:
+        """Raise InputError if the directory holds a run with other options."""
         # Where a run has iterations, `steps` is the length of each.
         grows = "iterations" if getattr(self.config, "iterations", 1) > 1 else "steps"
-        before, now = read_toml(path), tomllib.loads(to_toml(self.config))
+        now = tomllib.loads(to_toml(self.config))
         for name, value in now.items():
             old = before.get(name, value)
             if old == value or name in MAY_CHANGE or (name == grows and value > old):

@@ -500,7 +500,8 @@ def test_update_metrics(monkeypatch):
             model.weight.grad = None
 
     monkeypatch.setattr(train_grpo, "logprobs", told)
-    monkeypatch.setattr(train_grpo, "hidden_states", lambda *args: None)
+    hidden = torch.zeros(1, requires_grad=True)
+    monkeypatch.setattr(train_grpo, "hidden_states", lambda *args: hidden)
     config = Config(mu=2, beta=0.5, temperature=0.5, max_grad_norm=100.0)
     [micro] = batches = micro_batches([one], config, None, World())
     micro.ref_logp, model.head_weight = table.pop(0), None

@@ -39,3 +39,21 @@ def test_reference_is_kept_exactly(tmp_path):
     run.load_reference(2, models[0])
     for name, weight in models[0].state_dict().items():
         assert torch.equal(weight, models[2].state_dict()[name])
+
+
+def test_weights_are_stored_once(tmp_path, monkeypatch):
+    """Also a checkpoint with weights in trainer/ resumes: of an earlier version, or of a model in bfloat16."""
+    model, again = Transformer(SHAPE, seed=1), Transformer(SHAPE, seed=2)
+    sizes = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(World, "dtype", dtype)
+        path = tmp_path / str(dtype)
+        Checkpoints(tmp_path).write(path, model, ToyTokenizer(), state={})
+        trainer = (path / "trainer").glob("*.distcp")
+        sizes[dtype] = sum(file.stat().st_size for file in trainer)
+        Checkpoints(tmp_path).read(path, again)
+        for name, weight in again.state_dict().items():
+            assert torch.equal(weight, model.state_dict()[name])
+        again.initialize(seed=3)
+    weights = sum(4 * p.numel() for p in model.parameters())
+    assert sizes[torch.float32] < weights / 2 < weights < sizes[torch.bfloat16]

@@ -1,5 +1,6 @@
 """AdamW, schedules, the limit of the gradient's norm, speed."""
 
+import dataclasses
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from model import Transformer
 from runtime.distributed import World
 from runtime.optim import (
     adamw,
+    backward,
     clip_grad_norm,
     lr_constant,
     lr_linear_decay,
@@ -72,3 +74,24 @@ def test_set_lr():
     optimizer = adamw(Transformer(SHAPE), 0.1)
     assert set_lr(optimizer, 0.5) == 0.5
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_backward_ends_where_the_gradient_is_zero(tied):
+    """Two losses, with and without a gradient: the same bits, and the blocks' backward only where it matters."""
+    ids = torch.arange(12) % SHAPE.vocab_size
+    for factors in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 2.0)):
+        gradients, passes = [], []
+        for end in (backward, lambda loss, hidden, model: loss.backward()):
+            model = Transformer(dataclasses.replace(SHAPE, tied=tied), seed=1)
+            weight = model.layers[0].attn.qkv.weight
+            weight.register_hook(lambda slope, count=passes: count.append(slope))
+            for factor in factors:
+                hidden = model(ids)
+                logits = model.logits(hidden)
+                end(logits.sin().sum() * factor, hidden, model)
+            gradients.append([p.grad for p in model.parameters()])
+            passes.append(None)
+        assert passes.index(None) == sum(factor != 0 for factor in factors)
+        for found, expected in zip(*gradients, strict=True):
+            assert torch.equal(found, expected)

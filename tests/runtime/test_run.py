@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import sys
 import time
 from dataclasses import dataclass
-from runtime.options import option, parse
+from runtime.options import option, parse, to_toml
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import training
 from safetensors.torch import load_file
 from toy import SHAPE, ToyConfig, edit, lines, run_toy, start, toy_main
 
+import runtime.distributed
 import runtime.run
 from data.io import InputError
 from model import Transformer
@@ -209,6 +211,52 @@ def test_activations_as_the_option_says(tmp_path, monkeypatch, capsys):
         run.checkpointing(model, tokens=100)
         assert model.activation_checkpointing is bool(chosen)
     assert not capsys.readouterr().out
+
+
+def test_bfloat16_is_measured_once(tmp_path, monkeypatch, capsys):
+    """For a wide model on a CPU; the config keeps it, and a resumed run does not measure again."""
+
+    def begin(answer=None, width=256, **options):
+        def choose(*_):
+            assert answer is not None, "measured again"
+            return answer, "because"
+
+        shape = dataclasses.replace(SHAPE, width=width)
+        monkeypatch.setattr(runtime.run, "read_config", lambda init: shape)
+        monkeypatch.setattr(runtime.run, "choose_bf16", choose)
+        run = Run(Bf16Config(to=str(tmp_path), init="somewhere", **options), World(**options))
+        assert run.world.bf16 is run.config.bf16
+        return run, run.config.bf16, capsys.readouterr().out
+
+    assert begin(False)[1:] == (False, "bf16 off: because\n")
+    assert begin(width=128)[1:] == (None, "")
+    assert begin(bf16=False)[1:] == (False, "")
+    run, on, line = begin(True)
+    assert (on, line) == (True, "bf16 on: because\n")
+    (tmp_path / "step_000001").mkdir()
+    (tmp_path / "config.toml").write_text(to_toml(run.config))
+    assert begin()[1:] == (True, "")
+    with pytest.raises(InputError, match="bf16 was true, now false; give the same value"):
+        begin(bf16=False)
+    (tmp_path / "config.toml").write_text(to_toml(dataclasses.replace(run.config, bf16=None)))
+    assert begin()[1:] == (None, ""), "begun by an earlier version, in float32"
+
+
+def test_bfloat16_is_chosen_by_time_and_error(monkeypatch):
+    ticks = iter([0, 3, 0, 1] * 4)  # float32 takes three times as long
+    monkeypatch.setattr(runtime.distributed.time, "process_time", lambda: next(ticks))
+    shape = dataclasses.replace(SHAPE, width=256, ffn=512)
+    on, why = runtime.distributed.choose_bf16(shape, World(kernels="plain"))
+    assert on
+    assert re.fullmatch(r"products are 3.0 times as fast as in float32 and differ by 0\.\d%", why)
+    ticks = iter([0, 1.4, 0, 1] * 4)
+    assert not runtime.distributed.choose_bf16(shape, World(kernels="plain"))[0]
+
+
+@dataclass
+class Bf16Config(ToyConfig):
+    init: str = option("", "model")
+    bf16: bool | None = option(None, "products in bfloat16")
 
 
 @dataclass
