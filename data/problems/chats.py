@@ -9,7 +9,7 @@ from data.io import InputError
 _ROLES = {
     "system": ("system", "developer"),
     "user": ("user", "human", "prompter"),
-    "assistant": ("assistant", "gpt", "chatgpt", "model", "bot", "function_call"),
+    "assistant": ("assistant", "gpt", "chatgpt", "chatbot", "model", "bot", "function_call"),
     "tool": ("tool", "observation", "function", "function_response", "ipython"),
 }
 _ROLE = {name: role for role, names in _ROLES.items() for name in names}
@@ -26,6 +26,34 @@ def is_chat(value) -> bool:
         and all(isinstance(message, dict) for message in value)
         and any(name in value[0] for name in _SPEAKER)
     )
+
+
+_PAIRS = (("input", "output"), ("human", "assistant"), ("user", "assistant"))
+
+
+def turns(value) -> list[dict]:
+    """The messages of a field that holds a chat: a list of messages, of pairs {input, output} as in
+    Capybara, or of texts in turn as in UltraChat. [] if it holds none."""
+    if is_chat(value):
+        return value
+    if not isinstance(value, list):
+        return []
+    if len(value) > 1 and all(isinstance(text, str) for text in value):
+        roles = ("user", "assistant")
+        return [{"role": roles[n % 2], "content": text} for n, text in enumerate(value)]
+    for names in _PAIRS:
+        messages = []
+        for pair in value:
+            texts = [pair.get(name) for name in names] if isinstance(pair, dict) else [None]
+            if not all(isinstance(text, str) for text in texts):
+                break
+            if isinstance(pair.get("system"), str) and pair["system"] and not messages:
+                messages.append({"role": "system", "content": pair["system"]})
+            for role, text in zip(("user", "assistant"), texts, strict=True):
+                messages.append({"role": role, "content": text})
+        else:
+            return messages
+    return []
 
 
 def read_chat(value: list[dict], where: str) -> list[dict]:

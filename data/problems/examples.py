@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from data.io import InputError, read_rows
-from data.problems.chats import is_chat, read_chat
+from data.problems.chats import is_chat, read_chat, turns
 from data.prompts import FORMATS
 
 CHATS = ("messages", "conversations", "conversation", "dialogue", "chat")
@@ -30,7 +30,8 @@ RESPONSES = (
 )
 LAYOUTS = (
     "question and response; messages; prompt and completion; conversations; instruction, input "
-    "and output; problem and solution; query and response; question and answer"
+    "and output; problem and solution; query and response; question and answer (text without a "
+    "question is for data.shards and train_pretrain.py)"
 )
 
 
@@ -73,7 +74,8 @@ def example(row: dict, where: str) -> Example:
     """The example in a row. Raises InputError."""
     if row.get("is_correct") is False:
         raise InputError(f"{where}: 'is_correct' is false; remove rows with wrong solutions")
-    chat = next((row[name] for name in CHATS if is_chat(row.get(name))), None)
+    names = CHATS if first(row, QUESTIONS) else (*CHATS, "items", "data")
+    chat = next(filter(None, (turns(row.get(name)) for name in names)), None)
     if chat is not None:
         messages = read_chat(chat, where)
         learned = _learned(chat, messages)

@@ -242,7 +242,7 @@ def stated_answer(text: str) -> str | None:
     """
     stated = boxed_answer(text) or answers.extract(text)
     if stated:
-        return stated.replace(",", "") if re.search(r"####[^#]*$", text) else stated
+        return re.sub(r"(?<=\d),(?=\d{3}\b)", "", stated) if "####" in text else stated
     solution = len(text) > 200 or (_SENTENCES.search(text) and "\\begin" not in text)
     return None if solution else text
 

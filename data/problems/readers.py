@@ -98,9 +98,9 @@ def _records(path: Path) -> tuple[Iterable[tuple[int, object]], Callable]:
         return _with_reader(read_records(path))
     text = read_text(path)
     if "\t" in text.split("\n", 1)[0]:
-        rows = _table(text, "\t")
+        rows = _table(path, text, "\t")
         return _with_reader(read_records(path)) if _is_header(rows) else (rows, _mgsm_table)
-    rows = _table(text, ",")
+    rows = _table(path, text, ",")
     if _is_header(rows) and not {"Numbers", "Equation"} & set(rows[0][1]):
         return _with_reader(read_records(path))
     letters = any(re.fullmatch(r"\s*[A-D]\s*", cells[-1]) for _, cells in rows)
@@ -109,10 +109,13 @@ def _records(path: Path) -> tuple[Iterable[tuple[int, object]], Callable]:
     return ((line, (count, row)) for line, count, row in _header_table(path, text)), _word_problem
 
 
-def _table(text: str, delimiter: str) -> list[tuple[int, tuple[str, ...]]]:
+def _table(path: Path, text: str, delimiter: str) -> list[tuple[int, tuple[str, ...]]]:
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
-    return [(reader.line_num, tuple(cells)) for cells in reader if cells]
+    try:
+        return [(reader.line_num, tuple(cells)) for cells in reader if cells]
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: not CSV ({error}); correct it") from None
 
 
 def _is_header(rows: list[tuple[int, tuple[str, ...]]]) -> bool:

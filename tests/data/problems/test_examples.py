@@ -121,6 +121,12 @@ LAYOUTS = {
         },
         Example(QA),
     ),
+    "capybara": ({"source": "s", "conversation": [{"input": "Q?", "output": "A."}]}, Example(QA)),
+    "xtuner": (
+        {"conversation": [{"system": "S", "input": "Q?", "output": "A."}] * 2},
+        Example([SYSTEM, *QA, *QA]),
+    ),
+    "ultrachat": ({"id": "1", "data": ["Q?", "A.", "Q?", "A."]}, Example([*QA, *QA])),
     "capitals": ({"Question": "Q?", "Answer": "A."}, Example(QA)),
 }
 
@@ -134,7 +140,13 @@ def test_layouts(tmp_path, name):
     assert list(load_examples(path)) == [(f"{path}:1", expected), (f"{path}:2", expected)]
 
     rng = random.Random(name)
-    columns = [*row.items(), ("id", 7), ("source", "s"), ("tags", ["a"]), ("extra", {"a": 1})]
+    columns = [
+        *row.items(),
+        ("number", 7),
+        ("source", "s"),
+        ("tags", ["a", "b"]),
+        ("extra", {"a": 1}),
+    ]
     for _ in range(5):
         rng.shuffle(columns)
         (tmp_path / "f.json").write_text(json.dumps([dict(columns)], indent=1))

@@ -171,6 +171,11 @@ def test_parquet_reads_the_same(tmp_path, name):
     assert load(tmp_path / "f.parquet") == load(write(tmp_path / "f.jsonl", *rows))
 
 
+def test_a_list_after_hashes_keeps_its_commas(tmp_path):
+    rows = [{"query": PIPE, "response": f"{WORKED}\n#### {n}"} for n in ("1,200", "3, 5")]
+    assert [p.answer for p in load(write(tmp_path / "f.jsonl", *rows))] == ["1200", "3, 5"]
+
+
 def test_csv_with_a_header(tmp_path):
     (tmp_path / "f.csv").write_text(f'id,Problem,Answer\n7,"{PIPE}",12\n')
     (tmp_path / "f.tsv").write_text(f"question\tanswer\n{PIPE}\t12\n")
