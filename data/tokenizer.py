@@ -68,6 +68,7 @@ _CHAR = {byte: chr(byte) for byte in _VISIBLE} | {
 }
 # For `str.translate`. The 68 characters themselves are not byte-level.
 _BYTE = {byte: "\uffff" for byte in _HIDDEN} | {ord(char): byte for byte, char in _CHAR.items()}
+_IN_UTF8 = [*range(0xC0), *range(0xC2, 0xF5)]  # the other bytes are in no text
 _ADDED_FLAGS = ("id", "single_word", "lstrip", "rstrip")
 _SPACES = "".join(chr(c) for c in range(0x3001) if regex.match(r"\s", chr(c)))
 
@@ -129,7 +130,7 @@ class Tokenizer:
         self._ids, self._merges, self._ignore_merges = _read_model(model, added)
         # A tokenizer that was trained without a full alphabet lacks some bytes. In their place
         # stands the unknown token, if there is one: one for a run of such bytes with `fuse_unk`.
-        self._missing = {byte for byte in range(256) if bytes([byte]) not in self._ids}
+        self._missing = {byte for byte in _IN_UTF8 if bytes([byte]) not in self._ids}
         self._unk_id, self._fuse_unk = None, bool(model.get("fuse_unk"))
         if model.get("unk_token") is not None and self._missing:
             self._unk_id = model["vocab"].get(model["unk_token"])
@@ -172,12 +173,12 @@ class Tokenizer:
             self._id_of_rank = {rank: self._ids[token] for token, rank in ranks.items()}
         self._encode_piece_cached = lru_cache(maxsize=1 << 17)(self._encode_piece)
 
-        by_text = {text: row["id"] for text, row in added.items()}
+        by_text = model["vocab"] | {text: row["id"] for text, row in added.items()}
 
         def id_of(role: str) -> int | None:
             token = config.get(role)
             text = token["content"] if isinstance(token, dict) else token
-            id = None if text is None else by_text.get(text, self._ids.get(text.encode()))
+            id = by_text.get(text)
             if id is None and text is not None:
                 raise InputError(
                     f"{role} {text!r} of tokenizer_config.json is not in the vocabulary"

@@ -526,6 +526,12 @@ def test_bytes_outside_the_vocabulary(unk, fuse, ignore_merges):
     assert tokenizer.encode_batch(SAMPLES) == [tokenizer.encode(text) for text in SAMPLES]
 
 
+def test_bytes_that_no_text_has_need_no_unknown_token():
+    document, config = build("deepseek-coder")
+    document["model"]["unk_token"] = "<unk>"
+    assert Tokenizer(document, config).encode("ab") == oracle_of(document).encode("ab").ids
+
+
 def test_bos_and_eos_are_told_by_config_template_and_generation_config(tmp_path, pairs):
     llama, deepseek, qwen = (pairs[style][0] for style in ("llama3", "deepseek-coder", "qwen2"))
     assert (llama.bos_id, llama.eos_id, llama.add_bos) == (700, 701, True)
