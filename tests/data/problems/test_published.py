@@ -278,6 +278,7 @@ NEEDS = "a problem needs question, problem, query"
             {"prompt": [USER], "reward_model": {"style": "rule"}},
             "no answer among prompt, reward_mo",
         ),
+        ({"prompt": PIPE, "label": True}, "no answer among prompt, label"),
         ({"prompt": [USER, USER], "answer": "12"}, "a chat with 2 messages of the user"),
         ({"problem": PIPE, "solution": WORKED}, "the answer is a solution without"),
         ({"question": PIPE, "answer": WORKED}, "the answer is a solution without"),
