@@ -1,7 +1,7 @@
 """A LLaMA-style transformer: RMSNorm, RoPE, grouped-query attention, SwiGLU (the paper's DeepSeek-LLM).
 
-One class covers LLaMA (DeepSeek-LLM, Coder and Math), Qwen2 (bias on q, k, v) and Qwen3 (RMSNorm on
-q and k). runtime/hf.py reads and writes them. Three ideas shape it:
+One class covers LLaMA, Mistral, Qwen2 (bias on q, k, v), Qwen3 (RMSNorm on q and k), SmolLM3 (layers
+without RoPE) and OLMo (post-norm). runtime/hf.py reads and writes them. Three ideas shape it:
 
 - Training input is *packed*: one row of T tokens, no padding. A `Layout` says which token sees which.
 - The model returns hidden states. The LM head is applied in batch.py: logits [T, V] never exist.
@@ -40,13 +40,17 @@ class ModelConfig:
     head_width: int = 0  # E, 0 means D / H
     context: int = 4096  # longest sequence the model was made for
     rope_theta: float = 10_000.0
-    rope_scaling: dict | None = None  # rope_type "linear" with a factor, or "llama3"
+    rope_scaling: dict | None = None  # rope_type "linear" with a factor, "llama3" or "yarn"
     norm_eps: float = 1e-6
     tied: bool = False  # the LM head is the embedding
     qkv_bias: bool = False  # Qwen2
     out_bias: bool = False  # LLaMA with attention_bias
-    qk_norm: bool = False  # Qwen3
-    family: str = "llama"  # llama | qwen2 | qwen3
+    qk_norm: bool = False  # Qwen3: RMSNorm on each head of q and k
+    post_norm: bool = False  # OLMo: RMSNorm after attention and MLP, and on q and k as a whole
+    layer_kinds: list[str] | None = None  # "full", "nope" (no RoPE: SmolLM3) or "sliding" (OLMo 3)
+    window: int = 0  # a "sliding" layer sees this many tokens, the newest included
+    sliding_theta: float = 0.0  # rope_theta of "sliding" layers, 0 means the same
+    family: str = "llama"  # its model_type in config.json
     eos_id: int | list[int] | None = None
     bos_id: int | None = None
     score: str = ""  # "outcome", "process" or "value": a score head in place of the LM head
@@ -56,20 +60,7 @@ class ModelConfig:
         if self.heads % self.kv_heads:
             raise InputError(f"kv_heads {self.kv_heads} does not divide heads {self.heads}")
         if self.head_width < 2 or self.head_width % 2:
-            what = f"head width {self.head_width} (width / heads) is not even"
-            raise InputError(f"{what}; RoPE rotates pairs")
-
-    def flops(self, fed: int, predicted: int, pairs: float) -> float:
-        """FLOPs of a forward; a multiplication and an addition count one each.
-
-        fed: tokens through the blocks. predicted: tokens through the LM head. pairs: number of
-        (token, token that it sees). A backward takes twice as many. A score head is left out.
-        """
-        heads = self.heads + self.kv_heads
-        weights = 2 * self.width * self.head_width * heads + 3 * self.width * self.ffn
-        scores = 2 * self.heads * self.head_width  # products of a pair of tokens
-        head = 0 if self.score else self.width * self.vocab_size
-        return 2.0 * (self.layers * (fed * weights + pairs * scores) + predicted * head)
+            raise InputError(f"head width {self.head_width} must be even: RoPE rotates pairs")
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -88,9 +79,8 @@ class Layout:
     """
 
     def __init__(self, lengths, parents=None, device="cpu"):
-        parents = [-1] * len(lengths) if parents is None else parents
         self.lengths = np.asarray(lengths, dtype=np.int64)
-        self.parents = np.asarray(parents, dtype=np.int64)
+        self.parents = np.asarray([-1] * len(lengths) if parents is None else parents, np.int64)
         has_parent = self.parents >= 0
         if has_parent[self.parents[has_parent]].any():
             raise ValueError("a parent segment cannot have a parent itself")
@@ -109,13 +99,11 @@ class Layout:
     def tensor(self, array: np.ndarray) -> Tensor:
         """On the layout's device. A layout first used in inference must serve training too."""
         with torch.inference_mode(False):
-            tensor = torch.from_numpy(np.ascontiguousarray(array))
-            return tensor.to(self.device, non_blocking=True)
+            return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
     def segments(self) -> list[tuple[slice, slice]]:
         """(tokens, tokens of the parent) of each segment. Without a parent the second is empty."""
-        ends = self.starts + self.lengths
-        spans = [slice(a, b) for a, b in zip(self.starts, ends, strict=True)]
+        spans = [slice(a, a + n) for a, n in zip(self.starts, self.lengths, strict=True)]
         parents = [spans[p] if p >= 0 else slice(0) for p in self.parents]
         return list(zip(spans, parents, strict=True))
 
@@ -178,25 +166,36 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
-def rope_frequencies(config: ModelConfig) -> Tensor:
-    """Rotation per position of each pair, [E/2] float32: plain, linear or llama3 scaling."""
-    E, scaling = config.head_width, config.rope_scaling
-    frequency = config.rope_theta ** (-torch.arange(0, E, 2, dtype=torch.float32) / E)
+def rope_frequencies(config: ModelConfig, kind: str = "full") -> Tensor:
+    """Rotation per position of each pair, [E/2] float32: plain, linear, llama3 or yarn scaling."""
+    E, scaling, theta = config.head_width, config.rope_scaling, config.rope_theta
+    if kind == "sliding":  # as OLMo 3: without scaling
+        scaling, theta = None, config.sliding_theta or theta
+    frequency = (kind != "nope") * theta ** (-torch.arange(0, E, 2, dtype=torch.float32) / E)
     if scaling is None:
         return frequency
     if scaling["rope_type"] == "linear":
         return frequency / scaling["factor"]
-    # llama3: long wavelengths are stretched by `factor`, short ones kept, those between blended
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
-    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    # llama3, yarn: long wavelengths are stretched by `factor`, short ones kept, those between blended
+    turns = scaling["original_max_position_embeddings"] / (2 * math.pi)  # of the first pair
+    if scaling["rope_type"] == "llama3":
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        keep = ((turns * frequency - low) / (high - low)).clamp(0, 1)
+    else:  # yarn (arXiv 2309.00071, 3.2) blends by the number of the pair
+        bounds = scaling["beta_fast"], scaling["beta_slow"]  # in turns
+        low, high = (E / 2 * math.log(turns / n, theta) for n in bounds)  # in pairs
+        if scaling["truncate"]:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, E - 1)
+        keep = 1 - ((torch.arange(E // 2) - low) / (high - low or 0.001)).clamp(0, 1)
     return frequency * (keep + (1 - keep) / scaling["factor"])
 
 
-def rope_table(config: ModelConfig, positions: int) -> Tensor:
-    """cos and sin of the rotation at each position, [2, positions, E/2] float32."""
-    angle = torch.arange(positions, dtype=torch.float32)[:, None] * rope_frequencies(config)
-    return torch.stack([angle.cos(), angle.sin()])
+def rope_table(config: ModelConfig, positions: int, kind: str = "full") -> Tensor:
+    """cos and sin of the rotation at each position, [2, positions, E/2] float32, yarn's times a factor."""
+    angle = torch.arange(positions, dtype=torch.float32)[:, None] * rope_frequencies(config, kind)
+    scaling = (kind == "full" and config.rope_scaling) or {}
+    return torch.stack([angle.cos(), angle.sin()]) * scaling.get("attention_factor", 1.0)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -206,11 +205,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 @definition
-def attention(qkv: Tensor, rope: Tensor, layout: Layout, heads: int) -> Tensor:
+def attention(qkv: Tensor, rope: Tensor, layout: Layout, heads: int, window: int = 0) -> Tensor:
     """Softmax(q k / sqrt(E)) v over the tokens that each token sees, a segment at a time, in float32.
 
     qkv [T, H + 2K, E]: queries, keys and values before rotation. rope [2, positions, E/2]: cos and sin.
-    heads: H. Returns [T, H * E].
+    heads: H. window: a token sees the last `window` tokens up to itself, 0: all. Returns [T, H * E].
     """
     kv_heads = (qkv.shape[1] - heads) // 2
     wide = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
@@ -224,8 +223,9 @@ def attention(qkv: Tensor, rope: Tensor, layout: Layout, heads: int) -> Tensor:
         values = torch.cat([v[parent], v[own]]).repeat_interleave(heads // kv_heads, dim=1)
         scores = torch.einsum("lhe,she->hls", q[own], keys) / math.sqrt(qkv.shape[2])
         L, S = scores.shape[1:]  # tokens of the segment, tokens that its last one sees
-        hidden = torch.ones(L, S, dtype=torch.bool, device=qkv.device).triu(1 + S - L)
-        weights = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
+        seen = torch.ones(L, S, dtype=torch.bool, device=qkv.device).tril(S - L)
+        seen = seen.triu(1 + S - L - window) if window else seen
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1)
         outputs.append(torch.einsum("hls,she->lhe", weights, values).flatten(1))
     return torch.cat(outputs).to(qkv.dtype)
 
@@ -260,8 +260,9 @@ class Attention(nn.Module):
         self.H, self.K, self.E = config.heads, config.kv_heads, config.head_width
         self.qkv = Linear(config.width, (self.H + 2 * self.K) * self.E, bias=config.qkv_bias)
         self.out = Linear(self.H * self.E, config.width, bias=config.out_bias)
-        self.q_norm = RMSNorm(self.E, config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.E, config.norm_eps) if config.qk_norm else None
+        q, k = (self.H, self.K) if config.post_norm else (1, 1)  # heads that share a norm
+        self.q_norm = RMSNorm(q * self.E, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(k * self.E, config.norm_eps) if config.qk_norm else None
 
     def project(self, x: Tensor) -> Tensor:
         """x [T, D] -> queries, keys and values before rotation, [T, H + 2K, E]."""
@@ -269,7 +270,9 @@ class Attention(nn.Module):
         if self.q_norm is None or self.k_norm is None:
             return qkv
         q, k, v = qkv.split([self.H, self.K, self.K], dim=1)
-        return torch.cat([self.q_norm(q), self.k_norm(k), v], dim=1)
+        normed_q = self.q_norm(q.reshape(-1, *self.q_norm.weight.shape)).view_as(q)
+        normed_k = self.k_norm(k.reshape(-1, *self.k_norm.weight.shape)).view_as(k)
+        return torch.cat([normed_q, normed_k, v], dim=1)
 
 
 @definition
@@ -290,19 +293,24 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block. Attention stands between `before` and `after`."""
+    """Residual block, pre-norm or (OLMo) post-norm. Attention stands between `before` and `after`."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, kind: str = "full"):
         super().__init__()
+        self.kind, self.window = kind, config.window if kind == "sliding" else 0
+        self.post_norm = config.post_norm
         self.attn_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.attn, self.mlp = Attention(config), MLP(config)
-        self.dropout = 0.0
+        self.dropout = 0.0  # share of its outputs that is dropped while gradients are on
 
     def before(self, x: Tensor) -> Tensor:
-        return self.attn.project(self.attn_norm(x))  # [T, H + 2K, E]
+        return self.attn.project(x if self.post_norm else self.attn_norm(x))  # [T, H + 2K, E]
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        if self.post_norm:
+            x = x + self.drop(self.attn_norm(self.attn.out(attended)))
+            return x + self.drop(self.mlp_norm(self.mlp(x)))
         x = x + self.drop(self.attn.out(attended))
         return x + self.drop(self.mlp(self.mlp_norm(x)))
 
@@ -312,22 +320,20 @@ class Block(nn.Module):
             cos, sin = rope[:, layout.positions, None]
             k, v = qkv[:, self.attn.H :].chunk(2, dim=1)
             store.append((rotate(k, cos, sin), v.clone()))
-        return self.after(x, attention(qkv, rope, layout, self.attn.H))
+        return self.after(x, attention(qkv, rope, layout, self.attn.H, self.window))
 
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.dropout and torch.is_grad_enabled() else x
 
-    def decode(
-        self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, lengths, seen
-    ) -> Tensor:
+    def decode(self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, lengths, seen):
         """x [B, D] -> [B, D], one new token a row. keys, values: this layer's part of the cache."""
+        if self.window:
+            seen = seen & (seen.flip(1).cumsum(1).flip(1) <= self.window)  # the last ones of a row
         return self.after(x, attend_cached(self.before(x), rope, keys, values, lengths, seen))
 
 
 class Transformer(nn.Module):
     """The model: `forward` for packed tokens, `decode` for one new token a row with a cache."""
-
-    source: Any = None  # the directory that runtime/hf.py read it from
 
     def __init__(self, config: ModelConfig, seed: int = 0):
         super().__init__()
@@ -335,14 +341,16 @@ class Transformer(nn.Module):
         # Not nn.Embedding's own initialization: on the meta device it imports torch for a second.
         weight = torch.empty(config.vocab_size, config.width)
         self.embed = nn.Embedding.from_pretrained(weight, freeze=False)
-        self.layers: Any = nn.ModuleList(Block(config) for _ in range(config.layers))
+        kinds = config.layer_kinds or ["full"] * config.layers
+        self.layers: Any = nn.ModuleList(Block(config, kind) for kind in kinds)
         self.norm = RMSNorm(config.width, config.norm_eps)
         own_head = not (config.tied or config.score)
         self.head = Linear(config.width, config.vocab_size, bias=False) if own_head else None
         self.score: Any = Linear(config.width, 1) if config.score else None
         self.compute_dtype: torch.dtype | None = None  # None: the embedding's
         self.activation_checkpointing = False
-        self._rope: Tensor | None = None
+        self.source: Any = None  # the directory that runtime/hf.py read it from
+        self._ropes: dict[str, Tensor] = {}  # kind of layer -> cos and sin
         if self.embed.weight.device.type != "meta":
             self.initialize(seed)
 
@@ -354,9 +362,7 @@ class Transformer(nn.Module):
             if weight.dim() < 2:
                 weight.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
-            deviation = weight.shape[1] ** -0.5
-            if name.startswith(("embed", "head")):
-                deviation = 0.02
+            deviation = 0.02 if name.startswith(("embed", "head")) else weight.shape[1] ** -0.5
             if name.endswith(("attn.out.weight", "mlp.down.weight")):  # they add to the residual
                 deviation /= math.sqrt(2 * self.config.layers)
             weight.normal_(0.0, deviation, generator=generator)
@@ -366,21 +372,17 @@ class Transformer(nn.Module):
         """The LM head's weight [V, D]."""
         return self.embed.weight if self.head is None else self.head.weight
 
-    def set_dropout(self, share: float) -> None:
-        """Drop this share of every block's output while gradients are on."""
-        for block in self.layers:
-            block.dropout = share
-
     @property
     def device(self) -> torch.device:
         return self.embed.weight.device
 
-    def rope_table(self, longest: int) -> Tensor:
-        """cos and sin [2, positions, E/2] float32, for at least `longest` positions."""
-        if self._rope is None or self._rope.shape[1] < longest or self._rope.device != self.device:
+    def rope_table(self, longest: int, kind: str = "full") -> Tensor:
+        """cos and sin [2, positions, E/2] float32 of a kind of layer, for `longest` positions or more."""
+        rope = self._ropes.get(kind)
+        if rope is None or rope.shape[1] < longest or rope.device != self.device:
             size = max(longest, min(self.config.context, 8192))
-            self._rope = rope_table(self.config, size).to(self.device)
-        return self._rope
+            rope = self._ropes[kind] = rope_table(self.config, size, kind).to(self.device)
+        return rope
 
     def embedded(self, ids: Tensor) -> Tensor:
         x = self.embed(ids)
@@ -400,25 +402,23 @@ class Transformer(nn.Module):
         if layout.tokens != ids.numel():
             raise ValueError(f"the layout holds {layout.tokens} tokens, ids holds {ids.numel()}")
         x = self.embedded(ids.flatten())  # [T, D]
-        rope = self.rope_table(layout.max_position)
         for block in self.layers:
+            rope = self.rope_table(layout.max_position, block.kind)
             if self.activation_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, rope, layout, use_reentrant=False)
             else:
                 x = block(x, rope, layout, store)
-        hidden = self.norm(x)
-        return hidden if len(shape) == 1 else hidden.view(*shape, -1)
+        return self.norm(x).view(*shape, self.config.width)
 
     def decode(self, ids: Tensor, cache: KVCache, lengths: Tensor, longest: int) -> Tensor:
-        """A step of the cache's first B rows: ids [B] -> hidden states [B, D].
+        """A step of the cache's first B rows, which hold `lengths` [B] tokens: ids [B] -> [B, D].
 
-        The rows hold `lengths` [B] tokens; the keys and values of the new ones are added. longest:
-        the largest length after the step.
+        Keys and values of the ids are added. longest: the largest length after the step.
         """
         x = self.embedded(ids)  # [B, D]
-        rope = self.rope_table(longest)[:, lengths, None]  # [2, B, 1, E/2]
         seen = torch.arange(longest, device=ids.device) <= lengths[:, None]  # [B, longest]
         for block, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            rope = self.rope_table(longest, block.kind)[:, lengths, None]  # [2, B, 1, E/2]
             x = block.decode(x, rope, keys, values, lengths, seen)
         return self.norm(x)
 

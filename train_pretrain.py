@@ -30,7 +30,7 @@ from model import Layout, ModelConfig, Transformer
 from presets import PRESETS, preset
 from runtime.distributed import World, seeded, setup, shard
 from runtime.hf import from_pretrained, sequence_tokens
-from runtime.optim import Work, adamw, clip_grad_norm, lr_multistep, set_lr
+from runtime.optim import Work, adamw, clip_grad_norm, lr_multistep, model_flops, set_lr
 from runtime.run import Run, command
 
 
@@ -144,7 +144,7 @@ def step_flops(shape: ModelConfig, rows: np.ndarray, eos: int) -> float:
     inputs = rows[:, :-1]
     lengths = np.array(document_lengths(inputs, eos))
     pairs = int((lengths * (lengths + 1) // 2).sum())
-    return 3 * shape.flops(inputs.size, int((inputs != eos).sum()), pairs)
+    return 3 * model_flops(shape, inputs.size, int((inputs != eos).sum()), pairs)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -190,7 +190,8 @@ def main(config: Config) -> None:
     tokens = config.batch * config.context
     run.say(f"{parameters / 1e6:.2f} M parameters, {tokens} tokens a step")
 
-    model.set_dropout(config.dropout)
+    for block in model.layers:
+        block.dropout = config.dropout
     model = shard(model, world)
     optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
     run.checkpointing(model, tokens=config.micro_batch * config.context)

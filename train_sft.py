@@ -254,7 +254,8 @@ def main(config: Config) -> None:
         held_out, _ = load_examples(files, tokenizer, config.template, config.context)
     run.say(f"{len(examples)} examples, {left_out} longer than {config.context} tokens left out")
 
-    model.set_dropout(config.dropout)
+    for block in model.layers:
+        block.dropout = config.dropout
     model = shard(model, world)
     optimizer = adamw(model, config.lr, (0.9, config.beta2), config.weight_decay)
     run.checkpointing(model, tokens=max(config.micro_tokens, config.context))

@@ -81,10 +81,15 @@ def definition(function: Callable) -> Callable:
 
 
 def small(shape):
-    """A ModelConfig of two layers of the run's own kind: its family, head width, switches and share of key heads."""
+    """A ModelConfig of two layers of the run's own kind: its family, head width, switches and share of key heads.
+
+    Layers of several kinds: two of each.
+    """
     kv_heads = min(shape.kv_heads, 2)
     heads = kv_heads * min(shape.heads // shape.kv_heads, 4)
-    changes = dict(layers=2, width=64, heads=heads, kv_heads=kv_heads, ffn=96)
+    kinds = shape.layer_kinds and sorted(set(shape.layer_kinds)) * 2
+    changes = dict(layers=len(kinds) if kinds else 2, layer_kinds=kinds)
+    changes |= dict(width=64, heads=heads, kv_heads=kv_heads, ffn=96)
     return replace(shape, vocab_size=160, score="", **changes)
 
 

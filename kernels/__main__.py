@@ -36,7 +36,7 @@ DEFINED = (
 
 
 def settings() -> Iterator[Setting]:
-    """LLaMA, Qwen2 and Qwen3 shapes, tied or not, in float32 and with products in bfloat16."""
+    """Shapes of every family, tied or not, in float32 and with products in bfloat16."""
     from presets import preset
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -51,6 +51,14 @@ def settings() -> Iterator[Setting]:
             for bf16 in (False, True):
                 one = replace(shape, family=family, tied=tied, **changes)
                 yield Setting(one, device, bf16)
+    yarn = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
+    yarn |= dict(beta_fast=8.0, beta_slow=1.0, truncate=True, attention_factor=1.2)
+    kinds = ["nope", "full"]
+    yield Setting(replace(shape, family="smollm3", layer_kinds=kinds, rope_scaling=yarn), device)
+    olmo = dict(qk_norm=True, post_norm=True, rope_scaling=yarn)
+    for window in (8, 4096):  # it hides tokens of the cases, or none
+        olmo |= dict(layer_kinds=["sliding", "full"], window=window)
+        yield Setting(replace(shape, family="olmo3", **olmo), device)
 
 
 def numbers() -> list[str]:

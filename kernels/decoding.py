@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 import kernels
 from batch import pack_completions, token_logprobs
-from generate import Sample, Sampling, generate
+from generate import Sample, Sampling, Sequence, generate
 from kernels import Accelerator, Setting
 from kernels.compiled import is_compiled, multiply_in
 from model import MLP, Attention, Block, Linear, ModelConfig, RMSNorm, Transformer
@@ -53,6 +53,7 @@ def is_plain(model: Transformer) -> bool:
     if len({part.multiply for part in model.layers.modules() if type(part) is Linear}) != 1:
         return False
     sizes = dict(eps=config.norm_eps, H=config.heads, K=config.kv_heads, E=config.head_width)
+    sizes |= dict(post_norm=config.post_norm)
     sizes |= dict(max_norm=None)  # of the embedding
     for part in model.modules():
         if type(part) not in CLASSES or part._forward_hooks or part._forward_pre_hooks:
@@ -63,6 +64,12 @@ def is_plain(model: Transformer) -> bool:
             if name in sizes and value != sizes[name]:
                 return False
     return True
+
+
+def windows_hide(model: Transformer, sequences: list[Sequence]) -> bool:
+    """Is a sequence longer than the window of a layer?"""
+    longest = max((s.prompt_tokens + s.limit for s in sequences), default=0)
+    return any(block.window and longest > block.window for block in model.layers)
 
 
 PROMPTS = [[5], [3, 1, 4, 1, 5, 9, 2, 6, 5], [7, 8, 9, 7, 8]]

@@ -57,8 +57,8 @@ def compiled() -> tuple[Callable, Callable]:
     return torch.compile(rotate, dynamic=True), torch.compile(flex_attention, dynamic=True)
 
 
-def takes(qkv: Tensor, rope: Tensor, layout, heads: int) -> bool:
-    return qkv.is_cuda and qkv.dtype != torch.float64 and takes_layout(layout)
+def takes(qkv: Tensor, rope: Tensor, layout, heads: int, window: int = 0) -> bool:
+    return qkv.is_cuda and qkv.dtype != torch.float64 and takes_layout(layout, window)
 
 
 @accelerator(
@@ -68,5 +68,5 @@ def takes(qkv: Tensor, rope: Tensor, layout, heads: int) -> bool:
     available=lambda device: device.type == "cuda",
     cases=attention_cases,
 )
-def attention(qkv: Tensor, rope: Tensor, layout, heads: int) -> Tensor:
+def attention(qkv: Tensor, rope: Tensor, layout, heads: int, window: int = 0) -> Tensor:
     return attend(qkv, rope, layout, heads, *compiled())

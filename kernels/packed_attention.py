@@ -66,18 +66,20 @@ def _groups(layout) -> Iterator[np.ndarray]:
             members = members[size:]
 
 
-def takes_layout(layout) -> bool:
-    """Is it a Layout as model.py makes it, no subclass and without methods of its own?"""
+def takes_layout(layout, window: int) -> bool:
+    """Is it a Layout as model.py makes it, no subclass and without methods of its own? Does the window hide nothing?"""
+    if window and layout.max_position > window:
+        return False
     return type(layout) is Layout and "segments" not in vars(layout)
 
 
 @accelerator(
     "model.attention",
     stands_for=["model.Layout"],
-    takes=lambda qkv, rope, layout, heads: takes_layout(layout),
+    takes=lambda qkv, rope, layout, heads, window=0: takes_layout(layout, window),
     cases=attention_cases,
 )
-def attention(qkv: Tensor, rope: Tensor, layout, heads: int) -> Tensor:
+def attention(qkv: Tensor, rope: Tensor, layout, heads: int, window: int = 0) -> Tensor:
     kv_heads = (qkv.shape[1] - heads) // 2
     cos, sin = rope[:, layout.positions, None]  # [T, 1, E/2]
     qk, v = qkv.split([heads + kv_heads, kv_heads], dim=1)

@@ -141,6 +141,19 @@ class Work:
     sampling_flops: float = 0.0
 
 
+def model_flops(config: ModelConfig, fed: int, predicted: int, pairs: float) -> float:
+    """FLOPs of a forward; a multiplication and an addition count one each.
+
+    fed: tokens through the blocks. predicted: tokens through the LM head. pairs: number of (token, token that it
+    sees), as without windows. A backward takes twice as many. A score head is left out.
+    """
+    heads = config.heads + config.kv_heads
+    weights = 2 * config.width * config.head_width * heads + 3 * config.width * config.ffn
+    scores = 2 * config.heads * config.head_width  # products of a pair of tokens
+    head = 0 if config.score else config.width * config.vocab_size
+    return 2.0 * (config.layers * (fed * weights + pairs * scores) + predicted * head)
+
+
 def forward_flops(config, groups: Iterable, last: bool = False) -> float:
     """FLOPs of a forward of a model of this ModelConfig that predicts all completion tokens.
 
@@ -148,7 +161,7 @@ def forward_flops(config, groups: Iterable, last: bool = False) -> float:
     last: the last tokens are read too, as `batch.token_scores` does.
 
     Example: prompt [5 6 7], completions [8 9] and [4 3 2]. 3 + 1 + 2 tokens are fed and 5 predicted. They see
-    1 + 2 + 3, 4 and 4 + 5 tokens: `config.flops(6, 5, 19)`.
+    1 + 2 + 3, 4 and 4 + 5 tokens: `model_flops(config, 6, 5, 19)`.
     """
     fed = predicted = pairs = 0
     for prompt, completions in groups:
@@ -159,7 +172,7 @@ def forward_flops(config, groups: Iterable, last: bool = False) -> float:
             fed += read
             predicted += len(ids)
             pairs += read * len(prompt) + read * (read + 1) // 2
-    return config.flops(fed, predicted, pairs)
+    return model_flops(config, fed, predicted, pairs)
 
 
 def speed(tokens: int, flops: float, seconds: float, world: World) -> dict:

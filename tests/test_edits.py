@@ -98,8 +98,8 @@ EDITS = {
     ),
     "another base of RoPE": Edit(
         MODEL,
-        "frequency = config.rope_theta **",
-        "frequency = (2 * config.rope_theta) **",
+        "* theta **",
+        "* (2 * theta) **",
         "model.rope_frequencies",
     ),
     "GELU for SwiGLU": Edit(MODEL, "F.silu(gate)", "F.gelu(gate)", "model.swiglu"),
@@ -108,9 +108,8 @@ EDITS = {
     ),
     "attention with a window": Edit(
         MODEL,
-        "dtype=torch.bool, device=qkv.device).triu(1 + S - L)",
-        "dtype=torch.bool, device=qkv.device)\n"
-        "        hidden = hidden.triu(1 + S - L) | hidden.tril(S - L - 6)",
+        "device=qkv.device).tril(S - L)",
+        "device=qkv.device).tril(S - L).triu(S - L - 5)",
         "model.attention",
     ),
     "log-probs without temperature": Edit(

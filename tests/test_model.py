@@ -14,6 +14,7 @@ from kernels import flex_attention, packed_attention
 from model import KVCache, Layout, ModelConfig, Transformer, attention
 from presets import PRESETS, preset
 from runtime.hf import from_pretrained
+from runtime.optim import model_flops
 
 V = 60
 DOCUMENTS = [
@@ -33,6 +34,14 @@ LLAMA3 = {
     "rope_theta": 100.0,
 }
 LLAMA3["original_max_position_embeddings"] = 32
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "beta_fast": 4.0,
+    "original_max_position_embeddings": 32,
+    "rope_theta": 100.0,
+}
+MSCALE = {"mscale": 1.3, "mscale_all_dim": 0.7, "truncate": False}
 CASES = {
     "llama": ("Llama", dict(num_key_value_heads=4)),
     "llama-linear": ("Llama", dict(rope_parameters=LINEAR)),
@@ -45,6 +54,28 @@ CASES = {
     "qwen2-tied": ("Qwen2", dict(tie_word_embeddings=True, num_key_value_heads=4)),
     "qwen3": ("Qwen3", dict(head_dim=12)),
     "qwen3-tied-bias": ("Qwen3", dict(head_dim=6, tie_word_embeddings=True, attention_bias=True)),
+    "llama-yarn": ("Llama", dict(rope_parameters=YARN)),
+    "qwen2-window": (
+        "Qwen2",
+        dict(use_sliding_window=True, sliding_window=7, max_window_layers=1),
+    ),
+    "mistral-window": ("Mistral", dict(sliding_window=7, head_dim=12)),
+    "smollm3-yarn": (
+        "SmolLM3",
+        dict(no_rope_layers=[0, 1], rope_parameters=YARN | MSCALE, pad_token_id=None),
+    ),
+    "olmo2": ("Olmo2", dict(num_key_value_heads=4, attention_bias=True)),
+    "olmo3-yarn": (
+        "Olmo3",
+        dict(
+            layer_types=["sliding_attention", "full_attention"],
+            sliding_window=7,
+            rope_parameters={
+                "sliding_attention": {"rope_type": "default", "rope_theta": 30.0},
+                "full_attention": YARN | {"attention_factor": 1.4},
+            },
+        ),
+    ),
 }
 
 
@@ -317,13 +348,15 @@ def test_parameters_and_flops_of_the_sizes(name):
     products = total - (
         0 if model.config.tied else vocab_size * model.config.width
     )  # an untied embedding is a look-up
-    assert math.isclose(model.config.flops(1, 1, 0), 2 * products, rel_tol=3e-3)  # norms aside
+    assert math.isclose(
+        model_flops(model.config, 1, 1, 0), 2 * products, rel_tol=3e-3
+    )  # norms aside
 
 
 def test_preset_changes_and_unknown_name():
     assert preset("1m", 2048, context=77, kv_heads=4).context == 77
     with pytest.raises(InputError, match="'2b'.*1.3b"):
         preset("2b", 100)
-    assert ModelConfig(10, 4, 1, 2, 1, 8).flops(1, 1, 0) == 2 * (
+    assert model_flops(ModelConfig(10, 4, 1, 2, 1, 8), 1, 1, 0) == 2 * (
         4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 8 + 10 * 4
     )

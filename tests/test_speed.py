@@ -23,7 +23,7 @@ from rollout import load_rollouts
 from runtime import optim
 from runtime.distributed import World, shuffled
 from runtime.hf import from_pretrained, read_config
-from runtime.optim import adamw, forward_flops, peak_flops
+from runtime.optim import adamw, forward_flops, model_flops, peak_flops
 
 SHAPE = ModelConfig(50, width=8, layers=3, heads=4, kv_heads=1, ffn=10, head_width=2)
 TOKEN, PREDICTED, PAIR = (
@@ -37,11 +37,11 @@ def test_the_example_by_hand():
     groups = [([5, 6, 7], [[8, 9], [4, 3, 2]])]
     assert (
         forward_flops(SHAPE, groups)
-        == SHAPE.flops(6, 5, 19)
+        == model_flops(SHAPE, 6, 5, 19)
         == 6 * TOKEN + 5 * PREDICTED + 19 * PAIR
     )
-    assert forward_flops(SHAPE, groups, last=True) == SHAPE.flops(8, 5, 19 + 5 + 6)
-    assert SHAPE.flops(1, 1, 0) == TOKEN + PREDICTED
+    assert forward_flops(SHAPE, groups, last=True) == model_flops(SHAPE, 8, 5, 19 + 5 + 6)
+    assert model_flops(SHAPE, 1, 1, 0) == TOKEN + PREDICTED
     scorer = ModelConfig(
         50, width=8, layers=3, heads=4, kv_heads=1, ffn=10, head_width=2, score="value"
     )
@@ -56,7 +56,9 @@ def test_tokens_and_pairs_are_those_of_the_packed_batch(groups):
     batch = pack_completions(groups)
     places = torch.arange(batch.layout.tokens)
     seen = int(flex_attention.visible(batch.layout)(0, 0, places[:, None], places[None]).sum())
-    assert forward_flops(SHAPE, groups) == SHAPE.flops(len(batch.ids), len(batch.targets), seen)
+    assert forward_flops(SHAPE, groups) == model_flops(
+        SHAPE, len(batch.ids), len(batch.targets), seen
+    )
 
 
 def test_windows_of_documents():
@@ -82,7 +84,7 @@ def sequences(*pairs) -> float:
     """FLOPs of a forward of (prompt, completion) pairs of the tiny world's model, the last tokens read too."""
     shape = ModelConfig(400, width=32, layers=2, heads=4, kv_heads=2, ffn=64)
     return sum(
-        shape.flops(n, 0, n * (n + 1) // 2)
+        model_flops(shape, n, 0, n * (n + 1) // 2)
         for n in (len(prompt) + len(ids) for prompt, ids in pairs)
     )
 
@@ -97,7 +99,7 @@ def test_a_step_learns_from_so_many_tokens(trainer, tiny, tmp_path, monkeypatch)
     if trainer == "pretrain":
         run(trainer, root, tmp_path / "run", steps=1, batch=6, micro_batch=1)
         (tokens, flops, _, _) = calls[0]
-        most = 3 * shape.flops(tokens, tokens, tokens * (32 + 1) / 2)
+        most = 3 * model_flops(shape, tokens, tokens, tokens * (32 + 1) / 2)
         assert tokens == 6 * 32 and 0.7 * most < flops < most  # documents are shorter than windows
     elif trainer == "sft":
         examples = train_sft.load_examples([f"{root}/sft.jsonl"], tokenizer, "plain", 72)[0]
@@ -112,7 +114,9 @@ def test_a_step_learns_from_so_many_tokens(trainer, tiny, tmp_path, monkeypatch)
         assert tokens == sum(map(train_sft.length, chosen))
         fed = [train_sft.length(example) - 1 for example in chosen]
         predicted = sum(len(example.response) for example in chosen)
-        assert flops == 3 * shape.flops(sum(fed), predicted, sum(n * (n + 1) // 2 for n in fed))
+        assert flops == 3 * model_flops(
+            shape, sum(fed), predicted, sum(n * (n + 1) // 2 for n in fed)
+        )
     elif trainer == "reward":
         run(
             trainer,
@@ -144,7 +148,7 @@ def test_a_step_learns_from_so_many_tokens(trainer, tiny, tmp_path, monkeypatch)
         read = sequences(*((prompt, ids[:-1]) for prompt, ids in both)) - sequences(
             *((p.prompt, []) for p in chosen)
         )
-        head = shape.flops(0, sum(len(ids) for _, ids in both), 0)
+        head = model_flops(shape, 0, sum(len(ids) for _, ids in both), 0)
         assert flops == pytest.approx(4 * (read + head))
     found = last_timing(tmp_path / "run")
     assert 0 < found["mfu"] < 1.5 and found["tokens_per_second"] >= tokens / found["seconds"]
@@ -174,7 +178,7 @@ def test_a_step_of_reinforcement(trainer, models, processes, tiny, tmp_path, mon
         forward_flops(shape, groups),
         processes * peak_flops(torch.device("cpu")),
     )
-    head = shape.flops(0, sampled, 0)
+    head = model_flops(shape, 0, sampled, 0)
     flops = (
         models * 7 * forward - (models - 1) * 7 * head
     )  # two forwards and backwards, and the reference or assess

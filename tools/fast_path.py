@@ -93,6 +93,7 @@ def gpu_attention(ledger: Ledger) -> Callable:
         rope: Tensor,
         layout,
         heads: int,
+        window: int = 0,
     ) -> Tensor:
         ledger.density = pairs(layout) / layout.tokens**2
         kv_heads = (qkv.shape[1] - heads) // 2
@@ -115,6 +116,7 @@ def cpu_attention(ledger: Ledger, lanes: int) -> Callable:
         rope: Tensor,
         layout,
         heads: int,
+        window: int = 0,
     ) -> Tensor:
         E = qkv.shape[2]
         whole = lanes and E % lanes == 0 and qkv.dtype == torch.float32

@@ -32,6 +32,7 @@ from kernels.triton.decoder import SharedCache
 from model import KVCache, Layout, ModelConfig, Transformer
 from runtime.distributed import World
 from runtime.hf import read_config
+from runtime.optim import model_flops
 from tools.fast_path import tracing
 from tools.ledger import ELSEWHERE, Ledger
 from tools.sharded import Model
@@ -169,7 +170,8 @@ class Step:
         for model in self.trained:
             model.add_optimizer()
             model.module.activation_checkpointing = config.activation_checkpointing
-            model.module.set_dropout(getattr(config, "dropout", 0.0))
+            for block in model.module.layers:
+                block.dropout = getattr(config, "dropout", 0.0)
         parameters = sum(p.numel() for p in self.policy.module.parameters())
         self.plan = Plan(
             shape,
@@ -267,7 +269,7 @@ class Step:
         in_cpp = not self.gpu and cpu_decoder.suits(self.shape)
         with ledger.of_kind("cache"), ledger.phase("rollout"):
             cache = self.make_cache(rows, prompts, longest, in_cpp)
-        copied = int(self.shape.flops(1, 1, 0) / 2) if in_cpp else 0
+        copied = int(model_flops(self.shape, 1, 1, 0) / 2) if in_cpp else 0
         copy = ledger.new(copied, torch.float32, "weights")  # the C++ decoder's matrices
         # A GPU's step is a kernel that meta tensors cannot run: the plain decoder stands for it.
         with ledger.of_kind(ELSEWHERE):

@@ -73,7 +73,7 @@ def native() -> ctypes.CDLL | None:
     found = ctypes.CDLL(str(path))
     p, n = c_void_p, c_int64
     found.step.restype = n
-    found.step.argtypes = [p, p, n, p, p, p, p, n, n, p, p, p, c_int]
+    found.step.argtypes = [p, p, n, p, p, p, n, p, p, p, c_int]
     found.pack.argtypes = [p, n, n, c_int, c_int, p, c_int]
     found.large_pages.argtypes = [p, n]
     found.checksum.restype = c_uint64

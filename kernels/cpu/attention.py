@@ -87,11 +87,11 @@ class _Attention(torch.autograd.Function):
         return result, None, None, None
 
 
-def takes(qkv: Tensor, rope: Tensor, layout, heads: int) -> bool:
+def takes(qkv: Tensor, rope: Tensor, layout, heads: int, window: int = 0) -> bool:
     """Heads must be whole vectors, and tokens see so few others that keys and values stay in a core's cache."""
     E = qkv.shape[2]
     whole = E % cpu.native().lanes() == 0
-    if not (cpu.takes(qkv, rope) and whole and takes_layout(layout)):
+    if not (cpu.takes(qkv, rope) and whole and takes_layout(layout, window)):
         return False
     return not rope.requires_grad and fits(rope, layout, E)
 
@@ -112,5 +112,5 @@ def fits(rope: Tensor, layout, E: int) -> bool:
     available=cpu.available,
     cases=attention_cases,
 )
-def attention(qkv: Tensor, rope: Tensor, layout, heads: int) -> Tensor:
+def attention(qkv: Tensor, rope: Tensor, layout, heads: int, window: int = 0) -> Tensor:
     return _Attention.apply(qkv, rope, layout, heads)

@@ -28,6 +28,7 @@ static int thread() { return 0; }
 extern "C" {
 
 struct Layer {  // matrices in panels; null where a family has no such thing
+    const float *cos, *sin;  // [positions, E / 2]
     const float *attn_norm, *qkv_bias, *q_norm, *k_norm, *out_bias, *mlp_norm;
     const void *qkv, *out, *gate_up, *down;  // float, or bfloat16
 };
@@ -289,11 +290,11 @@ extern "C" uint64_t checksum(const char *memory, int64_t bytes, int threads) {
 
 // T tokens through the model. Token t has id ids[t] and stands at position[t] of cache row row[t], after tokens that the
 // cache holds or that are among the T: a decoding step is one token a row, a prefill the tokens of prompts in order.
-// Writes the logits [L, padded(V)] of the tokens last[0 .. L). rope [2, positions, E / 2]: cos and sin.
+// Writes the logits [L, padded(V)] of the tokens last[0 .. L).
 // scratch: T * padded(each of D, D, (H + 2 K) E, H E, F) + threads * (2 * capacity + 48 * padded(the widest of D, H E, F))
 // floats. Returns -1, or the first token whose id is not below V.
 extern "C" int64_t step(const Model *model, const Cache *cache, int64_t T, const int64_t *ids, const int64_t *row,
-                        const int64_t *position, const float *rope, int64_t positions, int64_t L, const int64_t *last,
+                        const int64_t *position, int64_t L, const int64_t *last,
                         float *scratch, float *logits, int threads) {
     const auto [D, layers, H, K, E, F, V, bfloat16, eps, embed, last_norm, head, layer] = *model;
     const int64_t heads = (H + 2 * K) * E, G = H / K, C = cache->capacity;
@@ -346,7 +347,7 @@ extern "C" int64_t step(const Model *model, const Cache *cache, int64_t T, const
                     for (int64_t h = 0; h < H + K; h++) {
                         const float *weight = h < H ? w.q_norm : w.k_norm;
                         if (weight) norm(q + h * E, weight, q + h * E, E, eps);
-                        rotate(q + h * E, q + h * E, rope + n * E / 2, rope + (positions + n) * E / 2, E);
+                        rotate(q + h * E, q + h * E, w.cos + n * E / 2, w.sin + n * E / 2, E);
                     }
                     for (int64_t k = 0; k < K; k++) {
                         const int64_t start = ((l * cache->rows + row[t]) * K + k) * C * E;

@@ -13,13 +13,16 @@ from torch.nn import functional as F
 from generate import Decoder, Sampling, Sequence
 from kernels import accelerator
 from kernels.cpu import available, native
-from kernels.decoding import DEFINITIONS, is_plain, sampling_error
+from kernels.decoding import DEFINITIONS, is_plain, sampling_error, windows_hide
 from model import ModelConfig, Transformer
+from runtime.optim import model_flops
 
 # Weights of the largest model. Of a larger one a step is mostly arithmetic, and the copy of its weights takes memory.
 LARGEST = 400_000_000
 
 LAYER = (
+    "cos",
+    "sin",
     "attn_norm",
     "qkv_bias",
     "q_norm",
@@ -53,8 +56,10 @@ class Cache(ctypes.Structure):
 
 
 def suits(config: ModelConfig) -> bool:
-    """Is there C++ for a model of this shape? Its heads must be whole vectors wide."""
-    if config.score or config.flops(1, 1, 0) / 2 > LARGEST or native() is None:
+    """Is there C++ for a model of this shape? It is pre-norm, and its heads are whole vectors wide."""
+    if config.post_norm or config.score:
+        return False
+    if model_flops(config, 1, 1, 0) / 2 > LARGEST or native() is None:
         return False
     return config.head_width % native().lanes() == 0
 
@@ -64,6 +69,8 @@ def takes(model: Transformer, sampling: Sampling, rows: int, sequences: list[Seq
     float32 = weight.dtype == torch.float32 and model.compute_dtype in (None, torch.float32)
     on_cpu = weight.device.type == "cpu"
     if not (on_cpu and float32 and suits(model.config) and is_plain(model)):
+        return False
+    if windows_hide(model, sequences):
         return False
     # The matrices of the blocks are copied, in the type of their products. The rest is read as it is.
     matrices = {
@@ -241,6 +248,8 @@ class CpuDecoder(Decoder):
             head=next(place),
             layer=ctypes.addressof(self.layers),
         )
+        self.ropes: dict[str, Tensor] = {}  # kind of layer -> cos and sin [2, positions, E / 2]
+        self.positions = 0
         self.threads = torch.get_num_threads()
         self.start: BlockCache | None = None  # what all prompts begin with
         self.scratch = torch.empty(0)
@@ -258,6 +267,16 @@ class CpuDecoder(Decoder):
         if x is None:
             return None
         return self.pointer(F.pad(x.detach().float(), (0, -len(x) % self.panel)))
+
+    def rotate_up_to(self, longest: int) -> None:
+        """Give each layer the cos and sin of its kind, for `longest` positions."""
+        if longest <= self.positions:
+            return
+        for kind in {block.kind for block in self.model.layers}:
+            self.ropes[kind] = self.model.rope_table(longest, kind).float().contiguous()
+        for layer, block in zip(self.layers, self.model.layers, strict=True):
+            layer.cos, layer.sin = (part.data_ptr() for part in self.ropes[block.kind])
+        self.positions = min(rope.shape[1] for rope in self.ropes.values())
 
     def forward(self, first: list[int], rests: list[list[int]]):
         config, dtype = self.model.config, self.cache.keys.dtype
@@ -302,7 +321,7 @@ class CpuDecoder(Decoder):
         Raises IndexError for an id that is not in the vocabulary.
         """
         c = self.model.config
-        table = self.model.rope_table(longest).float().contiguous()  # [2, positions, E / 2]
+        self.rotate_up_to(longest)
         token = 2 * c.width + (2 * c.heads + 2 * c.kv_heads) * c.head_width + c.ffn + 5 * self.panel
         thread = 2 * cache.capacity + 48 * (
             max(c.width, c.heads * c.head_width, c.ffn) + self.panel
@@ -323,8 +342,6 @@ class CpuDecoder(Decoder):
             ids.data_ptr(),
             rows.data_ptr(),
             positions.data_ptr(),
-            table.data_ptr(),
-            table.shape[1],
             len(last),
             last.data_ptr(),
             self.scratch.data_ptr(),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from generate import Decoder, Sampling, Sequence, sample_tokens, uniform
 from kernels import accelerator
-from kernels.decoding import DEFINITIONS, is_plain, sampling_error
+from kernels.decoding import DEFINITIONS, is_plain, sampling_error, windows_hide
 from kernels.triton import triton
 from kernels.triton.decode_attention import (
     Prefix,
@@ -31,7 +31,8 @@ def available(device: torch.device) -> bool:
 def takes(model: Transformer, sampling: Sampling, rows: int, sequences: list[Sequence]) -> bool:
     weight = model.embed.weight
     on_gpu = weight.device.type == "cuda" and weight.dtype != torch.float64
-    return on_gpu and not model.config.score and is_plain(model)
+    takes_model = on_gpu and not model.config.score and is_plain(model)
+    return takes_model and not windows_hide(model, sequences)
 
 
 @accelerator(
@@ -168,7 +169,8 @@ class GpuDecoder(Decoder):
         model, cache = self.model, self.cache
         newest, cached = self.state[0, :B], self.state[1, :B]
         x = model.embedded(newest)  # [B, D]
-        rope = model.rope_table(self.longest)[:, cached, None]  # [2, B, 1, E/2]
+        tables = {block.kind: model.rope_table(self.longest, block.kind) for block in model.layers}
+        ropes = {kind: table[:, cached, None] for kind, table in tables.items()}  # [2, B, 1, E/2]
         prompt_of = cache.prompt_of[:B]
         written = (cached - cache.prompt_lengths[prompt_of]).clamp(
             min=0
@@ -179,7 +181,7 @@ class GpuDecoder(Decoder):
         for layer, block in enumerate(model.layers):
             keys, values = cache.keys[layer], cache.values[layer]
             prompts = cache.prompt_keys[layer], cache.prompt_values[layer], cache.prompt_lengths
-            q = append(block.before(x), *rope, written, keys, values)  # [B, H, E]
+            q = append(block.before(x), *ropes[block.kind], written, keys, values)  # [B, H, E]
             attended = decode_attention(q, keys, values, after, Prefix(*prompts, prompt_of, tiles))
             x = block.after(x, attended.flatten(1))
         self.draw_rows(slice(0, B), model.logits(model.norm(x)).float())

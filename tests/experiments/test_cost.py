@@ -33,6 +33,7 @@ from experiments.cost_model import (
 from kernels.cpu import decoder as cpu_decoder
 from model import KVCache, Transformer
 from runtime.distributed import World
+from runtime.optim import model_flops
 
 SMALL = Shape(
     "1m", vocab=64, prompt=6, questions=3, samples=4, length=5, micro_tokens=60, max_rows=8
@@ -170,7 +171,7 @@ def test_products_are_those_of_the_weights():
     shape = dataclasses.replace(SMALL, micro_tokens=10**6, max_rows=10**3)
     Q, P, L, G, model = shape.questions, shape.prompt, shape.length, shape.samples, shape.model
     head = model.width * model.vocab_size
-    blocks = model.flops(1, 1, 0) / 2 - head
+    blocks = model_flops(model, 1, 1, 0) / 2 - head
     found = counts(shape, gpu=False)["terms"]
     learning = 8 * blocks * Q * (P + G * (L - 1)) + 10 * head * Q * G * L
     assert found["learning"]["matrix products of learning"] == pytest.approx(learning, rel=1e-9)

@@ -22,6 +22,9 @@ from model import Layout, ModelConfig, Transformer
 from presets import preset
 
 ROOT = Path(__file__).parents[2]
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
+YARN |= dict(beta_fast=8.0, beta_slow=1.0, truncate=True, attention_factor=1.2)
+OLMO = dict(family="olmo3", qk_norm=True, post_norm=True, rope_scaling=YARN)
 LAYOUT = [9, 5, 1, 12, 20, 1, 16], [-1, 0, 0, 0, -1, 4, -1]  # questions with completions, 64 tokens
 
 
@@ -58,6 +61,9 @@ for one in kernels.accelerators:
         dict(family="llama", rope_scaling={"rope_type": "linear", "factor": 2.0}),
         dict(family="qwen2", qkv_bias=True, tied=True, kv_heads=4),
         dict(family="qwen3", qk_norm=True, head_width=32),
+        dict(family="smollm3", layer_kinds=["full", "nope"], rope_scaling=YARN),
+        dict(layer_kinds=["sliding", "full"], window=8, **OLMO),  # shorter than the segments
+        dict(layer_kinds=["sliding", "full"], window=99, **OLMO),
     ],
 )
 def test_a_model_learns_as_by_definitions(changes):

@@ -27,6 +27,18 @@ FAMILIES = {
             original_max_position_embeddings=16,
         ),
     ),
+    "smollm3": dict(
+        layer_kinds=["full", "nope"],
+        rope_scaling=dict(
+            rope_type="yarn",
+            factor=4.0,
+            original_max_position_embeddings=16,
+            beta_fast=8.0,
+            beta_slow=1.0,
+            truncate=True,
+            attention_factor=1.2,
+        ),
+    ),
 }
 
 

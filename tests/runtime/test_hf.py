@@ -199,9 +199,10 @@ ERRORS = {  # what the message must name: what to spoil in a good directory
     "config.json.*model_type 'mamba'": lambda d: change(d, model_type="mamba"),
     "config.json.*hidden_size": lambda d: change(d, hidden_size="absent"),
     "config.json.*mlp_bias": lambda d: change(d, mlp_bias=True),
-    "config.json.*rope type 'yarn'": lambda d: change(
-        d, rope_scaling={"type": "yarn", "factor": 2.0}
+    "config.json.*rope type 'dynamic'.*length": lambda d: change(
+        d, rope_scaling={"type": "dynamic", "factor": 2.0}
     ),
+    "config.json.*yarn needs the field factor": lambda d: change(d, rope_scaling={"type": "yarn"}),
     "config.json.*low_freq_factor": lambda d: change(
         d, rope_scaling={"rope_type": "llama3", "factor": 2.0}
     ),

@@ -33,7 +33,7 @@ from model import ModelConfig, Transformer
 from presets import preset
 from runtime.distributed import World, setup, shard
 from runtime.hf import save_pretrained
-from runtime.optim import activation_bytes, adamw, forward_flops
+from runtime.optim import activation_bytes, adamw, forward_flops, model_flops
 from runtime.run import Metrics
 from tools import plan
 from tools.fast_path import tracing
@@ -246,7 +246,7 @@ def test_nothing_is_left_in_the_ledger(directory):
         batches.clear()
         model.zero_grad()
         assert (
-            ledger.live["activations"] == model.module._rope.nbytes
+            ledger.live["activations"] == model.module._ropes["full"].nbytes
         )  # a table that the model keeps
         assert set(+ledger.live) == {"weights", "elsewhere", "activations"}
         assert ledger.live["weights"] == 4 * sum(
@@ -373,7 +373,7 @@ def test_flops_by_hand(gpu, directory):
         "pretrain", options("pretrain", directory, "--gpus", "1", "--device", device)
     )
     tokens, pairs = 12 * 128, 12 * 128 * 129 / 2
-    products = 3 * SHAPE.flops(1, 1, 0) * tokens  # 6 for each weight
+    products = 3 * model_flops(SHAPE, 1, 1, 0) * tokens  # 6 for each weight
     head = 0 if gpu else 2 * 40 * 503 * tokens  # on a CPU the logits are made again in the backward
     attention = (4 + 10) * 4 * 8 * pairs * 3  # H, E, layers
     assert found.flops["update"] == pytest.approx(products + head + attention, rel=1e-12)
@@ -405,7 +405,8 @@ def test_the_trainers_logs_count_what_is_computed_once(stage, directory):
             shape, groups, last=stage == "reward"
         )
         pairs = (
-            forward_flops(shape, groups, last=stage == "reward") - shape.flops(*fed(groups, stage))
+            forward_flops(shape, groups, last=stage == "reward")
+            - model_flops(shape, *fed(groups, stage))
         ) / (4 * 32 * 3)
     again = 2 * 4 * 8 * 3 * pairs  # 4 heads of 8, 3 layers
     again += (
@@ -432,7 +433,7 @@ def test_activation_checkpointing_computes_each_block_once_more(directory):
         for on in ("false", "true")
     )
     blocks = (
-        (SHAPE.flops(1, 1, 0) / 2 - 40 * 503) * 2 * 3 * 128
+        (model_flops(SHAPE, 1, 1, 0) / 2 - 40 * 503) * 2 * 3 * 128
     )  # three sequences of 128 tokens on each GPU
     attention = 4 * 4 * 8 * 3 * 3 * 128 * 129 / 2
     assert again.flops["update"] - plain.flops["update"] <= blocks + attention
@@ -573,7 +574,7 @@ def test_rates_of_a_run(directory, tmp_path, monkeypatch, capsys):
         )
     config = options("pretrain", directory, "--rates", str(tmp_path), "--rates_gpus", "4")
     flops, bandwidth = plan.measured_rates("pretrain", config)
-    one = 3 * SHAPE.flops(1, 1, 0) + 14 * 4 * 8 * 3 * 129 / 2
+    one = 3 * model_flops(SHAPE, 1, 1, 0) + 14 * 4 * 8 * 3 * 129 / 2
     assert flops == pytest.approx(one * 5000 / 4) and bandwidth == 0
 
 

@@ -50,6 +50,16 @@ FAMILIES = {
         head_width=64,
         out_bias=True,
     ),
+    "smollm3": dict(
+        vocab_size=64,
+        width=64,
+        layers=3,
+        heads=4,
+        kv_heads=2,
+        ffn=64,
+        head_width=16,
+        layer_kinds=["nope", "full", "nope"],
+    ),
 }
 
 
