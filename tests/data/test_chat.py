@@ -92,7 +92,8 @@ CHATS = [
 def model(tmp_path_factory):
     """A tokenizer directory with special tokens, one that is added but not special, and no template."""
     path = tmp_path_factory.mktemp("chat")
-    train(["What is 5 - 3? It is 5 - 3 = 2.", "system user assistant"], 300, workers=1).save(path)
+    texts = ["What is 5 - 3? It is 5 - 3 = 2.", "system user assistant"] * 50
+    train(texts, 300, workers=1).save(path)
     document = json.loads((path / "tokenizer.json").read_text())
     first = 1 + max([*document["model"]["vocab"].values()])
     first = 1 + max(first, *(row["id"] for row in document["added_tokens"]))
@@ -294,6 +295,28 @@ def test_answers_are_learned_with_their_end(load):
     assert ids.count(ours.eos_id) == 5 and ids[-1] == ours.eos_id  # system, and four turns
     prompt = ours.chat.encode(TURNS[:3], add_generation_prompt=True)
     assert ids[: len(prompt)] == prompt == ids_of(theirs, TURNS[:3], add_generation_prompt=True)
+
+
+def test_what_a_template_writes_after_the_last_answer_alone(load):
+    """As Phi-3's, which writes EOS there: earlier answers are learned with their end all the same."""
+    ours, _ = load(
+        CHATML.replace(
+            "{{ '<|im_start|>assistant\\n' }}{%", "{{ '<|im_start|>assistant\\n' }}{% else %}<s>{%"
+        )
+    )
+    assert ours.chat.render(TURNS[:2]).endswith("<s>")
+    assert learned(ours, TURNS)[1:] == ([" b <|im_end|>", "d <|im_end|><|im_end|>"], 0)
+
+
+def test_the_ids_before_an_answer_are_its_prompt(load):
+    """Also where a token would reach over the border: as the model sees it when it answers."""
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content }}<|im_end|>{% endfor %}"
+    ours, theirs = load(template + "{% if add_generation_prompt %}assistant: {% endif %}")
+    messages = [user("a"), assistant("It is 2.")]
+    ids, pieces, _ = learned(ours, messages)
+    prompt = ours.chat.encode(messages[:1], add_generation_prompt=True)
+    assert ids != ids_of(theirs, messages) and ids[: len(prompt)] == prompt
+    assert pieces == ["It is 2.<|im_end|>"]
 
 
 def test_a_template_that_drops_thoughts(load):
