@@ -323,6 +323,10 @@ class Tokenizer:
     def _encode_normalized(self, text: str) -> list[int]:
         if self._whole_text and self._is_plain(text):
             return self._map(self._tiktoken.encode_ordinary(text))
+        return [id for piece in self._cut(text) for id in self._encode_piece_cached(piece)]
+
+    def _cut(self, text: str) -> list[str]:
+        """The pre-tokens of a text, by the steps of the file."""
         pieces, stand_ins = [text], _stand_ins(text)
         for name, *split in self._steps:
             if name == "prefix":
@@ -331,7 +335,7 @@ class Tokenizer:
                 pieces = [_visible(piece.encode()) for piece in pieces]
             else:
                 pieces = [part for piece in pieces for part in _split(piece, stand_ins, *split)]
-        return [id for piece in pieces for id in self._encode_piece_cached(piece)]
+        return pieces
 
     def _encode_piece(self, piece: str) -> list[int]:
         """The ids of a pre-token."""
