@@ -282,7 +282,7 @@ def test_unreadable_prompts(tmp_path):
     with pytest.raises(InputError, match="bad.json: not JSON"):
         FewShot.load(tmp_path / "bad.json", BENCHMARKS["gsm8k"], "cot")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="folder: holds no problem"):
+    with pytest.raises(InputError, match="folder: no data file in this folder"):
         FewShot.load(tmp_path / "folder", BENCHMARKS["mmlu"], "cot")
 
 
