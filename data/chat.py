@@ -164,6 +164,8 @@ class ChatTemplate:
                 flags += [flag] * len(new)
             begin = end
             count += 1
+        if True not in flags:
+            raise InputError(f"{self.where}: the chat template does not write the answer")
         if ids[-1] != self.end_id:
             ids.append(self.end_id)
             flags.append(True)
@@ -248,30 +250,33 @@ class ChatTemplate:
                 begin = end
         return ids, learned
 
-    def _trial(self, turns: int) -> str:
-        """What the template writes after the answer of a conversation of 2 or 3 turns."""
-        turn = {"role": "user", "content": QUESTION}
-        messages = [turn, {"role": "assistant", "content": ANSWER}, turn][:turns]
-        before, answer, after = self.render(messages).rpartition(ANSWER)
-        if not answer or QUESTION not in before:
-            reason = "the chat template does not write the text of all messages"
+    def _trial(self, messages: list[dict], text: str) -> str:
+        """What the template writes after a text of a conversation. Raises InputError if it does not
+        write the text."""
+        prompted = messages[-1]["role"] == "user"
+        _, found, after = self.render(messages, prompted).rpartition(text)
+        if not found:
+            reason = "the chat template does not write the text of a message"
             raise InputError(f"{self.where}: {reason}; use another --template")
         return after
 
     def _find_end(self) -> int:
         """The first special token after an answer, or EOS. The trial also shows if the template works."""
+        turn = {"role": "user", "content": QUESTION}
+        answer = {"role": "assistant", "content": ANSWER}
         try:
-            self._trial(2)
+            self._trial([turn], QUESTION)
         except InputError as error:
             self.parts = True  # of models that also see images: a text is a part of the content
             try:
-                self._trial(2)
+                self._trial([turn], QUESTION)
             except InputError:
                 raise error from None
-        for turns in (2, 3):
-            for _, id in self.tokenizer.split_special(self._trial(turns)):
-                if id is not None:
-                    return id
+        for messages in ([turn, answer], [turn, answer, turn]):
+            with suppress(InputError):  # a template may be for one question alone
+                for _, id in self.tokenizer.split_special(self._trial(messages, ANSWER)):
+                    if id is not None:
+                        return id
         return self.tokenizer.eos_id
 
 

@@ -325,6 +325,13 @@ def test_a_template_that_drops_thoughts(load):
     assert learned(ours, messages)[1:] == (["ha</think>d<|im_end|>"], 1)
 
 
+def test_a_template_for_one_question(load):
+    ours, theirs = load("{{ messages[0].content }}")
+    assert ours.chat.encode([user("a b")]) == ids_of(theirs, [user("a b")])
+    with pytest.raises(InputError, match="chat_template.jinja: .* does not write the answer"):
+        ours.chat.encode_example(TURNS[:2])
+
+
 def test_where_the_prompt_begins_a_thought(load):
     """The prompt is not the beginning of the conversation. The answer follows the prompt."""
     start = THOUGHTS.replace("{{ '<|im_start|>' }}", "{{ '<|im_start|>hm' }}")
@@ -362,7 +369,7 @@ def test_ends(load, template, end, answer):
     [
         ("{% for m in messages %}", r"chat_template.jinja:1: not a Jinja template \("),
         ("{{ raise_exception('No.\nNever.') }}", r"jinja: the chat template fails \(No.\);"),
-        ("{{ messages[0].content }}", "jinja: the chat template does not write the text of all"),
+        ("{{ bos_token }}", "jinja: the chat template does not write the text of a message; use"),
         ("{{ ''.__class__.__mro__ }}", r"fails \(.*unsafe|does not write"),
         ("{{ messages.append(1) }}", r"fails \(access to attribute 'append'.*unsafe"),
         ("{{ namespace(__class__=1) }}", r"fails \(the name '__class__' is not allowed\)"),
