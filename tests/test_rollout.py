@@ -91,7 +91,6 @@ class Noting(training.Calculator):
     """Notes when a program begins, and when somebody waits for it."""
 
     def __init__(self, events):
-        super().__init__("best-effort")
         self.events = events
 
     def start(self, code):
