@@ -9,8 +9,13 @@ random), beta 0.04, mu 1, AdamW. Rewards are random numbers, so they take no tim
 is timed, the log-probs of the same prompts are compared. --dtype bfloat16: weights are float32 and
 products in bfloat16, by autocast on the peer's side. --ours KEY=VALUE,... changes options of
 train_grpo.py.
+
+    python bench/grpo_step.py --model DIR --rounds 3 [--peer ...] [--dtype bfloat16 --peer_dtype float32]
+
+--model: a real model (bench/real_model.py makes one), 4 questions x 8 samples of exactly 64 tokens.
 """
 
+import argparse
 import random
 import statistics
 import sys
@@ -25,6 +30,7 @@ from bench.turns import alternate, median, record, serve
 from data.io import run_cli
 
 QUESTIONS, SAMPLES, LENGTH, VOCABULARY = 16, 16, 48, 46
+REAL = dict(questions=4, samples=8, max_new_tokens=64)  # with --model
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRS"  # ids 1 to 45; id 0 ends a completion
 # what --ours may change
 OURS = ("activation_checkpointing", "kernels", "max_rows", "micro_tokens")
@@ -40,15 +46,28 @@ def questions(step: int) -> list[list[int]]:
     return prompts
 
 
+def texts(step: int) -> list[str]:
+    """The prompts of a step for a real model: about 28 tokens each."""
+    draw = random.Random(step)
+    prompts = []
+    for _ in range(REAL["questions"]):
+        first, second = draw.randrange(10, 100), draw.randrange(10, 100)
+        bought = f"Tom has {first} apples and buys {second} more at the market."
+        prompts.append(f"{bought} How many apples does he have now?\nAnswer:")
+    return prompts
+
+
 # --------------------------------------------------------------------------------------------------
 # Ours
 
 
-def own_config(given: str):
+def own_config(given: argparse.Namespace):
     from train_grpo import Config
 
     defaults = dict(questions=QUESTIONS, samples=SAMPLES, max_new_tokens=LENGTH, lr=1e-6)
-    return turns.own_options(Config, given, OURS, defaults)
+    if given.model:
+        defaults |= REAL
+    return turns.own_options(Config, given.ours, OURS, defaults)
 
 
 class Learner:
@@ -118,15 +137,21 @@ class Learner:
 
 
 def ours(folder: str, given) -> None:
+    from data.tokenizer import Tokenizer
     from runtime.distributed import World
     from runtime.hf import from_pretrained
 
-    config = own_config(given.ours)
+    config = own_config(given)
     world = World(bf16=given.dtype == "bfloat16", kernels=config.kernels)
-    learner = Learner(from_pretrained(folder), config, world, eos=0)
+    model, eos, prompts_of = from_pretrained(folder), 0, questions
+    if given.model:
+        tokenizer = Tokenizer.load(folder)
+        model.config.eos_id, eos = None, -1
+        prompts_of = lambda step: [tokenizer.encode(text) for text in texts(step)]  # noqa: E731
+    learner = Learner(model, config, world, eos)
 
     def work(step: int) -> dict:
-        prompts = questions(step)
+        prompts = prompts_of(step)
         began = time.perf_counter()
         rollouts = learner.rollout(prompts, seed=step)
         sampled = time.perf_counter()
@@ -140,7 +165,7 @@ def ours(folder: str, given) -> None:
             "length": statistics.mean(lengths),
         }
 
-    serve(work)
+    serve(work, warmup=1 if given.model else 2)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -151,7 +176,7 @@ def trl(folder: str, given) -> None:
     import torch
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
     from trl import GRPOConfig, GRPOTrainer
 
     vocabulary = {"<eos>": 0, **{c: i + 1 for i, c in enumerate(CHARACTERS)}}
@@ -165,18 +190,24 @@ def trl(folder: str, given) -> None:
         lengths.append(statistics.mean(map(len, completion_ids)))
         return torch.rand(len(completion_ids)).tolist()
 
-    rows = []
+    count, samples, length = QUESTIONS, SAMPLES, LENGTH
+    rows, more = [], {}
     for step in range(1000):
         for ids in questions(step):
             rows.append({"prompt": "".join(CHARACTERS[i - 1] for i in ids)})
+    if given.model:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        count, samples, length = REAL.values()
+        rows = [{"prompt": text} for step in range(1000) for text in texts(step)]
+        more = {"generation_kwargs": {"min_new_tokens": length}}
     with tempfile.TemporaryDirectory() as output:
         config = GRPOConfig(
             output_dir=output,
             use_cpu=True,
             bf16=given.dtype == "bfloat16",
-            per_device_train_batch_size=QUESTIONS * SAMPLES,
-            num_generations=SAMPLES,
-            max_completion_length=LENGTH,
+            per_device_train_batch_size=count * samples,
+            num_generations=samples,
+            max_completion_length=length,
             temperature=1.0,
             top_p=1.0,
             top_k=0,
@@ -193,6 +224,7 @@ def trl(folder: str, given) -> None:
             shuffle_dataset=False,
             adam_beta2=0.95,
             seed=0,
+            **more,
         )
         step = turns.trainer_steps(
             lambda callback: GRPOTrainer(
@@ -209,35 +241,40 @@ def trl(folder: str, given) -> None:
             step()
             return {"length": lengths[-1]}
 
-        serve(work)
+        serve(work, warmup=1 if given.model else 2)
 
 
 def main() -> None:
     parser = turns.arguments(__doc__, rounds=10)
     parser.add_argument("--ours", default="", help=f"KEY=VALUE,... of {', '.join(OURS)}")
+    parser.add_argument("--model", default="", help="directory of a real model")
     options = parser.parse_args()
     if options.check:
         return turns.print_logprobs(*options.check, questions(0)[:4])
     if options.side:
         name, folder = options.side
         return {"ours": ours, "trl": trl}[name](folder, options)
-    own_config(options.ours)  # refuses wrong options
+    own_config(options)  # refuses wrong options
     from model import ModelConfig, Transformer
-    from runtime.hf import save_pretrained
+    from runtime.hf import from_pretrained, save_pretrained
 
     # measure
     shape = dict(width=128, layers=3, heads=4, kv_heads=2, ffn=320, context=256, eos_id=0)
     model = Transformer(ModelConfig(VOCABULARY, **shape))
     commands = turns.commands(__file__, options, "trl")
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder)
-        turns.check_same(commands, folder, tolerance=1e-3)
-        sides = turns.side_commands(commands, options, folder)
+        if options.model:
+            folder, model = options.model, from_pretrained(options.model)
+        else:
+            save_pretrained(model, folder)
+        turns.check_same(commands, folder, tolerance=1e-2 if options.model else 1e-3)
+        sides = turns.side_commands(commands, options, folder, "--model", options.model)
         threads = {"OMP_NUM_THREADS": str(options.threads)}
         found = alternate(sides, options.rounds, threads)
 
     # report
     millions = sum(p.numel() for p in model.parameters()) / 1e6
+    options.model = Path(options.model).name
     print(
         f"{millions:.2f} M parameters, {options.rounds} steps each in turn, "
         f"{options.threads} threads, {options.dtype}"
