@@ -125,14 +125,8 @@ def encode_chats(found: list[tuple[str, layouts.Example]], tokenizer: Tokenizer)
     """Conversations in the model's chat template: every answer of the assistant is learned."""
     examples, passed_over = [], 0
     for where, example in found:
-        messages = example.messages
-        if not example.is_chat:  # a question gets the instruction of its format
-            text = prompts.prompt(messages[-2]["content"], example.format, "chat")
-            messages[-2]["content"] = text
-        if not example.is_chat or example.format == "pot":
-            text = prompts.response_text(messages[-1]["content"], example.format, "chat")
-            messages[-1]["content"] = text
         try:
+            messages = example.in_chat()
             ids, learned, count = tokenizer.chat.encode_example(messages, example.learned)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None

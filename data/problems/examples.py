@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from data.io import InputError, read_rows
 from data.problems.chats import is_chat, read_chat, turns
-from data.prompts import FORMATS
+from data.prompts import FORMATS, prompt, response_text
 
 CHATS = ("messages", "conversations", "conversation", "dialogue", "chat")
 # The first of these that has a text is the question, or the response.
@@ -50,6 +50,18 @@ class Example:
     format: str = "cot"
     learned: list[bool] | None = None
     is_chat: bool = field(default=False, compare=False)
+
+    def in_chat(self) -> list[dict]:
+        """The messages as a chat template takes them: a question has the instruction of its format,
+        and a program its fence."""
+        *before, answer = self.messages
+        if not self.is_chat:
+            *before, question = before
+            text = prompt(question["content"], self.format, "chat")
+            before.append(question | {"content": text})
+        if not self.is_chat or self.format == "pot":
+            answer = answer | {"content": response_text(answer["content"], self.format, "chat")}
+        return [*before, answer]
 
     def question_and_response(self, where: str) -> tuple[str, str]:
         """The two texts, where one user message and one assistant message are all. Raises
