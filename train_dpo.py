@@ -33,7 +33,7 @@ from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sample
 from rollout import Rollout, load_rollouts
 from runtime.distributed import World, seeded, setup, shard, shuffled
-from runtime.hf import from_pretrained, sequence_tokens
+from runtime.hf import from_pretrained
 from runtime.optim import Work, adamw, clip_grad_norm, forward_flops, lr_linear_decay, set_lr
 from runtime.run import Run, command
 
@@ -298,7 +298,6 @@ def batch_loss(policy, reference, pairs: list[Pair], config: Config, world: Worl
 
 
 def main(config: Config) -> None:
-    config.context = sequence_tokens(config.context, config.init)
     world = setup(config.device, config.kernels, config.bf16, config.compile)
     run = Run(config, world)
 

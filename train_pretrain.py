@@ -29,7 +29,7 @@ from kernels import definition
 from model import Layout, ModelConfig, Transformer
 from presets import PRESETS, preset
 from runtime.distributed import World, seeded, setup, shard
-from runtime.hf import from_pretrained, sequence_tokens
+from runtime.hf import from_pretrained
 from runtime.optim import Work, adamw, clip_grad_norm, lr_multistep, model_flops, set_lr
 from runtime.run import Run, command
 
@@ -151,11 +151,12 @@ def step_flops(shape: ModelConfig, rows: np.ndarray, eos: int) -> float:
 # Training
 
 
-def load_model(config: Config, tokenizer: Tokenizer, device: torch.device) -> Transformer:
+def load_model(run: Run, tokenizer: Tokenizer, device: torch.device) -> Transformer:
     """The model of --init, or a new one of --size."""
-    if config.init:
-        model = from_pretrained(config.init, device)
-        check_tokenizer(tokenizer, model, config.init)
+    config = run.config
+    if run.init:
+        model = from_pretrained(run.init, device)
+        check_tokenizer(tokenizer, model, run.init)
         return model
     shape = preset(config.size, tokenizer.vocab_size)
     shape.context, shape.eos_id = config.context, tokenizer.eos_id
@@ -177,13 +178,12 @@ def load_data(config: Config, tokenizer: Tokenizer) -> tuple[Mixture, dict[str, 
 def main(config: Config) -> None:
     if not (config.init or config.tokenizer):
         raise InputError("--tokenizer DIR is needed for a new model, or --init DIR to continue one")
-    config.context = sequence_tokens(config.context, config.init)
     world = setup(config.device, config.kernels, config.bf16, config.compile)
     run = Run(config, world)
 
     # --- model and data
-    tokenizer = Tokenizer.load(config.init or config.tokenizer)
-    model = load_model(config, tokenizer, world.device)
+    tokenizer = Tokenizer.load(run.init or config.tokenizer)
+    model = load_model(run, tokenizer, world.device)
     shape, eos = model.config, tokenizer.eos_id
     mixture, held_out = load_data(config, tokenizer)
     parameters = sum(p.numel() for p in model.parameters())

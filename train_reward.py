@@ -35,7 +35,7 @@ from generate import Sampling
 from reward import RewardModel, solution_score, step_ends
 from rollout import Sampler, judge, label_steps, load_rollouts, sample_rollouts, save_rollouts
 from runtime.distributed import World, seeded, setup, shard, shuffled
-from runtime.hf import from_pretrained, sequence_tokens
+from runtime.hf import from_pretrained
 from runtime.optim import Work, adamw, clip_grad_norm, forward_flops, lr_linear_decay, set_lr
 from runtime.run import Run, command
 
@@ -353,14 +353,13 @@ def validate(model, groups: list[Labeled], config: Config, world: World) -> dict
 
 
 def main(config: Config) -> None:
-    config.context = sequence_tokens(config.context, config.init)
     world = setup(config.device, config.kernels, config.bf16, config.compile)
     run = Run(config, world)
 
     # --- labeled questions, new ones and a share of older ones (4.1.4)
-    tokenizer = load_tokenizer(config.init, config.template, config.system)
-    model = from_pretrained(config.init, world.device, score=config.kind)
-    check_tokenizer(tokenizer, model, config.init)
+    tokenizer = load_tokenizer(run.init, config.template, config.system)
+    model = from_pretrained(run.init, world.device, score=config.kind)
+    check_tokenizer(tokenizer, model, run.init)
     new, left_out = load_files(config.data, config, tokenizer)
     history, _ = load_files(config.history, config, tokenizer)
     held_out, _ = load_files([config.valid] if config.valid else [], config, tokenizer)

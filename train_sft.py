@@ -28,7 +28,7 @@ from data.tokenizer import Tokenizer, check_tokenizer
 from kernels import definition
 from model import Transformer
 from runtime.distributed import World, seeded, setup, shard
-from runtime.hf import from_pretrained, sequence_tokens
+from runtime.hf import from_pretrained
 from runtime.optim import (
     Work,
     adamw,
@@ -229,14 +229,13 @@ def batch_loss(model, examples: list[Example], micro_tokens: int, world: World) 
 
 
 def main(config: Config) -> None:
-    config.context = sequence_tokens(config.context, config.init)
     world = setup(config.device, config.kernels, config.bf16, config.compile)
     run = Run(config, world)
 
     # --- model and data
-    tokenizer = load_tokenizer(config.init, config.template, config.system)
-    model = from_pretrained(config.init, world.device)
-    check_tokenizer(tokenizer, model, config.init)
+    tokenizer = load_tokenizer(run.init, config.template, config.system)
+    model = from_pretrained(run.init, world.device)
+    check_tokenizer(tokenizer, model, run.init)
     ends = model.config.eos_id
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if tokenizer.eos_id not in ends:  # what is learned as the end is one

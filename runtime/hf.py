@@ -268,9 +268,10 @@ def read_config(directory) -> ModelConfig:
     path = Path(directory) / "config.json"
     find_model(path)
     hf = _read_json(path)
-    if quantization := hf.get("quantization_config") or hf.get("quantization"):
-        method = dict(quantization).get("quant_method", "quantization")
-        raise InputError(f"{path}: {method}: {UNQUANTIZED}")
+    for key in ("quantization_config", "quantization", "compression_config"):
+        if how := hf.get(key):
+            method = how.get("quant_method", key) if isinstance(how, dict) else key
+            raise InputError(f"{path}: {method}: {UNQUANTIZED}")
     config = config_from_hf(hf, str(path))
     ends = _token_ids(config.eos_id, path)
     generation = path.with_name("generation_config.json")
@@ -675,8 +676,8 @@ def _changed_config(config: ModelConfig, stored: torch.dtype, source: Source) ->
     hf = theirs | changed
     # A setting that theirs says in other words, such as rope_parameters: use ours.
     if replace(config_from_hf(hf, str(path)), eos_id=config.eos_id) != config:
+        theirs.pop("rope_parameters", None)
         hf = theirs | now
-        hf.pop("rope_parameters", None)
     return hf
 
 

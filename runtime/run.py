@@ -22,7 +22,7 @@ from model import Transformer
 from runtime import optim
 from runtime.checkpoint import Checkpoints, Others, remove
 from runtime.distributed import World, choose_bf16, is_first
-from runtime.hf import read_config
+from runtime.hf import read_config, sequence_tokens
 from runtime.optim import Work, learning_bytes, memory_left
 
 
@@ -240,7 +240,10 @@ class Run:
 
     config: the trainer's options, checked once more; it has steps (and perhaps iterations) and
     save_every. Raises InputError if the directory holds a run with other options. Those in
-    MAY_CHANGE may differ, and the number of steps may grow.
+    MAY_CHANGE may differ, and the number of steps may grow. If there is --context, it becomes the
+    tokens of a training sequence (see sequence_tokens).
+
+    init: the directory of --init. If it is gone, the last checkpoint, which has its side files.
     """
 
     def __init__(self, config, world: World):
@@ -255,6 +258,12 @@ class Run:
         self.seconds: dict[str, float] = {}  # of this step, by phase
         self._phase, self._since = "", 0.0
         self.silent = 0  # steps in a row in which no group had a signal
+        self.init = getattr(config, "init", "")
+        saved = self.checkpoints.complete()
+        if self.init and saved and not Path(self.init).exists():
+            self.init = str(saved[-1])
+        if hasattr(config, "context"):
+            config.context = sequence_tokens(config.context, self.init)
         path = self.directory / "config.toml"
         begun = self.checkpoints.complete() or (self.directory / "rollouts").exists()
         before = read_toml(path) if begun and path.exists() else {}
@@ -269,12 +278,13 @@ class Run:
         """
         if getattr(self.config, "bf16", False) is not None:
             return
-        init = getattr(self.config, "init", "")
         if before:
             stored = before.get("bf16")
             self.config.bf16 = stored if isinstance(stored, bool) else None
         elif (
-            self.world.device.type == "cpu" and init and (shape := read_config(init)).width >= WIDE
+            self.world.device.type == "cpu"
+            and self.init
+            and (shape := read_config(self.init)).width >= WIDE
         ):
             self.config.bf16, why = choose_bf16(shape, self.world)
             self.say(f"bf16 {'on' if self.config.bf16 else 'off'}: {why}")

@@ -210,6 +210,22 @@ def test_a_source_that_is_gone(tiny, published, tmp_path, capsys):
     assert Tokenizer.load(tmp_path / "run/model").hash == tokenizer.hash
 
 
+@pytest.mark.parametrize("trainer", ["sft", "pretrain", "reward"])
+def test_a_run_goes_on_without_its_source(trainer, tiny, published, tmp_path):
+    """A trainer that has no use for the first weights needs the source no more after a checkpoint."""
+    source = tmp_path / "source"
+    shutil.copytree(published, source)
+    changes = dict(valid="", save_every=1, steps=2, context=0)
+    whole = run(trainer, tiny.root, tmp_path / "whole", init=published, **changes)
+    part = run(trainer, tiny.root, tmp_path / "part", init=source, **changes)
+    for gone in (source, part / "model", part / "step_000002"):
+        shutil.rmtree(gone)
+    run(trainer, tiny.root, part, init=source, **changes)
+    first, second = (load_file(d / "model" / "model.safetensors") for d in (whole, part))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert contents(whole / "model") == contents(part / "model")
+
+
 def test_a_bad_id_of_the_end(tmp_path):
     save_pretrained(small(), tmp_path)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": "</s>"}')

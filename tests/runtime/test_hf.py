@@ -50,6 +50,8 @@ def test_transformers_loads_what_we_save(oracle, dtype, tmp_path):
     close(again.logits(again(ids)), reference(loaded, ids))
     if dtype is None:
         close(reference(loaded, ids), reference(theirs, ids), 1e-6)
+        configs = [json.loads((d / "config.json").read_text()) for d in (directory, tmp_path)]
+        assert configs[0] == configs[1]  # every field, in the words of transformers
     else:
         kept = from_pretrained(tmp_path, dtype=None)
         assert {p.dtype for p in kept.parameters()} == {torch.bfloat16}
