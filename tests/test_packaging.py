@@ -14,7 +14,12 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ROOMS = ("runtime", "kernels", "data", "evaluation", "tools", "experiments", "bench")
 # An import and the package that brings it, where the names differ.
-PACKAGES = {"distributed": "dask", "fasttext": "fasttext-wheel", "math_verify": "math-verify"}
+PACKAGES = {
+    "distributed": "dask",
+    "fasttext": "fasttext-wheel",
+    "math_verify": "math-verify",
+    "llama_cpp": "llama-cpp-python",
+}
 # The peers' own environment brings the first two, the comparison on a GPU the last; sympy brings mpmath.
 ELSEWHERE = {"liger_kernel", "mpmath"}
 
