@@ -57,6 +57,7 @@ class ChatTemplate:
         tokens = "|".join(tokens) or "(?!)"  # which matches nothing
         self.special = regex.compile(rf"(?=(?:{tokens}))[\s\S]")  # the first character of each
         self.parts = False  # whether the content of a message is a list of parts
+        self.tail = ""  # what the template writes after the last answer
         self.end_id = self._find_end()
 
     @classmethod
@@ -175,7 +176,8 @@ class ChatTemplate:
         """Where the answer of a turn ends in the text of a conversation, with the token that ends it.
         None if the text does not begin with this prompt and this answer."""
         same = len(commonprefix([text, turn]))
-        found = turn.rfind(answer, len(prompt))
+        tail = self.tail if turn.endswith(self.tail) else ""
+        found = turn.rfind(answer, len(prompt), len(turn) - len(tail))
         after = found + len(answer) if found >= 0 else len(turn.rstrip())
         if not turn.startswith(prompt) or same < after:
             return None
@@ -274,7 +276,9 @@ class ChatTemplate:
                 raise error from None
         for messages in ([turn, answer], [turn, answer, turn]):
             with suppress(InputError):  # a template may be for one question alone
-                for _, id in self.tokenizer.split_special(self._trial(messages, ANSWER)):
+                after = self._trial(messages, ANSWER)
+                self.tail = after if messages[-1] is answer else self.tail
+                for _, id in self.tokenizer.split_special(after):
                     if id is not None:
                         return id
         return self.tokenizer.eos_id
@@ -300,9 +304,9 @@ def load_tokenizer(directory: str | Path, template: str = "plain", system: str =
 
 def talk(tokenizer: Tokenizer, complete: Callable) -> None:
     """A conversation in the terminal: a line of standard input is a message. An empty line ends it, and
-    so does the end of the input. complete: the ids of a conversation -> the sample that answers."""
+    so do the end of the input and Ctrl-C. complete: the ids of a conversation -> the sample that answers."""
     messages = []
-    with suppress(EOFError):
+    with suppress(EOFError, KeyboardInterrupt):
         while line := input("> ").strip():
             messages.append({"role": "user", "content": line})
             sample = complete(tokenizer.chat.encode(messages, add_generation_prompt=True))

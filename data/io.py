@@ -117,6 +117,30 @@ def find_model(file: Path) -> None:
     raise InputError(f"{directory}: {reason}")
 
 
+def parse_json(text: str, start: int | None = None):
+    """The value of a JSON text. With `start`: the value that begins there, and its end.
+
+    Half a character (a surrogate without the other one) becomes U+FFFD, as in the tokenizer: it
+    cannot be written. Raises JSONDecodeError, also for what Python refuses in valid JSON.
+    """
+    decoder = json.JSONDecoder()
+    try:
+        if start is None:
+            value, end = decoder.decode(text), len(text)
+        else:
+            value, end = decoder.raw_decode(text, start)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        deep = isinstance(error, RecursionError)
+        reason = "too deep" if deep else "a number with too many digits"
+        raise json.JSONDecodeError(reason, text, start or 0) from None
+    if re.search(r"\\u[dD]", text[start or 0 : end]):
+        whole = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass")
+        value = json.loads(whole.decode("utf-16", "replace"))
+    return value if start is None else (value, end)
+
+
 def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
     """Yield (line number from 1, object) of a JSONL file. Blank lines are skipped.
 
@@ -133,7 +157,7 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
         try:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    row = json.loads(line)
+                    row = parse_json(line)
                     if not isinstance(row, dict):
                         raise InputError(
                             f"{path}:{number}: not a JSON object; each line must be one"
@@ -267,7 +291,7 @@ def _opened(path: Path, newline: str | None = None):
 def _json_records(path: Path, first: str) -> Iterator[tuple[int, object]]:
     """The records of a JSON file: a value on each line, or one list or object in all."""
     try:
-        json.loads(first)
+        parse_json(first)
         whole = None
     except json.JSONDecodeError:
         if first.lstrip().startswith("["):
@@ -284,7 +308,7 @@ def _json_records(path: Path, first: str) -> Iterator[tuple[int, object]]:
             return
         for number, line in itertools.chain(start, lines):
             try:
-                yield number, json.loads(line)
+                yield number, parse_json(line)
             except json.JSONDecodeError as error:
                 problem = f"not valid JSON ({error.msg}); correct or remove the line"
                 yield number, InputError(f"{path}:{number}: {problem}")
@@ -293,7 +317,7 @@ def _json_records(path: Path, first: str) -> Iterator[tuple[int, object]]:
 def _json(text: str):
     """The value of a JSON text; None if it is none."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError:
         return None
 
@@ -321,7 +345,7 @@ def _is_column(value) -> bool:
 
 def _list_records(path: Path, text: str) -> Iterator[tuple[int, object]]:
     """The values of a JSON list. They are parsed separately, so that an error has a line."""
-    decoder, position = json.JSONDecoder(), text.index("[") + 1
+    position = text.index("[") + 1
     space = re.compile(r"[\s,]*")
     line, counted = 1, 0
     while True:
@@ -330,7 +354,7 @@ def _list_records(path: Path, text: str) -> Iterator[tuple[int, object]]:
         if text[position : position + 1] == "]":
             break
         try:
-            row, position = decoder.raw_decode(text, position)
+            row, position = parse_json(text, position)
         except json.JSONDecodeError as error:
             problem = f"not valid JSON ({error.msg}); correct the file"
             raise InputError(f"{path}:{error.lineno}: {problem}") from None

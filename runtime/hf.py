@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -48,6 +48,10 @@ OFF = re.compile(
     "attention_chunk_size|attn_temperature_tuning|.*soft_?cap.*|query_pre_attn_scalar|scale_depth|"
     "dim_model_base|num_nextn_predict_layers|add_cross_attention|is_encoder_decoder|.*sink.*"
 )
+NUMBERS: dict = {
+    int: (int,),
+    float: (int, float),
+}  # types of ModelConfig's fields, and those of values
 ONE = re.compile("partial_rotary_factor|logits?_scal(e|ing)|scale_emb|.*_multiplier")
 
 
@@ -272,7 +276,16 @@ def read_config(directory) -> ModelConfig:
         if how := hf.get(key):
             method = how.get("quant_method", key) if isinstance(how, dict) else key
             raise InputError(f"{path}: {method}: {UNQUANTIZED}")
-    config = config_from_hf(hf, str(path))
+    try:
+        config = config_from_hf(hf, str(path))
+        for field in fields(config):
+            value, kinds = getattr(config, field.name), NUMBERS.get(field.type)
+            if kinds and (type(value) not in kinds or value != value or abs(value) == math.inf):
+                raise InputError(f"{path}: {field.name} is {value!r}; it must be a number")
+    except InputError:
+        raise
+    except (TypeError, AttributeError, IndexError, ValueError) as error:
+        raise InputError(f"{path}: not as transformers writes it ({error})") from None
     ends = _token_ids(config.eos_id, path)
     generation = path.with_name("generation_config.json")
     if generation.is_file():

@@ -70,6 +70,8 @@ class Example:
             roles = ", ".join(message["role"] for message in self.messages)
             reason = f"its messages are {roles}; this template takes user, assistant"
             raise InputError(f"{where}: {reason}; use --template chat")
+        if self.learned and not self.learned[1]:
+            raise InputError(f"{where}: the answer is not to be learned; remove the row")
         return self.messages[0]["content"], self.messages[1]["content"]
 
 
@@ -148,9 +150,12 @@ def read_prompt(row: dict, where: str) -> list[dict]:
     if "instruction" in row and isinstance(context, str) and context != question:
         question = f"{question}\n\n{context}"
     messages = []
-    for before, after in row.get("history") or []:
-        messages.append({"role": "user", "content": before})
-        messages.append({"role": "assistant", "content": after})
+    for turn in row.get("history") or []:
+        if not (isinstance(turn, list) and [*map(type, turn)] == [str, str]):
+            reason = "'history' is not a list of pairs of texts; correct or remove it"
+            raise InputError(f"{where}: {reason}")
+        messages.append({"role": "user", "content": turn[0]})
+        messages.append({"role": "assistant", "content": turn[1]})
     return [*messages, {"role": "user", "content": question}]
 
 

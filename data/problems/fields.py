@@ -1,6 +1,7 @@
 """Fields of a row that must be there (a text, a list, a letter of an option), and the answer in a
 text."""
 
+import math
 import re
 
 from data import answers
@@ -11,6 +12,8 @@ from data.problems.problem import LETTERS, is_chinese
 def field(row: dict, name: str, where: str) -> str:
     """A field that must be there, as text; 51.0 is written 51."""
     value = row.get(name)
+    if isinstance(value, float) and not math.isfinite(value):
+        value = None  # a missing value, as pandas writes it
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = "" if value is None or isinstance(value, (dict, list, bool)) else str(value).strip()

@@ -93,7 +93,7 @@ def preference(row: dict, where: str) -> Preference:
 def _answers(row: dict) -> tuple:
     """The better and the worse answer: a text, a chat, or the message of a chat."""
     better = row.get("better_response_id")
-    if better in (0, 1) and "response_0" in row:  # PKU-SafeRLHF
+    if better in (0, 1) and {"response_0", "response_1"} <= row.keys():  # PKU-SafeRLHF
         return row["response_0" if better == 0 else "response_1"], row[f"response_{1 - better}"]
     found = []
     for names in (CHOSEN, REJECTED):

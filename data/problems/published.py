@@ -5,6 +5,7 @@ the end of a solution (\boxed{}, ####, "The answer is"). docs/data.md has the ta
 """
 
 import json
+import math
 import random
 import re
 from pathlib import Path
@@ -186,8 +187,16 @@ def _answer(row: dict, extra: dict, where: str) -> str:
     texts = [text for text in [*texts, value_text(extra.get("answer"))] if text]
     if not texts:
         raise InputError(f"{where}: no answer among {_names(row)}; a problem needs {LAYOUTS}")
+    # A label may be a class, or say whether the solution is right. Is it the answer of the solution?
+    named = next((name for name in ANSWERS if value_text(row.get(name))), "")
+    weak = named if named in ("target", "label") else ""
+    solutions = (value_text(row.get(name)) for name in SOLUTIONS if weak)
+    marked = next(filter(None, map(answers.extract, solutions)), None)
     for text in texts:
         if answer := stated_answer(text):
+            if marked and not answers.compare(marked, answer).equal:
+                reason = f"{weak} is {answer[:40]!r}, and the solution's answer is {marked[:40]!r}"
+                raise InputError(f"{where}: {reason}; remove one of the fields")
             if answer.lower() in _NO_ANSWER:
                 raise InputError(f"{where}: the answer is {answer!r}, not a value; remove the row")
             return answer
@@ -207,7 +216,7 @@ def value_text(value) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
+        return "" if value != value or value in (math.inf, -math.inf) else str(value)
     if isinstance(value, list):
         return ", ".join(filter(None, map(value_text, value)))
     if isinstance(value, dict):
@@ -265,7 +274,10 @@ def _choices(row: dict, question: str) -> list[tuple[str, str]]:
     for name in OPTIONS:
         value = row.get(name)
         if isinstance(value, dict) and isinstance(value.get("text"), list):  # ARC
-            return list(zip(map(str, value["label"]), value["text"], strict=False))
+            texts, labels = map(value_text, value["text"]), value.get("label")
+            if not isinstance(labels, list):
+                return _lettered(list(texts))
+            return list(zip(map(str, labels), texts, strict=False))
         if isinstance(value, dict):
             return [(label, text) for label, text in value.items() if isinstance(text, str)]
         if isinstance(value, str):  # MathQA: one text
@@ -296,17 +308,23 @@ def _lettered(options: list[str]) -> list[tuple[str, str]]:
 
 def _label(row: dict, choices: list[tuple[str, str]], where: str) -> str:
     """The letter of the right option. A field gives it as the option's label, its text, or its
-    number from 0."""
+    number from 0. Where the options are numbers, a number is one of them."""
     if len(choices) > len(LETTERS):
         raise InputError(f"{where}: {len(choices)} options; at most {len(LETTERS)} can be used")
     labels = [label.upper() for label, _ in choices]
     texts = [text.strip() for _, text in choices]
+    options = next((row[name] for name in OPTIONS if isinstance(row.get(name), list)), [])
+    numbers = [option if type(option) is int else None for option in options]
     names = [name for name in ("correct answer", *LABELS) if row.get(name) not in (None, "", [])]
     for name in names:
         value = row[name]
         value = value[0] if isinstance(value, list) and len(value) == 1 else value
         text = value_text(value)
         bare = re.sub(r"[() .:]", "", text).upper()
+        if isinstance(value, bool):  # "correct": true says something else
+            continue
+        if type(value) is int and value in numbers:
+            return LETTERS[numbers.index(value)]
         if isinstance(value, int) and 0 <= value < len(choices) and text not in labels:
             return LETTERS[value]
         if text in texts and texts.count(text) == 1 and bare not in labels:

@@ -308,6 +308,13 @@ def test_what_a_template_writes_after_the_last_answer_alone(load):
     assert learned(ours, TURNS)[1:] == ([" b <|im_end|>", "d <|im_end|><|im_end|>"], 0)
 
 
+def test_a_template_that_always_begins_an_answer(load):
+    """As Llama 3's. An answer may be a part of what follows it."""
+    ours, _ = load(CHATML.replace("{%- if add_generation_prompt %}", "{%- if true %}"))
+    messages = [user("q"), assistant("a"), user("q"), assistant("assist")]
+    assert learned(ours, messages)[1:] == (["a<|im_end|>", "assist<|im_end|>"], 0)
+
+
 def test_the_ids_before_an_answer_are_its_prompt(load):
     """Also where a token would reach over the border: as the model sees it when it answers."""
     template = "{% for m in messages %}{{ m.role + ': ' + m.content }}<|im_end|>{% endfor %}"
@@ -417,6 +424,14 @@ def test_talk(load, monkeypatch, capsys):
     assert capsys.readouterr().out.count("It is 2.\n") == 2
     turns = [user("What is 5 - 3?"), assistant("It is 2."), user("Why?")]
     assert seen[1] == ours.chat.encode(turns, add_generation_prompt=True)
+
+
+def test_talk_ends_by_an_interrupt(load, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupted)
+    talk(load(CHATML)[0], lambda ids: None)
 
 
 def test_load_names_the_file_of_a_template(model, tmp_path):

@@ -13,6 +13,7 @@ from data.io import (
     jsonl_files,
     read_rows,
     run_cli,
+    write_jsonl,
 )
 
 
@@ -169,6 +170,9 @@ def test_a_folder_stands_for_its_data_files(tmp_path):
         ('[{"a": 1},\n{"a"}]', ":2: not valid JSON"),
         ('[{"a": 1}]\n[{"a": 2}]', ":1: not a JSON object; each row must be one"),
         ('[\n{"a": 1}]\n[{"a": 2}]', ":2: text after the end of the list"),
+        ('{"a": 1}\n{"a": ' + "[" * 200_000, ":2: not valid JSON"),
+        ('{"a": ' + "1" * 5000 + "}", ":1: not valid JSON .a number with too many digits"),
+        ('[{"a": 1},\n{"a": ' + "[" * 200_000, ":2: not valid JSON .too deep"),
         (b"\xff\xfe\xff", ": not UTF-8 text"),
     ],
 )
@@ -234,3 +238,16 @@ def test_data_sets_of_the_hub(tmp_path, monkeypatch):
     ]:
         with pytest.raises(InputError, match=f"^{address}: {message}"):
             names(address)
+
+
+def test_half_a_character_can_be_written(tmp_path):
+    """JSON can hold a surrogate without the other one. UTF-8 cannot."""
+    path = tmp_path / "f.jsonl"
+    for text in (
+        '{"a": "x\\ud800y \\ud83d\\ude00 \\\\ud"}\n',
+        '[{"a": "x\\uD800y \U0001f600 \\\\ud"}]',
+    ):
+        path.write_text(text)
+        assert rows_of(path) == [{"a": "x\ufffdy \U0001f600 \\ud"}]
+    write_jsonl(tmp_path / "g.jsonl", rows_of(path))
+    assert rows_of(tmp_path / "g.jsonl") == rows_of(path)

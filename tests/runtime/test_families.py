@@ -13,7 +13,13 @@ from generate import Sampling, generate
 from kernels import Setting
 from kernels.decoding import Ids
 from model import Layout
-from runtime.hf import config_from_hf, config_to_hf, from_pretrained, save_pretrained
+from runtime.hf import (
+    config_from_hf,
+    config_to_hf,
+    from_pretrained,
+    read_config,
+    save_pretrained,
+)
 
 LLAMA = dict(
     model_type="llama",
@@ -88,6 +94,25 @@ def test_what_we_do_not_compute_is_refused_by_name(named):
     with pytest.raises(InputError) as error:
         config_from_hf(LLAMA | REFUSED[named], "config.json")
     assert named in str(error.value) and str(error.value).startswith("config.json: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(rope_parameters=[1]), "not as transformers writes it"),
+        (dict(num_hidden_layers="2"), "not as transformers writes it"),
+        (dict(model_type=["llama"]), "not as transformers writes it"),
+        (dict(model_type="smollm3", no_rope_layers=[1]), "not as transformers writes it"),
+        (dict(vocab_size="many"), "vocab_size is 'many'; it must be a number"),
+        (dict(rms_norm_eps="1e-5"), "norm_eps is '1e-5'; it must be a number"),
+    ],
+)
+def test_a_field_of_another_type_is_one_line(wrong, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | wrong))
+    with pytest.raises(InputError) as error:
+        read_config(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path}/config.json: {message}")
     assert "\n" not in str(error.value)
 
 

@@ -175,6 +175,11 @@ def test_layouts(tmp_path, name):
             {"question": "Q", "generated_solution": "A", "is_correct": False},
             "'is_correct' is false",
         ),
+        (
+            {"instruction": "Q", "output": "A", "history": "none"},
+            "'history' is not a list of pairs",
+        ),
+        ({"instruction": "Q", "output": "A", "history": [["B"]]}, "'history' is not a list of pa"),
         ([1], "not a JSON object"),
     ],
 )
@@ -186,3 +191,11 @@ def test_what_is_no_example(tmp_path, row, message):
         list(load_examples(path))
     assert str(error.value).startswith(f"{path}:3: {message}")
     assert "\n" not in str(error.value)
+
+
+def test_an_answer_that_is_not_learned_is_refused_without_a_chat_template(tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_text(json.dumps({"messages": [USER, ASSISTANT | {"weight": 0}]}))
+    [(where, example)] = load_examples(path)
+    with pytest.raises(InputError, match="the answer is not to be learned"):
+        example.question_and_response(where)

@@ -98,6 +98,10 @@ def test_layouts(tmp_path, name):
     "row, message",
     [
         ({"prompt": "Q?", "completion": "A", "label": True}, "no chosen and rejected among prompt"),
+        (
+            {"prompt": "Q?", "response_0": "A", "better_response_id": 0},
+            "no chosen and rejected among prompt, response_0",
+        ),
         ({"prompt": "Q?", "chosen": "A"}, "no chosen and rejected among prompt, chosen; data are"),
         ({"chosen": "Yes.", "rejected": "No."}, "no prompt; add one, or give chats with a common"),
         ({"chosen": [USER, GOOD], "rejected": [SYSTEM, BAD]}, "no prompt"),

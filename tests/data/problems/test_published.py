@@ -219,6 +219,7 @@ CHOICES = {
         "choices": {"text": OPTIONS, "label": ["1", "2", "3", "4"]},
         "answerKey": "3",
     },
+    "says_right": {"question": PIPE, "options": OPTIONS, "correct": True, "answer": "C"},
     "agieval": {
         "query": PIPE,
         "choices": [f"({letter}){text}" for letter, text in zip("ABCD", OPTIONS, strict=True)],
@@ -247,6 +248,15 @@ def test_choices(tmp_path, name):
         assert (problem.question, problem.kind) == (PIPE, "choice")
         assert list(problem.choices) == row.get("choices", OPTIONS) or name in ("agieval", "arc")
         assert problem.choices[2][:2] == "12" and problem.answer == "C"
+
+
+def test_options_that_are_numbers(tmp_path):
+    """A number is then an option, and not its place."""
+    row = {"question": PIPE, "options": [1, 2, 12, 3], "answer": 12}
+    arc = {"question": PIPE, "choices": {"text": [1, 2, 12]}, "answerKey": "C"}
+    small = {"question": PIPE, "options": [2, 3, 1, 0], "answer": 1}
+    for problem in load(write(tmp_path / "f.jsonl", row, arc, small)):
+        assert problem.answer == "C"
 
 
 def test_sciq(tmp_path):
@@ -279,6 +289,17 @@ NEEDS = "a problem needs question, problem, query"
             "no answer among prompt, reward_mo",
         ),
         ({"prompt": PIPE, "label": True}, "no answer among prompt, label"),
+        (
+            {"question": PIPE, "solution": BOXED, "label": 1},
+            "label is '1', and the solution's answer is '12'; remove one of the fields",
+        ),
+        ({"problem": PIPE, "solution": BOXED, "label": "algebra"}, "label is 'algebra', and"),
+        (
+            {"question": PIPE, "answer": float("nan")},
+            ("a problem without 'answer'", "no answer am"),
+        ),
+        ({"question": PIPE, "final_answer": float("inf")}, "no answer among question, final_an"),
+        ({"question": PIPE, "final_answer": 10**400}, "the answer is a solution without"),
         ({"prompt": [USER, USER], "answer": "12"}, "a chat with 2 messages of the user"),
         ({"problem": PIPE, "solution": WORKED}, "the answer is a solution without"),
         ({"question": PIPE, "answer": WORKED}, "the answer is a solution without"),
@@ -297,7 +318,8 @@ def test_what_is_no_problem(tmp_path, row, message):
         path = write(tmp_path / "f.jsonl", *rows)
         with pytest.raises(InputError) as error:
             load(path)
-        assert str(error.value).startswith(f"{path}:{line}: {message}")
+        messages = message if isinstance(message, tuple) else (message,)
+        assert str(error.value).removeprefix(f"{path}:{line}: ").startswith(messages)
         assert "\n" not in str(error.value)
     bad = []
     assert len(load(path, bad)) == 1 and len(bad) == 1
