@@ -29,7 +29,7 @@ from kernels import definition
 
 @dataclass
 class ModelConfig:
-    """Shape of a model. runtime/hf.py translates to and from a Hugging Face config.json."""
+    """Shape of a model. runtime/families.py translates to and from a config.json."""
 
     vocab_size: int
     width: int  # D

@@ -131,10 +131,7 @@ def encode_answer(
         (prompt,) = prompts.encode(tokenizer, [prompts.prompt(question, "cot", template)], template)
         answer = prompts.response_text(answer, "cot", template)
         return prompt, [*tokenizer.encode(answer), tokenizer.eos_id]
-    if not is_chat:  # a question gets an instruction
-        *before, question, answer = messages
-        text = prompts.prompt(question["content"], "cot", "chat")
-        messages = [*before, {"role": "user", "content": text}, answer]
+    messages = Example(messages, is_chat=is_chat).in_chat()
     learned = [False] * (len(messages) - 1) + [True]
     try:
         ids, learned, _ = tokenizer.chat.encode_example(messages, learned)

@@ -45,7 +45,7 @@ from rollout import (
 from runtime.distributed import gather_into, prepare, seeded, setup, shard, shuffled
 from runtime.hf import from_pretrained
 from runtime.metrics import rollout_metrics, rollout_work, token_means
-from runtime.optim import adamw, backward, clip_grad_norm, lr_linear_decay, set_lr
+from runtime.optim import adamw, backward, clip_grad_norm, cut, lr_linear_decay, set_lr
 from runtime.run import Run, RunOptions, SamplingOptions, command
 
 
@@ -296,7 +296,7 @@ def grpo_gradient(policy, micro_batches, config):
     """Accumulate the gradient of eq. 3. Returns sums over this process's tokens, to log."""
     totals = {}
     for micro in micro_batches:
-        hidden = hidden_states(policy, micro)  # [N, D]
+        hidden = cut(hidden_states(policy, micro), policy)  # [N, D]
         loss, sums, logp = policy_loss(hidden, policy.head_weight, micro, config)
         backward(loss, hidden, policy)
         # The policy of the first update is the one that sampled. RFT has no ratio.

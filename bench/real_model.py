@@ -73,40 +73,20 @@ def unpermuted(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return pairs.transpose(1, 2).reshape(rows, width).contiguous()
 
 
-def tokenizer_json(tokens: list[str], types: list[int], merges: list[str]) -> dict:
-    """The tokenizer.json of a vocabulary. Type 1 is an ordinary token, any other is special."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    special = [id for id, kind in enumerate(types) if kind != 1]
-    byte_level = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": True,
-    }
-    digits = {"type": "Digits", "individual_digits": True}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": id, "content": tokens[id], **flags, "special": True} for id in special
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, byte_level]},
-        "post_processor": None,
-        "decoder": {**byte_level, "add_prefix_space": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "vocab": {token: id for id, token in enumerate(tokens)},
-            "merges": merges,
-        },
-    }
+def make_tokenizer(tokens: list[str], types: list[int], merges: list[str]):
+    """The tokenizer of a vocabulary. Type 1 is an ordinary token, any other is special."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    vocabulary = {token: id for id, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, pairs))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [token for token, kind in zip(tokens, types, strict=True) if kind != 1]
+    tokenizer.add_special_tokens(special)
+    return tokenizer
 
 
 def tokenizer_config(fields: dict, tokens: list[str]) -> dict:
@@ -162,13 +142,9 @@ def convert(to: Path) -> None:
     to.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(to)
     types, merges = fields["tokenizer.ggml.token_type"], fields["tokenizer.ggml.merges"]
-    documents = {
-        "tokenizer.json": tokenizer_json(tokens, types, merges),
-        "tokenizer_config.json": tokenizer_config(fields, tokens),
-    }
-    for name, document in documents.items():
-        text = json.dumps(document, ensure_ascii=False, indent=1)
-        (to / name).write_text(text, encoding="utf-8")
+    make_tokenizer(tokens, types, merges).save(str(to / "tokenizer.json"))
+    text = json.dumps(tokenizer_config(fields, tokens), ensure_ascii=False, indent=1)
+    (to / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
 def main() -> None:

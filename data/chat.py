@@ -22,7 +22,7 @@ from pathlib import Path
 
 import regex
 
-from data.io import InputError
+from data.io import InputError, read_json
 from data.tokenizer import Tokenizer
 
 SECONDS, MEMORY = 10, 2**30  # what a template may take for a conversation; bytes
@@ -79,10 +79,12 @@ class ChatTemplate:
 
     @classmethod
     def _load(cls, directory: Path, tokenizer: Tokenizer, system: str) -> "ChatTemplate":
-        config = _read_json(directory / "tokenizer_config.json")
+        path = directory / "tokenizer_config.json"
+        config = read_json(path) if path.exists() else {}
         variables = dict(config)
-        if "added_tokens_decoder" not in config:
-            variables |= _read_json(directory / "special_tokens_map.json")
+        roles = directory / "special_tokens_map.json"
+        if "added_tokens_decoder" not in config and roles.exists():
+            variables |= read_json(roles)
 
         files = {path.stem: path for path in directory.glob("additional_chat_templates/*.jinja")}
         if (path := directory / "chat_template.jinja").is_file():
@@ -428,14 +430,6 @@ def _reason(error: Exception) -> str:
 
 
 # ---- Files ---------------------------------------------------------------------------------------
-
-
-def _read_json(path: Path) -> dict:
-    """The object of a JSON file; {} without the file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); download it again") from None
 
 
 def _tokens(config: dict) -> dict[str, str]:

@@ -117,6 +117,20 @@ def find_model(file: Path) -> None:
     raise InputError(f"{directory}: {reason}")
 
 
+def read_json(path: Path) -> dict:
+    """The object of a JSON file. Raises InputError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror}); give a directory with a {path.name}"
+        raise InputError(f"{path}: {reason}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); download or write it again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object; download or write it again")
+    return value
+
+
 def parse_json(text: str, start: int | None = None):
     """The value of a JSON text. With `start`: the value that begins there, and its end.
 

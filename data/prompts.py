@@ -19,7 +19,7 @@ A prompt depends on three things.
 import re
 
 from data.io import InputError
-from data.problems.problem import LETTERS, Problem, is_chinese
+from data.problems.problem import Problem, is_chinese, statement
 
 FORMATS = ("cot", "pot", "tool")  # for training
 ALL_FORMATS = (*FORMATS, "code", "proof")
@@ -83,26 +83,6 @@ def _check(format: str, template: str) -> None:
 
 
 # ---- The prompt ----------------------------------------------------------------------------------
-
-
-def statement(problem: Problem) -> str:
-    """The question as the model reads it. A choice comes with its options, a programming task with
-    its tests, a theorem with its informal and its formal statement."""
-    task = problem.task
-    if problem.kind == "choice":
-        options = zip(LETTERS, problem.choices, strict=False)
-        lines = [f"({letter}) {choice}" for letter, choice in options]
-        return "\n".join([problem.question, *lines])
-    if problem.kind == "code" and task["entry_point"]:
-        return f"Complete this Python function.\n```python\n{task['prompt'].rstrip()}\n```"
-    if problem.kind == "code":
-        return f"{problem.question}\nThe program must pass these tests:\n{task['tests']}"
-    if problem.kind == "proof":  # the layout of Draft, Sketch, and Prove (Jiang et al., 2022)
-        return (
-            f"(*### Problem\n\n{task['informal_statement'].strip()}\n\n### Solution\n\n"
-            f"{task['informal_proof'].strip()} *)\n\nFormal:\n{task['formal_statement'].strip()}"
-        )
-    return problem.question
 
 
 def prompt(

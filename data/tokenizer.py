@@ -37,6 +37,7 @@ from data.io import (
     atomic_write,
     find_model,
     jsonl_files,
+    read_json,
     read_jsonl,
     run_cli,
 )
@@ -211,9 +212,9 @@ class Tokenizer:
         path = Path(path)
         file = path if path.is_file() else path / "tokenizer.json"
         find_model(file)
-        document = _read_json(file)
+        document = read_json(file)
         config, generation, model = (
-            _read_json(file.with_name(name)) if file.with_name(name).is_file() else {}
+            read_json(file.with_name(name)) if file.with_name(name).is_file() else {}
             for name in ("tokenizer_config.json", "generation_config.json", "config.json")
         )
         eos_id = generation.get("eos_token_id", model.get("eos_token_id"))
@@ -379,20 +380,6 @@ def check_tokenizer(tokenizer: Tokenizer, model, where: str) -> None:
 
 
 # ---- Reading a tokenizer.json: each part becomes plain data, or an InputError names it -----------
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); give a directory with a tokenizer.json"
-        ) from None
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); download or write it again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a JSON object; download or write it again")
-    return content
 
 
 def _parts(step: dict | None, key: str) -> list[dict]:

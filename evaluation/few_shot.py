@@ -17,8 +17,8 @@ from pathlib import Path
 from data.io import InputError
 from data.problems import readers
 from data.problems.benchmarks import Benchmark
-from data.problems.problem import LETTERS, Problem
-from data.prompts import problem_prompt, program, response_text, statement, stop_strings
+from data.problems.problem import LETTERS, Problem, statement
+from data.prompts import problem_prompt, program, response_text, stop_strings
 from data.sandbox.unit_tests import COMPLETION_STOPS
 
 EXEMPLARS = Path(__file__).parents[1] / "data" / "problems" / "exemplars.toml"

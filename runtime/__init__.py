@@ -7,6 +7,7 @@ checkpoint.py   checkpoints
 run.py          the run directory: config, metrics, checkpoints, signals
 metrics.py      what is logged of rollouts
 hf.py           Hugging Face model directories
+families.py     their settings and names, for each family of models
 
 A trainer uses them like this:
 

@@ -31,30 +31,32 @@ def adamw(
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
-class _NoGradient(Exception):
-    """Ends a backward pass."""
+def cut(hidden: Tensor, model: Transformer) -> Tensor:
+    """Hidden states as a leaf, at which `backward` can look before it goes on into the blocks.
+
+    A model that is split over processes stays whole, because all processes must go the whole way.
+    """
+    if hidden.is_meta or hasattr(model, "reshard"):  # tools.plan; FSDP2
+        return hidden
+    leaf = hidden.detach().requires_grad_()
+    leaf.before = hidden  # type: ignore[attr-defined]
+    return leaf
 
 
 def backward(loss: Tensor, hidden: Tensor, model: Transformer) -> None:
-    """`loss.backward()`, which ends early where the gradient of the hidden states is exactly 0.
+    """`loss.backward()` for a loss of hidden states that went through `cut`.
 
-    So it is for groups without a signal while the policy is the reference, or without a reference.
-    Then gradients of 0 need no backward of the blocks. A model that is split over processes always
-    takes it, because all of them must.
+    Where the gradient of the hidden states is exactly 0, the blocks have gradients of 0 and need no
+    backward. So it is for groups without a signal while the policy is the reference, or without one.
     """
-
-    def look(slope: Tensor) -> None:
-        if not (slope.is_meta or slope.any()):  # meta tensors: tools.plan
-            raise _NoGradient
-
-    if not hasattr(model, "reshard"):  # FSDP2
-        hidden.register_hook(look)
-    try:
-        loss.backward()
-    except _NoGradient:
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+    loss.backward()
+    if not hasattr(hidden, "before"):
+        return
+    if hidden.grad is not None and hidden.grad.any():
+        hidden.before.backward(hidden.grad)
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def clip_grad_norm(model: nn.Module, max_norm: float) -> float:

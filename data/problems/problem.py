@@ -31,6 +31,26 @@ class Problem:
     task: dict = field(default_factory=dict, compare=False)
 
 
+def statement(problem: Problem) -> str:
+    """The question as the model reads it. A choice comes with its options, a programming task with
+    its tests, a theorem with its informal and its formal statement."""
+    task = problem.task
+    if problem.kind == "choice":
+        options = zip(LETTERS, problem.choices, strict=False)
+        lines = [f"({letter}) {choice}" for letter, choice in options]
+        return "\n".join([problem.question, *lines])
+    if problem.kind == "code" and task["entry_point"]:
+        return f"Complete this Python function.\n```python\n{task['prompt'].rstrip()}\n```"
+    if problem.kind == "code":
+        return f"{problem.question}\nThe program must pass these tests:\n{task['tests']}"
+    if problem.kind == "proof":  # the layout of Draft, Sketch, and Prove (Jiang et al., 2022)
+        return (
+            f"(*### Problem\n\n{task['informal_statement'].strip()}\n\n### Solution\n\n"
+            f"{task['informal_proof'].strip()} *)\n\nFormal:\n{task['formal_statement'].strip()}"
+        )
+    return problem.question
+
+
 def as_row(problem: Problem) -> dict:
     """The problem as an object for JSONL, without empty fields. `Problem(**row)` makes the problem
     again, except that JSON turns the tuple of choices into a list.

@@ -31,10 +31,7 @@ QUESTIONS = (
     "context_messages",
     "message_1",
 )
-# These say more than `answer`, which may be a solution.
-BETTER = {
-    "reward_model",
-    "verification_info",
+BARE = (  # answers alone
     "expected_answer",
     "final_answer",
     "ground_truth",
@@ -45,6 +42,12 @@ BETTER = {
     "numerical_answer",
     "short_answer",
     "final_ans",
+)
+# These say more than `answer`, which may be a solution.
+BETTER = {
+    *BARE,
+    "reward_model",
+    "verification_info",
     "options",
     "choices",
     "distractor1",
@@ -53,17 +56,8 @@ BETTER = {
     "context",
 }
 ANSWERS = (
-    "expected_answer",
-    "final_answer",
-    "ground_truth",
-    "gt_answer",
+    *BARE,
     "gt",
-    "gold_answer",
-    "reference_answer",
-    "correct_answer",
-    "numerical_answer",
-    "short_answer",
-    "final_ans",
     "lsolutions",
     "gold",
     "answer",

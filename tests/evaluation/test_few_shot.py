@@ -7,8 +7,8 @@ import pytest
 from data import answers
 from data.io import InputError
 from data.problems.benchmarks import BENCHMARKS, find, load
-from data.problems.problem import Problem, is_chinese
-from data.prompts import problem_prompt, prompt, response_text, statement
+from data.problems.problem import Problem, is_chinese, statement
+from data.prompts import problem_prompt, prompt, response_text
 from data.sandbox.sandbox import Sandbox
 from data.sandbox.unit_tests import COMPLETION_STOPS, passed, test_program
 from evaluation.few_shot import EXEMPLARS, FewShot, exemplar_problem

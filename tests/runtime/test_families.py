@@ -13,13 +13,8 @@ from generate import Sampling, generate
 from kernels import Setting
 from kernels.decoding import Ids
 from model import Layout
-from runtime.hf import (
-    config_from_hf,
-    config_to_hf,
-    from_pretrained,
-    read_config,
-    save_pretrained,
-)
+from runtime.families import config_from_hf, config_to_hf
+from runtime.hf import from_pretrained, read_config, save_pretrained
 
 LLAMA = dict(
     model_type="llama",

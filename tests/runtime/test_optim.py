@@ -13,6 +13,7 @@ from runtime.optim import (
     adamw,
     backward,
     clip_grad_norm,
+    cut,
     lr_constant,
     lr_linear_decay,
     lr_multistep,
@@ -78,20 +79,30 @@ def test_set_lr():
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_backward_ends_where_the_gradient_is_zero(tied):
-    """Two losses, with and without a gradient: the same bits, and the blocks' backward only where it matters."""
+    """Two losses, with and without a gradient: the same sums, and the blocks' backward only where it matters."""
     ids = torch.arange(12) % SHAPE.vocab_size
     for factors in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 2.0)):
         gradients, passes = [], []
-        for end in (backward, lambda loss, hidden, model: loss.backward()):
+        for start in (cut, lambda hidden, model: hidden):
             model = Transformer(dataclasses.replace(SHAPE, tied=tied), seed=1)
             weight = model.layers[0].attn.qkv.weight
             weight.register_hook(lambda slope, count=passes: count.append(slope))
             for factor in factors:
-                hidden = model(ids)
+                hidden = start(model(ids), model)
                 logits = model.logits(hidden)
-                end(logits.sin().sum() * factor, hidden, model)
+                backward(logits.sin().sum() * factor, hidden, model)
             gradients.append([p.grad for p in model.parameters()])
             passes.append(None)
         assert passes.index(None) == sum(factor != 0 for factor in factors)
         for found, expected in zip(*gradients, strict=True):
-            assert torch.equal(found, expected)
+            torch.testing.assert_close(found, expected)
+
+
+def test_another_term_of_the_loss_keeps_its_gradient():
+    """A student's penalty on weights counts, also where the hidden states have no gradient."""
+    model = Transformer(SHAPE, seed=1)
+    hidden = cut(model(torch.arange(5)), model)
+    weight = model.layers[0].mlp.down.weight
+    backward(0.0 * model.logits(hidden).sum() + weight.square().sum(), hidden, model)
+    assert torch.equal(weight.grad, 2 * weight)
+    assert not model.norm.weight.grad.any()

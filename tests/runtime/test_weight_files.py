@@ -10,7 +10,8 @@ from test_model import DOCUMENTS, small
 
 from data.io import InputError
 from data.tokenizer import Tokenizer
-from runtime.hf import EMBEDDING, HEAD, from_pretrained, save_pretrained, sequence_tokens
+from runtime.families import EMBEDDING, HEAD
+from runtime.hf import from_pretrained, save_pretrained, sequence_tokens
 
 IDS = torch.tensor(DOCUMENTS[0])
 SINGLE = "model.safetensors"
