@@ -93,8 +93,9 @@ def made(one: Comparison) -> str:
     for side in one.others.values():
         versions = side.get("versions", {})
         for name, text in versions.items():
-            if name not in ("python", "torch", "numpy"):
-                parts.append(f"{name} {text}")
+            part = f"{name} {text}"
+            if name not in ("python", "torch", "numpy") and part not in parts:
+                parts.append(part)
         if versions.get("torch") != row.get("torch"):
             parts.append(f"the peer's torch {versions.get('torch', 'not recorded')}")
     return f"{', '.join(parts)}; commit {row['commit']}, {row['when'][:10]}"
@@ -113,6 +114,7 @@ def table(found: list[Comparison]) -> str:
         for name, side in one.others.items():
             peer = [f"{name}: {speed(side)}", memory(side), f"{ratio(ours, side):.2f}"]
             lines.append([*start, *peer, *end])
+            start = [""] * len(start)  # a further peer of the same run
         if not one.others:
             lines.append([*start, "", "", "", *end])
     texts = [f"| {' | '.join(line)} |" for line in lines]
