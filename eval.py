@@ -34,7 +34,7 @@ from evaluation.metrics import summarize
 from evaluation.solve import Solver
 from evaluation.tasks import Task, check_options, make_tasks, start_sandbox
 from generate import Sampling
-from runtime.distributed import World, setup, use_kernels
+from runtime.distributed import World, prepare, setup
 from runtime.hf import from_pretrained
 from runtime.run import command
 
@@ -76,6 +76,7 @@ class Config:
     # the run
     max_rows: int = option(256, "completions decoded at once", least=1)
     chunk: int = option(256, "problems between two saves", least=1)
+    bf16: bool | None = option(None, "products in bfloat16; none: on GPUs")
     kernels: str = option("fast", "plain: without accelerators", choices=("fast", "plain"))
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
     to: str = option("", "directory for the results; empty: only print the table")
@@ -210,11 +211,11 @@ def main(config: Config) -> dict:
     # --- options, model, earlier results
     check(config)
     planned = make_tasks(config)
-    world = setup(config.device, config.kernels)
+    world = setup(config.device, config.kernels, config.bf16, compile=False)
     tokenizer = load_tokenizer(config.model, config.template, config.system)
     model = from_pretrained(config.model, world.device, world.dtype)
     check_tokenizer(tokenizer, model, config.model)
-    use_kernels(model.config, world)
+    prepare(model, world, trained=False)
     solver = Solver(
         model,
         tokenizer,

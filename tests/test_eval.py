@@ -241,6 +241,26 @@ def test_command_writes_results_and_records(world, tmp_path):
     ]
 
 
+def test_bf16_keeps_the_matrices_of_the_blocks_in_bfloat16(world, monkeypatch, capsys):
+    models = []
+    monkeypatch.setattr(
+        evaluation,
+        "Solver",
+        lambda model, *rest, **more: models.append(model) or Solver(model, *rest, **more),
+    )
+    options = dict(model=world / "model", problems=world / "problems.jsonl", max_new_tokens=40)
+    tables = []
+    for bf16 in ("none", "true"):
+        assert command(monkeypatch, **options, bf16=bf16) == 0
+        tables.append(capsys.readouterr().out.split(" tokens/s", 1)[1].split()[:3])
+    types = [
+        {module.weight.dtype for module in m.layers.modules() if hasattr(module, "multiply")}
+        for m in models
+    ]
+    assert types == [{torch.float32}, {torch.bfloat16}]
+    assert tables[0] == tables[1]
+
+
 def test_what_training_has_seen_stands_beside_the_score(world, tmp_path, monkeypatch, capsys):
     write_jsonl(tmp_path / "corpus.jsonl", [{"text": f"Once more: {QUESTIONS[0]} And more."}])
     options = dict(
