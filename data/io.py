@@ -110,6 +110,8 @@ def find_model(file: Path) -> None:
         reason = f"a run that has not finished; its last checkpoint is {newest}"
     elif places:
         reason = f"its model is {places[0]}; give that"
+    elif (directory / "adapter_config.json").is_file():
+        reason = "an adapter (LoRA); merge it into its base model, and give the merged model"
     elif (directory / "config.toml").exists():
         reason = "a run without a checkpoint; start it again to finish it, then give its model/"
     else:

@@ -206,18 +206,24 @@ class Tokenizer:
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
         """Load a tokenizer.json, or the tokenizer.json of a directory. Raises InputError.
 
-        The end-of-text token is eos_token in tokenizer_config.json, else eos_token_id in
-        generation_config.json or config.json. These files are beside tokenizer.json.
+        The end-of-text token is eos_token in tokenizer_config.json, or special_tokens_map.json as
+        older directories have it; else eos_token_id in generation_config.json or config.json.
+        These files are beside tokenizer.json.
         """
         path = Path(path)
         file = path if path.is_file() else path / "tokenizer.json"
         find_model(file)
         document = read_json(file)
-        config, generation, model = (
-            read_json(file.with_name(name)) if file.with_name(name).is_file() else {}
-            for name in ("tokenizer_config.json", "generation_config.json", "config.json")
+        config, roles, generation, model = (
+            read_json(file.with_name(f"{name}.json"))
+            if file.with_name(f"{name}.json").is_file()
+            else {}
+            for name in ("tokenizer_config", "special_tokens_map", "generation_config", "config")
         )
-        eos_id = generation.get("eos_token_id", model.get("eos_token_id"))
+        if "added_tokens_decoder" not in config:  # as transformers reads it
+            config |= {role: roles[role] for role in ("eos_token", "bos_token") if roles.get(role)}
+        eos_id = generation.get("eos_token_id")
+        eos_id = model.get("eos_token_id") if eos_id is None else eos_id
         if config.get("eos_token") is None and eos_id is not None:
             eos_id = eos_id[0] if isinstance(eos_id, list) else eos_id
             rows = document.get("added_tokens") or []

@@ -73,7 +73,8 @@ def read_chat(value: list[dict], where: str) -> list[dict]:
         content = _text(_first(message, _TEXT))
         kept = {name: message[name] for name in _KEPT if message.get(name)}
         if content is None and "tool_calls" not in kept:
-            raise InputError(f"{where}: message {number} has no text; add it or remove the row")
+            reason = "has no text, or a part that is no text; correct or remove the row"
+            raise InputError(f"{where}: message {number} {reason}")
         messages.append({"role": _ROLE[speaker], "content": content or "", **kept})
     return messages
 
@@ -88,8 +89,9 @@ def _text(content) -> str | None:
         return content if isinstance(content, str) else None
     texts = []
     for part in content:
-        text = part.get("text") if isinstance(part, dict) else part
-        if not isinstance(text, str):
+        if isinstance(part, dict) and part.get("type", "text") == "text":
+            part = part.get("text", part.get("value"))
+        if not isinstance(part, str):
             return None
-        texts.append(text)
+        texts.append(part)
     return "".join(texts)

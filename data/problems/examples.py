@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from data.io import InputError, read_rows
 from data.problems.chats import is_chat, read_chat, turns
+from data.problems.fields import check_row
 from data.prompts import FORMATS, prompt, response_text
 
 CHATS = ("messages", "conversations", "conversation", "dialogue", "chat")
@@ -86,8 +87,7 @@ def load_examples(path) -> Iterator[tuple[str, Example]]:
 
 def example(row: dict, where: str) -> Example:
     """The example in a row. Raises InputError."""
-    if row.get("is_correct") is False:
-        raise InputError(f"{where}: 'is_correct' is false; remove rows with wrong solutions")
+    check_row(row, where)
     names = CHATS if first(row, QUESTIONS) else (*CHATS, "items", "data")
     chat = next(filter(None, (turns(row.get(name)) for name in names)), None)
     if chat is not None:
@@ -99,6 +99,9 @@ def example(row: dict, where: str) -> Example:
         learned = [False] * len(prompt) + [m["role"] == "assistant" for m in completion]
 
     # Nothing is learned after the last message of the assistant.
+    if {"chosen", "rejected"} <= row.keys() and messages[-1]["role"] != "assistant":
+        reason = "a preference pair, without a message of the assistant before it"
+        raise InputError(f"{where}: {reason}; give it to train_dpo.py")
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
     if not messages:
@@ -114,11 +117,12 @@ def example(row: dict, where: str) -> Example:
 
 
 def _learned(chat: list[dict], messages: list[dict]) -> list[bool]:
-    """Which messages are learned: all of the assistant, but for OpenAI's weight 0 and axolotl's
-    train false."""
+    """Which messages are learned: all of the assistant, but for OpenAI's weight 0, LLaMA-Factory's
+    loss_weight 0 and axolotl's train false."""
     learned = []
     for source, message in zip(chat, messages, strict=True):
-        wanted = [source[name] for name in ("weight", "train") if source.get(name) is not None]
+        names = ("weight", "loss_weight", "train")
+        wanted = [source[name] for name in names if source.get(name) is not None]
         learned.append(message["role"] == "assistant" and all(wanted))
     return learned
 

@@ -8,6 +8,22 @@ from data import answers
 from data.io import InputError
 from data.problems.problem import LETTERS, is_chinese
 
+# Where they are true or false, they say whether the solution is right.
+FLAGS = ("is_correct", "correct", "label")
+_MEDIA = re.compile(r"(?:decoded_)?(?:image|picture|video|audio)(?:s|_\d+)?", re.I)
+
+
+def check_row(row: dict, where: str, learned: bool = True) -> None:
+    """Raise InputError for a row with pictures, videos or sounds, of which a text says only a part.
+    With `learned` also for a row whose solution is said to be wrong: it would be learned."""
+    for name, value in row.items():
+        if _MEDIA.fullmatch(str(name)) and value and value == value:  # NaN: a missing value
+            reason = "only texts can be used; remove the row, or the field if the text says it all"
+            raise InputError(f"{where}: it has {name!r}, and {reason}")
+    wrong = next((name for name in FLAGS if row.get(name) is False), None)
+    if learned and wrong:
+        raise InputError(f"{where}: {wrong!r} is false; remove rows with wrong solutions")
+
 
 def field(row: dict, name: str, where: str) -> str:
     """A field that must be there, as text; 51.0 is written 51."""

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from data.io import InputError, read_rows
 from data.problems.chats import is_chat, read_chat
 from data.problems.examples import CHATS, first, read_prompt
+from data.problems.fields import check_row
 
-CHOSEN = ("chosen", "chosen_response", "response_chosen", "chosen_answer", "preferred")
-REJECTED = ("rejected", "rejected_response", "response_rejected", "rejected_answer", "dispreferred")
+_NAMES = ("{}", "{}_response", "response_{}", "{}_answer", "{}_messages", "{}_conversations")
+CHOSEN = (*(name.format("chosen") for name in _NAMES), "preferred")
+REJECTED = (*(name.format("rejected") for name in _NAMES), "dispreferred")
 LAYOUTS = (
     "files of rollout.py; prompt, chosen and rejected, as texts or as chats; chosen and rejected as "
     "whole chats; question, chosen and rejected; prompt, response_0, response_1 and "
-    "better_response_id"
+    "better_response_id; prompt, response_1, response_2 and preference_strength"
 )
 
 
@@ -50,6 +52,7 @@ def load_preferences(path) -> Iterator[tuple[str, Preference]]:
 def preference(row: dict, where: str) -> Preference:
     """The pair in a row. Raises InputError."""
     row = {name.lower(): value for name, value in row.items()}
+    check_row(row, where, learned=False)
     chosen, rejected = _answers(row)
     if chosen is None or rejected is None:
         held = ", ".join(row) or "nothing"
@@ -65,6 +68,8 @@ def preference(row: dict, where: str) -> Preference:
     chat = bool(prompt)
     if not prompt:
         chats = first(row, (*CHATS, "trajectory"))
+        if is_chat(row.get("context")):  # HelpSteer 3
+            chats = row["context"]
         prompt = _messages(chats, where) if chats else read_prompt(row, where)
         chat = is_chat(chats) or is_chat(row.get("prompt"))
         if len(prompt) == 1 and prompt[0]["content"].startswith("\n\nHuman:"):
@@ -95,6 +100,10 @@ def _answers(row: dict) -> tuple:
     better = row.get("better_response_id")
     if better in (0, 1) and {"response_0", "response_1"} <= row.keys():  # PKU-SafeRLHF
         return row["response_0" if better == 0 else "response_1"], row[f"response_{1 - better}"]
+    for names in (("response_1", "response_2"), ("response1", "response2")):  # HelpSteer 2 and 3
+        strength = row.get("preference_strength", row.get("overall_preference"))
+        if isinstance(strength, int) and strength and set(names) <= row.keys():
+            return row[names[strength > 0]], row[names[strength < 0]]
     found = []
     for names in (CHOSEN, REJECTED):
         values = (row.get(name) for name in names)

@@ -13,7 +13,7 @@ from pathlib import Path
 from data import answers
 from data.io import InputError
 from data.problems.chats import is_chat, read_chat
-from data.problems.fields import boxed_answer, language
+from data.problems.fields import FLAGS, boxed_answer, check_row, language
 from data.problems.problem import LETTERS, Problem
 
 # The first of these that holds something is taken. Names are in lower case; case does not matter.
@@ -22,6 +22,8 @@ QUESTIONS = (
     "problem",
     "query",
     "instruction",
+    "problem_statement",
+    "original_text",
     "squestion",
     "prompt",
     "input",
@@ -30,6 +32,7 @@ QUESTIONS = (
     "conversation",
     "context_messages",
     "message_1",
+    "content",
 )
 BARE = (  # answers alone
     "expected_answer",
@@ -37,6 +40,7 @@ BARE = (  # answers alone
     "ground_truth",
     "gt_answer",
     "gold_answer",
+    "golden_answer",
     "reference_answer",
     "correct_answer",
     "numerical_answer",
@@ -55,6 +59,7 @@ BETTER = {
     "body",
     "context",
 }
+WEAK = ("target", "result", "label")  # they may say something else
 ANSWERS = (
     *BARE,
     "gt",
@@ -63,8 +68,8 @@ ANSWERS = (
     "answer",
     "answers",
     "output_answer",
-    "target",
-    "label",
+    "ans",
+    *WEAK,
 )
 SOLUTIONS = (
     "solution",
@@ -89,6 +94,7 @@ LABELS = (
     "answer_idx",
     "answer_index",
     "target",
+    *BARE,
 )
 LAYOUTS = (
     "question, problem, query, instruction, prompt or messages, with answer, expected_answer, "
@@ -104,6 +110,7 @@ def published(row: dict, path: Path, line: int) -> Problem:
     messages = [row[name] for name in sorted(row)]
     if is_chat(messages):  # Open-Reasoner-Zero on the Hub: the columns 0, 1 are messages
         row = {"conversations": messages}
+    check_row(row, where, learned=False)
     extra = row.get("extra_info") if isinstance(row.get("extra_info"), dict) else {}
 
     question = _question(extra, where) or _question(row, where)
@@ -119,6 +126,7 @@ def published(row: dict, path: Path, line: int) -> Problem:
     if choices:
         label = _label(row, choices, where)
         texts = tuple(text for _, text in choices)
+        question = _without_options(question, choices)
         return Problem(question=question, answer=label, kind="choice", choices=texts, **common)
     return Problem(question=question, answer=_answer(row, extra, where), **common)
 
@@ -174,16 +182,19 @@ def _answer(row: dict, extra: dict, where: str) -> str:
     for name in ("reward_model", "verification_info"):  # verl, SYNTHETIC-1
         if text := value_text(row.get(name)):
             row = row | {"expected_answer": text}
-    texts = [value_text(row.get(name)) for name in (*ANSWERS, *SOLUTIONS)]
+    wrong = [name for name in FLAGS if row.get(name) is False]
+    names = ANSWERS if wrong else (*ANSWERS, *SOLUTIONS)
+    texts = [value_text(row.get(name)) for name in names]
     if "body" in row:  # ASDiv: 9 (apples)
-        texts = [re.sub(r" \([\w ]+\)$", "", text) for text in texts]
-    texts += [_assistant_text(value) for value in row.values() if is_chat(value)]
+        texts = [re.sub(r" \([^()]+\)$", "", text) for text in texts]
+    if not wrong:
+        texts += [_assistant_text(value) for value in row.values() if is_chat(value)]
     texts = [text for text in [*texts, value_text(extra.get("answer"))] if text]
     if not texts:
         raise InputError(f"{where}: no answer among {_names(row)}; a problem needs {LAYOUTS}")
     # A label may be a class, or say whether the solution is right. Is it the answer of the solution?
     named = next((name for name in ANSWERS if value_text(row.get(name))), "")
-    weak = named if named in ("target", "label") else ""
+    weak = named if named in WEAK else ""
     solutions = (value_text(row.get(name)) for name in SOLUTIONS if weak)
     marked = next(filter(None, map(answers.extract, solutions)), None)
     for text in texts:
@@ -227,7 +238,13 @@ def _assistant_text(chat: list[dict]) -> str:
 
 
 _NO_ANSWER = ("proof", "notfound", "not found", "none", "n/a", "nan")
-_SENTENCES = re.compile(r"[a-z]{2}[.!?]\s+[A-Z]|\n\s*\S")
+_SENTENCES = re.compile(r"[a-z]{2}(?<!Mrs)[.!?]\s+[A-Z]|\n\s*\S")
+# A sentence that says something: "He has 3 + 4 = 7 pens.", "Therefore ...", "所以..."
+_STATEMENT = re.compile(
+    r"(?=.*(?:=|\b(?:is|are|was|were|has|have|had|will|would|can)\b))[A-Z].*[\w)%$]\.|"
+    r"(?:So|Thus|Hence|Therefore)\b.*|(?:所以|因此|答[：:]).*|.*[\u4e00-\u9fff].*。",
+    re.S,
+)
 UNSTATED = (
     "the answer is a solution without \\boxed{}, #### or 'The answer is'; give the answer in a field "
     "of its own, or remove the row"
@@ -246,8 +263,14 @@ def stated_answer(text: str) -> str | None:
     stated = boxed_answer(text) or answers.extract(text)
     if stated:
         return re.sub(r"(?<=\d),(?=\d{3}\b)", "", stated) if "####" in text else stated
-    solution = len(text) > 200 or (_SENTENCES.search(text) and "\\begin" not in text)
-    return None if solution else text
+    words = re.findall(r"[A-Za-z]{2,}|[\u4e00-\u9fff]", _COMMAND.sub(" ", text))
+    long = len(text) > (200 if len(words) > 12 else 400)  # a formula may be longer
+    sentences = "\\begin" not in text and _SENTENCES.search(text)
+    statement = len(words) > 1 and _STATEMENT.fullmatch(text)
+    return None if long or sentences or statement else text
+
+
+_COMMAND = re.compile(r"\\[A-Za-z]+(?:\{[a-z]+\*?\})?")
 
 
 def _solution(row: dict) -> str | None:
@@ -288,6 +311,13 @@ def _choices(row: dict, question: str) -> list[tuple[str, str]]:
         random.Random(question).shuffle(texts)
         return _lettered(texts)
     return []
+
+
+def _without_options(question: str, choices: list[tuple[str, str]]) -> str:
+    """The question without the options that stand at its end: "A. 1 B. 2"."""
+    marked = [rf"\(?{label}\s?[).:]\s*{re.escape(text.strip())}" for label, text in choices]
+    found = re.search(r"\s+" + r"[\s,;]+".join(marked) + r"\s*$", question)
+    return question[: found.start()] if found else question
 
 
 def _lettered(options: list[str]) -> list[tuple[str, str]]:

@@ -153,7 +153,7 @@ def _reader(row: dict) -> Callable:
     for names, parse in _BY_FIELDS:
         if names <= fields:
             return parse
-    if fields == {"input", "target"}:
+    if fields == {"input", "target"} and isinstance(row["target"], str):
         return _bbh
     if "kind" in row:
         return _ours
@@ -312,6 +312,8 @@ def _agieval(row: dict, path: Path, line: int) -> Problem:
     if not row.get("options") and not row.get("label"):
         blanks = [blank.strip() for blank in field(row, "answer", where).split(";")]
         return Problem(answer=blanks[0] if len(blanks) == 1 else _in_order(blanks), **common)
+    if isinstance(row.get("options"), dict):  # Qwen2.5-Math's edition
+        row = row | {"options": [f"({key}) {text}" for key, text in row["options"].items()]}
     choices = lettered(list_field(row, "options", where), where)
     # Seven problems of Gaokao-MathQA have several right options.
     label = letter(field(row, "label", where), choices, where, several=True)

@@ -554,10 +554,18 @@ def test_bos_and_eos_are_told_by_config_template_and_generation_config(tmp_path,
         Tokenizer.load(tmp_path)
     (tmp_path / "config.json").write_text('{"eos_token_id": 700}')
     assert Tokenizer.load(tmp_path).eos_id == 700
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": null}')
+    assert Tokenizer.load(tmp_path).eos_id == 700
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [701, 700]}')
     assert Tokenizer.load(tmp_path / "tokenizer.json").eos_id == 701
     Tokenizer.load(tmp_path).save(tmp_path / "copy")  # the copy does not need the two configs
     assert Tokenizer.load(tmp_path / "copy").eos_id == 701
+    for config, eos_id in (({}, 700), ({"added_tokens_decoder": {}}, 701)):  # as in transformers
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        roles = {"eos_token": {"content": "<|begin_of_text|>", "lstrip": False}}
+        (tmp_path / "special_tokens_map.json").write_text(json.dumps(roles))
+        assert Tokenizer.load(tmp_path).eos_id == eos_id
+    (tmp_path / "special_tokens_map.json").unlink()
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
     with pytest.raises(InputError, match="eos_token '<eos>'"):
         Tokenizer.load(tmp_path)

@@ -212,6 +212,8 @@ def test_a_directory_with_the_model_elsewhere(load, tmp_path):
     run.mkdir()
     (run / "config.toml").write_text("")
     assert said(run).startswith(": a run without a checkpoint; start it again")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert said(tmp_path).startswith(": an adapter (LoRA); merge it into its base model")
     put("run", "step_999999")
     put("run", "step_1000000")
     last = run / "step_1000000"

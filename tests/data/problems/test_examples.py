@@ -27,6 +27,17 @@ LAYOUTS = {
         {"messages": [USER, ASSISTANT | {"weight": 0}, USER, ASSISTANT | {"weight": 1}]},
         Example([*QA, *QA], learned=[False, False, False, True]),
     ),
+    "llama_factory": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "value": "Q?"}], "loss_weight": 0.0},
+                {"role": "assistant", "content": [{"type": "text", "value": "A."}]},
+                USER | {"loss_weight": 0.0},
+                ASSISTANT | {"loss_weight": 0.0},
+            ]
+        },
+        Example([*QA, *QA], learned=[False, True, False, False]),
+    ),
     "openai_of_parquet": (  # a struct has all fields; those that are not there are null
         {"messages": [USER | {"weight": None}, ASSISTANT | {"weight": None, "tool_calls": None}]},
         Example(QA),
@@ -174,6 +185,12 @@ def test_layouts(tmp_path, name):
         (
             {"question": "Q", "generated_solution": "A", "is_correct": False},
             "'is_correct' is false",
+        ),
+        ({"messages": [USER, ASSISTANT], "label": False}, "'label' is false; remove rows with"),
+        ({"messages": [USER, ASSISTANT], "image": "a.png"}, "it has 'image', and only texts can"),
+        (
+            {"messages": [USER, ASSISTANT, USER], "chosen": ASSISTANT, "rejected": ASSISTANT},
+            "a preference pair, without a message of the assistant before it; give it to train_dpo",
         ),
         (
             {"instruction": "Q", "output": "A", "history": "none"},

@@ -65,6 +65,15 @@ LAYOUTS = {
         {"prompt": "Q?", "response_0": "No.", "response_1": "Yes.", "better_response_id": 1},
         PAIR,
     ),
+    "llama_factory": ({"chosen_messages": [USER, GOOD], "rejected_messages": [USER, BAD]}, CHAT),
+    "helpsteer2": (
+        {"prompt": "Q?", "response_1": "No.", "response_2": "Yes.", "preference_strength": 2},
+        PAIR,
+    ),
+    "helpsteer3": (
+        {"context": TURNS, "response1": "Yes.", "response2": "No.", "overall_preference": -1},
+        Preference(TURNS, "Yes.", "No.", is_chat=True),
+    ),
     "step_dpo": (
         {
             "prompt": "Q?",
@@ -101,6 +110,10 @@ def test_layouts(tmp_path, name):
         (
             {"prompt": "Q?", "response_0": "A", "better_response_id": 0},
             "no chosen and rejected among prompt, response_0",
+        ),
+        (
+            {"prompt": "Q?", "response_1": "A", "response_2": "B", "preference_strength": 0},
+            "no chosen and rejected among prompt, response_1",
         ),
         ({"prompt": "Q?", "chosen": "A"}, "no chosen and rejected among prompt, chosen; data are"),
         ({"chosen": "Yes.", "rejected": "No."}, "no prompt; add one, or give chats with a common"),

@@ -114,6 +114,16 @@ LAYOUTS = {
     "minerva": {"problem": PIPE, "solution": BOXED, "type": "Physics", "idx": 0},
     "gsm8k_with_calculator": {"question": PIPE, "answer": WORKED + " <<3*4=12>>\n#### 12"},
     "orca_math_that_states_it": {"question": PIPE, "answer": WORKED + "\nThe answer is 12."},
+    "carp": {"content": PIPE, "answer": "12", "steps": WORKED},
+    "calc_x": {
+        "question": PIPE,
+        "chain": "<result>12</result>",
+        "result": "12",
+        "result_float": 12.0,
+    },
+    "math23k": {"id": "1", "original_text": PIPE, "equation": "x=3*4", "ans": "12"},
+    "u_math": {"problem_statement": PIPE, "golden_answer": "12", "has_image": False, "image": None},
+    "mawps_of_tora": {"input": PIPE, "target": 12.0},
     "openr1": {
         "problem": PIPE,
         "solution": WORKED,
@@ -176,6 +186,13 @@ def test_a_list_after_hashes_keeps_its_commas(tmp_path):
     assert [p.answer for p in load(write(tmp_path / "f.jsonl", *rows))] == ["1200", "3, 5"]
 
 
+def test_answers_that_are_no_sentences(tmp_path):
+    long = "x = " + ", ".join(rf"\frac{{{n} \pi}}{{48}}" for n in range(1, 20))
+    answers = ["Mrs. Hilt", "10 hours and 30 minutes.", "x = 5 and y = 3", "$y = 3 x$.", long]
+    rows = [{"question": PIPE, "answer": answer, "license": "CC"} for answer in answers]
+    assert [problem.answer for problem in load(write(tmp_path / "f.jsonl", *rows))] == answers
+
+
 def test_csv_with_a_header(tmp_path):
     (tmp_path / "f.csv").write_text(f'id,Problem,Answer\n7,"{PIPE}",12\n')
     (tmp_path / "f.tsv").write_text(f"question\tanswer\n{PIPE}\t12\n")
@@ -192,6 +209,7 @@ def test_source_and_solution(tmp_path):
 
 
 OPTIONS = ["9 tanks", "10 tanks", "12 tanks", "7"]
+LETTERED = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCD", OPTIONS, strict=True))
 CHOICES = {
     "mmlu": {"question": PIPE, "choices": OPTIONS, "answer": 2, "subject": "algebra"},
     "an_option_is_a_number": {"question": PIPE, "choices": ["2", "9", "12"], "answer": 2},
@@ -229,6 +247,11 @@ CHOICES = {
         "question": PIPE,
         **dict(zip("ABCD", OPTIONS, strict=True)),
         "answer": "C",
+    },
+    "options_in_the_question": {
+        "prompt": [{"role": "user", "content": f"{PIPE}\n\n{LETTERED}"}],
+        "options": dict(zip("ABCD", OPTIONS, strict=True)),
+        "final_answer": "C",
     },
     "letters": {
         "question": PIPE,
@@ -303,6 +326,15 @@ NEEDS = "a problem needs question, problem, query"
         ({"prompt": [USER, USER], "answer": "12"}, "a chat with 2 messages of the user"),
         ({"problem": PIPE, "solution": WORKED}, "the answer is a solution without"),
         ({"question": PIPE, "answer": WORKED}, "the answer is a solution without"),
+        ({"question": PIPE, "answer": "The pipe fills 12 tanks = 3 * 4."}, "the answer is a sol"),
+        ({"question": PIPE, "answer": "It is 12."}, "the answer is a solution without"),
+        (
+            {"question": PIPE, "answer": "这根管子装满了12个水箱。"},
+            "the answer is a solution without",
+        ),
+        ({"question": PIPE, "output": BOXED, "correct": False}, "no answer among question, outp"),
+        ({"prompt": PIPE, "answer": "12", "images": ["a.png"]}, "it has 'images', and only texts"),
+        ({"problem": PIPE, "solution": BOXED, "result": "ok"}, "result is 'ok', and the solution"),
         (
             {"problem": PIPE, "solution": WORKED, "answer": "proof"},
             "the answer is 'proof', not a v",

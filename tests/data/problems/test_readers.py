@@ -94,6 +94,15 @@ LAYOUTS = {
         },
         Problem("f-1", "P.\nQ?", "AC", source="agieval/f", **CHOICE),
     ),
+    "agieval_options": (
+        {
+            "passage": None,
+            "question": "Q?",
+            "options": {"A": "x", "B": "y", "C": "z"},
+            "label": "C",
+        },
+        Problem("f-1", "Q?", "C", source="agieval/f", **CHOICE),
+    ),
     "agieval_cloze": (
         {
             "passage": None,
