@@ -38,7 +38,8 @@ import train_pretrain
 from data.io import InputError, atomic_write, jsonl_files
 from data.problems import readers
 from data.shards import Shards, encode_documents, texts, write_shards
-from data.tokenizer import Tokenizer, train
+from data.tokenizer import Tokenizer
+from data.train_tokenizer import train
 from experiments import common
 from experiments.common import ROOT, flags, mean_interval, percent, picture, run, save
 from runtime.run import command

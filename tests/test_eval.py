@@ -23,7 +23,8 @@ import eval as evaluation
 from data.io import write_jsonl
 from data.problems.problem import Problem
 from data.sandbox.sandbox import Sandbox
-from data.tokenizer import Tokenizer, train
+from data.tokenizer import Tokenizer
+from data.train_tokenizer import train
 from evaluation.metrics import summarize, wilson
 from evaluation.solve import Solver
 from generate import Sampling, generate

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import kernels
 from data.io import InputError
-from data.tokenizer import train
+from data.train_tokenizer import train
 from generate import (
     Decoder,
     Ends,

@@ -36,7 +36,7 @@ COMMANDS = [
     "tools.plan",
     "tools.pipeline",
     "data.mine",
-    "data.tokenizer",
+    "data.train_tokenizer",
     "data.shards",
     "data.download",
     "data.problems.training_sets",
@@ -86,6 +86,7 @@ def test_root_files():
         "prompts.py",
         "shards.py",
         "tokenizer.py",
+        "train_tokenizer.py",
     }
 
 

@@ -9,7 +9,7 @@ import reward
 from batch import token_scores
 from data.io import InputError
 from data.sandbox.sandbox import Sandbox
-from data.tokenizer import train
+from data.train_tokenizer import train
 from generate import Sample, completion_text
 from reward import (
     RewardModel,

@@ -32,7 +32,7 @@ from data import prompts
 from data.chat import load_tokenizer
 from data.io import InputError, read_jsonl, write_jsonl
 from data.problems.problem import Problem
-from data.tokenizer import train
+from data.train_tokenizer import train
 from generate import Sample
 from rollout import Rollout, load_rollouts
 from runtime.distributed import World, shuffled

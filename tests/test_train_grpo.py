@@ -39,7 +39,7 @@ from data import prompts
 from data.io import read_jsonl
 from data.problems.problem import Problem
 from data.sandbox.sandbox import Sandbox
-from data.tokenizer import train
+from data.train_tokenizer import train
 from generate import Sample, Sampling
 from model import ModelConfig
 from reward import RewardModel

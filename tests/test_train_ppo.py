@@ -28,7 +28,8 @@ from training import (
 
 from batch import pack_completions, token_scores, token_values
 from data.problems.problem import Problem
-from data.tokenizer import Tokenizer, train
+from data.tokenizer import Tokenizer
+from data.train_tokenizer import train
 from generate import Sample
 from rollout import Rollout, load_rollouts
 from runtime.distributed import World, shuffled

@@ -23,7 +23,7 @@ from training import (
 
 import train_pretrain
 from data.shards import Mixture, Shards, windows
-from data.tokenizer import train
+from data.train_tokenizer import train
 from runtime.hf import from_pretrained
 from train_pretrain import document_lengths, lm_loss
 

@@ -21,7 +21,7 @@ from training import (
 
 from data import prompts
 from data.io import InputError
-from data.tokenizer import train
+from data.train_tokenizer import train
 from reward import step_ends
 from rollout import load_rollouts
 from runtime.distributed import World

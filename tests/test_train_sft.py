@@ -25,7 +25,7 @@ from training import (
 import train_sft
 from data import prompts
 from data.io import InputError, read_jsonl, write_jsonl
-from data.tokenizer import train
+from data.train_tokenizer import train
 from generate import Sampling, generate
 from runtime.hf import from_pretrained, save_pretrained
 from train_sft import batches, length, load_examples, pack, sft_loss

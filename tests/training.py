@@ -35,7 +35,8 @@ from data.problems.problem import Problem
 from data.prompts import encode_prompts
 from data.sandbox.sandbox import Result
 from data.shards import windows, write_shards
-from data.tokenizer import Tokenizer, train
+from data.tokenizer import Tokenizer
+from data.train_tokenizer import train
 from data.world import synthetic
 from generate import Sample, Sampling
 from model import ModelConfig, Transformer

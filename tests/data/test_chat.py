@@ -10,7 +10,7 @@ import pytest
 from data import chat
 from data.chat import ChatTemplate, load_tokenizer, talk
 from data.io import InputError
-from data.tokenizer import train
+from data.train_tokenizer import train
 from generate import Sample
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<s>", "<user>")

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from data import shards
 from data.io import InputError, jsonl_files, run_cli, write_jsonl
 from data.shards import Mixture, Shards, windows, write_shards
+from data.tokenizer import Tokenizer
+from data.train_tokenizer import train
 
 
 def make(directory, tokens, **options):
@@ -218,8 +220,7 @@ class Letters:
 
 
 def test_command(tmp_path, monkeypatch, capsys):
-    tokenizer = pytest.importorskip("data.tokenizer")
-    monkeypatch.setattr(tokenizer, "Tokenizer", Letters)
+    monkeypatch.setattr("data.tokenizer.Tokenizer", Letters)
     write_jsonl(
         tmp_path / "in.jsonl",
         [
@@ -266,9 +267,8 @@ def test_command(tmp_path, monkeypatch, capsys):
 
 
 def test_real_tokenizer_with_workers(tmp_path):
-    tokenizer = pytest.importorskip("data.tokenizer")
     texts = [f"Tom has {i} apples and {i * i} pears." for i in range(300)]
-    trained = tokenizer.train(texts, 300)
+    trained = train(texts, 300)
     trained.save(tmp_path / "tokenizer")
     write_jsonl(tmp_path / "in.jsonl", ({"text": text} for text in texts))
     for workers in ("1", "2"):
@@ -286,7 +286,7 @@ def test_real_tokenizer_with_workers(tmp_path):
         )
     one, two = Shards(tmp_path / "1"), Shards(tmp_path / "2")
     assert one.manifest == two.manifest  # order and checksums too
-    one.check(tokenizer.Tokenizer.load(tmp_path / "tokenizer").hash)
+    one.check(Tokenizer.load(tmp_path / "tokenizer").hash)
     ids = one.read(0, len(one)).tolist()
     assert ids.count(trained.eos_id) == 300 and ids[-1] == trained.eos_id
     assert trained.decode(ids[: ids.index(trained.eos_id)]) == texts[0]

@@ -13,7 +13,7 @@ from data.problems.benchmarks import BENCHMARKS
 from data.problems.problem import Problem
 from data.prompts import prompt
 from data.sandbox.sandbox import Result, Sandbox
-from data.tokenizer import train
+from data.train_tokenizer import train
 from evaluation.few_shot import FewShot
 from evaluation.judge import judge, plain_text, right_by_paper, stated_answer
 from evaluation.solve import Solver, Tool, blocks, output_text, session, zero_shot

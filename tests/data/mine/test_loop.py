@@ -30,7 +30,8 @@ from data.mine import domains, loop, recall, report, steps, store
 from data.mine.pages import read_pages
 from data.mine.run import executor
 from data.shards import Shards
-from data.tokenizer import Tokenizer, train
+from data.tokenizer import Tokenizer
+from data.train_tokenizer import train
 from data.world import web as synthetic_web
 
 ROOT = Path(__file__).parents[3]

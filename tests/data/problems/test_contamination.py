@@ -22,7 +22,7 @@ from data.problems.contamination import (
 )
 from data.problems.problem import Problem
 from data.shards import write_shards
-from data.tokenizer import train
+from data.train_tokenizer import train
 
 TEN = "one two three four five six seven eight nine ten"
 CHINESE = "小明有三个苹果，小红给他五个，问他一共有几个？"
