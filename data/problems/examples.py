@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from data.io import InputError, read_rows
 from data.problems.chats import is_chat, read_chat, turns
 from data.problems.fields import check_row
+from data.problems.problem import Problem, statement
+from data.problems.published import find_choices, without_options
 from data.prompts import FORMATS, prompt, response_text
 
 CHATS = ("messages", "conversations", "conversation", "dialogue", "chat")
@@ -150,6 +152,10 @@ def read_prompt(row: dict, where: str) -> list[dict]:
     question = first(row, QUESTIONS)
     if question is None or is_chat(question):
         return read_chat(question or [], where)
+    if choices := find_choices(row, question):
+        texts = tuple(text for _, text in choices)
+        stem = without_options(question, choices)
+        question = statement(Problem("", stem, "", kind="choice", choices=texts))
     context = first(row, ("input", "context"))
     if "instruction" in row and isinstance(context, str) and context != question:
         question = f"{question}\n\n{context}"

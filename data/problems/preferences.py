@@ -109,6 +109,11 @@ def _answers(row: dict) -> tuple:
         values = (row.get(name) for name in names)
         values = [[value] if isinstance(value, dict) else value for value in values]
         found.append(first(dict(zip(names, values, strict=True)), names))
+    if found[0] is None and isinstance(found[1], str):  # ms-swift: the example and a worse answer
+        chat = first(row, CHATS)
+        if is_chat(chat):
+            return chat, [*chat[:-1], {"role": "assistant", "content": found[1]}]
+        found[0] = first(row, ("response",))
     return found[0], found[1]
 
 

@@ -4,10 +4,12 @@ The question is a text, or the user's message of a chat. The answer stands in a 
 the end of a solution (\boxed{}, ####, "The answer is"). docs/data.md has the table of layouts.
 """
 
+import ast
 import json
 import math
 import random
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from data import answers
@@ -122,11 +124,11 @@ def published(row: dict, path: Path, line: int) -> Problem:
         "lang": language(question),
         "solution": _solution(row),
     }
-    choices = _choices(row, question)
+    choices = find_choices(row, question)
     if choices:
         label = _label(row, choices, where)
         texts = tuple(text for _, text in choices)
-        question = _without_options(question, choices)
+        question = without_options(question, choices)
         return Problem(question=question, answer=label, kind="choice", choices=texts, **common)
     return Problem(question=question, answer=_answer(row, extra, where), **common)
 
@@ -185,6 +187,8 @@ def _answer(row: dict, extra: dict, where: str) -> str:
     wrong = [name for name in FLAGS if row.get(name) is False]
     names = ANSWERS if wrong else (*ANSWERS, *SOLUTIONS)
     texts = [value_text(row.get(name)) for name in names]
+    if "original_text" in row:  # Ape210K: 4(5/11) is 4 + 5/11
+        texts = [re.sub(r"(?<=\d)\((\d+/\d+)\)$", r" \1", text) for text in texts]
     if "body" in row:  # ASDiv: 9 (apples)
         texts = [re.sub(r" \([^()]+\)$", "", text) for text in texts]
     if not wrong:
@@ -202,21 +206,26 @@ def _answer(row: dict, extra: dict, where: str) -> str:
             if marked and not answers.compare(marked, answer).equal:
                 reason = f"{weak} is {answer[:40]!r}, and the solution's answer is {marked[:40]!r}"
                 raise InputError(f"{where}: {reason}; remove one of the fields")
-            if answer.lower() in _NO_ANSWER:
-                raise InputError(f"{where}: the answer is {answer!r}, not a value; remove the row")
-            return answer
+            return check_answer(answer, where)
     raise InputError(f"{where}: {UNSTATED}")
+
+
+def check_answer(answer: str, where: str) -> str:
+    """The answer. Raises InputError for a word that stands for no answer."""
+    if answer.lower() in ("proof", "notfound", "not found", "none", "n/a", "nan"):
+        raise InputError(f"{where}: the answer is {answer!r}, not a value; remove the row")
+    return answer
 
 
 def value_text(value) -> str:
     """The text of an answer: of a number (51.0 is 51), of a list (its items with commas between),
-    or in an object (`value`, `ground_truth`), which may be written as JSON. "" if there is none."""
+    or in an object (`value`, `ground_truth`), which may be written as JSON or as Python writes it. ""
+    if there is none."""
     if isinstance(value, str):
-        if re.fullmatch(r'\[".*"\]|\{".*\}', value, re.S):
-            try:
-                return value_text(json.loads(value))
-            except json.JSONDecodeError:
-                pass
+        if re.fullmatch(r"""\[(".*"|'.*')\]|\{["'].*\}""", value, re.S):
+            for parse in (json.loads, ast.literal_eval):
+                with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                    return value_text(parse(value))
         return value.strip()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -237,7 +246,6 @@ def _assistant_text(chat: list[dict]) -> str:
     return next((text for name in names if (text := value_text(last.get(name)))), "")
 
 
-_NO_ANSWER = ("proof", "notfound", "not found", "none", "n/a", "nan")
 _SENTENCES = re.compile(r"[a-z]{2}(?<!Mrs)[.!?]\s+[A-Z]|\n\s*\S")
 # A sentence that says something: "He has 3 + 4 = 7 pens.", "Therefore ...", "所以..."
 _STATEMENT = re.compile(
@@ -286,7 +294,7 @@ def _solution(row: dict) -> str | None:
 # ---- Options -------------------------------------------------------------------------------------
 
 
-def _choices(row: dict, question: str) -> list[tuple[str, str]]:
+def find_choices(row: dict, question: str) -> list[tuple[str, str]]:
     """(label, text) of the options in order; [] if the problem has none."""
     for name in OPTIONS:
         value = row.get(name)
@@ -313,7 +321,7 @@ def _choices(row: dict, question: str) -> list[tuple[str, str]]:
     return []
 
 
-def _without_options(question: str, choices: list[tuple[str, str]]) -> str:
+def without_options(question: str, choices: list[tuple[str, str]]) -> str:
     """The question without the options that stand at its end: "A. 1 B. 2"."""
     marked = [rf"\(?{label}\s?[).:]\s*{re.escape(text.strip())}" for label, text in choices]
     found = re.search(r"\s+" + r"[\s,;]+".join(marked) + r"\s*$", question)

@@ -24,7 +24,7 @@ from data.io import (
 from data.problems.chats import is_chat
 from data.problems.fields import boxed_answer, field, language, letter, lettered, list_field
 from data.problems.problem import KINDS, Problem, as_row
-from data.problems.published import BETTER, QUESTIONS, published, stated_answer
+from data.problems.published import BETTER, QUESTIONS, check_answer, published, stated_answer
 from data.problems.templates import WordTemplate, parse_number
 
 
@@ -175,7 +175,8 @@ def _ours(row: dict, path: Path, line: int) -> Problem:
     choices = list_field(row, "choices", where) if kind == "choice" else []
     answer = "" if kind in ("code", "proof") else field(row, "answer", where)
     if kind == "answer":
-        answer = stated_answer(answer) or published(row, path, line).answer
+        stated = stated_answer(answer)
+        answer = check_answer(stated, where) if stated else published(row, path, line).answer
     needed = {
         "code": ("prompt", "tests"),
         "proof": ("header", "formal_statement", "informal_statement"),

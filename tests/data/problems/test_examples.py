@@ -43,6 +43,10 @@ LAYOUTS = {
         Example(QA),
     ),
     "ends_with_a_user": ({"messages": [*QA, USER]}, Example(QA)),
+    "aqua": (
+        {"question": "Q?", "options": ["A)1", "B)2"], "rationale": "A.", "correct": "B"},
+        Example([{"role": "user", "content": "Q?\n(A) 1\n(B) 2"}, ASSISTANT]),
+    ),
     "trl": ({"prompt": "Q?", "completion": "A."}, Example(QA)),
     "trl_chat": (
         {"prompt": [*QA, USER], "completion": [ASSISTANT]},

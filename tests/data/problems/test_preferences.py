@@ -66,6 +66,8 @@ LAYOUTS = {
         PAIR,
     ),
     "llama_factory": ({"chosen_messages": [USER, GOOD], "rejected_messages": [USER, BAD]}, CHAT),
+    "ms_swift": ({"messages": [USER, GOOD], "rejected_response": "No."}, CHAT),
+    "ms_swift_query": ({"query": "Q?", "response": "Yes.", "rejected_response": "No."}, PAIR),
     "helpsteer2": (
         {"prompt": "Q?", "response_1": "No.", "response_2": "Yes.", "preference_strength": 2},
         PAIR,

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from data.answers import compare
 from data.io import InputError
 from data.problems.readers import load
 
@@ -123,6 +124,7 @@ LAYOUTS = {
     },
     "math23k": {"id": "1", "original_text": PIPE, "equation": "x=3*4", "ans": "12"},
     "u_math": {"problem_statement": PIPE, "golden_answer": "12", "has_image": False, "image": None},
+    "list_as_python_writes_it": {"problem": PIPE, "answer": "['12\\n']", "type": "Physics"},
     "mawps_of_tora": {"input": PIPE, "target": 12.0},
     "openr1": {
         "problem": PIPE,
@@ -184,6 +186,12 @@ def test_parquet_reads_the_same(tmp_path, name):
 def test_a_list_after_hashes_keeps_its_commas(tmp_path):
     rows = [{"query": PIPE, "response": f"{WORKED}\n#### {n}"} for n in ("1,200", "3, 5")]
     assert [p.answer for p in load(write(tmp_path / "f.jsonl", *rows))] == ["1200", "3, 5"]
+
+
+def test_a_mixed_number_of_ape210k(tmp_path):
+    row = {"original_text": PIPE, "segmented_text": PIPE, "equation": "x=4+5/11", "ans": "4(5/11)"}
+    (problem,) = load(write(tmp_path / "f.jsonl", row))
+    assert compare(problem.answer, "49/11").equal
 
 
 def test_answers_that_are_no_sentences(tmp_path):
@@ -340,6 +348,7 @@ NEEDS = "a problem needs question, problem, query"
             "the answer is 'proof', not a v",
         ),
         ({"problem": PIPE, "answer": "notfound", "type": "x"}, "the answer is 'notfound'"),
+        ({"question": PIPE, "answer": "None", "solution": WORKED}, "the answer is 'None', not a v"),
         ({"question": PIPE, "choices": OPTIONS, "answer": "F"}, "no field says which of the 4"),
         ({"question": PIPE, "choices": ["x"] * 11, "answer": "A"}, "11 options; at most 10"),
     ],
