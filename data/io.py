@@ -215,7 +215,8 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> int:
 
 # ---- Rows of data files --------------------------------------------------------------------------
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".parquet")
+COLUMNS = (".parquet", ".arrow")  # files of pyarrow
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", *COLUMNS)
 _NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _KINDS = "JSONL, a JSON list, CSV or parquet"
 # An object that holds only one of these fields with a list of objects is a table of these objects.
@@ -254,7 +255,8 @@ def data_files(path: str | os.PathLike) -> list[Path]:
 
 def is_data(name: str) -> bool:
     """Whether a file of this name holds data, and does not describe them."""
-    return name.endswith(SUFFIXES) and not name.startswith(".") and name not in _NOT_DATA
+    hidden = name.startswith((".", "cache-"))  # cache-*.arrow of `datasets`
+    return name.endswith(SUFFIXES) and not hidden and name not in _NOT_DATA
 
 
 def read_records(path: Path) -> Iterator[tuple[int, object]]:
@@ -263,8 +265,8 @@ def read_records(path: Path) -> Iterator[tuple[int, object]]:
 
     Raises InputError for a file that is broken as a whole.
     """
-    if path.name.endswith(".parquet"):
-        yield from _parquet_rows(path)
+    if path.name.endswith(COLUMNS):
+        yield from _column_rows(path)
         return
     first = first_line(path)
     if first.lstrip()[:1] in ("[", "{"):
@@ -379,18 +381,24 @@ def _list_records(path: Path, text: str) -> Iterator[tuple[int, object]]:
         raise InputError(f"{path}:{line}: text after the end of the list; give one list or JSONL")
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
+def _column_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """The rows of a parquet file, or of an Arrow stream, as save_to_disk of `datasets` writes it."""
     parquet = optional_module("pyarrow.parquet", "parquet")
+    ipc = optional_module("pyarrow.ipc", "parquet")
     number = 0
     try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
+        arrow = path.suffix == ".arrow"
+        with open(path, "rb") as source:
+            with ipc.open_stream(source) if arrow else parquet.ParquetFile(source) as file:
+                for batch in file if arrow else file.iter_batches(batch_size=1024):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield number, row
     except (OSError, ValueError, NotImplementedError) as error:  # these are pyarrow's
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise InputError(f"{path}: cannot be read ({reason}); give a parquet file") from None
+        raise InputError(
+            f"{path}: cannot be read ({reason}); give a parquet or Arrow file"
+        ) from None
 
 
 def optional_module(name: str, extra: str):

@@ -4,6 +4,8 @@ OpenAI's {role, content} and ShareGPT's {from, value} are the same thing. A cont
 or a list of parts with text.
 """
 
+import re
+
 from data.io import InputError
 
 _ROLES = {
@@ -33,9 +35,11 @@ _PAIRS = (("input", "output"), ("human", "assistant"), ("user", "assistant"))
 
 def turns(value) -> list[dict]:
     """The messages of a field that holds a chat: a list of messages, of pairs {input, output} as in
-    Capybara, or of texts in turn as in UltraChat. [] if it holds none."""
+    Capybara, or of texts in turn as in UltraChat, or a rendered text. [] if it holds none."""
     if is_chat(value):
         return value
+    if isinstance(value, str):
+        return rendered(value)
     if not isinstance(value, list):
         return []
     if len(value) > 1 and all(isinstance(text, str) for text in value):
@@ -54,6 +58,20 @@ def turns(value) -> list[dict]:
         else:
             return messages
     return []
+
+
+_RENDERED = re.compile(
+    r"<\|(?:im_start|start_header_id)\|>\s*(\w+)(?:<\|end_header_id\|>)?\s*"
+    r"(.*?)\s*(?=<\|(?:im_end|eot_id|im_start|start_header_id)\|>|\Z)",
+    re.S,
+)
+
+
+def rendered(text: str) -> list[dict]:
+    """The messages of a text that a chat template has written, Qwen's or Llama 3's; [] of others."""
+    return [
+        {"role": role, "content": content} for role, content in _RENDERED.findall(text) if content
+    ]
 
 
 def read_chat(value: list[dict], where: str) -> list[dict]:

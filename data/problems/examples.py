@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from data.io import InputError, read_rows
-from data.problems.chats import is_chat, read_chat, turns
+from data.problems.chats import is_chat, read_chat, rendered, turns
 from data.problems.fields import check_row
 from data.problems.problem import Problem, statement
 from data.problems.published import find_choices, without_options
@@ -90,7 +90,7 @@ def load_examples(path) -> Iterator[tuple[str, Example]]:
 def example(row: dict, where: str) -> Example:
     """The example in a row. Raises InputError."""
     check_row(row, where)
-    names = CHATS if first(row, QUESTIONS) else (*CHATS, "items", "data")
+    names = CHATS if first(row, QUESTIONS) else (*CHATS, "items", "data", "text")
     chat = next(filter(None, (turns(row.get(name)) for name in names)), None)
     if chat is not None:
         messages = read_chat(chat, where)
@@ -170,11 +170,14 @@ def read_prompt(row: dict, where: str) -> list[dict]:
 
 
 def first(row: dict, names: tuple[str, ...]):
-    """The first of some fields that holds a text or a chat, or None."""
+    """The first of some fields that holds a text or a chat, or None. A chat may be written as a
+    text."""
     for name in names:
         value = row.get(name)
-        if is_chat(value) or (isinstance(value, str) and value.strip()):
+        if is_chat(value):
             return value
+        if isinstance(value, str) and value.strip():
+            return rendered(value) or value
     return None
 
 

@@ -134,8 +134,15 @@ def test_parquet(tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "f.parquet")
     assert rows_of(tmp_path / "f.parquet") == rows
     assert list(read_rows(tmp_path / "f.parquet"))[2999][0] == f"{tmp_path}/f.parquet:3000"
+    (tmp_path / "saved").mkdir()  # as save_to_disk of `datasets` writes it
+    table = pyarrow.Table.from_pylist(rows)
+    for name in ("data-00000-of-00001", "cache-1a2b"):
+        with pyarrow.ipc.new_stream(tmp_path / "saved" / f"{name}.arrow", table.schema) as stream:
+            stream.write_table(table)
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    assert rows_of(tmp_path / "saved") == rows
     (tmp_path / "f.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(InputError, match=r"f.parquet: cannot be read \(.*\); give a parquet file"):
+    with pytest.raises(InputError, match=r"f.parquet: cannot be read \(.*\); give a parquet or"):
         rows_of(tmp_path / "f.parquet")
 
 

@@ -43,6 +43,18 @@ LAYOUTS = {
         Example(QA),
     ),
     "ends_with_a_user": ({"messages": [*QA, USER]}, Example(QA)),
+    "rendered_whole": (
+        {"text": "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\nA.<|im_end|>\n"},
+        Example(QA),
+    ),
+    "rendered": (
+        {
+            "prompt": "<|start_header_id|>user<|end_header_id|>\n\nQ?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+            "completion": "A.",
+        },
+        Example(QA),
+    ),
     "aqua": (
         {"question": "Q?", "options": ["A)1", "B)2"], "rationale": "A.", "correct": "B"},
         Example([{"role": "user", "content": "Q?\n(A) 1\n(B) 2"}, ASSISTANT]),

@@ -14,7 +14,7 @@ PIPE = "A pipe fills 3 tanks an hour. How many tanks does it fill in 4 hours?"
 WORKED = "In one hour the pipe fills 3 tanks.\nIn 4 hours it fills 3 * 4 = 12."
 BOXED = WORKED + "\nSo the answer is $\\boxed{12}$."
 USER, SYSTEM = {"role": "user", "content": PIPE}, {"role": "system", "content": "Be brief."}
-BOOK = {"answer": "12"}
+QWEN = f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{PIPE}<|im_end|>\n<|im_start|>assistant"
 VERL = {"data_source": "pipes", "ability": "math", "extra_info": {"split": "train", "index": 3}}
 
 # layout: (row, answer)
@@ -101,6 +101,7 @@ LAYOUTS = {
         "Answer": 12.0,
     },
     "simplerl": {"input": "<|im_start|>...", "question": PIPE, "answer": BOXED, "gt_answer": "12"},
+    "simplerl_rendered": {"input": QWEN, "gt_answer": "12", "output": BOXED},
     "gsm_hard": {"input": PIPE, "code": "def solution(): ...", "target": 12.0},
     "tora": {"idx": 0, "question": PIPE, "gt_cot": BOXED, "gt": "12", "code": ["x"], "pred": ["9"]},
     "answer_is_a_solution": {"question": PIPE, "answer": WORKED, "solution": BOXED},
