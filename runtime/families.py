@@ -131,6 +131,9 @@ def _layer_kinds(hf: dict) -> list[str]:
         raise ValueError(f"layer_types has {len(kinds)} entries for {layers} layers")
     if "sliding" in kinds and not window:
         raise ValueError("layer_types has sliding_attention, but there is no sliding_window")
+    # A window as long as the context hides nothing. (In OLMo 3 such layers have another RoPE.)
+    if window and window >= hf.get("max_position_embeddings", math.inf) and family != "olmo3":
+        kinds = ["full"] * layers
 
     # SmolLM3: a 0 in no_rope_layers is a layer without RoPE.
     every = hf.get("no_rope_layer_interval", 4 if family == "smollm3" else layers + 1)

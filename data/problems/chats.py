@@ -4,7 +4,10 @@ OpenAI's {role, content} and ShareGPT's {from, value} are the same thing. A cont
 or a list of parts with text.
 """
 
+import ast
+import json
 import re
+from contextlib import suppress
 
 from data.io import InputError
 
@@ -35,11 +38,11 @@ _PAIRS = (("input", "output"), ("human", "assistant"), ("user", "assistant"))
 
 def turns(value) -> list[dict]:
     """The messages of a field that holds a chat: a list of messages, of pairs {input, output} as in
-    Capybara, or of texts in turn as in UltraChat, or a rendered text. [] if it holds none."""
+    Capybara, or of texts in turn as in UltraChat, or a text with a chat. [] if it holds none."""
     if is_chat(value):
         return value
     if isinstance(value, str):
-        return rendered(value)
+        return chat_of_text(value)
     if not isinstance(value, list):
         return []
     if len(value) > 1 and all(isinstance(text, str) for text in value):
@@ -67,8 +70,14 @@ _RENDERED = re.compile(
 )
 
 
-def rendered(text: str) -> list[dict]:
-    """The messages of a text that a chat template has written, Qwen's or Llama 3's; [] of others."""
+def chat_of_text(text: str) -> list[dict]:
+    """The messages of a text that holds a chat, [] of another text. It is written as JSON or as
+    Python writes it, or by the chat template of Qwen or Llama 3."""
+    if re.match(r"""\s*\[\s*\{\s*["']""", text):
+        for parse in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                value = parse(text)
+                return value if is_chat(value) else []
     return [
         {"role": role, "content": content} for role, content in _RENDERED.findall(text) if content
     ]

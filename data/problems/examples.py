@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from data.io import InputError, read_rows
-from data.problems.chats import is_chat, read_chat, rendered, turns
+from data.problems.chats import chat_of_text, is_chat, read_chat, turns
 from data.problems.fields import check_row
 from data.problems.problem import Problem, statement
 from data.problems.published import find_choices, without_options
@@ -177,7 +177,7 @@ def first(row: dict, names: tuple[str, ...]):
         if is_chat(value):
             return value
         if isinstance(value, str) and value.strip():
-            return rendered(value) or value
+            return chat_of_text(value) or value
     return None
 
 

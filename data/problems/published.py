@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data import answers
 from data.io import InputError
-from data.problems.chats import is_chat, read_chat, rendered
+from data.problems.chats import chat_of_text, is_chat, read_chat
 from data.problems.fields import FLAGS, boxed_answer, check_row, language
 from data.problems.problem import LETTERS, Problem
 
@@ -151,7 +151,7 @@ def _question(row: dict, where: str) -> str | None:
     """The text of the question. A user's message is the question; a system message is left out."""
     for name in QUESTIONS:
         value = row.get(name)
-        value = rendered(value) or value if isinstance(value, str) else value
+        value = chat_of_text(value) or value if isinstance(value, str) else value
         if is_chat(value):
             return _user_text(value, where)
         if isinstance(value, str) and value.strip():

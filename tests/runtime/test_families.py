@@ -62,7 +62,7 @@ REFUSED = {
     "2 entries for 4": dict(model_type="qwen3", layer_types=["full_attention"] * 2),
     "no sliding_window": dict(model_type="qwen3", layer_types=["sliding_attention"] * 4),
     "'yarn' with sliding_window": dict(
-        model_type="mistral", rope_scaling=dict(type="yarn", factor=4.0)
+        model_type="mistral", sliding_window=8, rope_scaling=dict(type="yarn", factor=4.0)
     ),
     "layer 3 of no_rope_layers": dict(
         model_type="smollm3",
@@ -137,6 +137,14 @@ PUBLISHED = {
     ),
     "Mistral-7B-v0.1": dict(
         model_type="mistral", sliding_window=12, num_key_value_heads=2, rope_theta=10000.0
+    ),
+    "Yarn-Mistral-7b-128k": dict(
+        model_type="mistral",
+        sliding_window=1024,
+        num_key_value_heads=2,
+        rope_scaling=dict(
+            type="yarn", factor=16.0, finetuned=True, original_max_position_embeddings=32
+        ),
     ),
     "SmolLM3-3B": dict(
         model_type="smollm3",

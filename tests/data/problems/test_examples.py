@@ -43,6 +43,7 @@ LAYOUTS = {
         Example(QA),
     ),
     "ends_with_a_user": ({"messages": [*QA, USER]}, Example(QA)),
+    "chat_as_text": ({"conversations": json.dumps(QA)}, Example(QA)),
     "rendered_whole": (
         {"text": "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\nA.<|im_end|>\n"},
         Example(QA),

@@ -101,6 +101,8 @@ LAYOUTS = {
         "Answer": 12.0,
     },
     "simplerl": {"input": "<|im_start|>...", "question": PIPE, "answer": BOXED, "gt_answer": "12"},
+    "verl_as_text": {"prompt": json.dumps([USER]), "reward_model": "{'ground_truth': '12'}"},
+    "verl_as_python": {"prompt": str([SYSTEM, USER]), "reward_model": {"ground_truth": "12"}},
     "simplerl_rendered": {"input": QWEN, "gt_answer": "12", "output": BOXED},
     "gsm_hard": {"input": PIPE, "code": "def solution(): ...", "target": 12.0},
     "tora": {"idx": 0, "question": PIPE, "gt_cot": BOXED, "gt": "12", "code": ["x"], "pred": ["9"]},
