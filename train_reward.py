@@ -130,7 +130,7 @@ def load_labeled(path: str, config: Config, tokenizer: Tokenizer) -> tuple[list[
         found = _encode(prm800k(path), config, tokenizer)
     elif "completions" in first or "steps" in first:
         found = _encode(stepwise(path), config, tokenizer)
-    elif "input" in first and "label" in first:
+    elif "conversations" in first or ("input" in first and ("label" in first or "value" in first)):
         found = _encode(math_shepherd(path), config, tokenizer)
     else:
         raise InputError(f"{path}: its first row is none of {KINDS}")

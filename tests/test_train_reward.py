@@ -115,9 +115,25 @@ SHEPHERD = {
 }
 
 
-def test_math_shepherd(tiny, tmp_path):
+def in_turns(marked: str) -> dict:
+    """The row of Math-Shepherd as RLHFlow has it."""
+    chat = []
+    for step in marked.split("\n"):
+        chat += [("user", step[:-1].strip()), ("assistant", step[-1])]
+    return {"conversations": [{"role": role, "content": text} for role, text in chat]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        SHEPHERD,
+        {"input": SHEPHERD["input"], "value": ["+", "-", "-"]},  # OpenRLHF
+        in_turns(SHEPHERD["label"]),
+    ],
+)
+def test_math_shepherd(tiny, tmp_path, row):
     path = tmp_path / "shepherd.jsonl"
-    path.write_text(json.dumps(SHEPHERD) + "\n")
+    path.write_text(json.dumps(row) + "\n")
     ((one,), _) = load_labeled(str(path), settings(tiny), tiny.tokenizer)
     prompt, response, beginnings = text_of(tiny, one)
     assert prompt == prompts.prompt("Ann has 2 pens and buys 3. How many?")

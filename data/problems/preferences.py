@@ -14,7 +14,7 @@ from data.problems.fields import check_row
 
 _NAMES = ("{}", "{}_response", "response_{}", "{}_answer", "{}_messages", "{}_conversations")
 CHOSEN = (*(name.format("chosen") for name in _NAMES), "preferred")
-REJECTED = (*(name.format("rejected") for name in _NAMES), "dispreferred")
+REJECTED = (*(name.format("rejected") for name in _NAMES), "reject", "dispreferred")
 LAYOUTS = (
     "files of rollout.py; prompt, chosen and rejected, as texts or as chats; chosen and rejected as "
     "whole chats; question, chosen and rejected; prompt, response_0, response_1 and "

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data.io import InputError, read_rows
+from data.problems.chats import is_chat
 
 
 @dataclass
@@ -59,29 +60,41 @@ TAG = "ки"  # Math-Shepherd writes it at the end of every step
 
 
 def math_shepherd(path: str) -> Iterator[Solution]:
-    """The solutions of a file of Math-Shepherd, {input, label}.
+    """The solutions of a file of Math-Shepherd, {input, label}, or of the editions of OpenRLHF and
+    RLHFlow.
 
     input is a question with lines "Step 1: ...". label is input with + or - in place of each tag.
-    Raises InputError.
+    OpenRLHF has value in its place, the list of signs. RLHFlow has conversations: the user says a
+    step (the first with the question), and the assistant its sign. Raises InputError.
     """
     for where, row in read_rows(path):
-        text, marked = row.get("input"), row.get("label")
-        if not isinstance(text, str) or not isinstance(marked, str) or "Step 1:" not in text:
+        text, signs = _text_and_signs(row)
+        if not isinstance(text, str) or "Step 1:" not in text:
             reason = "it needs input with steps, and label"
             raise InputError(f"{where}: not a line of Math-Shepherd; {reason}")
-        # A tag is a letter longer than a sign, so sign k is k places further left than tag k.
-        tags = [match.start() for match in re.finditer(TAG, text)]
-        signs = []
-        for k, place in enumerate(tags):
-            signs.append(marked[place - k : place - k + 1])
-        if not tags or not set(signs) <= {"+", "-"}:
+        if not signs or len(signs) != text.count(TAG) or not set(signs) <= {"+", "-"}:
             reason = f"label is not input with + or - in place of each {TAG}"
             raise InputError(f"{where}: {reason}")
         start = text.index("Step 1:")
-        parts = re.split(f"(?={TAG})", text[start:])[: len(tags)]
+        parts = re.split(f"(?={TAG})", text[start:])[: len(signs)]
         steps = [part.removeprefix(TAG) for part in parts]
         labels = [float(sign == "+") for sign in signs]
         yield Solution(text[:start].strip(), list(zip(steps, labels, strict=True)), labels[-1])
+
+
+def _text_and_signs(row: dict) -> tuple:
+    """The text with a TAG after each step, and what stands for each TAG."""
+    chat, text, marked = row.get("conversations"), row.get("input"), row.get("label")
+    if is_chat(chat):
+        texts = [str(message.get("content")).strip() for message in chat]
+        return "".join(f"{step} {TAG}\n" for step in texts[::2]), texts[1::2]
+    if isinstance(row.get("value"), list):
+        return text, [str(sign) for sign in row["value"]]
+    if not isinstance(text, str) or not isinstance(marked, str):
+        return None, []
+    # A tag is a letter longer than a sign, so sign k is k places further left than tag k.
+    tags = [match.start() for match in re.finditer(TAG, text)]
+    return text, [marked[place - k : place - k + 1] for k, place in enumerate(tags)]
 
 
 def stepwise(path: str) -> Iterator[Solution]:

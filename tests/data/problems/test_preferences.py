@@ -66,6 +66,7 @@ LAYOUTS = {
         PAIR,
     ),
     "llama_factory": ({"chosen_messages": [USER, GOOD], "rejected_messages": [USER, BAD]}, CHAT),
+    "reject": ({"prompt": "Q?", "chosen": "Yes.", "reject": "No."}, PAIR),
     "ms_swift": ({"messages": [USER, GOOD], "rejected_response": "No."}, CHAT),
     "ms_swift_query": ({"query": "Q?", "response": "Yes.", "rejected_response": "No."}, PAIR),
     "helpsteer2": (
