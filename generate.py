@@ -463,8 +463,13 @@ def main() -> None:
     tokenizer = load_tokenizer(config.model, template, config.system)
     model = from_pretrained(config.model, world.device, world.dtype)
     use_kernels(model.config, world)
+
+    def answer(ids: list[int]) -> str:
+        sample = generate(model, tokenizer, [ids], config)[0][0]
+        return completion_text(tokenizer, sample, config.stop)
+
     if config.chat:
-        return talk(tokenizer, lambda ids: generate(model, tokenizer, [ids], config)[0][0])
+        return talk(tokenizer, answer)
     text = config.prompt
     if template not in ("none", "chat"):
         text = prompt(text, "cot", template)

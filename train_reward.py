@@ -124,6 +124,8 @@ def load_labeled(path: str, config: Config, tokenizer: Tokenizer) -> tuple[list[
     The first line says what kind of file it is. Raises InputError with file and line.
     """
     _, first = next(read_rows(path), ("", {}))
+    if not first:
+        raise InputError(f"{path}: holds no row; give a file with at least one")
     if "responses" in first:
         found = _rollouts(path, config, tokenizer)
     elif isinstance(first.get("label"), dict):

@@ -292,7 +292,7 @@ def load_tokenizer(directory: str | Path, template: str = "plain", system: str =
 
     Raises InputError where the model does not have what the template needs.
     """
-    tokenizer = Tokenizer.load(directory)
+    tokenizer = Tokenizer.load(Path(directory) / "tokenizer.json")
     if template == "chat":
         tokenizer.chat = ChatTemplate.load(directory, tokenizer, system)
         tokenizer.eos_id = tokenizer.chat.end_id
@@ -306,15 +306,21 @@ def load_tokenizer(directory: str | Path, template: str = "plain", system: str =
 
 def talk(tokenizer: Tokenizer, complete: Callable) -> None:
     """A conversation in the terminal: a line of standard input is a message. An empty line ends it, and
-    so do the end of the input and Ctrl-C. complete: the ids of a conversation -> the sample that answers."""
+    so do the end of the input and Ctrl-C. complete: the ids of a conversation -> the text that answers."""
     messages = []
     with suppress(EOFError, KeyboardInterrupt):
-        while line := input("> ").strip():
+        while line := _read_line():
             messages.append({"role": "user", "content": line})
-            sample = complete(tokenizer.chat.encode(messages, add_generation_prompt=True))
-            answer = tokenizer.decode(sample.ids)
+            answer = complete(tokenizer.chat.encode(messages, add_generation_prompt=True))
             messages.append({"role": "assistant", "content": answer})
             print(answer, flush=True)
+
+
+def _read_line() -> str:
+    try:
+        return input("> ").strip()
+    except UnicodeDecodeError:
+        raise InputError("standard input: not UTF-8 text; write the messages in UTF-8") from None
 
 
 # ---- Jinja as transformers sets it up ------------------------------------------------------------

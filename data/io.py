@@ -33,9 +33,10 @@ def run_cli(main: Callable[[], object]) -> None:
 
 def in_a_line(error: Exception) -> str:
     """The message of an error. Where the system refused a file, it names the file and what to do."""
+    text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}; give another path"
-    return str(error)
+        text = f"{error.filename}: {error.strerror}; give another path"
+    return " ".join(text.splitlines())  # a name or a value of the user may have several
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -138,8 +138,10 @@ def _layer_kinds(hf: dict) -> list[str]:
     # SmolLM3: a 0 in no_rope_layers is a layer without RoPE.
     every = hf.get("no_rope_layer_interval", 4 if family == "smollm3" else layers + 1)
     rotated = hf.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(layers)]
+    by_default = window and "layer_types" not in hf  # then layers without RoPE have the window
     for i in range(layers):
-        if not rotated[i] and (family != "smollm3" or kinds[i] == "sliding"):
+        windowed = kinds[i] == "sliding" or by_default
+        if not rotated[i] and (family != "smollm3" or windowed):
             raise ValueError(f"layer {i} of no_rope_layers is not supported here")
         kinds[i] = kinds[i] if rotated[i] else "nope"
     return kinds
@@ -156,8 +158,8 @@ def _rope(hf: dict) -> tuple[dict, float, float]:
     rope = dict(rope.get("full_attention", rope))
     theta = float(rope.pop("rope_theta", None) or hf.get("rope_theta") or 10_000.0)
     sliding = float(other.get("rope_theta") or theta)
-    kind = rope.pop("type", None) or rope.get("rope_type") or "default"
-    rope["rope_type"] = kind
+    kind = rope.pop("type", None)  # its older name
+    kind = rope["rope_type"] = rope.get("rope_type") or kind or "default"
     for part in (rope, other):
         if part.get("partial_rotary_factor", 1) != 1:
             raise ValueError("partial_rotary_factor is not supported")

@@ -44,11 +44,11 @@ def read_config(directory) -> ModelConfig:
         config = config_from_hf(hf, str(path))
         for field in fields(config):
             value, kinds = getattr(config, field.name), NUMBERS.get(field.type)
-            if kinds and (type(value) not in kinds or value != value or abs(value) == math.inf):
-                raise InputError(f"{path}: {field.name} is {value!r}; it must be a number")
+            if kinds and (type(value) not in kinds or not 0 <= value < math.inf):
+                raise InputError(f"{path}: {field.name} is {value!r}; it must be a number from 0")
     except InputError:
         raise
-    except (TypeError, AttributeError, IndexError, ValueError) as error:
+    except (TypeError, AttributeError, LookupError, ArithmeticError, ValueError) as error:
         raise InputError(f"{path}: not as transformers writes it ({error})") from None
     ends = _token_ids(config.eos_id, path)
     generation = path.with_name("generation_config.json")

@@ -262,6 +262,8 @@ class Run:
         saved = self.checkpoints.complete()
         if self.init and saved and not Path(self.init).exists():
             self.init = str(saved[-1])
+        if self.init and Path(self.init).resolve() == self.directory.resolve():
+            raise InputError(f"--to {config.to}: it is the model of --init; give another directory")
         if hasattr(config, "context"):
             config.context = sequence_tokens(config.context, self.init)
         path = self.directory / "config.toml"

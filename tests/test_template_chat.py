@@ -178,6 +178,9 @@ def test_generate(chat):
     assert code == 0 and out.count("--- sample") == 2
     code, out, _ = start("--chat", "--system", SYSTEM, lines="1?\n2?\n\n3?\n")
     assert code == 0 and out.count("> ") == 3
+    whole = start("--chat", lines="1?\n")[1].removeprefix("> ").rstrip("> \n")
+    cut = start("--chat", "--stop", whole[1:2], lines="1?\n")[1].removeprefix("> ").rstrip("> \n")
+    assert len(whole) > 1 and cut == whole[:1]
     code, out, error = start()
     assert code == 2 and error == "error: --prompt: give a text to complete, or use --chat\n"
 

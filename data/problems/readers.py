@@ -95,7 +95,7 @@ def _records(path: Path) -> tuple[Iterable[tuple[int, object]], Callable]:
 
     A record is an object, the cells of a row, or an InputError.
     """
-    if path.name.endswith(COLUMNS) or first_line(path).lstrip()[:1] in ("[", "{"):
+    if path.name.endswith(COLUMNS) or first_line(path).lstrip()[:1] in ("[", "{", ""):
         return _with_reader(read_records(path))
     text = read_text(path)
     if "\t" in text.split("\n", 1)[0]:

@@ -11,7 +11,6 @@ from data import chat
 from data.chat import ChatTemplate, load_tokenizer, talk
 from data.io import InputError
 from data.train_tokenizer import train
-from generate import Sample
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<s>", "<user>")
 
@@ -417,7 +416,7 @@ def test_talk(load, monkeypatch, capsys):
 
     def complete(ids):
         seen.append(ids)
-        return Sample([*ours.encode("It is 2."), ours.eos_id], [], [], "eos")
+        return "It is 2."
 
     monkeypatch.setattr("sys.stdin", io.StringIO("What is 5 - 3?\nWhy?\n"))
     talk(ours, complete)
@@ -432,6 +431,12 @@ def test_talk_ends_by_an_interrupt(load, monkeypatch):
 
     monkeypatch.setattr("builtins.input", interrupted)
     talk(load(CHATML)[0], lambda ids: None)
+
+
+def test_talk_refuses_text_that_is_not_utf8(load, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
+    with pytest.raises(InputError, match="standard input: not UTF-8"):
+        talk(load(CHATML)[0], lambda ids: "")
 
 
 def test_load_names_the_file_of_a_template(model, tmp_path):

@@ -58,6 +58,12 @@ def test_a_file_that_the_system_refuses_is_named(tmp_path, capsys):
     assert stop.value.code == 2 and capsys.readouterr().err == message
 
 
+def test_a_name_with_several_lines_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_cli(lambda: list(read_rows(tmp_path / "no\nfile")))
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")

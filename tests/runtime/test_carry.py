@@ -226,6 +226,12 @@ def test_a_run_goes_on_without_its_source(trainer, tiny, published, tmp_path):
     assert contents(whole / "model") == contents(part / "model")
 
 
+def test_a_run_does_not_write_into_its_source(tiny, published):
+    """Its own files would be carried as side files."""
+    with pytest.raises(InputError, match="it is the model of --init; give another directory"):
+        run("sft", tiny.root, published, init=str(published) + "/")
+
+
 def test_a_bad_id_of_the_end(tmp_path):
     save_pretrained(small(), tmp_path)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": "</s>"}')

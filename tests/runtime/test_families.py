@@ -70,8 +70,12 @@ REFUSED = {
         sliding_window=8,
         layer_types=["sliding_attention"] * 4,
     ),
+    "no_rope_layers is not supported here": dict(
+        model_type="smollm3", use_sliding_window=True, sliding_window=8
+    ),
     "rope type 'longrope'": dict(rope_scaling=dict(type="longrope")),
     "rope type 'mrope'": dict(rope_scaling=dict(type="mrope")),
+    "rope type 'dynamic'": dict(rope_scaling=dict(type="linear", rope_type="dynamic", factor=2.0)),
     "model_type 'granite'": dict(model_type="granite"),
     "is_causal": dict(is_causal=False),
 }
@@ -101,6 +105,10 @@ def test_what_we_do_not_compute_is_refused_by_name(named):
         (dict(model_type="smollm3", no_rope_layers=[1]), "not as transformers writes it"),
         (dict(vocab_size="many"), "vocab_size is 'many'; it must be a number"),
         (dict(rms_norm_eps="1e-5"), "norm_eps is '1e-5'; it must be a number"),
+        (dict(rms_norm_eps=-1e-5), "norm_eps is -1e-05; it must be a number from 0"),
+        (dict(vocab_size=-1), "vocab_size is -1; it must be a number from 0"),
+        (dict(no_rope_layer_interval=0), "not as transformers writes it"),
+        (dict(no_rope_layers={"a": 1}), "not as transformers writes it"),
     ],
 )
 def test_a_field_of_another_type_is_one_line(wrong, message, tmp_path):

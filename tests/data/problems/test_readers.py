@@ -411,9 +411,10 @@ def test_bad_records_are_counted_in_any_order(tmp_path):
         assert [int(message.split(":")[1]) for message in bad] == [
             number for number, line in enumerate(lines, 1) if line not in rows
         ]
-    (tmp_path / "f.jsonl").write_text("{\n{\n")
-    with pytest.raises(InputError, match="holds no problem"):
-        load(tmp_path / "f.jsonl", [])
+    for text in ("{\n{\n", "", " \n\n"):
+        (tmp_path / "f.jsonl").write_text(text)
+        with pytest.raises(InputError, match="holds no problem"):
+            load(tmp_path / "f.jsonl", [])
 
 
 def test_a_line_may_hold_any_separator_of_unicode(tmp_path):
