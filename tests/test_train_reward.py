@@ -371,7 +371,7 @@ def spoil(tiny, tmp_path, **changes):
     "text, changes, message",
     [
         (None, {}, "{}/bad.jsonl: cannot be read .*"),
-        ("", {}, "{}/bad.jsonl: its first row is none of .*"),
+        ("", {}, "{}/bad.jsonl: holds no row; give a file with at least one"),
         ('{"id": "a"}', {}, "{}/bad.jsonl: its first row is none of .*"),
         ('{"responses": []}', {}, "{}/bad.jsonl:1: not a rollout .*"),
         (
