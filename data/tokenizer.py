@@ -117,6 +117,8 @@ class Tokenizer:
         self._bytes |= {row["id"]: text.encode() for text, row in added.items()}
         if len(self._bytes) != len({*model["vocab"], *added}):
             raise InputError("two tokens have the same id; correct the vocabulary")
+        if not 0 <= min(self._bytes) <= max(self._bytes) < 2**31:
+            raise InputError("an id is below 0 or has more than 31 bits; correct the vocabulary")
         self.vocab_size = max(self._bytes) + 1
 
         # Added tokens are searched in the text before everything else, those that are marked
@@ -418,6 +420,8 @@ def _read_normalizer(normalizer: dict | None) -> list[tuple[str, str, str]]:
                 f"normalizer {part['type']} is not supported; NFC, NFD, NFKC, NFKD, Replace and "
                 "Prepend are"
             )
+        if not isinstance(steps[-1][2], str):
+            raise InputError(f"normalizer {part['type']}: {steps[-1][2]!r} is not a text")
     return steps
 
 

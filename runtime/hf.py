@@ -179,15 +179,16 @@ def _read_index(index: Path) -> dict[str, str]:
     """{tensor: file} of an index. Raises InputError."""
     try:
         weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        names = sorted(set(weight_map.values()))
+        missing = [name for name in names if not (index.parent / name).exists()]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(
             f"{index}: not valid, it must be JSON with a weight_map; download it again"
         ) from None
-    for name in sorted(set(weight_map.values())):
-        if not index.with_name(name).exists():
-            raise InputError(
-                f"{index.parent}: {name}, listed in {index.name}, is missing; download it again"
-            )
+    if missing:
+        raise InputError(
+            f"{index.parent}: {missing[0]}, listed in {index.name}, is missing; download it again"
+        )
     return weight_map
 
 

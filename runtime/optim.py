@@ -36,7 +36,8 @@ def cut(hidden: Tensor, model: Transformer) -> Tensor:
 
     A model that is split over processes stays whole, because all processes must go the whole way.
     """
-    if hidden.is_meta or hasattr(model, "reshard"):  # tools.plan; FSDP2
+    whole = hidden.is_meta or hasattr(model, "reshard")  # tools.plan; FSDP2
+    if whole or not hidden.requires_grad:
         return hidden
     leaf = hidden.detach().requires_grad_()
     leaf.before = hidden  # type: ignore[attr-defined]

@@ -621,6 +621,11 @@ def change_split(**options):
             "unk_token '<unk>' is not in the vocabulary",
         ),
         (lambda d: d["model"]["vocab"].update({"aaaa": 5}), "same id"),
+        (lambda d: d["model"]["vocab"].update({"a": -1}), "an id is below 0"),
+        (
+            lambda d: d.update(normalizer={"type": "Prepend", "prepend": None}),
+            "normalizer Prepend: None is not a text",
+        ),
         (lambda d: d["model"]["merges"].append("q qqqq"), r"merge \d+ \(q qqqq\)"),
         (lambda d: d["model"].pop("merges"), "KeyError: 'merges'"),
         (lambda d: d.update(normalizer={"type": "Lowercase"}), "normalizer Lowercase"),

@@ -216,6 +216,9 @@ ERRORS = {  # what the message must name: what to spoil in a good directory
     f"{SHARD}.*missing": lambda d: (d / SHARD).unlink(),
     f"{SHARD}.*cannot be read": lambda d: (d / SHARD).write_bytes((d / SHARD).read_bytes()[:-100]),
     "index.json: not valid": lambda d: (d / "model.safetensors.index.json").write_text("{}"),
+    "with a weight_map": lambda d: (d / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"lm_head.weight": 1}}'
+    ),
     "model.layers.0.self_attn.q_proj.bias is missing": lambda d: change(d, model_type="qwen2"),
     "model.layers.2.self_attn.q_proj.weight is missing": lambda d: change(d, num_hidden_layers=3),
     r"k_proj.weight.*\(8, 16\).*\(4, 16\)": lambda d: change(d, num_key_value_heads=1),

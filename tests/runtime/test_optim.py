@@ -98,6 +98,15 @@ def test_backward_ends_where_the_gradient_is_zero(tied):
             torch.testing.assert_close(found, expected)
 
 
+def test_a_head_on_frozen_blocks_learns():
+    model = Transformer(dataclasses.replace(SHAPE, tied=False), seed=1)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter is model.head.weight)
+    hidden = cut(model(torch.arange(5)), model)
+    backward(model.logits(hidden).square().sum(), hidden, model)
+    assert model.head.weight.grad.any() and model.embed.weight.grad is None
+
+
 def test_another_term_of_the_loss_keeps_its_gradient():
     """A student's penalty on weights counts, also where the hidden states have no gradient."""
     model = Transformer(SHAPE, seed=1)
