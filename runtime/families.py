@@ -70,7 +70,10 @@ def config_from_hf(hf: dict, where: str = "config.json") -> ModelConfig:
 
     # A reward or value model has a head with one label.
     labels = list((hf.get("id2label") or {}).values())
-    scored = str(hf.get("architectures")).endswith("ForTokenClassification']")
+    architecture = str(hf.get("architectures"))
+    if "ForSequenceClassification" in architecture:  # with tied embeddings it would load
+        raise InputError(f"{where}: {architecture} is a classifier; give a language model")
+    scored = architecture.endswith("ForTokenClassification']")
     if scored and len(labels) != 1:
         raise InputError(
             f"{where}: {len(labels)} labels in id2label; a reward or value model has one"

@@ -78,6 +78,7 @@ REFUSED = {
     "rope type 'dynamic'": dict(rope_scaling=dict(type="linear", rope_type="dynamic", factor=2.0)),
     "model_type 'granite'": dict(model_type="granite"),
     "is_causal": dict(is_causal=False),
+    "is a classifier": dict(architectures=["LlamaForSequenceClassification"]),
 }
 
 
