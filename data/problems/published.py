@@ -15,7 +15,7 @@ from pathlib import Path
 from data import answers
 from data.io import InputError
 from data.problems.chats import chat_of_text, is_chat, read_chat
-from data.problems.fields import FLAGS, boxed_answer, check_row, language
+from data.problems.fields import FLAGS, boxed_answer, language
 from data.problems.problem import LETTERS, Problem
 
 # The first of these that holds something is taken. Names are in lower case; case does not matter.
@@ -112,7 +112,6 @@ def published(row: dict, path: Path, line: int) -> Problem:
     messages = [row[name] for name in sorted(row)]
     if is_chat(messages):  # Open-Reasoner-Zero on the Hub: the columns 0, 1 are messages
         row = {"conversations": messages}
-    check_row(row, where, learned=False)
     extra = row.get("extra_info") if isinstance(row.get("extra_info"), dict) else {}
 
     question = _question(extra, where) or _question(row, where)
@@ -190,8 +189,8 @@ def _answer(row: dict, extra: dict, where: str) -> str:
     texts = [value_text(row.get(name)) for name in names]
     if "original_text" in row:  # Ape210K: 4(5/11) is 4 + 5/11
         texts = [re.sub(r"(?<=\d)\((\d+/\d+)\)$", r" \1", text) for text in texts]
-    if "body" in row:  # ASDiv: 9 (apples)
-        texts = [re.sub(r" \([^()]+\)$", "", text) for text in texts]
+    if "body" in row:  # ASDiv: 9 (apples); 5 (pears)
+        texts = [re.sub(r" \([^()]+\)(?=;|$)", "", text) for text in texts]
     if not wrong:
         texts += [_assistant_text(value) for value in row.values() if is_chat(value)]
     texts = [text for text in [*texts, value_text(extra.get("answer"))] if text]

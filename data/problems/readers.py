@@ -23,7 +23,15 @@ from data.io import (
     write_jsonl,
 )
 from data.problems.chats import is_chat
-from data.problems.fields import boxed_answer, field, language, letter, lettered, list_field
+from data.problems.fields import (
+    boxed_answer,
+    check_row,
+    field,
+    language,
+    letter,
+    lettered,
+    list_field,
+)
 from data.problems.problem import KINDS, Problem, as_row
 from data.problems.published import BETTER, QUESTIONS, check_answer, published, stated_answer
 from data.problems.templates import WordTemplate, parse_number
@@ -78,6 +86,8 @@ def _checked(record, where: str):
         return {"conversations": record}
     if not isinstance(record, (dict, tuple)):
         raise InputError(f"{where}: not a JSON object; each row must be one")
+    if isinstance(record, dict):
+        check_row(record, where, learned=False)
     return record
 
 

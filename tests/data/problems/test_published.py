@@ -197,6 +197,12 @@ def test_a_mixed_number_of_ape210k(tmp_path):
     assert compare(problem.answer, "49/11").equal
 
 
+def test_several_answers_of_asdiv(tmp_path):
+    row = {"body": "Body.", "question": "Q?", "answer": "7 (cut-outs); 9 (red pens)"}
+    (problem,) = load(write(tmp_path / "f.jsonl", row))
+    assert compare(problem.answer, "7, 9").equal
+
+
 def test_answers_that_are_no_sentences(tmp_path):
     long = "x = " + ", ".join(rf"\frac{{{n} \pi}}{{48}}" for n in range(1, 20))
     answers = ["Mrs. Hilt", "10 hours and 30 minutes.", "x = 5 and y = 3", "$y = 3 x$.", long]
@@ -345,6 +351,7 @@ NEEDS = "a problem needs question, problem, query"
         ),
         ({"question": PIPE, "output": BOXED, "correct": False}, "no answer among question, outp"),
         ({"prompt": PIPE, "answer": "12", "images": ["a.png"]}, "it has 'images', and only texts"),
+        ({"question": PIPE, "answer": "12", "image": "a.png"}, "it has 'image', and only texts"),
         ({"problem": PIPE, "solution": BOXED, "result": "ok"}, "result is 'ok', and the solution"),
         (
             {"problem": PIPE, "solution": WORKED, "answer": "proof"},
