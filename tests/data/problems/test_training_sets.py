@@ -111,7 +111,7 @@ def test_svamp(tmp_path):
         ("[1]", ":1: not a JSON object"),
         ("[]", ": holds no problem"),
         (f"question,answer\n{'Q' * 200_000},1\n", ":2: not CSV .field larger than"),
-        ("", ":1: no column 'Question'"),
+        ("", ": holds no problem"),
         ("Question,Equation,Answer\nQ,number0,1\n", ":1: no column 'Numbers'"),
         ("Question,Numbers,Equation,Answer\n", ": holds no problem"),
         (
