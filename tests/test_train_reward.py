@@ -392,6 +392,11 @@ def spoil(tiny, tmp_path, **changes):
             {},
             "{}/bad.jsonl:1: no solution with labels of its steps; it needs prompt, .*",
         ),
+        (
+            json.dumps({"problem": "Q?", "steps": ["a", "b"], "label": 10**30}),
+            {},
+            "{}/bad.jsonl:1: no solution with labels of its steps; it needs prompt, .*",
+        ),
         ({**PRM, "question": {}}, {}, "{}/bad.jsonl:1: not a line of PRM800K .*"),
         (SHEPHERD, dict(context=5), "{}/bad.jsonl: no labeled completion of at most 5 tokens"),
         (SHEPHERD, dict(kind="both"), "--kind both: unknown; choose outcome or process"),

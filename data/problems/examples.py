@@ -160,7 +160,8 @@ def read_prompt(row: dict, where: str) -> list[dict]:
     if "instruction" in row and isinstance(context, str) and context != question:
         question = f"{question}\n\n{context}"
     messages = []
-    for turn in row.get("history") or []:
+    history = row.get("history") or []
+    for turn in history if isinstance(history, list) else [history]:
         if not (isinstance(turn, list) and [*map(type, turn)] == [str, str]):
             reason = "'history' is not a list of pairs of texts; correct or remove it"
             raise InputError(f"{where}: {reason}")

@@ -318,7 +318,7 @@ def _agieval(row: dict, path: Path, line: int) -> Problem:
     Several answers "$5$;$10$" of a cloze are the answers of the blanks in order."""
     where, source = f"{path}:{line}", f"agieval/{path.stem}"
     question = field(row, "question", where).rstrip("\\\n ")
-    question = f"{row['passage'].strip()}\n{question}" if row.get("passage") else question
+    question = f"{field(row, 'passage', where)}\n{question}" if row.get("passage") else question
     lang = "zh" if path.stem.startswith("gaokao") else language(question)
     common = {"id": f"{path.stem}-{line}", "question": question, "source": source, "lang": lang}
     if not row.get("options") and not row.get("label"):

@@ -109,8 +109,8 @@ def stepwise(path: str) -> Iterator[Solution]:
         steps = row.get("completions", row.get("steps"))
         labels = row.get("labels")
         wrong = row.get("label")
-        if labels is None and isinstance(wrong, int) and isinstance(steps, list):
-            right = len(steps) if wrong < 0 else wrong
+        if labels is None and type(wrong) is int and isinstance(steps, list):
+            right = len(steps) if wrong < 0 else min(wrong, len(steps))
             labels = [True] * right + [False] * (wrong >= 0)
             labels += [None] * (len(steps) - len(labels))
         texts = isinstance(steps, list) and all(isinstance(step, str) for step in steps)

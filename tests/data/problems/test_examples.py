@@ -210,7 +210,7 @@ def test_layouts(tmp_path, name):
             "a preference pair, without a message of the assistant before it; give it to train_dpo",
         ),
         (
-            {"instruction": "Q", "output": "A", "history": "none"},
+            {"instruction": "Q", "output": "A", "history": True},
             "'history' is not a list of pairs",
         ),
         ({"instruction": "Q", "output": "A", "history": [["B"]]}, "'history' is not a list of pa"),

@@ -263,6 +263,7 @@ def test_a_field_that_is_missing_or_empty_is_named(tmp_path, name):
             r"option '\(C\)y' does not begin with \(B\)",
         ),
         ("agieval_choice", {"options": ["(A)x", "(B)"]}, "option .* does not begin with"),
+        ("agieval_choice", {"passage": ["P."]}, "a problem without 'passage'"),
         ("mmlu_stem", {"answer": "1"}, "answer '1' is not"),
         ("mmlu_stem", {"options": ["x", " "]}, "'options' must be a list without empty entries"),
         ("mgsm_zh", {"messages": "几个？"}, "'messages' must be a list"),
