@@ -3,32 +3,21 @@ r"""A model's own chat template: the Jinja program that turns a conversation int
 A message is {"role": "system", "user" or "assistant", "content": text}. `ChatTemplate.encode` gives the ids
 of transformers' apply_chat_template. One thing differs: the text of a special token in a message is only
 text. No message can begin another turn.
-
-A template is a program from elsewhere. It runs in Jinja's sandbox, with a limit of time and memory.
 """
 
-import json
 import re
-import resource
-import signal
-import threading
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
-from datetime import datetime
-from functools import lru_cache
-from importlib.metadata import version
+from contextlib import suppress
 from os.path import commonprefix
 from pathlib import Path
 
 import regex
 
-from data.io import InputError, read_json
+from data.io import InputError, in_a_line, read_json
+from data.jinja import MARK, compile_template
 from data.tokenizer import Tokenizer
 
-SECONDS, MEMORY = 10, 2**30  # what a template may take for a conversation; bytes
-# Private characters. GUARD breaks the text of a special token in a message. MARK stands where an
-# answer that is learned begins and ends.
-GUARD, MARK = "\ue123\ue127", "\ue124\ue127"
+GUARD = "\ue123\ue127"  # private characters that break the text of a special token in a message
 QUESTION, ANSWER = "What is 5 - 3?", "It is 5 - 3 = 2."  # of a trial
 
 
@@ -45,14 +34,7 @@ class ChatTemplate:
         self.tokenizer, self.variables = tokenizer, variables
         self.where, self.system = where, system
         self.blocks = re.search(r"{%-?\s*generation\s*-?%}", text) is not None
-        environment = _environment()
-        try:
-            with _limits():
-                self.template = environment.from_string(text)
-        except Exception as error:
-            line = getattr(error, "lineno", 1)
-            reason = f"not a Jinja template ({_reason(error)}); get the file again"
-            raise InputError(f"{where}:{line}: {reason}") from None
+        self.template = compile_template(text, where)
         tokens = [regex.escape(token) for token in tokenizer.special if len(token) > 1]
         tokens = "|".join(tokens) or "(?!)"  # which matches nothing
         self.special = regex.compile(rf"(?=(?:{tokens}))[\s\S]")  # the first character of each
@@ -74,7 +56,7 @@ class ChatTemplate:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
-            reason = f"not as transformers writes it ({type(error).__name__}: {_reason(error)})"
+            reason = f"not as transformers writes it ({type(error).__name__}: {in_a_line(error)})"
             raise InputError(f"{directory}: its chat template is {reason}") from None
 
     @classmethod
@@ -193,19 +175,13 @@ class ChatTemplate:
         """The text with the private characters."""
         if self.system and (not messages or messages[0]["role"] != "system"):
             messages = [{"role": "system", "content": self.system}, *messages]
-        try:
-            with _limits():
-                return self.template.render(
-                    **self.variables,
-                    messages=[self._plain(message) for message in messages],
-                    tools=None,
-                    documents=None,
-                    add_generation_prompt=add_generation_prompt,
-                )
-        except Exception as error:  # a template is a program, which may fail in any way
-            reason = f"the chat template fails ({_reason(error)})"
-            advice = "correct the template, or use another --template"
-            raise InputError(f"{self.where}: {reason}; {advice}") from None
+        return self.template(
+            **self.variables,
+            messages=[self._plain(message) for message in messages],
+            tools=None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+        )
 
     def _plain(self, message: dict) -> dict:
         """A message as the template sees it: no field is None, and no text holds a special token."""
@@ -321,121 +297,6 @@ def _read_line() -> str:
         return input("> ").strip()
     except UnicodeDecodeError:
         raise InputError("standard input: not UTF-8 text; write the messages in UTF-8") from None
-
-
-# ---- Jinja as transformers sets it up ------------------------------------------------------------
-
-
-def _jinja():
-    """The module jinja2. Raises InputError where it is missing, or has known holes in its sandbox."""
-    try:
-        import jinja2
-        import jinja2.ext
-        import jinja2.sandbox
-    except ImportError:
-        jinja2 = None
-    if jinja2 is None or [*map(int, re.findall(r"\d+", version("jinja2"))[:3])] < [3, 1, 6]:
-        raise InputError("--template chat needs jinja2 3.1.6 or later: pip install -e .[chat]")
-    return jinja2
-
-
-@lru_cache
-def _environment():
-    """The environment of all templates: a sandbox, with the functions that templates use."""
-    jinja2 = _jinja()
-
-    class Generation(jinja2.ext.Extension):
-        """{% generation %} ... {% endgeneration %}: what the model writes, here between two MARKs."""
-
-        tags = {"generation"}
-
-        def parse(self, parser):
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return jinja2.nodes.CallBlock(self.call_method("mark"), [], [], body, lineno=line)
-
-        def mark(self, caller):
-            return f"{MARK}{caller()}{MARK}"
-
-    class Namespace(jinja2.utils.Namespace):
-        """A namespace without names of Python's internals, by which a template could leave the sandbox."""
-
-        def __init__(*args, **kwargs):
-            self, *args = args
-            jinja2.utils.Namespace.__init__(self)
-            for name, value in dict(*args, **kwargs).items():
-                self[name] = value
-
-        def __setitem__(self, name, value):
-            if str(name).startswith("_"):
-                raise jinja2.exceptions.SecurityError(f"the name {name!r} is not allowed")
-            jinja2.utils.Namespace.__setitem__(self, name, value)
-
-    class Dict:
-        def __call__(self, *args, **kwargs):
-            return dict(*args, **kwargs)
-
-        def fromkeys(self, *args):
-            return dict.fromkeys(*args)
-
-    def raise_exception(message):
-        raise jinja2.exceptions.TemplateError(message)
-
-    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals |= {
-        "raise_exception": raise_exception,
-        "strftime_now": lambda format: datetime.now().strftime(format),
-        "namespace": Namespace,
-        "dict": Dict(),
-    }
-    return environment
-
-
-@contextmanager
-def _limits():
-    """Raise TimeoutError or MemoryError in what runs longer than SECONDS, or takes more than MEMORY."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_):
-        raise TimeoutError(f"it runs longer than {SECONDS} seconds")
-
-    earlier = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    try:
-        if (status := Path("/proc/self/statm")).exists():
-            most = int(status.read_text().split()[0]) * resource.getpagesize() + MEMORY
-            limits = [most, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
-            resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
-        yield
-    except MemoryError:
-        raise MemoryError(f"it takes more than {MEMORY // 2**30} GB") from None
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, earlier)
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error's message, or its kind."""
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
-
-
-# ---- Files ---------------------------------------------------------------------------------------
 
 
 def _tokens(config: dict) -> dict[str, str]:

@@ -83,6 +83,7 @@ def test_root_files():
         "chat.py",
         "download.py",
         "io.py",
+        "jinja.py",
         "prompts.py",
         "shards.py",
         "tokenizer.py",

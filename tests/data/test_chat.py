@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data import chat
+from data import jinja
 from data.chat import ChatTemplate, load_tokenizer, talk
 from data.io import InputError
 from data.train_tokenizer import train
@@ -391,7 +391,7 @@ def test_ends(load, template, end, answer):
     ],
 )
 def test_a_bad_template_is_one_line(load, monkeypatch, template, message):
-    monkeypatch.setattr(chat, "SECONDS", 0.3)
+    monkeypatch.setattr(jinja, "SECONDS", 0.3)
     with pytest.raises(InputError, match=message) as error:
         load(template)
     assert "\n" not in str(error.value)
@@ -404,7 +404,7 @@ def test_what_a_model_lacks_is_one_line(model, load, monkeypatch, tmp_path):
     train(["a b"], 280, workers=1).save(tmp_path)
     with pytest.raises(InputError, match="--template qwen needs the special tokens .*; use"):
         load_tokenizer(tmp_path, "qwen")
-    chat._environment.cache_clear()
+    jinja._environment.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
     with pytest.raises(InputError, match=r"needs jinja2 3.1.6 or later: pip install -e .\[chat\]"):
         load(CHATML)
