@@ -20,7 +20,8 @@ _ROLES = {
 _ROLE = {name: role for role, names in _ROLES.items() for name in names}
 _SPEAKER = ("role", "from", "speaker")
 _TEXT = ("content", "value", "text")
-_KEPT = ("tool_calls", "tool_call_id", "name", "reasoning_content")  # read by chat templates
+# Read by chat templates. Thoughts have three names; data/chat.py knows all of them.
+_KEPT = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking", "reasoning")
 
 
 def is_chat(value) -> bool:

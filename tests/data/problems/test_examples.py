@@ -44,6 +44,10 @@ LAYOUTS = {
     ),
     "ends_with_a_user": ({"messages": [*QA, USER]}, Example(QA)),
     "chat_as_text": ({"conversations": json.dumps(QA)}, Example(QA)),
+    "thoughts": (
+        {"messages": [USER | {"thinking": None}, ASSISTANT | {"thinking": "Hm."}]},
+        Example([USER, ASSISTANT | {"thinking": "Hm."}]),
+    ),
     "rendered_whole": (
         {"text": "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\nA.<|im_end|>\n"},
         Example(QA),
