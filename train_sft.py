@@ -236,10 +236,6 @@ def main(config: Config) -> None:
     tokenizer = load_tokenizer(run.init, config.template, config.system)
     model = from_pretrained(run.init, world.device)
     check_tokenizer(tokenizer, model, run.init)
-    ends = model.config.eos_id
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if tokenizer.eos_id not in ends:  # what is learned as the end is one
-        model.config.eos_id = [tokenizer.eos_id, *ends]
     examples, left_out = load_examples(config.data, tokenizer, config.template, config.context)
     held_out: list[Example] = []
     if config.valid:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from data.io import InputError
+from model import ModelConfig
 from runtime.distributed import World, full_state
 from runtime.hf import from_pretrained, save_pretrained
 
@@ -83,6 +84,7 @@ class Checkpoints:
         weights = full_state(model, "cpu", keep=self.world.is_main)
         if self.world.is_main:
             self._keep_source(model)
+            _keep_end(model.config, tokenizer.eos_id)
             save_pretrained(model, temporary, state_dict=weights, dtype=self.world.dtype)
             if not (temporary / "tokenizer.json").exists():
                 tokenizer.save(temporary)
@@ -153,6 +155,14 @@ class Checkpoints:
             raise InputError(
                 f"{path}: not resumable ({reason[0]}); remove it to continue from the one before"
             ) from error
+
+
+def _keep_end(config: ModelConfig, eos_id: int | None) -> None:
+    """What was learned or sampled as the end of a text, as by a chat template, ends the result's too."""
+    ends = config.eos_id
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not config.score and eos_id is not None and eos_id not in ends:
+        config.eos_id = [eos_id, *ends] if ends else eos_id
 
 
 @contextlib.contextmanager

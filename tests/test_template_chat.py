@@ -118,6 +118,8 @@ def test_rollouts_of_training(tiny, chat, tmp_path, trainer):
     to = train(trainer, tmp_path, chat, tiny.root, **changes)
     rows = [row for _, row in read_jsonl(to / "rollouts/step_000001.jsonl")]
     assert {row["format"] for row in rows} == {"cot", "pot"}
+    ends = json.loads((to / "model/generation_config.json").read_text())["eos_token_id"]
+    assert set(ends) == {tiny.tokenizer.eos_id, load_tokenizer(chat, "chat").eos_id}
     for row in rows:
         assert row["prompt"] == prompt_ids(chat, row["question"], row["format"])
 

@@ -32,6 +32,8 @@ SHAPE = ModelConfig(
 
 
 class ToyTokenizer:
+    eos_id = None
+
     def save(self, directory):
         (Path(directory) / "tokenizer.json").write_text("{}")
 
