@@ -375,9 +375,7 @@ def main(config: Config) -> None:
     world = setup(config.device, config.kernels, config.bf16, config.compile)
     run = Run(config, world)
     tokenizer = load_tokenizer(config.init, config.template, config.system)
-    problems = []
-    for path in config.problems:
-        problems += readers.load(path)
+    problems = readers.load_all(config.problems)
     held_out = readers.load(config.valid)[: config.valid_limit] if config.valid else []
 
     # --- the policy and the value model are trained; the sampler is a copy, whole on every process

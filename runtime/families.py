@@ -204,58 +204,54 @@ def _rope(hf: dict) -> tuple[dict, float, float]:
 def config_to_hf(config: ModelConfig, dtype: torch.dtype) -> dict:
     """The config.json that transformers and vLLM read. dtype: of the stored weights."""
     family = FAMILIES[config.family][0]
-    kind, labels = "ForCausalLM", {}
+    kind = "ForTokenClassification" if config.score else "ForCausalLM"
+    hf: dict = {
+        "architectures": [family + kind],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "intermediate_size": config.ffn,
+        "head_dim": config.head_width,
+        "max_position_embeddings": config.context,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": config.rope_scaling,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied,
+        "attention_bias": config.out_bias if config.family != "qwen2" else True,
+        "hidden_act": "silu",
+        "eos_token_id": config.eos_id,
+        "bos_token_id": config.bos_id,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+
     if config.score:
-        kind = "ForTokenClassification"
-        labels = {"id2label": {"0": config.score}, "label2id": {config.score: 0}}
+        hf |= {"id2label": {"0": config.score}, "label2id": {config.score: 0}}
+    if config.family in ("smollm3", "olmo2", "olmo3"):
+        hf["pad_token_id"] = None  # the default may be beyond the vocabulary
 
     # Layers that are not alike.
     kinds = config.layer_kinds or ["full"] * config.layers
-    special: dict = {}
-    if config.family in ("smollm3", "olmo2", "olmo3"):
-        special["pad_token_id"] = None  # the default may be beyond the vocabulary
     if config.family == "smollm3":
-        special["no_rope_layers"] = [int(one != "nope") for one in kinds]
+        hf["no_rope_layers"] = [int(layer != "nope") for layer in kinds]
     if config.family == "mistral":
-        special["sliding_window"] = config.window or None
+        hf["sliding_window"] = config.window or None
     elif config.family == "olmo3" or "sliding" in kinds:
-        types = ["sliding_attention" if one == "sliding" else "full_attention" for one in kinds]
-        special |= {"layer_types": types, "sliding_window": config.window or config.context}
-        special["use_sliding_window"] = True
+        types = ["sliding_attention" if layer == "sliding" else "full_attention" for layer in kinds]
+        hf |= {"layer_types": types, "sliding_window": config.window or config.context}
+        hf["use_sliding_window"] = True
     if config.family == "olmo3":
         full = {"rope_type": "default", **(config.rope_scaling or {})}
-        special["rope_parameters"] = {
+        hf["rope_parameters"] = {
             "full_attention": full | {"rope_theta": config.rope_theta},
             "sliding_attention": {
                 "rope_type": "default",
                 "rope_theta": config.sliding_theta or config.rope_theta,
             },
         }
-    return (
-        labels
-        | special
-        | {
-            "architectures": [family + kind],
-            "model_type": config.family,
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.width,
-            "num_hidden_layers": config.layers,
-            "num_attention_heads": config.heads,
-            "num_key_value_heads": config.kv_heads,
-            "intermediate_size": config.ffn,
-            "head_dim": config.head_width,
-            "max_position_embeddings": config.context,
-            "rope_theta": config.rope_theta,
-            "rope_scaling": config.rope_scaling,
-            "rms_norm_eps": config.norm_eps,
-            "tie_word_embeddings": config.tied,
-            "attention_bias": config.out_bias if config.family != "qwen2" else True,
-            "hidden_act": "silu",
-            "eos_token_id": config.eos_id,
-            "bos_token_id": config.bos_id,
-            "torch_dtype": str(dtype).removeprefix("torch."),
-        }
-    )
+    return hf
 
 
 # ----------------------------------------------------------------------------------------------------
