@@ -26,9 +26,10 @@ from torch import Tensor
 from batch import Group, hidden_states, logprobs, micro_batches, pack_completions
 from data import prompts
 from data.chat import load_tokenizer
-from data.io import InputError, read_rows
+from data.io import InputError
 from data.problems.examples import Example
 from data.problems.preferences import Preference, load_preferences
+from data.rows import read_rows
 from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sample
 from rollout import Rollout, load_rollouts

@@ -28,8 +28,9 @@ from torch import Tensor
 from batch import cut_group, micro_batches, token_scores
 from data import prompts
 from data.chat import load_tokenizer
-from data.io import InputError, read_rows
+from data.io import InputError
 from data.problems.step_labels import Solution, math_shepherd, prm800k, stepwise
+from data.rows import read_rows
 from data.tokenizer import Tokenizer, check_tokenizer
 from generate import Sampling
 from reward import RewardModel, solution_score, step_ends

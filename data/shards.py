@@ -23,7 +23,6 @@ from data.io import (
     InputError,
     at_least,
     atomic_write,
-    read_rows,
     run_cli,
 )
 
@@ -334,7 +333,9 @@ TEXTS = ("text", "content", "raw_content", "document")
 
 def texts(path) -> Iterator[str]:
     """The document of each row: `text` (or `content` ...), or the question followed by the response
-    or the solution. path: see data.io.data_files."""
+    or the solution. path: see data.rows.data_files."""
+    from data.rows import read_rows  # a trainer reads token files alone
+
     for where, row in read_rows(path):
         text = next((row[name] for name in TEXTS if row.get(name)), None)
         question = row.get("question")

@@ -85,6 +85,7 @@ def test_root_files():
         "io.py",
         "jinja.py",
         "prompts.py",
+        "rows.py",
         "shards.py",
         "tokenizer.py",
         "train_tokenizer.py",

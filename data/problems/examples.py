@@ -9,12 +9,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from data.io import InputError, read_rows
+from data.io import InputError
 from data.problems.chats import chat_of_text, is_chat, read_chat, turns
 from data.problems.fields import check_row
 from data.problems.problem import Problem, statement
 from data.problems.published import find_choices, without_options
 from data.prompts import FORMATS, prompt, response_text
+from data.rows import read_rows
 
 CHATS = ("messages", "conversations", "conversation", "dialogue", "chat")
 # The first of these that has a text is the question, or the response.
@@ -79,7 +80,7 @@ class Example:
 
 
 def load_examples(path) -> Iterator[tuple[str, Example]]:
-    """Yield ("file:line", example) of the rows of a data file; see data.io.read_rows.
+    """Yield ("file:line", example) of the rows of a data file; see data.rows.read_rows.
 
     Raises InputError for a row that is no example. It names the layouts if no layout fits.
     """

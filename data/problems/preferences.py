@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data.io import InputError, read_rows
+from data.io import InputError
 from data.problems.chats import is_chat, read_chat
 from data.problems.examples import CHATS, first, read_prompt
 from data.problems.fields import check_row
+from data.rows import read_rows
 
 _NAMES = ("{}", "{}_response", "response_{}", "{}_answer", "{}_messages", "{}_conversations")
 CHOSEN = (*(name.format("chosen") for name in _NAMES), "preferred")
@@ -41,7 +42,7 @@ class Preference:
 
 
 def load_preferences(path) -> Iterator[tuple[str, Preference]]:
-    """Yield ("file:line", preference) of the rows of a data file; see data.io.read_rows.
+    """Yield ("file:line", preference) of the rows of a data file; see data.rows.read_rows.
 
     Raises InputError for a row that is no pair. It names the layouts if no layout fits.
     """

@@ -12,16 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from data import prompts
-from data.io import (
-    COLUMNS,
-    InputError,
-    data_files,
-    first_line,
-    read_jsonl,
-    read_records,
-    read_text,
-    write_jsonl,
-)
+from data.io import InputError, read_jsonl, write_jsonl
 from data.problems.chats import is_chat
 from data.problems.fields import (
     boxed_answer,
@@ -35,6 +26,7 @@ from data.problems.fields import (
 from data.problems.problem import KINDS, Problem, as_row
 from data.problems.published import BETTER, QUESTIONS, check_answer, published, stated_answer
 from data.problems.templates import WordTemplate, parse_number
+from data.rows import COLUMNS, data_files, first_line, read_records, read_text
 
 
 def check_lengths(tokenizer, problems: list[Problem], config, context: int) -> None:
@@ -58,7 +50,7 @@ def load_all(paths: Iterable[str]) -> list[Problem]:
 
 def load(path, bad: list[str] | None = None) -> list[Problem]:
     """The problems of a file, of all files in a folder and in the folders below it, or of a data
-    set on the Hugging Face Hub (data.io.data_files).
+    set on the Hugging Face Hub (data.rows.data_files).
 
     Raises InputError with file and line for what cannot be read, and for a file without problems.
     With a list `bad`, a record that cannot be used is left out, and its message is appended to the

@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data.io import InputError, read_rows
+from data.io import InputError
 from data.problems.chats import is_chat
+from data.rows import read_rows
 
 
 @dataclass
