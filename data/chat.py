@@ -160,11 +160,13 @@ class ChatTemplate:
         """Where the answer of a turn ends in the text of a conversation, with the token that ends it.
         None if the text does not begin with this prompt and this answer."""
         same = len(commonprefix([text, turn]))
+        # Where the text of the answer ends. The template may have changed it: then with the turn.
         tail = self.tail if turn.endswith(self.tail) else ""
         found = turn.rfind(answer, len(prompt), len(turn) - len(tail))
         after = found + len(answer) if found >= 0 else len(turn.rstrip())
         if not turn.startswith(prompt) or same < after:
             return None
+        # The token that ends it stands there, or a little later.
         end = next((t for t, i in self.tokenizer.special.items() if i == self.end_id), "")
         place = text.rfind(end, after if found >= 0 else len(prompt), same) if end else -1
         if place < 0:  # as where the next turn begins with it
