@@ -97,7 +97,8 @@ def sample_rollouts(
     of a problem depends on the seed and on its place in the list alone."""
     rollouts = []
     for problem, format in zip(problems, cycle(formats), strict=False):
-        [prompt] = prompts.encode_prompts(sampler.tokenizer, [problem], format, sampler.template)
+        text = prompts.problem_prompt(problem, format, sampler.template)
+        [prompt] = prompts.encode(sampler.tokenizer, [text], sampler.template)
         rollouts.append(Rollout(problem, format, prompt, []))
     complete(sampler, rollouts, sampling, list(range(len(rollouts))))
     return rollouts

@@ -148,14 +148,6 @@ def encode(tokenizer, texts: list[str], template: str = "plain") -> list[list[in
     return encoded
 
 
-def encode_prompts(
-    tokenizer, problems: list[Problem], format: str, template: str = "plain"
-) -> list[list[int]]:
-    """The token ids of the prompt of each problem."""
-    texts = [problem_prompt(problem, format, template) for problem in problems]
-    return encode(tokenizer, texts, template)
-
-
 # ---- The response --------------------------------------------------------------------------------
 
 

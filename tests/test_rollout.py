@@ -11,7 +11,7 @@ from training import PROBLEMS, in_tests, one_error
 
 import rollout as module
 from data.io import InputError, read_jsonl
-from data.prompts import encode_prompts
+from data.prompts import encode, problem_prompt
 from data.sandbox.sandbox import Sandbox
 from generate import Sample, Sampling, generate
 from reward import Programs, step_ends
@@ -47,7 +47,7 @@ def test_a_step_is_labelled_by_what_is_sampled_from_its_end(tiny, policy, monkey
         " The answer is 3.",
     ]
     item = PROBLEMS[2]  # its answer is 3
-    prompt = encode_prompts(tiny.tokenizer, [item], "cot", "plain")[0]
+    prompt = encode(tiny.tokenizer, [problem_prompt(item, "cot")])[0]
     samples = [completion(tiny.tokenizer, text) for text in texts]
     one = Rollout(item, "cot", prompt, samples, [1.0, 0.0, 1.0])
     asked = []
@@ -77,7 +77,7 @@ def test_lines_of_programs_are_steps_too(tiny, policy):
         completion(tiny.tokenizer, "\na = 1\nb = 2\nprint(a + b)"),
         completion(tiny.tokenizer, "\na = 1", False),
     ]
-    prompt = encode_prompts(tiny.tokenizer, [PROBLEMS[2]], "pot", "plain")[0]
+    prompt = encode(tiny.tokenizer, [problem_prompt(PROBLEMS[2], "pot")])[0]
     one = Rollout(PROBLEMS[2], "pot", prompt, samples, [1.0, 0.0])
     with Sandbox(workers=1) as sandbox:
         sampler = Sampler(policy, tiny.tokenizer, max_rows=16, sandbox=sandbox)

@@ -32,7 +32,7 @@ from batch import pack_rollouts, token_logprobs
 from data import prompts
 from data.io import write_jsonl
 from data.problems.problem import Problem
-from data.prompts import encode_prompts
+from data.prompts import encode, problem_prompt
 from data.sandbox.sandbox import Result
 from data.shards import windows, write_shards
 from data.tokenizer import Tokenizer
@@ -363,7 +363,7 @@ def made_up_rollouts(tokenizer: Tokenizer, seed: int = 0, formats=("cot",)) -> l
     draw = torch.Generator().manual_seed(seed)
     found = []
     for item in PROBLEMS[:3]:
-        (prompt,) = encode_prompts(tokenizer, [item], formats[0], "plain")
+        (prompt,) = encode(tokenizer, [problem_prompt(item, formats[0])])
         samples = []
         for g in range(4):
             n = 1 if g == 1 else int(torch.randint(3, 10, (), generator=draw))

@@ -32,7 +32,8 @@ from data.rows import COLUMNS, data_files, first_line, read_records, read_text
 def check_lengths(tokenizer, problems: list[Problem], config, context: int) -> None:
     """Raise InputError for a problem whose prompt leaves no room in the model's context."""
     for format in dict.fromkeys(config.formats):
-        encoded = prompts.encode_prompts(tokenizer, problems, format, config.template)
+        texts = [prompts.problem_prompt(problem, format, config.template) for problem in problems]
+        encoded = prompts.encode(tokenizer, texts, config.template)
         for problem, ids in zip(problems, encoded, strict=True):
             if len(ids) >= context:
                 source = f" ({problem.source})" if problem.source else ""

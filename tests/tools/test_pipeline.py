@@ -225,12 +225,12 @@ def test_wrong_options(toy, tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-    "name", sorted(path.parent.name for path in ROOT.glob("configs/*/pipeline.toml"))
+    "file", sorted(str(path) for path in ROOT.glob("configs/*/pipeline*.toml"))
 )
-def test_our_pipelines_name_programs_and_files_that_exist(name):
-    """Every command of configs/*/pipeline.toml: its module, and the --config file it reads."""
-    folder = ROOT / "configs" / name
-    for stage in pipeline.load(str(folder / "pipeline.toml"))["stage"]:
+def test_our_pipelines_name_programs_and_files_that_exist(file):
+    """Every command of a pipeline: its module, and the --config file it reads."""
+    folder = Path(file).parent
+    for stage in pipeline.load(file)["stage"]:
         for command in stage["run"]:
             words = command.format(to="TO", data="DATA", seed=0, configs=folder).split()
             assert words[0] == "python"
