@@ -256,7 +256,7 @@ STYLES = [*SPLITTERS, "ours"]
 @pytest.mark.parametrize("style", STYLES)
 def test_same_ids_as_tokenizers_on_samples(pairs, style):
     tokenizer, oracle = pairs[style]
-    assert tokenizer._ranks is not None  # by tiktoken, not by the slow code
+    assert tokenizer._bpe.ranks is not None  # by tiktoken, not by the slow code
     expected = [oracle.encode(text, add_special_tokens=False).ids for text in SAMPLES]
     assert [tokenizer.encode(text) for text in SAMPLES] == expected
     assert tokenizer.encode_batch(SAMPLES) == expected
@@ -298,7 +298,7 @@ def test_other_pre_tokenizers(pipelines, name, text):
     ids = oracle.encode(text, add_special_tokens=False).ids
     assert tokenizer.encode(text) == ids
     assert tokenizer.decode(ids) == oracle.decode(ids)
-    assert tokenizer._whole_text == (name in ("gpt4", "possessive", "bloom", "no split"))
+    assert tokenizer._bpe.splits == (name in ("gpt4", "possessive", "bloom", "no split"))
 
 
 CHARACTERS = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
@@ -422,7 +422,7 @@ def test_ids_not_in_merge_order():
     permuted = {token: ids[(id * 37 + 5) % 700] for token, id in document["model"]["vocab"].items()}
     document["model"]["vocab"] = permuted
     tokenizer, oracle = Tokenizer(document, config), oracle_of(document)
-    assert tokenizer._id_of_rank is not None
+    assert tokenizer._bpe.id_of_rank is not None
     for text in SAMPLES:
         assert tokenizer.encode(text) == oracle.encode(text, add_special_tokens=False).ids
 

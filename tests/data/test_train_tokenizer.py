@@ -57,7 +57,7 @@ def test_digits_stand_alone():
     tokenizer = train(["2024 2024 10000 x10 =10 12:30 " * 200], 500)
     assert [tokenizer.decode([id]) for id in tokenizer.encode("2024x10000")] == list("2024x10000")
     digits = set(b"0123456789")
-    assert all(len(token) == 1 for token in tokenizer._ids if digits & set(token))
+    assert all(len(token) == 1 for token in tokenizer._bpe.ids if digits & set(token))
 
 
 # Training
@@ -90,8 +90,8 @@ def naive_merges(texts, limit):
 
 
 def learned_merges(tokenizer):
-    ids = tokenizer._ids
-    return [(ids[left], ids[right]) for left, right in tokenizer._merges]
+    ids = tokenizer._bpe.ids
+    return [(ids[left], ids[right]) for left, right in tokenizer._bpe.merges]
 
 
 @pytest.mark.parametrize("texts", [[ENGLISH, LATEX], [CHINESE], [CODE[:1500]]])
