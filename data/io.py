@@ -198,6 +198,22 @@ def jsonl_files(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
         yield from found
 
 
+def in_batches(
+    items: Iterable, characters: int, length: Callable[..., int] = len
+) -> Iterator[list]:
+    """The items in order, in lists of about `characters` characters. length: those of an item."""
+    batch: list = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += length(item)
+        if size >= characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> int:
     """Write objects as JSONL, the whole file or nothing. Returns how many."""
     count = 0

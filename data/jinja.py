@@ -18,9 +18,8 @@ from pathlib import Path
 from data.io import InputError
 
 SECONDS, MEMORY = 10, 2**30  # what a template may take for a conversation; bytes
-MARK = (
-    "\ue124\ue127"  # private characters that stand where a {% generation %} block begins and ends
-)
+# Private characters that stand where a {% generation %} block begins and ends
+MARK = "\ue124\ue127"
 
 
 def compile_template(text: str, where: str) -> Callable[..., str]:

@@ -22,6 +22,7 @@ from data.io import (
     CommandParser,
     InputError,
     at_least,
+    in_batches,
     jsonl_files,
     read_jsonl,
     run_cli,
@@ -146,19 +147,6 @@ def _documents(
     return document, config
 
 
-def _chunks(texts: Iterable[str], size: int = 1 << 22) -> Iterator[list[str]]:
-    """The texts, in lists of about `size` characters."""
-    chunk, length = [], 0
-    for text in texts:
-        chunk.append(text)
-        length += len(text)
-        if length >= size:
-            yield chunk
-            chunk, length = [], 0
-    if chunk:
-        yield chunk
-
-
 def _count_chunk(chunk: list[str]) -> Counter[str]:
     split, words = regex.compile(PATTERN, regex.V1), Counter()
     for text in chunk:
@@ -171,7 +159,7 @@ def _count_words(
 ) -> dict[bytes, int]:
     """pre-token -> how often it occurs. This process counts the first chunk, so that little text
     starts no other processes."""
-    chunks = _chunks(texts)
+    chunks = in_batches(texts, 2**22)
     first = next(chunks, [])
     words, characters = _count_chunk(first), sum(map(len, first))
     second = next(chunks, None)

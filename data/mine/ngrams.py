@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.io import in_batches
+
 Array = np.ndarray
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _BATCH = 2**18  # characters in a batch; intermediate arrays then stay in the processor's cache
@@ -81,15 +83,7 @@ def mix(x: Array) -> Array:
 
 def batches(texts: Iterable[str]) -> Iterator[list[str]]:
     """The texts in order, in lists of a size that is processed fast."""
-    batch, size = [], 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= _BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    return in_batches(texts, _BATCH)
 
 
 # ---- Units -----------------------------------------------------------------------------------

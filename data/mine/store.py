@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.io import InputError, atomic_write, read_jsonl
+from data.io import InputError, atomic_write, in_batches, read_jsonl
 
 # ---- Pages -----------------------------------------------------------------------------------
 
@@ -46,15 +46,7 @@ def read_pages(shard: Path) -> Iterator[tuple[int, dict]]:
 
 def page_batches(shard: Path, characters: int = 2**22) -> Iterator[list[tuple[int, dict]]]:
     """The (line, page) pairs of a shard, in lists of about `characters` characters of text."""
-    batch, size = [], 0
-    for line, page in read_pages(shard):
-        batch.append((line, page))
-        size += len(page["text"])
-        if size >= characters:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    return in_batches(read_pages(shard), characters, lambda row: len(row[1]["text"]))
 
 
 # ---- Arrays and JSON -------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from data.io import (
     InputError,
     at_least,
     atomic_write,
+    in_batches,
     jsonl_files,
     run_cli,
 )
@@ -73,7 +74,7 @@ def overlap(
     # For each gram of the index: the first place where it occurs (a row of `places`), or -1
     seen = {size: np.full(len(grams), -1, np.int64) for size, grams in index.grams.items()}
     count = characters = 0
-    for batch in _batches(documents):
+    for batch in in_batches(documents, _BATCH, lambda document: len(document[1])):
         texts = [text for _, text in batch]
         count += len(batch)
         characters += sum(map(len, texts))
@@ -98,18 +99,6 @@ def _texts(name: str, problem: Problem) -> Iterator[Item]:
     for field, text in fields:
         if text:
             yield Item(name, problem.id, field, text)
-
-
-def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    batch, size = [], 0
-    for document in documents:
-        batch.append(document)
-        size += len(document[1])
-        if size >= _BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _mark(index: Index, matches: list[Match], seen: dict[int, np.ndarray], place: int) -> None:
